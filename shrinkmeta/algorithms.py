@@ -1,0 +1,299 @@
+"""The family, one row an algorithm.
+
+| algorithm       | sigma   | phi follows | gradient of theta_hat |
+|-----------------|---------|-------------|-----------------------|
+| maml            | inf     | l_PLL       | through the steps     |
+| fomaml          | inf     | l_PLL       | d theta_hat/d phi = I |
+| imaml           | fixed   | l_PLL       | implicit              |
+| reptile         | inf     | l_MAP       | none needed           |
+| sigma_maml      | learned | l_PLL       | through the steps     |
+| sigma_imaml     | learned | l_PLL       | implicit              |
+| sigma_reptile   | learned | l_MAP       | implicit, for sigma   |
+| hand_picked     | mask    | l_PLL       | through the steps     |
+| anil, boil      | mask    | l_PLL       | through the steps     |
+| fine_tuning     | inf     | pooled data | none: no adaptation in training |
+| no_adaptation   | mask    | pooled data | none: nothing moves   |
+
+A mask is sigma = inf for the modules that move and 0 for the others. All share the keywords of
+`make_learner`; a keyword appears where it applies.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optax
+
+from shrinkmeta import modules
+from shrinkmeta.implicit import Implicit
+from shrinkmeta.inner import Inner
+from shrinkmeta.learner import MetaLearner, Row, make_learner
+from shrinkmeta.likelihood import Likelihood
+
+FAMILY: dict[str, Row] = {
+  "maml": Row("inf", "predictive", "unrolled"),
+  "fomaml": Row("inf", "predictive", "first_order"),
+  "imaml": Row("fixed", "predictive", "implicit"),
+  "reptile": Row("inf", "map", "none"),
+  "sigma_maml": Row("learned", "predictive", "unrolled"),
+  "sigma_imaml": Row("learned", "predictive", "implicit"),
+  "sigma_reptile": Row("learned", "map", "implicit"),
+  "hand_picked": Row("inf", "predictive", "unrolled"),
+  "fine_tuning": Row("inf", "pooled", "none"),
+}
+
+# One step size for the objective per example, in theta (sigma = inf) or in z.
+_STEPS = Inner(optax.sgd(0.1), steps=5)
+_LONG = Inner(optax.sgd(0.1), steps=50)
+_MODE = Inner(optax.adam(0.1), steps=50)
+_IMPLICIT = Implicit(solver="auto")
+_PHI = optax.adam(1e-3)
+_SIGMA = optax.adam(3e-2)
+_INIT_SIGMA = 0.1
+
+
+def _mask(labels: modules.Labels, task_specific: Sequence[str]) -> dict[str, float]:
+  known = modules.names(labels)
+  for name in task_specific:
+    if name not in known:
+      raise ValueError(f"{name!r} is no module; the modules are {known}.")
+  return {name: float("inf") if name in task_specific else 0.0 for name in known}
+
+
+def _without_sigma(
+  row: Row,
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  inner: Inner,
+  phi_optimizer: optax.GradientTransformation,
+  init_sigma: float | dict[str, float] = float("inf"),
+  **keywords: Any,
+) -> MetaLearner:
+  return make_learner(
+    row,
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=_IMPLICIT,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=optax.set_to_zero(),
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def maml(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _STEPS,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  **keywords: Any,
+) -> MetaLearner:
+  """Model-agnostic meta-learning: the validation loss after L steps, differentiated through them.
+
+  References: Finn, Abbeel, Levine, arXiv 1703.03400.
+  """
+  return _without_sigma(FAMILY["maml"], likelihood, labels, inner, phi_optimizer, **keywords)
+
+
+def fomaml(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _STEPS,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  **keywords: Any,
+) -> MetaLearner:
+  """First-order MAML: the validation gradient at theta_hat, taken as phi's.
+
+  References: Finn, Abbeel, Levine, arXiv 1703.03400, section 5.2.
+  """
+  return _without_sigma(FAMILY["fomaml"], likelihood, labels, inner, phi_optimizer, **keywords)
+
+
+def reptile(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _LONG,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  **keywords: Any,
+) -> MetaLearner:
+  """Reptile: phi moves along the mean over tasks of theta_hat - phi.
+
+  References: Nichol, Achiam, Schulman, arXiv 1803.02999.
+  """
+  return _without_sigma(FAMILY["reptile"], likelihood, labels, inner, phi_optimizer, **keywords)
+
+
+def imaml(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _MODE,
+  implicit: Implicit = _IMPLICIT,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  init_sigma: float | dict[str, float] = _INIT_SIGMA,
+  **keywords: Any,
+) -> MetaLearner:
+  """Implicit MAML: one fixed sigma, init_sigma^2 = 1 / lambda.
+
+  References: Rajeswaran, Finn, Kakade, Levine, arXiv 1909.04630.
+  """
+  return make_learner(
+    FAMILY["imaml"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=optax.set_to_zero(),
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def sigma_maml(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _STEPS,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  sigma_optimizer: optax.GradientTransformation = _SIGMA,
+  init_sigma: float | dict[str, float] = _INIT_SIGMA,
+  **keywords: Any,
+) -> MetaLearner:
+  """MAML in z with sigma learned: L steps on the log joint, differentiated through them.
+
+  References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
+  """
+  return make_learner(
+    FAMILY["sigma_maml"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=_IMPLICIT,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def sigma_imaml(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _MODE,
+  implicit: Implicit = _IMPLICIT,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  sigma_optimizer: optax.GradientTransformation = _SIGMA,
+  init_sigma: float | dict[str, float] = _INIT_SIGMA,
+  **keywords: Any,
+) -> MetaLearner:
+  """phi and sigma both from the validation likelihood, implicitly through the posterior mode.
+
+  References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
+  """
+  return make_learner(
+    FAMILY["sigma_imaml"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def sigma_reptile(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _MODE,
+  implicit: Implicit = _IMPLICIT,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  sigma_optimizer: optax.GradientTransformation = _SIGMA,
+  init_sigma: float | dict[str, float] = _INIT_SIGMA,
+  **keywords: Any,
+) -> MetaLearner:
+  """phi from the training joint (l_MAP), sigma from the validation likelihood, task by task.
+
+  References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
+  """
+  return make_learner(
+    FAMILY["sigma_reptile"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def hand_picked(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  task_specific: Sequence[str],
+  inner: Inner = _STEPS,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  **keywords: Any,
+) -> MetaLearner:
+  """MAML in which only the modules `task_specific` move."""
+  mask = _mask(labels, task_specific)
+  row = FAMILY["hand_picked"]
+  return _without_sigma(row, likelihood, labels, inner, phi_optimizer, init_sigma=mask, **keywords)
+
+
+def anil(
+  likelihood: Likelihood, labels: modules.Labels, *, head: str | None = None, **keywords: Any
+) -> MetaLearner:
+  """Almost no inner loop: only the head moves. `head` None is the last module in network order.
+
+  References: Raghu, Raghu, Bengio, Vinyals, arXiv 1909.09157.
+  """
+  head = modules.names(labels)[-1] if head is None else head
+  return hand_picked(likelihood, labels, task_specific=(head,), **keywords)
+
+
+def boil(
+  likelihood: Likelihood, labels: modules.Labels, *, head: str | None = None, **keywords: Any
+) -> MetaLearner:
+  """Body only update: all but the head move. `head` None is the last module in network order.
+
+  References: Oh, Yoo, Kim, Yun, arXiv 2008.08882.
+  """
+  _mask(labels, () if head is None else (head,))
+  head = modules.names(labels)[-1] if head is None else head
+  body = [name for name in modules.names(labels) if name != head]
+  return hand_picked(likelihood, labels, task_specific=body, **keywords)
+
+
+def fine_tuning(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _LONG,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  **keywords: Any,
+) -> MetaLearner:
+  """phi fits all tasks' data alike; a new task starts there and moves everything."""
+  return _without_sigma(FAMILY["fine_tuning"], likelihood, labels, inner, phi_optimizer, **keywords)
+
+
+def no_adaptation(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  **keywords: Any,
+) -> MetaLearner:
+  """phi fits all tasks' data alike and is used as it is: every module frozen."""
+  row, mask = FAMILY["fine_tuning"], _mask(labels, ())
+  return _without_sigma(row, likelihood, labels, _STEPS, phi_optimizer, init_sigma=mask, **keywords)

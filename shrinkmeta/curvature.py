@@ -1,0 +1,74 @@
+"""Products with the curvature of the loss, C v, at theta_hat; never the D x D matrix itself.
+
+    hessian:       C = H = d^2/dtheta^2 of -log p(D | theta)
+    gauss_newton:  C = J^T Lambda J, J = d outputs / d theta, Lambda = -d^2 log p / d outputs^2
+
+Away from its optimum a network's Hessian is indefinite; the Gauss-Newton matrix is positive
+semi-definite wherever log_prob is concave in the outputs, as the four ready-made ones are.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta.density import masked_log_prob
+from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.tasks import Batch, weights
+
+PyTree = Any
+Curvature = Literal["gauss_newton", "hessian"]
+
+
+def curvature_product(
+  curvature: Curvature, likelihood: Likelihood, theta: PyTree, batch: Batch
+) -> Callable[[PyTree], PyTree]:
+  """v -> C v, for trees like theta. Linearised here, once, so that each product is linear work."""
+
+  def loss_of_outputs(outputs: jax.Array) -> jax.Array:
+    return -masked_log_prob(likelihood, outputs, batch)
+
+  def outputs_of(theta: PyTree) -> jax.Array:
+    return likelihood.predict(theta, batch.inputs)
+
+  if curvature == "hessian":
+    return jax.linearize(jax.grad(lambda t: loss_of_outputs(outputs_of(t))), theta)[1]
+  outputs, jvp = jax.linearize(outputs_of, theta)
+  vjp = jax.linear_transpose(jvp, theta)
+  output_hessian = jax.linearize(jax.grad(loss_of_outputs), outputs)[1]
+  return lambda v: vjp(output_hessian(jvp(v)))[0]
+
+
+def scaled_jacobian(
+  likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch
+) -> tuple[PyTree, jax.Array]:
+  """A = Lambda^(1/2) J s, so that s C s = A^T A for Gauss-Newton; the dual solve's matrix.
+
+  Returns:
+    A as a tree like theta whose leaves lead with [N C] (C outputs an example), and whether a
+    Lambda_n has a negative eigenvalue [] (log_prob not concave), which is cut at 0.
+  """
+  mask = weights(batch, jnp.result_type(jax.tree.leaves(theta)[0]))
+  outputs, vjp = jax.vjp(lambda t: likelihood.predict(t, batch.inputs), theta)
+  if not isinstance(outputs, jax.Array):
+    raise ValueError('solver="dual" needs outputs in one array [N, ...]; use solver="cg".')
+
+  def output_hessian(f: jax.Array, target: PyTree) -> jax.Array:  # [C] -> [C, C]
+    row = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
+    loss = lambda flat: -likelihood.log_prob(flat.reshape(1, *outputs.shape[1:]), row(target))[0]
+    return jax.hessian(loss)(f)
+
+  n = outputs.shape[0]
+  lam = jax.vmap(output_hessian)(outputs.reshape(n, -1), batch.targets)
+  lam = jnp.where(mask[:, None, None] != 0, mask[:, None, None] * lam, 0.0)
+  values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
+  negative = jnp.any(values[:, 0] < -1e-4 * jnp.max(values))
+  # Row (n, i) of Lambda^(1/2): sqrt(value_i) vector_i, as a cotangent on the outputs.
+  root = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2)
+  c = root.shape[1]
+  cotangents = (jnp.eye(n, dtype=root.dtype)[:, None, :, None] * root[:, :, None, :]).reshape(
+    n * c, *outputs.shape
+  )
+  jacobian = jax.vmap(lambda ct: vjp(ct)[0])(cotangents)
+  return jax.tree.map(lambda j, s: j * s, jacobian, scale), negative

@@ -1,0 +1,143 @@
+"""Solves K w = b for symmetric K given by products, and says how it went.
+
+Written as plain loops: they stop at negative curvature instead of dividing by it, and keep the
+best iterate. "Best" is the smallest residual: with K = I + s C s, C >= 0, no eigenvalue of K is
+below 1, so |w - K^-1 b| <= |b - K w|, and the residual is a bound on the error.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+Operator = Callable[[PyTree], PyTree]
+
+
+class SolveInfo(NamedTuple):
+  """How a linear solve ended."""
+
+  residual: jax.Array  # [] |b - K w| / |b|
+  steps: jax.Array  # [] int32, products with K spent
+  negative_curvature: jax.Array  # [] bool: a direction with p^T K p <= 0 was met
+  converged: jax.Array  # [] bool: residual <= tol
+
+
+class _CG(NamedTuple):
+  w: PyTree
+  residual: PyTree  # b - K w
+  direction: PyTree
+  square: jax.Array  # [] |residual|^2
+  best: PyTree
+  best_square: jax.Array  # []
+  steps: jax.Array  # [] int32
+  negative: jax.Array  # [] bool
+  broken: jax.Array  # [] bool, a product was not finite
+
+
+def _vdot(a: PyTree, b: PyTree) -> jax.Array:
+  return jnp.asarray(optax.tree.vdot(a, b))
+
+
+def _info(
+  square: jax.Array, b: PyTree, steps: jax.Array, negative: jax.Array, tol: float
+) -> SolveInfo:
+  norm2 = _vdot(b, b)
+  residual = jnp.sqrt(square / jnp.where(norm2 == 0, 1.0, norm2))
+  return SolveInfo(residual, steps, negative, residual <= tol)
+
+
+def cg(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTree, SolveInfo]:
+  """Conjugate gradients from w = 0, until |b - K w| <= tol |b|, `max_steps`, or p^T K p <= 0.
+
+  References: Hestenes, Stiefel, 1952; Steihaug, The conjugate gradient method and trust regions
+    in large scale optimization, 1983 (the stop at negative curvature).
+  """
+  norm2 = _vdot(b, b)
+
+  def unfinished(s: _CG) -> jax.Array:
+    return (s.steps < max_steps) & (s.square > tol**2 * norm2) & ~s.negative & ~s.broken
+
+  def step(s: _CG) -> _CG:
+    product = operator(s.direction)
+    curvature = _vdot(s.direction, product)
+    negative, broken = curvature <= 0, ~jnp.isfinite(curvature)
+    stop = negative | broken
+    alpha = jnp.where(stop, 0.0, s.square / jnp.where(stop, 1.0, curvature))
+    w = optax.tree.add_scale(s.w, alpha, s.direction)
+    residual = jax.tree.map(lambda r, p: jnp.where(stop, r, r - alpha * p), s.residual, product)
+    square = _vdot(residual, residual)
+    direction = optax.tree.add_scale(residual, square / s.square, s.direction)
+    better = square < s.best_square
+    return _CG(
+      w,
+      residual,
+      direction,
+      square,
+      optax.tree.where(better, w, s.best),
+      jnp.where(better, square, s.best_square),
+      s.steps + 1,
+      negative,
+      broken,
+    )
+
+  zero, false = optax.tree.zeros_like(b), jnp.zeros([], bool)
+  start = _CG(zero, b, b, norm2, zero, norm2, jnp.zeros([], jnp.int32), false, false)
+  end = jax.lax.while_loop(unfinished, step, start)
+  square = jnp.where(end.broken, jnp.nan, end.best_square)
+  return end.best, _info(square, b, end.steps, end.negative, tol)
+
+
+def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTree, SolveInfo]:
+  """w_k = sum_{i <= k} (I - K)^i b, which converges where the eigenvalues of K lie in (0, 2).
+
+  That is rare for networks with a large sigma; the best partial sum is kept, and its residual says.
+  """
+  norm2 = _vdot(b, b)
+
+  def unfinished(s: tuple[Any, ...]) -> jax.Array:
+    _, _, square, _, _, steps = s
+    return (steps < max_steps) & (square > tol**2 * norm2)  # a NaN stops it too
+
+  def step(s: tuple[Any, ...]) -> tuple[Any, ...]:
+    w, residual, _, best, best_square, steps = s
+    w = optax.tree.add(w, residual)
+    residual = optax.tree.sub(residual, operator(residual))
+    square = _vdot(residual, residual)
+    better = square < best_square
+    best = optax.tree.where(better, w, best)
+    return w, residual, square, best, jnp.where(better, square, best_square), steps + 1
+
+  zero = optax.tree.zeros_like(b)
+  start = (zero, b, norm2, zero, norm2, jnp.zeros([], jnp.int32))
+  _, _, square, best, best_square, steps = jax.lax.while_loop(unfinished, step, start)
+  best_square = jnp.where(jnp.isnan(square), jnp.nan, best_square)
+  return best, _info(best_square, b, steps, jnp.zeros([], bool), tol)
+
+
+def dual(
+  rows: PyTree, operator: Operator, b: PyTree, shift: float, tol: float
+) -> tuple[PyTree, SolveInfo]:
+  """(shift I + A^T A)^-1 b = (b - A^T (shift I + A A^T)^-1 A b) / shift, by one small Cholesky.
+
+  Args:
+    rows: A, leaves [R, ...] with R = N C rows.
+    operator: v -> (shift I + A^T A) v, used once, to measure the residual.
+    b: right-hand side, leaves [...].
+    shift: 1 + damping.
+  """
+  flat = [(a.reshape(a.shape[0], -1), x.reshape(-1)) for a, x in _pairs(rows, b)]
+  gram = jnp.asarray(sum(a @ a.T for a, _ in flat))  # [R, R]
+  ab = jnp.asarray(sum(a @ x for a, x in flat))  # [R]
+  factor = jax.scipy.linalg.cho_factor(gram + shift * jnp.eye(gram.shape[0], dtype=gram.dtype))
+  u = jax.scipy.linalg.cho_solve(factor, ab)
+  w = jax.tree.map(lambda a, x: (x - jnp.tensordot(u, a, 1)) / shift, rows, b)
+  residual = optax.tree.sub(b, operator(w))
+  false = jnp.zeros([], bool)
+  return w, _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
+
+
+def _pairs(a: PyTree, b: PyTree) -> list[tuple[jax.Array, jax.Array]]:
+  return list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

@@ -1,0 +1,99 @@
+"""Checks of what callers pass in: structure, shape, dtype, values; each error names the leaf.
+
+Shapes and dtypes are known while tracing and always checked. Values are known outside jit only:
+`known` returns None for a traced array, and the checks that need values pass it by.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+PyTree = Any
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """A key path as "a/b/c"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
+  """[(name/path, leaf)] in the order of `jax.tree.leaves`."""
+  prefix = f"{name}/" if name else ""
+  return [(prefix + path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def known(x: Any) -> np.ndarray | None:
+  """The value of x as a NumPy array, or None while it is traced or lies on another host."""
+  if isinstance(x, Tracer):
+    return None
+  if isinstance(x, jax.Array) and (
+    not x.is_fully_addressable or jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  ):
+    return None
+  return np.asarray(x)
+
+
+def finite(name: str, tree: PyTree) -> None:
+  """Raises ValueError if a known float leaf of `tree` holds NaN or inf."""
+  for leaf_name, leaf in leaves_with_names(tree, name):
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) or (value := known(leaf)) is None:
+      continue
+    bad = ~np.isfinite(value.astype(np.float64))
+    if bad.any():
+      first = tuple(int(i) for i in np.argwhere(bad)[0])
+      raise ValueError(
+        f"{leaf_name} (shape {value.shape}) has {int(bad.sum())} NaN or infinite entries, the "
+        f"first at index {first}: {value[first]}. Remove or replace them before calling."
+      )
+
+
+def parameters(name: str, tree: PyTree) -> jnp.dtype:
+  """Checks a parameter pytree: not empty, floating, one dtype, finite. Returns the dtype."""
+  leaves = leaves_with_names(tree, name)
+  if not leaves:
+    raise ValueError(f"{name} has no arrays: {tree!r}. Pass the parameters of your model.")
+  for leaf_name, leaf in leaves:
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(
+        f"{leaf_name} has dtype {dtype}; parameters must be floating. Keep counters, keys and "
+        "integer tables out of the parameters and close over them in `predict`."
+      )
+    if dtype != jnp.result_type(leaves[0][1]):
+      raise ValueError(
+        f"{name} mixes dtypes: {leaves[0][0]} is {jnp.result_type(leaves[0][1])}, {leaf_name} is "
+        f"{dtype}. Cast all to one, for example optax.tree.cast({name}, jnp.float32)."
+      )
+  finite(name, tree)
+  return jnp.result_type(leaves[0][1])
+
+
+def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: int = 0) -> None:
+  """Raises ValueError unless both trees have equal paths, dtypes and shapes.
+
+  The leaves of `tree` may have `lead` more leading axes than those of `other`.
+  """
+  a, b = dict(leaves_with_names(tree)), dict(leaves_with_names(other))
+  for path in [*a, *b]:
+    if path not in a or path not in b:
+      has, lacks = (name, other_name) if path in a else (other_name, name)
+      raise ValueError(
+        f"{name} and {other_name} must have the same structure: {path!r} is in {has} and not in "
+        f"{lacks}."
+      )
+  for path in a:
+    shape, other_shape = jnp.shape(a[path])[lead:], jnp.shape(b[path])
+    if shape != other_shape or jnp.ndim(a[path]) != len(other_shape) + lead:
+      after = " after the leading axis T of tasks" if lead else ""
+      raise ValueError(
+        f"{name}/{path} has shape {jnp.shape(a[path])}, {other_name}/{path} has {other_shape}; "
+        f"they must agree{after}."
+      )
+    if jnp.result_type(a[path]) != jnp.result_type(b[path]):
+      raise ValueError(
+        f"{name}/{path} is {jnp.result_type(a[path])}, {other_name}/{path} is "
+        f"{jnp.result_type(b[path])}; they must have one dtype."
+      )
