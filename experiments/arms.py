@@ -1,0 +1,68 @@
+"""The arms of an experiment: every algorithm of the family with the step sizes it runs with.
+
+Algorithms know nothing of data sets and networks; a data set needs no change here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+import shrinkmeta as sm
+from experiments import configs
+from shrinkmeta.batching import Batching
+from shrinkmeta.modules import Labels
+
+ALL = (
+  "sigma_imaml",
+  "sigma_reptile",
+  "sigma_maml",
+  "imaml",
+  "reptile",
+  "fomaml",
+  "maml",
+  "anil",
+  "boil",
+  "fine_tuning",
+)
+DEFAULT = ("sigma_imaml", "reptile", "fomaml")
+
+_OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+  "sgd": optax.sgd,
+  "adam": optax.adam,
+}
+
+
+def make_learner(
+  name: str,
+  config: configs.Config,
+  likelihood: sm.Likelihood,
+  labels: Labels,
+  batching: Batching,
+  mesh: Mesh | None,
+) -> sm.MetaLearner:
+  """The learner `name` with the settings config.arms[name]; see `configs.py` for their meaning."""
+  if name not in ALL:
+    raise ValueError(f"{name!r} is no algorithm; choose of {', '.join(ALL)}, or all.")
+  arm = config.arms[name]
+  keywords = {
+    "inner": sm.Inner(_OPTIMIZERS[arm.inner](arm.inner_rate), steps=arm.inner_steps),
+    "phi_optimizer": _OPTIMIZERS[arm.outer](_decayed(arm.outer_rate, config.meta_steps)),
+    "batching": batching,
+    "mesh": mesh,
+  }
+  row = sm.FAMILY.get(name, sm.FAMILY["hand_picked"])
+  if row.gradient == "implicit":
+    keywords["implicit"] = sm.Implicit(max_steps=config.cg_steps, tol=config.cg_tol)
+  if row.sigma != "inf":
+    keywords["init_sigma"] = arm.init_sigma
+  if row.sigma == "learned":
+    keywords["sigma_optimizer"] = optax.adam(_decayed(arm.sigma_rate, config.meta_steps))
+  return getattr(sm, name)(likelihood, labels, **keywords)
+
+
+def _decayed(rate: float, meta_steps: int) -> optax.Schedule:
+  """Constant for the first half of the meta-steps, then linearly down to a tenth."""
+  half = meta_steps // 2
+  return optax.linear_schedule(rate, 0.1 * rate, max(1, meta_steps - half), half)

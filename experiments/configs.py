@@ -1,0 +1,120 @@
+"""Settings of the character experiments: what is run, not how."""
+
+import ast
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import ml_collections
+
+# An ml_collections.ConfigDict. Its attributes have no types that a checker could use.
+Config: TypeAlias = Any
+
+
+def _arm(
+  inner: str, rate: float, steps: int, outer: str, outer_rate: float, **sigma: float
+) -> Config:
+  return ml_collections.ConfigDict(
+    {
+      "inner": inner,  # optimiser of theta, or of z where sigma is finite
+      "inner_rate": rate,
+      "inner_steps": steps,  # in training
+      "outer": outer,  # optimiser of phi
+      "outer_rate": outer_rate,
+      **sigma,  # init_sigma, and sigma_rate, the rate of Adam on log sigma^2
+    }
+  )
+
+
+def default() -> Config:
+  """Two CPU cores, at most ten minutes for three algorithms."""
+  return ml_collections.ConfigDict(
+    {
+      "ways": 20,
+      "shots": 3,
+      "queries": 3,
+      "size": 14,  # pixels
+      "features": 16,  # channels of each of the four blocks
+      "norm": "batch",
+      "meta_steps": 300,
+      "meta_batch": 4,  # tasks a meta-step
+      "test_episodes": 32,
+      "adapt_steps": (0, 1, 3, 10, 30, 100, 300, 1000),
+      "cg_steps": 10,
+      "cg_tol": 1e-3,
+      "arms": {
+        "sigma_imaml": _arm("adam", 0.1, 30, "adam", 3e-3, init_sigma=0.1, sigma_rate=3e-2),
+        "sigma_reptile": _arm("adam", 0.1, 30, "adam", 3e-3, init_sigma=0.1, sigma_rate=3e-2),
+        "sigma_maml": _arm("sgd", 1.0, 10, "adam", 3e-3, init_sigma=0.1, sigma_rate=3e-2),
+        "imaml": _arm("adam", 0.1, 30, "adam", 3e-3, init_sigma=0.3),
+        "reptile": _arm("sgd", 0.1, 30, "sgd", 0.5),
+        "fomaml": _arm("sgd", 0.1, 10, "adam", 3e-3),
+        "maml": _arm("sgd", 0.1, 10, "adam", 3e-3),
+        "anil": _arm("sgd", 0.1, 10, "adam", 3e-3),
+        "boil": _arm("sgd", 0.1, 10, "adam", 3e-3),
+        "fine_tuning": _arm("sgd", 0.1, 30, "adam", 3e-3),
+      },
+    }
+  )
+
+
+def full() -> Config:
+  """One GPU: 28 x 28, 64 channels, 1000 meta-steps of 20 tasks."""
+  config = default()
+  config.update(
+    {
+      "shots": 5,
+      "queries": 5,
+      "size": 28,
+      "features": 64,
+      "meta_steps": 1000,
+      "meta_batch": 20,
+      "test_episodes": 100,
+    }
+  )
+  return config
+
+
+def smoke() -> Config:
+  """Seconds: for tests, and to see that everything runs. Its figures mean nothing."""
+  config = default()
+  config.update(
+    {
+      "ways": 5,
+      "shots": 1,
+      "queries": 2,
+      "size": 8,
+      "features": 4,
+      "meta_steps": 3,
+      "meta_batch": 2,
+      "test_episodes": 4,
+      "adapt_steps": (0, 1, 3),
+      "cg_steps": 3,
+    }
+  )
+  for arm in config.arms.values():
+    arm.inner_steps = 2
+  return config
+
+
+PRESETS = {"default": default, "full": full, "smoke": smoke}
+
+
+def load(preset: str, overrides: Sequence[str] = ()) -> Config:
+  """The preset with `overrides` such as "meta_steps=100" or "arms.reptile.inner_rate=0.2"."""
+  if preset not in PRESETS:
+    raise ValueError(f"{preset!r} is no preset; choose of {', '.join(PRESETS)}.")
+  config = PRESETS[preset]()
+  flat = {}
+  for override in overrides:
+    name, equals, text = override.partition("=")
+    if not equals:
+      raise ValueError(f"--set wants name=value, as in --set=meta_steps=100; got {override!r}.")
+    try:
+      flat[name] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      flat[name] = text
+  try:
+    config.update_from_flattened_dict(flat)
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"--set={','.join(overrides)} does not fit the settings: {error}") from error
+  return config.lock()

@@ -1,0 +1,124 @@
+"""Omniglot: 1,623 characters of 50 alphabets, each drawn once by each of 20 people.
+
+Read from the two archives as they are downloaded, which are never unpacked to disk.
+
+References: Lake, Salakhutdinov and Tenenbaum, Human-level concept learning through probabilistic
+  program induction, Science 350:1332-1338, 2015.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import re
+import zipfile
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from experiments.datasets import characters as characters_lib
+
+Characters = characters_lib.Characters
+
+ARCHIVES: tuple[str, str] = ("images_background.zip", "images_evaluation.zip")
+ORIGIN = "https://github.com/brendenlake/omniglot/tree/master/python"
+DRAWINGS = 20  # of each character
+SIDE = 105  # pixels of a drawing
+
+# Background alphabets for the choice of hyperparameters: the first five of a seeded shuffle,
+# sorted(numpy.random.default_rng(0).permutation(background.systems)[:5]).
+VALIDATION: tuple[str, ...] = ("Arcadian", "Cyrillic", "Early_Aramaic", "Latin", "Sanskrit")
+
+_VERSION = 1  # of the pictures made here; another number makes caches of the old ones void
+_MEMBER = re.compile(r"images_(?:background|evaluation)/([^/\\]+)/(character\d+)/\d+_(\d+)\.png")
+
+
+def load(
+  data_dir: str | os.PathLike[str], size: int = 32, cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[Characters, Characters]:
+  """Background alphabets, to train on, and evaluation alphabets, to test on.
+
+  Args:
+    data_dir: the folder of the two ARCHIVES.
+    size: height and width of the pictures in pixels, brought down from 105 by area averages.
+    cache_dir: where the result is kept, see `characters.cached`; "" for nowhere.
+
+  Returns:
+    Two Characters with images [K, 20, size, size]: ink is 255, unlike in the files.
+
+  Raises:
+    FileNotFoundError: an archive is missing.
+    OSError: an archive is broken, cut short, or holds other pictures than Omniglot's.
+  """
+  if not 8 <= size <= SIDE:
+    raise ValueError(f"Omniglot wants a size of 8 to {SIDE} pixels; got {size}. Use 32.")
+  background, evaluation = (
+    _load_archive(pathlib.Path(data_dir) / name, size, cache_dir) for name in ARCHIVES
+  )
+  return background, evaluation
+
+
+def _load_archive(
+  path: pathlib.Path, size: int, cache_dir: str | os.PathLike[str] | None
+) -> Characters:
+  try:
+    content = path.read_bytes()
+  except FileNotFoundError as error:
+    raise FileNotFoundError(
+      f"Omniglot wants {path}, which does not exist. Download {' and '.join(ARCHIVES)} from "
+      f"{ORIGIN} and name their folder: --data_dir, or $SHRINKMETA_DATA/omniglot."
+    ) from error
+  digest = hashlib.sha256(content).hexdigest()
+  filename = f"omniglot_v{_VERSION}_{size}_{digest[:16]}.npz"
+  return characters_lib.cached(cache_dir, filename, lambda: _decode(path, content, size))
+
+
+def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
+  drawings: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      for member in sorted(archive.namelist()):
+        # Folders, notes of operating systems and paths that leave the archive do not match.
+        if match := _MEMBER.fullmatch(member):
+          alphabet, character, drawer = match.groups()
+          drawing = _picture(archive.read(member), member, size)
+          drawings.setdefault((alphabet, character), {})[int(drawer)] = drawing
+  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+    raise OSError(
+      f"{path} is no whole Omniglot archive: {error}. Download it anew from {ORIGIN}."
+    ) from error
+  wrong = [f"{'/'.join(name)} has {len(d)}" for name, d in drawings.items() if len(d) != DRAWINGS]
+  if wrong or not drawings:
+    raise OSError(
+      f"{path} wants {DRAWINGS} drawings of each character, as images_background/ALPHABET/"
+      f"characterNN/IIII_DD.png; of {len(drawings)} characters, {wrong[:3] or 'none is there'}. "
+      f"Download it anew from {ORIGIN}."
+    )
+  systems = tuple(sorted({alphabet for alphabet, _ in drawings}))
+  return Characters(
+    images=np.stack([[d[drawer] for drawer in sorted(d)] for d in drawings.values()]),
+    counts=np.full(len(drawings), DRAWINGS, np.int32),
+    system=np.array([systems.index(alphabet) for alphabet, _ in drawings], np.int32),
+    systems=systems,
+    names=tuple("/".join(name) for name in drawings),
+  )
+
+
+def _picture(content: bytes, member: str, size: int) -> np.ndarray:
+  """[size, size] uint8 with ink 255, from a PNG with black ink on white."""
+  with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    if image.size != (SIDE, SIDE):
+      raise ValueError(f"{member} is {image.size} pixels and wants {(SIDE, SIDE)}")
+    ink = 1.0 - np.asarray(image.convert("1"), np.float32)
+  means = _area_means(SIDE, size)
+  return np.rint(255.0 * (means @ ink @ means.T)).astype(np.uint8)
+
+
+@functools.cache
+def _area_means(old: int, new: int) -> np.ndarray:
+  """[new, old] weights of old pixels in new ones; PIL's box filter is exact only if new | old."""
+  edges, pixels = np.arange(new + 1)[:, None] * old / new, np.arange(old)
+  overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+  return (np.maximum(overlap, 0.0) * new / old).astype(np.float32)

@@ -1,0 +1,195 @@
+"""Which modules of a network are task-specific? Few-shot recognition of unseen writing systems.
+
+    python -m experiments.glyphs
+    python -m experiments.glyphs --algorithms=all --seeds=0,1,2
+    python -m experiments.glyphs --dataset=omniglot --data_dir=FOLDER
+
+Trains each algorithm on episodes of the training writing systems, adapts it to episodes of unseen
+ones for up to 1000 steps, and prints tables and writes pictures, CSV, JSON and TensorBoard logs.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+from absl import app, flags, logging
+
+import shrinkmeta as sm
+from experiments import arms, configs, networks, plots, results, training
+from experiments.datasets import characters, episodes, glyphs, omniglot
+
+_ALGORITHMS = flags.DEFINE_list(
+  "algorithms", list(arms.DEFAULT), f"Of {', '.join(arms.ALL)}; or all."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of initial parameters and training episodes.")
+_PRESET = flags.DEFINE_enum("preset", "default", list(configs.PRESETS), "Size of the run.")
+_SET = flags.DEFINE_multi_string("set", [], "Changes one setting: --set=meta_steps=100.")
+_DATASET = flags.DEFINE_enum("dataset", "glyphs", ["glyphs", "omniglot"], "What is read.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Folder of Omniglot's two zips; default $SHRINKMETA_DATA/omniglot."
+)
+_SPLIT = flags.DEFINE_enum(
+  "split", "test", ["test", "validation"], "Systems adapted to; choose settings on validation."
+)
+_OUT = flags.DEFINE_string("out", "runs/glyphs", "Folder for tables, pictures and logs.")
+
+_TEST_KEY = 20_000  # seed of the test episodes: the same for every algorithm and training seed
+
+
+class Data(NamedTuple):
+  """Writing systems to train on, and unseen ones to adapt to."""
+
+  train: characters.Characters
+  test: characters.Characters
+
+
+def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data:
+  """Both sides of the split, without systems of fewer than `ways` characters."""
+  if dataset == "glyphs":
+    everything = glyphs.load()
+    train, test = (characters.select(everything, glyphs.SPLITS[s]) for s in ("train", split))
+  else:
+    if data_dir is None and "SHRINKMETA_DATA" in os.environ:
+      data_dir = os.path.join(os.environ["SHRINKMETA_DATA"], "omniglot")
+    if data_dir is None:
+      raise app.UsageError(f"--dataset=omniglot needs --data_dir, a folder of {omniglot.ARCHIVES}.")
+    background, evaluation = omniglot.load(data_dir)
+    kept = [s for s in background.systems if s not in omniglot.VALIDATION]
+    train = characters.select(background, kept)
+    validation = characters.select(background, omniglot.VALIDATION)
+    test = evaluation if split == "test" else validation
+  return Data(characters.with_at_least(train, ways), characters.with_at_least(test, ways))
+
+
+def run_arm(
+  name: str, seed: int, config: configs.Config, data: Data, log_dir: pathlib.Path
+) -> results.Curve:
+  """Trains one algorithm from one seed and adapts it to the test episodes."""
+  batching = "sequential" if jax.default_backend() == "cpu" else "vmap"
+  shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
+  init_key, train_key = jax.random.split(jax.random.key(seed))
+  net = networks.ConvNet(config.ways, config.features, config.norm)
+  params = net.init(init_key, jnp.zeros((1, config.size, config.size, 1)))["params"]
+
+  def predict(theta: Any, inputs: Any) -> jax.Array:
+    return cast(jax.Array, net.apply({"params": theta}, inputs))
+
+  likelihood = sm.categorical(predict)
+  mesh = training.host_mesh(config.meta_batch)
+  learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), batching, mesh)
+  sample = jax.jit(episodes.sample_tasks, static_argnums=(0, 4))
+  train_pool, test_pool = map(episodes.device_pool, data)
+  test_key = jax.random.key(_TEST_KEY)
+
+  with tensorboardX.SummaryWriter(str(log_dir)) as writer:
+
+    def log(step: int, row: dict[str, float]) -> None:
+      for key, value in row.items():
+        writer.add_scalar(key, value, step)
+
+    trained = training.train(
+      learner,
+      params,
+      lambda start, count: sample(shape, train_pool, train_key, start, count),
+      config.meta_steps,
+      config.meta_batch,
+      name,
+      log,
+    )
+  adapted = training.adapt(
+    learner,
+    likelihood,
+    trained.state,
+    lambda start, count: sample(shape, test_pool, test_key, start, count),
+    config.test_episodes,
+    tuple(config.adapt_steps),
+    min(8, config.test_episodes),
+    batching,
+    name,
+  )
+  modules = sm.module_summary(learner.labels, trained.state.phi, trained.state.log_sigma2)
+  return results.Curve(
+    algorithm=name,
+    seed=seed,
+    steps=np.asarray(config.adapt_steps),
+    accuracy=adapted.accuracy,
+    nll=adapted.nll,
+    sigma={row.name: row.sigma for row in modules},
+    moved=adapted.moved,
+    sizes={row.name: row.size for row in modules},
+    seconds=trained.seconds | adapted.seconds,
+    history=trained.history,
+  )
+
+
+def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
+  """Writes the pictures and the CSV; returns the tables."""
+  results.write_csv(out / "results.csv", curves)
+  plots.adaptation_curves(out / "adaptation.png", curves)
+  learned = [c for c in curves if plots.learns_sigma(c.algorithm)]
+  if learned:
+    plots.sigma_per_module(out / "sigma.png", learned)
+    plots.sigma_history(out / "sigma_history.png", learned)
+  parts = [results.accuracy_table(curves), results.overfitting_table(curves)]
+  if {"sigma_imaml"} < {c.algorithm for c in curves}:
+    parts.append(results.paired_table(curves))
+  shown = {c.algorithm: c for c in reversed(learned)}  # the first seed of each
+  parts += [f"{c.algorithm}, seed {c.seed}\n{results.module_table(c)}" for c in shown.values()]
+  return "\n\n".join(parts)
+
+
+def run(
+  algorithms: Sequence[str],
+  seeds: Sequence[int],
+  config: configs.Config,
+  dataset: str,
+  data_dir: str | None,
+  split: str,
+  out: pathlib.Path,
+) -> str:
+  """Everything but the flags. Results are saved after every arm. Returns the tables."""
+  unknown = set(algorithms) - set(arms.ALL)
+  if unknown:
+    raise app.UsageError(f"--algorithms: {sorted(unknown)} not of {', '.join(arms.ALL)}, all.")
+  out.mkdir(parents=True, exist_ok=True)
+  data = load_data(dataset, data_dir, split, config.ways)
+  settings = config.to_dict() | {"dataset": dataset, "split": split}
+  curves = []
+  for seed in seeds:
+    for name in algorithms:
+      curves.append(run_arm(name, seed, config, data, out / "tensorboard" / f"{name}-{seed}"))
+      results.write_json(out / "results.json", settings, curves, results.environment())
+  protocol = (
+    f"{dataset}, {split} systems, {config.ways}-way {config.shots}-shot, {config.size} x "
+    f"{config.size} pixels, norm: {config.norm}"
+    + (" (transductive)" if config.norm == "batch" else "")
+    + f", {config.test_episodes} episodes, seeds {', '.join(map(str, seeds))}"
+  )
+  return f"{protocol}\n\n{report(out, curves)}"
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags, once."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  # One host device a core, before JAX starts: tasks are split over them.
+  jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+  algorithms = arms.ALL if _ALGORITHMS.value == ["all"] else tuple(_ALGORITHMS.value)
+  try:
+    seeds = [int(seed) for seed in _SEEDS.value]
+    config = configs.load(_PRESET.value, _SET.value)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  out = pathlib.Path(_OUT.value)
+  tables = run(algorithms, seeds, config, _DATASET.value, _DATA_DIR.value, _SPLIT.value, out)
+  print(f"\n{tables}\n")
+  logging.info("Tables, pictures and logs are in %s", out)
+
+
+if __name__ == "__main__":
+  app.run(main)
