@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import shrinkmeta as sm
+
+
+def f(shared, task):
+  x = task["x"]
+  return {"square": shared * x**2, "count": jnp.ones([], jnp.int32)}, {"cube": x**3}
+
+
+def test_vmap_is_sequential():
+  x = np.arange(12.0).reshape(4, 3)
+  for batching in ("vmap", "sequential"):
+    total, each = sm.over_tasks(f, jnp.asarray(2.0), {"x": jnp.asarray(x)}, batching)
+    np.testing.assert_allclose(total["square"], 2 * (x**2).sum(0))
+    assert total["count"] == 4 and total["count"].dtype == jnp.int32
+    np.testing.assert_allclose(each["cube"], x**3)
+
+
+def test_errors():
+  tasks = {"x": jnp.ones([3, 2])}
+  with pytest.raises(ValueError, match=r'"vmap" or "sequential"; got \'pmap\''):
+    sm.over_tasks(f, 1.0, tasks, "pmap")  # pyright: ignore[reportArgumentType]
+  device = np.array(jax.devices()[:1])
+  with pytest.raises(ValueError, match=r"must have one axis.*\('a', 'b'\)"):
+    sm.over_tasks(f, 1.0, tasks, mesh=Mesh(device.reshape(1, 1), ("a", "b")))
+
+
+MESHED = """
+import re, warnings
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp, numpy as np, optax
+import shrinkmeta as sm
+from jax.sharding import Mesh
+
+mesh = Mesh(np.array(jax.devices()), ("tasks",))
+assert mesh.size == 4
+rng = np.random.default_rng(0)
+batch = lambda: sm.Batch(jnp.array(rng.normal(size=(8, 5, 2))), jnp.array(rng.normal(size=(8, 5))))
+tasks = sm.Task(batch(), batch())
+linear = sm.gaussian(lambda theta, x: x @ theta["w"] + theta["b"])
+labels = {"w": "w", "b": "b"}
+params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
+inner = sm.Inner(optax.sgd(0.1), 3)
+for make in (sm.sigma_imaml, sm.maml):
+  states = {}
+  for batching in ("vmap", "sequential"):
+    for m in (None, mesh):
+      learner = make(linear, labels, inner=inner, batching=batching, mesh=m)
+      state = learner.init(params)
+      compiled = jax.jit(learner.update).lower(state, tasks).compile()
+      for _ in range(2):
+        state, metrics = jax.jit(learner.update)(state, tasks)
+      states[batching, m is mesh] = (state, metrics)
+      if m is not None:
+        text = compiled.as_text()
+        count = lambda op: len(re.findall(rf"\\b{op}(?:-start)?\\(", text))
+        assert count("all-reduce") == 1, (make, batching, count("all-reduce"))
+        for op in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+          assert count(op) == 0, (make, batching, op)
+  want = jax.tree.leaves(states["vmap", False])
+  for got in states.values():
+    for a, b in zip(jax.tree.leaves(got), want, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+try:
+  learner.update(state, jax.tree.map(lambda x: x[:6], tasks))
+except ValueError as error:
+  assert "6 tasks do not split over the 4 devices" in str(error), error
+else:
+  raise AssertionError("6 tasks over 4 devices went through")
+print("passed")
+"""
+
+
+def test_a_mesh_is_one_device_and_one_sum():
+  """Four CPU devices, in a program of its own: equal states, and one all-reduce an update."""
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+  environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+  run = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(MESHED)],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert run.returncode == 0 and "passed" in run.stdout, run.stderr

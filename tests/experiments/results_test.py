@@ -1,0 +1,267 @@
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import stats
+
+from experiments import results
+from experiments.results import Curve
+
+
+def curve(algorithm="sigma_imaml", seed=0, num_episodes=6, **changes):
+  rng = np.random.default_rng([seed, len(algorithm)])
+  full = Curve(
+    algorithm=algorithm,
+    seed=seed,
+    steps=np.array([0, 1, 10]),
+    accuracy=rng.uniform(size=(3, num_episodes)),
+    nll=rng.uniform(size=(3, num_episodes)),
+    sigma={"head": math.inf, "conv_0": 0.0, "norm_0": 0.25},
+    moved={"head": 0.5, "conv_0": 0.0, "norm_0": 0.125},
+    sizes={"head": 1290, "conv_0": 320, "norm_0": 64},
+    seconds={"train": 1.5},
+    history={"step": [0, 10], "loss": [2.5, math.nan]},
+  )
+  return full._replace(**changes)
+
+
+def rows(table):
+  """Cells of the first Markdown table in a text, by their first column."""
+  lines = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in table.splitlines()
+    if line.startswith("|")
+  ]
+  return {line[0]: line[1:] for line in lines}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  rate: float
+  shape: tuple[int, ...]
+
+
+class IntervalTest(parameterized.TestCase):
+  def test_three_values_by_hand(self):
+    mean, half = results.interval(np.array([1.0, 2.0, 3.0]))
+    self.assertEqual(mean, 2.0)
+    self.assertAlmostEqual(half, 4.302653 / math.sqrt(3), places=6)  # t_{2, 0.975}, s = 1
+
+  @parameterized.parameters(0.5, 0.95, 0.99)
+  def test_is_the_interval_of_scipy(self, level):
+    values = np.random.default_rng(0).normal(size=20)
+    mean, half = results.interval(values, level)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(level)
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-12)
+
+  def test_seeds_are_averaged_within_an_episode(self):
+    values = np.random.default_rng(0).normal(size=(4, 9))
+    self.assertEqual(results.interval(values), results.interval(values.mean(0)))
+
+  def test_covers_the_mean_as_often_as_it_says(self):
+    values = np.random.default_rng(0).normal(size=(1000, 5))
+    covered = [abs(mean) <= half for mean, half in map(results.interval, values)]
+    self.assertBetween(np.mean(covered), 0.93, 0.97)
+
+  def test_one_episode_tells_nothing_of_others(self):
+    self.assertEqual(results.interval(np.array([0.5])), (0.5, math.inf))
+
+  def test_a_diverged_episode_shows(self):
+    mean, half = results.interval(np.array([1.0, math.inf]))
+    self.assertEqual(mean, math.inf)
+    self.assertTrue(math.isnan(half))
+
+  def test_refuses_other_shapes(self):
+    for values in (np.ones((2, 2, 2)), np.ones(0), np.ones(())):
+      with self.assertRaisesRegex(ValueError, r"\[seeds, E\]"):
+        results.interval(values)
+
+
+class TablesTest(parameterized.TestCase):
+  def test_network_order(self):
+    modules = ["conv_0", "conv_1", "conv_10", "head", "norm_0", "norm_1", "norm_10"]
+    self.assertEqual(
+      results.network_order(modules),
+      ["conv_0", "norm_0", "conv_1", "norm_1", "conv_10", "norm_10", "head"],
+    )
+    self.assertEqual(results.network_order(["BatchNorm_0", "Conv_0"]), ["Conv_0", "BatchNorm_0"])
+
+  def test_accuracy_is_the_mean_over_seeds(self):
+    curves = [curve("maml", seed, accuracy=np.full((3, 6), 0.5 + 0.1 * seed)) for seed in (0, 1)]
+    table = results.accuracy_table(curves)
+    self.assertEqual(rows(table.split("Negative")[0])["maml"], ["55.0 ± 0.0"] * 3)
+    self.assertIn("6 episodes, each the mean of 2 seeds", table)
+
+  def test_paired_difference_is_narrower_than_its_parts(self):
+    hard = np.linspace(0.1, 0.8, 6) * np.ones((3, 1))  # tasks differ far more than algorithms
+    noise = np.array([0.0, 0.01, 0.02, 0.0, 0.01, 0.02])
+    ours = curve(accuracy=hard + 0.1 + noise, nll=hard)
+    rival = curve("reptile", accuracy=hard, nll=hard + 0.25)
+    cells = rows(results.paired_table([rival, ours]))
+    half = 100 * stats.t.ppf(0.975, 5) * noise.std(ddof=1) / math.sqrt(6)
+    self.assertEqual(cells["reptile"], [f"+11.00 ± {half:.2f}", "-0.250 ± 0.000"])
+    self.assertNotIn("sigma_imaml", cells)
+
+  def test_paired_at_another_step(self):
+    a, b = curve(), curve("maml")
+    mean, half = results.interval(100 * (b.accuracy[1] - a.accuracy[1]))
+    cells = rows(results.paired_table([a, b], reference="maml", step=1))
+    self.assertEqual(cells["sigma_imaml"][0], f"{mean:+.2f} ± {half:.2f}")
+
+  def test_overfitting(self):
+    accuracy = np.array([0.2, 0.8, 0.7])[:, None] * np.ones(6)
+    cells = rows(results.overfitting_table([curve("maml", accuracy=accuracy)]))
+    self.assertEqual(cells["maml"], ["1", "80.0 ± 0.0", "70.0 ± 0.0", "-10.00 ± 0.00"])
+
+  def test_modules(self):
+    cells = rows(results.module_table(curve()))
+    self.assertEqual(list(cells)[2:], ["conv_0", "norm_0", "head"])
+    self.assertEqual(cells["conv_0"], ["320", "0 (frozen)", "0"])
+    self.assertEqual(cells["norm_0"], ["64", "0.25", "0.125"])
+    self.assertEqual(cells["head"], ["1,290", "∞ (no prior)", "0.5"])
+
+  @parameterized.named_parameters(
+    ("none", [], "at least one"),
+    ("episodes", [curve(), curve("maml", num_episodes=5)], "6 episodes.*5 episodes for maml"),
+    ("steps", [curve(), curve("maml", steps=np.array([0, 1, 9]))], r"\[0, 1, 10\].*\[0, 1, 9\]"),
+    ("twice", [curve(), curve()], "two of sigma_imaml, seed 0"),
+  )
+  def test_refuses_what_cannot_be_compared(self, curves, message):
+    for table in (results.accuracy_table, results.paired_table, results.overfitting_table):
+      with self.assertRaisesRegex(ValueError, message):
+        table(curves)
+
+  def test_refuses_an_unknown_reference_or_step(self):
+    with self.assertRaisesRegex(ValueError, "one of maml; got 'sigma_imaml'"):
+      results.paired_table([curve("maml")])
+    with self.assertRaisesRegex(ValueError, "got 10. Pass a position"):
+      results.paired_table([curve()], step=10)
+
+
+class FilesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())) / "result.json"
+
+  def files(self):
+    return sorted(file.name for file in self.path.parent.iterdir())
+
+  def write(self, **changes):
+    """A good file, then `changes` to its first curve, or to the top for "top_…"."""
+    results.write_json(self.path, {}, [curve()], {})
+    with open(self.path) as file:
+      document = json.load(file)
+    for name, value in changes.items():
+      if name.startswith("top_"):
+        document[name.removeprefix("top_")] = value
+      elif value is None:
+        del document["curves"][0][name]
+      else:
+        document["curves"][0][name] = value
+    with open(self.path, "w") as file:
+      json.dump(document, file)
+
+  def test_json_round_trip(self):
+    curves = [curve(), curve("maml", 1, nll=np.full((3, 6), math.inf))]
+    config = {
+      "setting": Setting(0.1, (14, 14)),
+      "sigma": math.inf,
+      "rows": np.arange(2),
+      "nested": {"none": None, "on": True},
+    }
+    results.write_json(self.path, config, curves, results.environment())
+    loaded, again = results.read_json(self.path)
+    self.assertEqual(
+      loaded,
+      {
+        "setting": {"rate": 0.1, "shape": [14, 14]},
+        "sigma": math.inf,
+        "rows": [0, 1],
+        "nested": {"none": None, "on": True},
+      },
+    )
+    self.assertLen(again, 2)
+    for old, new in zip(curves, again, strict=True):
+      for field in Curve._fields:
+        np.testing.assert_equal(getattr(new, field), getattr(old, field), err_msg=field)
+
+  def test_json_is_strict(self):
+    results.write_json(self.path, {}, [curve()], results.environment())
+
+    def refuse(literal):
+      self.fail(f"{literal} is not JSON")
+
+    with open(self.path) as file:
+      document = json.load(file, parse_constant=refuse)
+    self.assertEqual(document["curves"][0]["sigma"]["head"], "inf")
+    self.assertEqual(document["seeds"], [0])
+    self.assertContainsSubset(
+      ["jax", "jaxlib", "flax", "optax", "numpy", "python", "shrinkmeta", "device", "platform"],
+      document["environment"],
+    )
+
+  def test_csv(self):
+    results.write_csv(self.path, [curve(), curve("maml", 1, nll=np.full((3, 6), math.inf))])
+    with open(self.path, newline="") as file:
+      read = list(csv.DictReader(file))
+    self.assertLen(read, 2 * 3 * 6)
+    self.assertEqual(list(read[0]), ["algorithm", "seed", "episode", "step", "accuracy", "nll"])
+    found = {(r["algorithm"], r["episode"], r["step"]): float(r["accuracy"]) for r in read}
+    self.assertEqual(found["sigma_imaml", "4", "10"], curve().accuracy[2, 4])
+    self.assertEqual(float(read[-1]["nll"]), math.inf)
+
+  @parameterized.named_parameters(
+    ("missing", {"nll": None}, r"curves\[0\]: missing or unknown nll"),
+    ("unknown", {"loss": 1}, r"curves\[0\]: missing or unknown loss"),
+    ("shape", {"nll": [[1.0]] * 3}, r"curves\[0\]: nll is \[3, 6\]"),
+    ("ragged", {"accuracy": [[1.0], [1.0, 2.0], [1.0]]}, r"accuracy .* unequal length"),
+    ("text", {"accuracy": [["high"] * 6] * 3}, r"accuracy is an array of numbers"),
+    ("order", {"steps": [0, 10, 1]}, r"steps is ascending"),
+    ("fraction", {"steps": [0.0, 0.5, 1.0]}, r"steps is a list of integers"),
+    ("seed", {"seed": "0"}, r"seed is an integer"),
+    ("sigma", {"sigma": {"head": "wide"}}, r"sigma is a dictionary"),
+    ("sizes", {"sizes": {"head": 0.5}}, r"sizes is a dictionary"),
+    ("history", {"history": {"loss": 1.0}}, r"history is a dictionary from names to lists"),
+    ("format", {"top_format": "other"}, r"format is 'other'"),
+    ("config", {"top_config": []}, r"config is a dict; got list"),
+    ("curves", {"top_curves": {}}, r"curves is a list; got dict"),
+    ("nan", {"seconds": {"train": math.nan}}, r"NaN is not JSON"),
+  )
+  def test_names_the_broken_field(self, changes, message):
+    self.write(**changes)
+    with self.assertRaisesRegex(ValueError, message):
+      results.read_json(self.path)
+
+  @parameterized.parameters(
+    ("", "is not JSON"), ('{"a": ', "is not JSON"), ("[]", "holds a list"), ("{}", "format is None")
+  )
+  def test_names_a_foreign_file(self, text, message):
+    with open(self.path, "w") as file:
+      file.write(text)
+    with self.assertRaisesRegex(ValueError, f"result.json.*{message}"):
+      results.read_json(self.path)
+
+  def test_a_failed_write_leaves_the_old_file(self):
+    results.write_json(self.path, {"run": 1}, [curve()], {})
+    with self.assertRaisesRegex(ValueError, r"config\.f is data .* got a function"):
+      results.write_json(self.path, {"f": lambda: 0}, [curve()], {})
+    with self.assertRaisesRegex(ValueError, r"curves\[1\]: nll"):  # after rows were written
+      results.write_csv(self.path, [curve(), curve(nll=np.ones((3, 1)))])
+    self.assertEqual(results.read_json(self.path)[0], {"run": 1})
+    self.assertEqual(self.files(), ["result.json"])
+
+  def test_atomic_hides_the_file_until_it_is_whole(self):
+    with self.assertRaises(KeyboardInterrupt), results.atomic(self.path) as temporary:
+      temporary.write_text("half")
+      self.assertNotIn("result.json", self.files())
+      raise KeyboardInterrupt
+    self.assertEqual(self.files(), [])
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,587 @@
+"""Every row of the family against an implementation of its own, written here without the library.
+
+The models have few parameters, so that Hessians are dense; all is in float64.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import shrinkmeta as sm
+from experiments import networks
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+T, N, SCALE, STEPS, RATE = 3, 6, 0.5, 4, 0.1
+SGD = sm.Inner(optax.sgd(RATE), steps=STEPS)
+MODE = sm.Inner(optax.lbfgs(memory_size=10), steps=1000, tol=1e-11)
+EXACT = sm.Implicit(curvature="hessian", max_steps=400, tol=1e-13)
+
+
+def mlp(theta, x):
+  h = jnp.tanh(x @ theta["body"]["kernel"] + theta["body"]["bias"])
+  return h @ theta["head"]["kernel"] + theta["head"]["bias"]
+
+
+def conv(theta, x):
+  """3 x 3 convolution, tanh, 2 x 2 mean, linear: [N, 4, 4, 1] -> logits [N, 3]."""
+  h = networks.conv3x3(x, theta["conv"]["kernel"]) + theta["conv"]["bias"]
+  h = jnp.tanh(h).reshape(-1, 2, 2, 2, 2, 3).mean((2, 4))
+  return h.reshape(-1, 12) @ theta["head"]["kernel"] + theta["head"]["bias"]
+
+
+GAUSSIAN, CATEGORICAL = sm.gaussian(mlp, SCALE), sm.categorical(conv)
+
+
+def mlp_problem(num_tasks=T):
+  """(likelihood, params, tasks), with another number of examples in val than in train."""
+  rng = np.random.default_rng(0)
+  array = lambda *shape: jnp.asarray(0.7 * rng.normal(size=shape))
+  params = {
+    "body": {"kernel": array(3, 5), "bias": array(5)},
+    "head": {"kernel": array(5, 2), "bias": array(2)},
+  }
+  batch = lambda n: sm.Batch(array(num_tasks, n, 3), 2.0 * array(num_tasks, n, 2))
+  return GAUSSIAN, params, sm.Task(batch(N), batch(N + 3))
+
+
+def conv_problem(num_tasks=2):
+  rng = np.random.default_rng(1)
+  array = lambda *shape: jnp.asarray(0.7 * rng.normal(size=shape))
+  params = {
+    "conv": {"kernel": array(3, 3, 1, 3), "bias": array(3)},
+    "head": {"kernel": array(12, 3), "bias": array(3)},
+  }
+  batch = lambda n: sm.Batch(
+    2.0 * array(num_tasks, n, 4, 4, 1), jnp.asarray(rng.integers(3, size=(num_tasks, n)))
+  )
+  return CATEGORICAL, params, sm.Task(batch(N), batch(N + 3))
+
+
+def mean_nll(theta, batch):
+  """Of one example, written out; the mask counts."""
+  each = jnp.sum(
+    0.5 * ((batch.targets - mlp(theta, batch.inputs)) / SCALE) ** 2
+    + jnp.log(SCALE)
+    + 0.5 * jnp.log(2 * jnp.pi),
+    -1,
+  )
+  weights = jnp.ones(len(each)) if batch.mask is None else batch.mask
+  return jnp.sum(weights * each) / jnp.sum(weights)
+
+
+def task(tasks, t):
+  return jax.tree.map(lambda x: x[t], tasks)
+
+
+def mean(f, tasks):
+  """Mean over tasks, by a loop."""
+  each = [f(task(tasks, t)) for t in range(jax.tree.leaves(tasks)[0].shape[0])]
+  return jax.tree.map(lambda *x: sum(x) / len(x), *each)
+
+
+def descend(phi, batch, moving=("body", "head"), steps=STEPS):
+  theta = phi
+  for _ in range(steps):
+    grad = jax.grad(mean_nll)(theta, batch)
+    theta = {m: optax.tree.add_scale(theta[m], -RATE * (m in moving), grad[m]) for m in theta}
+  return theta
+
+
+def assert_close(got, want, error=1e-8):
+  """Norm of the difference over the norm, for every leaf."""
+  chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+  ):
+    off = float(jnp.linalg.norm(a - b)) / max(float(jnp.linalg.norm(b)), 1e-300)
+    assert off <= error or bool(jnp.all(a == b)), f"{path}: {off}"
+
+
+def gradient(learner, params, tasks):
+  """meta_gradient at the start, with all inner solves converged where they can."""
+  state = learner.init(params)
+  grad, metrics = jax.jit(learner.meta_gradient)(state, tasks)
+  assert int(metrics.num_failed) == 0
+  if learner.row.gradient == "implicit":
+    assert bool(metrics.inner.converged.all())
+  return grad, metrics
+
+
+# --- rows without sigma --------------------------------------------------------------------------
+
+
+def masked(tasks):
+  """The same tasks, each with another number of examples that count."""
+  train = jnp.arange(N)[None] < jnp.array([[6], [4], [5]])
+  val = jnp.arange(N + 3)[None] < jnp.array([[5], [9], [2]])
+  return sm.Task(
+    tasks.train._replace(mask=train.astype(float)), tasks.val._replace(mask=val.astype(float))
+  )
+
+
+@pytest.mark.parametrize("with_masks", (False, True))
+@pytest.mark.parametrize("remat", (False, True))
+def test_maml_is_the_derivative_through_the_steps(with_masks, remat):
+  likelihood, params, tasks = mlp_problem()
+  tasks = masked(tasks) if with_masks else tasks
+  inner = sm.Inner(optax.sgd(RATE), steps=STEPS, remat=remat)
+  grad, metrics = gradient(sm.maml(likelihood, sm.by_layer(params), inner=inner), params, tasks)
+  loss = lambda phi: mean(lambda t: mean_nll(descend(phi, t.train), t.val), tasks)
+  value, want = jax.jit(jax.value_and_grad(loss))(params)
+  assert_close(grad.phi, want)
+  assert_close(metrics.loss, value)
+  assert_close(metrics.phi_loss, value)
+  np.testing.assert_allclose(metrics.phi_grad_norm, optax.tree.norm(want), rtol=1e-8)
+
+
+@pytest.mark.parametrize("with_masks", (False, True))
+def test_fomaml_is_that_with_the_gradients_stopped(with_masks):
+  likelihood, params, tasks = mlp_problem()
+  tasks = masked(tasks) if with_masks else tasks
+  grad, metrics = gradient(sm.fomaml(likelihood, sm.by_layer(params), inner=SGD), params, tasks)
+
+  def loss(phi, task):
+    moved = jax.tree.map(lambda a, b: jax.lax.stop_gradient(a - b), descend(phi, task.train), phi)
+    return mean_nll(optax.tree.add(phi, moved), task.val)
+
+  value, want = jax.jit(
+    lambda phi: mean(lambda t: jax.value_and_grad(loss)(phi, t), tasks)
+  )(params)  # fmt: skip
+  assert_close(grad.phi, want)
+  assert_close(metrics.loss, value)
+  second_order = gradient(sm.maml(likelihood, sm.by_layer(params), inner=SGD), params, tasks)[0]
+  off = ravel_pytree(optax.tree.sub(grad.phi, second_order.phi))[0]
+  assert float(jnp.linalg.norm(off)) > 0.05 * float(optax.tree.norm(grad.phi))
+
+
+def test_reptile_is_the_mean_way_back():
+  likelihood, params, tasks = mlp_problem()
+  grad, metrics = gradient(sm.reptile(likelihood, sm.by_layer(params), inner=SGD), params, tasks)
+  want = mean(lambda t: optax.tree.sub(params, descend(params, t.train)), tasks)
+  assert_close(grad.phi, want)
+  assert_close(metrics.loss, mean(lambda t: mean_nll(descend(params, t.train), t.val), tasks))
+  assert np.isnan(float(metrics.phi_loss))
+
+
+@pytest.mark.parametrize("head", ("body", "head"))
+def test_anil_is_maml_on_the_head_alone(head):
+  likelihood, params, tasks = mlp_problem()
+  labels = sm.by_layer(params)
+  learner = sm.anil(likelihood, labels, head=head, inner=SGD)
+  loss = lambda phi: mean(lambda t: mean_nll(descend(phi, t.train, (head,)), t.val), tasks)
+  assert_close(gradient(learner, params, tasks)[0].phi, jax.jit(jax.grad(loss))(params))
+  # Another way round: the body closed over, MAML on a model that has nothing but the head.
+  rest = {m: params[m] for m in params if m != head}
+  only = sm.maml(
+    sm.gaussian(lambda p, x: mlp(rest | p, x), SCALE), sm.by_layer({head: params[head]}), inner=SGD
+  )
+  part = {head: params[head]}
+  assert_close(
+    {head: gradient(learner, params, tasks)[0].phi[head]}, gradient(only, part, tasks)[0].phi
+  )
+  train = task(tasks, 0).train
+  theta, _ = jax.jit(learner.adapt)(learner.init(params), train)
+  assert_close({head: theta[head]}, jax.jit(only.adapt)(only.init(part), train)[0])
+
+
+def test_masks_freeze_to_the_bit():
+  likelihood, params, tasks = mlp_problem()
+  labels, train = sm.by_layer(params), task(tasks, 0).train
+  learners = {
+    ("body",): [sm.anil(likelihood, labels), sm.hand_picked(likelihood, labels, task_specific=("head",))],
+    ("head",): [sm.boil(likelihood, labels), sm.hand_picked(likelihood, labels, task_specific=("body",))],
+    ("body", "head"): [
+      sm.no_adaptation(likelihood, labels), sm.hand_picked(likelihood, labels, task_specific=()),
+      sm.sigma_imaml(likelihood, labels, init_sigma=0.0),
+    ],
+    (): [sm.maml(likelihood, labels), sm.fine_tuning(likelihood, labels)],
+  }  # fmt: skip
+  for frozen, group in learners.items():
+    for learner in group:
+      theta, _ = jax.jit(learner.adapt)(learner.init(params), train)
+      for m in params:
+        same = all(
+          bool(jnp.all(a == b))
+          for a, b in zip(jax.tree.leaves(theta[m]), jax.tree.leaves(params[m]), strict=True)
+        )
+        assert same == (m in frozen), (frozen, m)
+
+
+def test_boil_and_hand_picked_are_the_derivative_through_the_steps_of_their_modules():
+  likelihood, params, tasks = mlp_problem()
+  labels = sm.by_layer(params)
+  for learner, moving in (
+    (sm.boil(likelihood, labels, inner=SGD), ("body",)),
+    (sm.hand_picked(likelihood, labels, task_specific=("head", "body"), inner=SGD), ("head", "body")),
+  ):  # fmt: skip
+    loss = lambda phi, moving=moving: mean(
+      lambda t: mean_nll(descend(phi, t.train, moving), t.val), tasks
+    )
+    assert_close(gradient(learner, params, tasks)[0].phi, jax.jit(jax.grad(loss))(params))
+
+
+@pytest.mark.parametrize("with_masks", (False, True))
+def test_the_pooled_rows_follow_the_mean_nll_of_all_examples(with_masks):
+  likelihood, params, tasks = mlp_problem()
+  tasks = masked(tasks) if with_masks else tasks
+  labels = sm.by_layer(params)
+
+  def loss(phi):
+    def one(t):
+      counts = [len(p.targets) if p.mask is None else jnp.sum(p.mask) for p in t]
+      return sum(n * mean_nll(phi, p) for n, p in zip(counts, t, strict=True)) / sum(counts)
+
+    return mean(one, tasks)
+
+  value, want = jax.value_and_grad(loss)(params)
+  for learner in (sm.fine_tuning(likelihood, labels), sm.no_adaptation(likelihood, labels)):
+    grad, metrics = gradient(learner, params, tasks)
+    assert_close(grad.phi, want)
+    assert_close(metrics.phi_loss, value)
+    assert_close(metrics.loss, mean(lambda t: mean_nll(params, t.val), tasks))
+  theta, _ = jax.jit(sm.fine_tuning(likelihood, labels, inner=SGD).adapt)(
+    learner.init(params)._replace(log_sigma2={"body": jnp.inf, "head": jnp.inf}),
+    task(tasks, 0).train,
+  )
+  assert_close(theta, descend(params, task(tasks, 0).train))
+
+
+# --- implicit rows -------------------------------------------------------------------------------
+
+
+def dense_pieces(learner, params, tasks):
+  """For each task (theta_hat, g, H) as vectors and matrices."""
+  state = learner.init(params)
+  unravel = ravel_pytree(params)[1]
+  nll = lambda v, batch: len(batch.targets) * mean_nll(unravel(v), batch)
+  adapt = jax.jit(learner.adapt)
+
+  @jax.jit
+  def derivatives(theta, one):
+    g = jax.grad(lambda v: mean_nll(unravel(v), one.val))(theta)
+    return g, jax.hessian(nll)(theta, one.train)
+
+  for t in range(T):
+    one = task(tasks, t)
+    theta, info = adapt(state, one.train)
+    assert bool(info.converged)
+    theta = ravel_pytree(theta)[0]
+    yield theta, *derivatives(theta, one)
+
+
+def test_imaml_is_the_dense_solution():
+  """d/d phi = (I + H / lambda)^-1 g with lambda = 1 / sigma^2."""
+  likelihood, params, tasks = mlp_problem()
+  learner = sm.imaml(
+    likelihood, sm.by_layer(params), inner=MODE, implicit=EXACT, init_sigma=0.6
+  )  # fmt: skip
+  grad, metrics = gradient(learner, params, tasks)
+  eye = jnp.eye(ravel_pytree(params)[0].size)
+  want = [jnp.linalg.solve(eye + 0.6**2 * h, g) for _, g, h in dense_pieces(learner, params, tasks)]
+  assert_close(ravel_pytree(grad.phi)[0], sum(want) / T)
+  assert all(float(x) == 0.0 for x in grad.log_sigma2.values())  # fixed
+  assert bool(metrics.solve.converged.all()) and not bool(metrics.solve.negative_curvature.any())
+
+
+def test_sigma_imaml_is_the_dense_solution():
+  likelihood, params, tasks = mlp_problem()
+  labels, sigma = sm.by_layer(params), {"body": 0.3, "head": 0.9}
+  learner = sm.sigma_imaml(likelihood, labels, inner=MODE, implicit=EXACT, init_sigma=sigma)
+  grad, _ = gradient(learner, params, tasks)
+  flat_phi, unravel = ravel_pytree(params)
+  s = ravel_pytree({m: jax.tree.map(lambda x, m=m: jnp.full_like(x, sigma[m]), params[m]) for m in params})[0]  # fmt: skip
+  d_phi, d_sigma = [], []
+  for theta, g, h in dense_pieces(learner, params, tasks):
+    # theta(phi, log s^2): (I + s^2 H) d theta = d phi + (theta - phi)_m d log s_m^2.
+    adjoint = jnp.linalg.solve((jnp.eye(s.size) + s[:, None] ** 2 * h).T, g)
+    d_phi.append(adjoint)
+    d_sigma.append(jax.tree.map(jnp.sum, unravel(adjoint * (theta - flat_phi))))
+  assert_close(ravel_pytree(grad.phi)[0], sum(d_phi) / T)
+  for m in params:
+    want = sum(sum(jax.tree.leaves(d[m])) for d in d_sigma) / T
+    np.testing.assert_allclose(grad.log_sigma2[m], want, rtol=1e-8)
+
+
+def test_sigma_imaml_with_one_fixed_sigma_is_imaml():
+  likelihood, params, tasks = mlp_problem()
+  labels = sm.by_layer(params)
+  keywords = dict(inner=MODE, implicit=EXACT, init_sigma=0.6, phi_optimizer=optax.sgd(0.1))
+  imaml = sm.imaml(likelihood, labels, **keywords)
+  fixed = sm.sigma_imaml(likelihood, labels, sigma_optimizer=optax.set_to_zero(), **keywords)
+  states = [learner.init(params) for learner in (imaml, fixed)]
+  for _ in range(2):
+    states = [
+      jax.jit(learner.update)(s, tasks)[0]
+      for learner, s in zip((imaml, fixed), states, strict=True)
+    ]
+  assert_close(states[1].phi, states[0].phi)
+  assert_close(states[1].log_sigma2, states[0].log_sigma2)
+  assert float(optax.tree.norm(optax.tree.sub(states[0].phi, params))) > 1e-2
+
+
+def linear_tasks(num_tasks=T):
+  """A strongly convex problem: linear regression with more examples than parameters."""
+  rng = np.random.default_rng(4)
+  x = jnp.asarray(rng.normal(size=(num_tasks, 20, 5)))
+  y = x @ jnp.asarray(rng.normal(size=5)) + jnp.asarray(rng.normal(size=(num_tasks, 20)))
+  likelihood = sm.gaussian(lambda p, x: x @ p["w"], SCALE)
+  batch = sm.Batch(x, y)
+  return likelihood, {"w": jnp.asarray(rng.normal(size=5))}, sm.Task(batch, batch)
+
+
+def test_sigma_reptile_tends_to_reptile():
+  """sigma^2 times its phi gradient, (phi - theta_hat), as sigma grows: the error is O(sigma^-2)."""
+  likelihood, params, tasks = linear_tasks()
+  labels = {"w": "w"}
+  inner = sm.Inner(optax.sgd(0.05, momentum=0.6), steps=2000)
+  reptile = gradient(sm.reptile(likelihood, labels, inner=inner), params, tasks)[0].phi
+  optimum = jnp.stack([jnp.linalg.lstsq(*task(tasks, t).train[:2])[0] for t in range(T)])
+  assert_close(reptile, {"w": params["w"] - optimum.mean(0)})
+  errors = []
+  for sigma in (10.0, 1e2, 1e3):
+    # In z the curvature grows with sigma^2, so L-BFGS; loose, as z itself is small.
+    learner = sm.sigma_reptile(
+      likelihood, labels, inner=sm.Inner(optax.lbfgs(), steps=300, tol=1e-12 * sigma),
+      implicit=sm.Implicit(max_steps=50, tol=1e-10), init_sigma=sigma,
+    )  # fmt: skip
+    grad = gradient(learner, params, tasks)[0].phi
+    scaled = optax.tree.scale(sigma**2, grad)
+    errors.append(float(optax.tree.norm(optax.tree.sub(scaled, reptile))))
+  errors = np.array(errors) / float(optax.tree.norm(reptile))
+  np.testing.assert_allclose(errors[:-1] / errors[1:], 100.0, rtol=5e-3)  # O(1 / sigma^4) left
+  assert errors[-1] < 1e-6
+
+
+@pytest.mark.parametrize("sigma", (1e-6, 0.3, 2.0, 100.0))
+def test_sigma_reptile_follows_the_joint(sigma):
+  """phi: d/d phi of min_theta -log p(D, theta | phi), a generalised least squares problem."""
+  likelihood, params, tasks = linear_tasks()
+  learner = sm.sigma_reptile(
+    likelihood, {"w": "w"}, inner=sm.Inner(optax.lbfgs(), steps=300, tol=1e-12 * max(sigma, 1.0)),
+    implicit=EXACT, init_sigma=sigma,
+  )  # fmt: skip
+  grad, metrics = gradient(learner, params, tasks)
+
+  def marginal(phi, one):  # the minimum over theta of J, which Gaussians give in closed form
+    x, y, _ = one.train
+    r = y - x @ phi["w"]
+    cov = SCALE**2 * jnp.eye(20) + sigma**2 * x @ x.T
+    constant = 20 * jnp.log(SCALE * jnp.sqrt(2 * jnp.pi))
+    return 0.5 * r @ jnp.linalg.solve(cov, r) + constant
+
+  value, want = mean(lambda t: jax.value_and_grad(marginal)(params, t), tasks)
+  assert_close(metrics.phi_loss, value)
+  assert_close(grad.phi, want, 1e-8)
+
+
+# --- differences of the whole procedure ----------------------------------------------------------
+
+
+def with_rows(problem, name):
+  """(learner, state, tasks), where the meta-gradient is to be that of the losses."""
+  likelihood, params, tasks = {"tanh": mlp_problem, "conv": conv_problem}[problem]()
+  labels = sm.by_layer(params)
+  sigma = {m: s for m, s in zip(params, (0.3, 0.8), strict=True)}
+  if name == "sigma_maml":
+    learner = sm.sigma_maml(likelihood, labels, inner=SGD, init_sigma=sigma)
+  else:
+    learner = getattr(sm, name)(
+      likelihood, labels, inner=MODE, implicit=EXACT, init_sigma=sigma
+    )  # fmt: skip
+  return learner, learner.init(params), tasks
+
+
+def five_point(f, h):
+  """f'(0), with an error of O(h^4)."""
+  return (f(-2 * h) - 8 * f(-h) + 8 * f(h) - f(2 * h)) / (12 * h)
+
+
+@functools.cache
+def compiled(problem, name):
+  """One compiled program for the gradient and all its differences."""
+  learner, state, tasks = with_rows(problem, name)
+
+  def run(phi, log_sigma2):
+    moved = state._replace(phi=phi, log_sigma2=log_sigma2)
+    grad, metrics = learner.meta_gradient(moved, tasks)
+    return grad, metrics
+
+  return jax.jit(run), state
+
+
+@pytest.mark.parametrize("problem", ("tanh", "conv"))
+@pytest.mark.parametrize("name", ("sigma_imaml", "sigma_reptile", "sigma_maml"))
+def test_the_meta_gradient_is_the_difference_quotient(name, problem):
+  """phi in six random directions against phi_loss, every log sigma^2 against loss."""
+  run, state = compiled(problem, name)
+  grad, metrics = run(state.phi, state.log_sigma2)
+  assert int(metrics.num_failed) == 0
+  if name != "sigma_maml":
+    assert bool(metrics.inner.converged.all()) and bool(metrics.solve.converged.all())
+
+  def loss(which, phi=state.phi, log_sigma2=state.log_sigma2):
+    metrics = run(phi, log_sigma2)[1]
+    if name != "sigma_maml":
+      assert bool(metrics.inner.converged.all())
+    return float(getattr(metrics, which))
+
+  rng = np.random.default_rng(3)
+  for _ in range(3):
+    for m in state.phi:  # module by module
+      direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), state.phi[m])
+      direction = optax.tree.scale(1 / optax.tree.norm(direction), direction)
+      at = lambda h, m=m, direction=direction: loss(
+        "phi_loss", phi=state.phi | {m: optax.tree.add_scale(state.phi[m], h, direction)}
+      )
+      want, got = five_point(at, 3e-3), float(optax.tree.vdot(grad.phi[m], direction))
+      assert abs(got - want) <= 1e-6 * max(abs(want), 0.1 * float(optax.tree.norm(grad.phi[m])))
+  for m, value in state.log_sigma2.items():
+    at = lambda h, m=m, value=value: loss("loss", log_sigma2=state.log_sigma2 | {m: value + h})
+    want = five_point(at, 1e-2)
+    np.testing.assert_allclose(grad.log_sigma2[m], want, rtol=1e-6)
+    assert abs(want) > 1e-4  # or the comparison would say little
+
+
+@pytest.mark.parametrize("problem", ("tanh", "conv"))
+@pytest.mark.parametrize("name", ("sigma_imaml", "sigma_reptile", "sigma_maml"))
+def test_check_meta_gradient_says_that_it_is_right(name, problem):
+  learner, state, tasks = with_rows(problem, name)
+  check = sm.check_meta_gradient(learner, state, tasks)
+  assert {(r.parameter, r.module) for r in check.rows} == {
+    (p, m) for p in ("phi", "log_sigma2") for m in state.phi
+  }
+  scale = max(abs(r.differences) for r in check.rows)
+  for row in check.rows:
+    # The checker's own differences are O(eps^(2/3)) of the loss: about 1e-8 beside 1.
+    assert abs(row.learner - row.differences) <= 1e-6 * max(abs(row.differences), 0.1 * scale), (
+      check
+    )
+    if name == "sigma_maml":
+      assert row.unrolled_error < 1e-9, check
+
+
+def test_check_meta_gradient_says_that_it_is_wrong():
+  likelihood, params, tasks = mlp_problem()
+  labels = sm.by_layer(params)
+  fomaml = sm.fomaml(likelihood, labels, inner=SGD)
+  check = sm.check_meta_gradient(fomaml, fomaml.init(params), tasks)
+  assert (
+    max(r.error for r in check.rows) > 0.05 and max(r.unrolled_error for r in check.rows) > 0.05
+  )
+  maml = sm.maml(likelihood, labels, inner=SGD)
+  check = sm.check_meta_gradient(maml, maml.init(params), tasks)
+  assert max(r.unrolled_error for r in check.rows) < 1e-9
+  assert max(r.error for r in check.rows) < 1e-5
+
+  def scaled(state, tasks, key=None):
+    grad, metrics = maml.meta_gradient(state, tasks, key)
+    return optax.tree.scale(1.02, grad), metrics
+
+  wrong = maml._replace(meta_gradient=scaled)
+  check = sm.check_meta_gradient(wrong, wrong.init(params), tasks)
+  for row in check.rows:
+    np.testing.assert_allclose([row.error, row.unrolled_error], 0.02, rtol=5e-3)
+
+
+# --- update, traces, transformations -------------------------------------------------------------
+
+
+def test_update_hands_the_meta_gradient_to_optax():
+  likelihood, params, tasks = mlp_problem()
+  learner = sm.sigma_maml(
+    likelihood, sm.by_layer(params), inner=SGD, init_sigma=0.5, phi_optimizer=optax.sgd(0.2),
+    sigma_optimizer=optax.sgd(0.7),
+  )  # fmt: skip
+  state = learner.init(params)
+  grad, metrics = jax.jit(learner.meta_gradient)(state, tasks)
+  new, new_metrics = jax.jit(learner.update)(state, tasks)
+  assert_close(new.phi, optax.tree.add_scale(state.phi, -0.2, grad.phi))
+  assert_close(new.log_sigma2, optax.tree.add_scale(state.log_sigma2, -0.7, grad.log_sigma2))
+  assert int(new.step) == 1
+  assert_close(new_metrics.loss, metrics.loss)
+  assert all(float(jnp.abs(x)) > 1e-4 for x in grad.log_sigma2.values())
+
+
+ALL = (
+  "maml", "fomaml", "imaml", "reptile", "sigma_maml", "sigma_imaml", "sigma_reptile", "anil",
+  "boil", "fine_tuning", "no_adaptation",
+)  # fmt: skip
+
+
+def short(name, likelihood, labels, **keywords):
+  """Any row with few steps, for what does not ask for convergence."""
+  inner = {} if name == "no_adaptation" else dict(inner=SGD)
+  return getattr(sm, name)(likelihood, labels, **inner, **keywords)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ten_updates_are_one_trace(name):
+  likelihood, params, tasks = mlp_problem()
+  learner = short(name, likelihood, sm.by_layer(params))
+  chex.clear_trace_counter()
+  update = jax.jit(chex.assert_max_traces(learner.update, n=1))
+  adapt = jax.jit(chex.assert_max_traces(learner.adapt, n=1))
+  state = learner.init(params)
+  for i in range(10):
+    state, metrics = update(state, jax.tree.map(lambda x, i=i: x * (1 + 0.01 * i), tasks))
+    adapt(state, task(tasks, i % T).train)
+  assert int(state.step) == 10 and np.isfinite(float(metrics.loss))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_vmap_sequence_and_loop_over_tasks_agree(name):
+  likelihood, params, tasks = mlp_problem()
+  labels = sm.by_layer(params)
+  tasks = masked(tasks)
+  got = {}
+  for batching in ("vmap", "sequential"):
+    learner = short(name, likelihood, labels, batching=batching)
+    got[batching] = jax.jit(learner.meta_gradient)(learner.init(params), tasks)
+  one = jax.jit(learner.meta_gradient)
+  each = [
+    one(learner.init(params), jax.tree.map(lambda x, t=t: x[t : t + 1], tasks)) for t in range(T)
+  ]
+  want_grad = jax.tree.map(lambda *x: sum(x) / T, *[g for g, _ in each])
+  stack = lambda name: jax.tree.map(
+    lambda *x: jnp.concatenate(x), *[getattr(m, name) for _, m in each]
+  )
+  for grad, metrics in got.values():
+    assert_close(grad, want_grad, 1e-10)
+    assert_close(metrics.val_nll, stack("val_nll"), 1e-10)
+    assert_close(metrics.inner.objective, stack("inner").objective, 1e-10)
+    assert_close(metrics.loss, stack("val_nll").mean(), 1e-10)
+    np.testing.assert_array_equal(metrics.failed, np.zeros(T, bool))
+    if metrics.solve is not None:
+      assert_close(metrics.solve.residual, stack("solve").residual, 1e-5)  # itself about 1e-5
+      np.testing.assert_array_equal(metrics.solve.steps, stack("solve").steps)
+
+
+@pytest.mark.parametrize("batching", ("vmap", "sequential"))
+def test_a_compiled_update_of_a_convolutional_learner_repeats_itself(batching):
+  """50 calls on one input, to the bit: a compiled solve was once seen to give NaN at random."""
+  with jax.enable_x64(False):
+    net = networks.ConvNet(ways=3, features=4, blocks=2)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 9, 8, 8, 1)), jnp.float32)
+    labels = jnp.asarray(rng.integers(3, size=(4, 9)), jnp.int32)
+    params = net.init(jax.random.key(0), images[0])["params"]
+    learner = sm.sigma_imaml(
+      sm.categorical(lambda p, x: net.apply({"params": p}, x)), sm.by_layer(params),
+      inner=sm.Inner(optax.sgd(0.1), steps=5), implicit=sm.Implicit(solver="cg", max_steps=10),
+      batching=batching,
+    )  # fmt: skip
+    tasks = sm.Task(sm.Batch(images, labels), sm.Batch(images[:, ::-1], labels[:, ::-1]))
+    update, state = jax.jit(learner.update), learner.init(params)
+    first = jax.device_get(update(state, tasks))
+    chex.assert_tree_all_finite(first)
+    for _ in range(49):
+      again = jax.device_get(update(state, tasks))
+      for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
+        np.testing.assert_array_equal(a, b)

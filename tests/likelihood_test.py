@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import shrinkmeta as sm
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+RNG = np.random.default_rng(0)
+F = RNG.normal(size=(4, 3))
+identity = lambda theta, inputs: inputs
+
+
+def check(likelihood, outputs, targets, want):
+  got = likelihood.log_prob(jnp.asarray(outputs), jnp.asarray(targets))
+  assert got.shape == (4,)
+  np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_gaussian():
+  y = RNG.normal(size=(4, 3))
+  check(sm.gaussian(identity, 0.3), F, y, scipy.stats.norm.logpdf(y, F, 0.3).sum(-1))
+  scale = np.array([0.3, 1.0, 2.0])  # one for each output
+  check(sm.gaussian(identity, scale), F, y, scipy.stats.norm.logpdf(y, F, scale).sum(-1))
+  check(sm.gaussian(identity), F[:, 0], y[:, 0], scipy.stats.norm.logpdf(y[:, 0], F[:, 0]))
+
+
+def test_bernoulli():
+  y = RNG.integers(2, size=(4, 3))
+  p = 1 / (1 + np.exp(-F))
+  check(sm.bernoulli(identity), F, y, scipy.stats.bernoulli.logpmf(y, p).sum(-1))
+  extreme = sm.bernoulli(identity).log_prob(jnp.array([[-800.0], [800.0]]), jnp.array([[1], [1]]))
+  np.testing.assert_allclose(extreme, [-800.0, 0.0])
+
+
+def test_poisson():
+  y = RNG.integers(6, size=(4, 3))
+  check(sm.poisson(identity), F, y, scipy.stats.poisson.logpmf(y, np.exp(F)).sum(-1))
+
+
+def test_categorical():
+  y = np.array([0, 2, 1, 2])
+  p = np.exp(F) / np.exp(F).sum(-1, keepdims=True)
+  want = [scipy.stats.multinomial.logpmf(np.eye(3)[k], 1, q) for k, q in zip(y, p, strict=True)]
+  check(sm.categorical(identity), F, y, want)
+
+
+def test_categorical_with_positions():
+  logits = RNG.normal(size=(4, 5, 3))
+  y = RNG.integers(3, size=(4, 5))
+  likelihood = sm.categorical(identity)
+  each = [likelihood.log_prob(jnp.array(logits[:, p]), jnp.array(y[:, p])) for p in range(5)]
+  check(likelihood, logits, y, sum(each))
+
+
+def test_a_likelihood_of_ones_own():
+  laplace = sm.Likelihood(
+    lambda theta, x: x * theta["w"], lambda f, y: -jnp.abs(y - f) - jnp.log(2.0)
+  )
+  x, y = jnp.arange(4.0), jnp.ones([4])
+  want = scipy.stats.laplace.logpdf(y, 2.0 * x).sum()
+  got = sm.log_likelihood(laplace, {"w": jnp.asarray(2.0)}, sm.Batch(x, y))
+  np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_a_log_prob_of_the_wrong_shape():
+  batch = sm.Batch(jnp.ones([4, 3]), jnp.ones([4, 3]))
+  for log_prob, shape in ((lambda f, y: -((y - f) ** 2), r"\(4, 3\)"), (lambda f, y: 0.0, r"\(\)")):
+    with pytest.raises(ValueError, match=rf"one number an example, shape \(4,\).*shape {shape}"):
+      sm.log_likelihood(sm.Likelihood(identity, log_prob), {}, batch)
+
+
+@pytest.mark.parametrize("make", [sm.gaussian, sm.bernoulli, sm.poisson])
+def test_the_broadcast_trap(make):
+  """[4, 1] outputs against [4] targets would pair every output with every target."""
+  with pytest.raises(ValueError, match=r"outputs of shape \(4, 1\).*shape \(4,\).*reshape"):
+    make(identity).log_prob(jnp.ones([4, 1]), jnp.ones([4]))
+
+
+def test_bad_labels():
+  log_prob = sm.categorical(identity).log_prob
+  with pytest.raises(ValueError, match=r"integer labels; got dtype float64"):
+    log_prob(jnp.ones([4, 3]), jnp.ones([4]))
+  with pytest.raises(ValueError, match=r"logits of shape \(4, 3\).*\(4,\); got \(4, 3\)"):
+    log_prob(jnp.ones([4, 3]), jnp.ones([4, 3], int))
+  for label in (3, -1):
+    with pytest.raises(ValueError, match=rf"0\.\.2 .*3 logits.*got .*{label}"):
+      log_prob(jnp.ones([2, 3]), jnp.array([label, label]))
+    got = jax.jit(log_prob)(jnp.ones([2, 3]), jnp.array([0, label]))
+    assert np.isfinite(got[0]) and np.isnan(got[1])
+
+
+def test_scale_must_be_positive():
+  for scale in (0.0, -1.0, jnp.array([1.0, 0.0]), np.nan):
+    with pytest.raises(ValueError, match="standard deviation"):
+      sm.gaussian(identity, scale)
+
+
+@pytest.mark.parametrize("make", [sm.gaussian, sm.bernoulli, sm.poisson, sm.categorical])
+def test_float32_stays_float32(make):
+  targets = jnp.zeros([4], int) if make is sm.categorical else jnp.zeros([4, 3], jnp.float32)
+  assert make(identity).log_prob(jnp.asarray(F, jnp.float32), targets).dtype == jnp.float32

@@ -1,0 +1,85 @@
+"""The public names and the order of their arguments, as the design fixes them."""
+
+import inspect
+
+import pytest
+
+import shrinkmeta as sm
+
+ARGUMENTS = {
+  "Batch": "inputs targets mask",
+  "Task": "train val",
+  "Likelihood": "predict log_prob",
+  "gaussian": "predict scale",
+  "categorical": "predict",
+  "bernoulli": "predict",
+  "poisson": "predict",
+  "by_layer": "params",
+  "by_leaf": "params",
+  "by_path": "params rules",
+  "log_prior": "theta phi log_sigma2 labels",
+  "log_likelihood": "likelihood theta batch",
+  "log_joint": "likelihood labels phi thetas log_sigma2 batches log_p_phi",
+  "log_predictive": "likelihood thetas batches",
+  "map_estimate": "likelihood labels phi log_sigma2 batch inner implicit *",
+  "MetaLearner": "init update adapt meta_gradient",
+  "MetaState": "phi log_sigma2 opt_state step",
+  "MetaParams": "phi log_sigma2",
+  "Inner": "optimizer steps",
+  "Implicit": "curvature solver max_steps tol damping",
+  "check_meta_gradient": "learner state tasks *",
+}
+ALGORITHMS = {
+  "maml": "inner phi_optimizer",
+  "fomaml": "inner phi_optimizer",
+  "imaml": "inner implicit phi_optimizer init_sigma",
+  "reptile": "inner phi_optimizer",
+  "sigma_maml": "inner phi_optimizer sigma_optimizer init_sigma",
+  "sigma_imaml": "inner implicit phi_optimizer sigma_optimizer init_sigma",
+  "sigma_reptile": "inner implicit phi_optimizer sigma_optimizer init_sigma",
+  "anil": "",
+  "boil": "",
+}
+
+
+def arguments(f):
+  """Names, with "*" where the keyword-only ones begin."""
+  found = []
+  for p in inspect.signature(f).parameters.values():
+    if p.kind is p.KEYWORD_ONLY and "*" not in found:
+      found.append("*")
+    found.append(p.name)
+  return found
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments(name):
+  want = ARGUMENTS[name].split()
+  assert arguments(getattr(sm, name))[: len(want)] == want
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms(name):
+  got = arguments(getattr(sm, name))
+  assert got[:3] == ["likelihood", "labels", "*"]
+  assert set(ALGORITHMS[name].split()) <= set(got[3:])
+  parameters = inspect.signature(getattr(sm, name)).parameters.values()
+  assert all(p.default is not p.empty for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def test_learner_arguments():
+  labels = {"w": "w"}
+  learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), labels)
+  assert arguments(learner.init) == ["params"]
+  assert arguments(learner.update)[:2] == ["state", "tasks"]
+  assert arguments(learner.meta_gradient)[:2] == ["state", "tasks"]
+  assert arguments(learner.adapt)[:3] == ["state", "batch", "steps"]
+
+
+def test_all_lists_what_is_there():
+  assert len(set(sm.__all__)) == len(sm.__all__)
+  missing = [name for name in sm.__all__ if not hasattr(sm, name)]
+  assert not missing
+  assert set(ARGUMENTS) | set(ALGORITHMS) <= set(sm.__all__)
+  undocumented = [n for n in sm.__all__ if n != "FAMILY" and not getattr(sm, n).__doc__]
+  assert not undocumented
