@@ -35,23 +35,23 @@ def default() -> Config:
       "size": 14,  # pixels
       "features": 16,  # channels of each of the four blocks
       "norm": "batch",
-      "meta_steps": 300,
+      "meta_steps": 200,
       "meta_batch": 4,  # tasks a meta-step
-      "test_episodes": 32,
+      "test_episodes": 24,
       "adapt_steps": (0, 1, 3, 10, 30, 100, 300, 1000),
       "cg_steps": 10,
       "cg_tol": 1e-3,
       "arms": {
-        "sigma_imaml": _arm("adam", 0.1, 30, "adam", 3e-3, init_sigma=0.1, sigma_rate=3e-2),
-        "sigma_reptile": _arm("adam", 0.1, 30, "adam", 3e-3, init_sigma=0.1, sigma_rate=3e-2),
-        "sigma_maml": _arm("sgd", 1.0, 10, "adam", 3e-3, init_sigma=0.1, sigma_rate=3e-2),
-        "imaml": _arm("adam", 0.1, 30, "adam", 3e-3, init_sigma=0.3),
-        "reptile": _arm("sgd", 0.1, 30, "sgd", 0.5),
-        "fomaml": _arm("sgd", 0.1, 10, "adam", 3e-3),
-        "maml": _arm("sgd", 0.1, 10, "adam", 3e-3),
-        "anil": _arm("sgd", 0.1, 10, "adam", 3e-3),
-        "boil": _arm("sgd", 0.1, 10, "adam", 3e-3),
-        "fine_tuning": _arm("sgd", 0.1, 30, "adam", 3e-3),
+        "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+        "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+        "sigma_maml": _arm("adam", 0.3, 10, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+        "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
+        "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5),
+        "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),
+        "maml": _arm("sgd", 0.5, 5, "adam", 1e-2),
+        "anil": _arm("sgd", 0.5, 5, "adam", 1e-2),
+        "boil": _arm("sgd", 0.5, 5, "adam", 1e-2),
+        "fine_tuning": _arm("sgd", 0.5, 30, "adam", 1e-2),
       },
     }
   )
@@ -103,7 +103,7 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
   """The preset with `overrides` such as "meta_steps=100" or "arms.reptile.inner_rate=0.2"."""
   if preset not in PRESETS:
     raise ValueError(f"{preset!r} is no preset; choose of {', '.join(PRESETS)}.")
-  config = PRESETS[preset]()
+  config = PRESETS[preset]().lock()  # an unknown name is an error
   flat = {}
   for override in overrides:
     name, equals, text = override.partition("=")
@@ -117,4 +117,4 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
     config.update_from_flattened_dict(flat)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"--set={','.join(overrides)} does not fit the settings: {error}") from error
-  return config.lock()
+  return config

@@ -1,0 +1,37 @@
+import pytest
+
+import shrinkmeta as sm
+from experiments import arms, configs
+
+
+def test_presets_have_an_arm_for_every_algorithm():
+  for preset in configs.PRESETS:
+    assert set(configs.load(preset).arms) == set(arms.ALL)
+
+
+def test_overrides():
+  config = configs.load("smoke", ["meta_steps=7", "norm=group", "arms.reptile.inner_rate=0.25"])
+  assert (config.meta_steps, config.norm, config.arms.reptile.inner_rate) == (7, "group", 0.25)
+
+
+@pytest.mark.parametrize(
+  "override", ["meta_step=7", "meta_steps", "arms.maml.lr=1", "meta_steps=x"]
+)
+def test_an_override_that_does_not_fit_is_named(override):
+  with pytest.raises(ValueError, match=override.partition("=")[0]):
+    configs.load("smoke", [override])
+
+
+def test_unknown_preset_and_algorithm():
+  with pytest.raises(ValueError, match="huge.*default, full, smoke"):
+    configs.load("huge")
+  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
+  with pytest.raises(ValueError, match="protonet.*sigma_imaml"):
+    arms.make_learner("protonet", configs.load("smoke"), likelihood, {"w": "w"}, "vmap", None)
+
+
+@pytest.mark.parametrize("name", arms.ALL)
+def test_every_arm_builds_its_row(name):
+  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
+  learner = arms.make_learner(name, configs.load("smoke"), likelihood, {"w": "w"}, "vmap", None)
+  assert learner.row == sm.FAMILY.get(name, sm.FAMILY["hand_picked"])
