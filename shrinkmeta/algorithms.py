@@ -44,11 +44,11 @@ FAMILY: dict[str, Row] = {
 # One step size for the objective per example, in theta (sigma = inf) or in z.
 _STEPS = Inner(optax.sgd(0.1), steps=5)
 _LONG = Inner(optax.sgd(0.1), steps=50)
-_MODE = Inner(optax.adam(0.1), steps=50)
+_MODE = Inner(optax.lbfgs(), steps=50, tol=1e-4)
 _IMPLICIT = Implicit(solver="auto")
 _PHI = optax.adam(1e-3)
 _SIGMA = optax.adam(3e-2)
-_INIT_SIGMA = 0.1
+_INIT_SIGMA = 0.3
 
 
 def _mask(labels: modules.Labels, task_specific: Sequence[str]) -> dict[str, float]:
