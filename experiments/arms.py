@@ -3,6 +3,7 @@
 Algorithms know nothing of data sets and networks; a data set needs no change here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,9 @@ DEFAULT = ("sigma_imaml", "reptile", "fomaml")
 _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "sgd": optax.sgd,
   "adam": optax.adam,
+  # The square root of a zero second moment has no derivative: a gradient through Adam's steps is
+  # NaN wherever an entry's gradient is 0, as under a norm, unless a root is added.
+  "smooth_adam": functools.partial(optax.adam, eps_root=1e-8),
 }
 
 

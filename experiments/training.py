@@ -76,7 +76,8 @@ def train(
       if row["failed"] == meta_batch:
         raise FloatingPointError(
           f"{name}: no task of meta-step {i} gave a finite gradient. Lower the inner step size "
-          f"(--set=arms.{name}.inner_rate=...), or init_sigma."
+          f"(--set=arms.{name}.inner_rate=...), or init_sigma; a gradient through Adam's steps "
+          "needs inner=smooth_adam."
         )
   seconds = {"compile": compiled, "train": time.perf_counter() - begin - compiled}
   return Trained(state, {"step": [float(i) for i in range(meta_steps)], **history}, seconds)
