@@ -61,7 +61,7 @@ for make in (sm.sigma_imaml, sm.maml):
       state = learner.init(params)
       compiled = jax.jit(learner.update).lower(state, tasks).compile()
       for _ in range(2):
-        state, metrics = jax.jit(learner.update)(state, tasks)
+        state, metrics = compiled(state, tasks)
       states[batching, m is mesh] = (state, metrics)
       if m is not None:
         text = compiled.as_text()

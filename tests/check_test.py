@@ -1,3 +1,5 @@
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,17 +35,15 @@ def problem(make, **keywords):
 def test_right_gradients_pass(make, keywords):
   check = sm.check_meta_gradient(*problem(make, **keywords))
   # Two directions of phi for each of two modules, and one of sigma.
-  assert [(r.parameter, r.module) for r in check.rows] == [
-    ("phi", "head"),
-    ("phi", "head"),
-    ("phi", "body"),
-    ("phi", "body"),
-    ("log_sigma2", "head"),
-    ("log_sigma2", "body"),
-  ] or {r.module for r in check.rows} == {"body", "head"}
-  assert len(check.rows) == 6
+  assert collections.Counter((r.parameter, r.module) for r in check.rows) == {
+    ("phi", "body"): 2,
+    ("phi", "head"): 2,
+    ("log_sigma2", "body"): 1,
+    ("log_sigma2", "head"): 1,
+  }
   for row in check.rows:
-    assert row.unrolled_error < 1e-7 and row.error < 1e-7, check
+    assert row.unrolled_error < 1e-7, check
+    np.testing.assert_allclose(row.learner, row.differences, rtol=1e-6, atol=1e-9)
   assert len(str(check).splitlines()) == 7
 
 
@@ -59,7 +59,9 @@ def test_it_sees_what_an_approximation_leaves_out():
 
 def test_frozen_modules_have_no_row_for_sigma():
   check = sm.check_meta_gradient(
-    *problem(sm.sigma_imaml, inner=MODE, init_sigma={"body": 0.0, "head": 0.6})
+    *problem(
+      sm.sigma_imaml, inner=sm.Inner(optax.sgd(0.5), 1), init_sigma={"body": 0.0, "head": 0.6}
+    )
   )
   assert [r.module for r in check.rows if r.parameter == "log_sigma2"] == ["head"]
 
@@ -68,4 +70,5 @@ def test_mini_batches_are_the_same_for_all_evaluations():
   inner = sm.Inner(optax.sgd(0.1), 3, batch_size=2)
   learner, state, tasks = problem(sm.sigma_maml, inner=inner)
   check = sm.check_meta_gradient(learner, state, tasks, key=jax.random.key(3))
-  assert max(row.error for row in check.rows) < 1e-7
+  for row in check.rows:
+    np.testing.assert_allclose(row.learner, row.differences, rtol=1e-6, atol=1e-9)

@@ -133,7 +133,7 @@ def test_errors_of_update(name):
     with pytest.raises(ValueError, match=message):
       learner.update(state, bad)
   with pytest.raises(ValueError, match=r"state.phi/w .*index \(0,\): nan"):
-    learner.update(state._replace(phi={**PHI, "w": jnp.array([jnp.nan, 0.0])}), tasks)
+    learner.update(state._replace(phi={**PHI, "w": PHI["w"].at[0].set(jnp.nan)}), tasks)
   with pytest.raises(ValueError, match=r"state.log_sigma2 has no entry for module 'head'"):
     learner.update(state._replace(log_sigma2={"body": jnp.zeros([])}), tasks)
 

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 T, N, SCALE, STEPS, RATE = 3, 6, 0.5, 4, 0.1
 SGD = sm.Inner(optax.sgd(RATE), steps=STEPS)
-MODE = sm.Inner(optax.lbfgs(memory_size=10), steps=1000, tol=1e-11)
+# Heavy ball: thousands of steps, but quick to compile, and its steps can be differentiated through.
+MODE = sm.Inner(optax.sgd(0.05, momentum=0.9), steps=20_000, tol=1e-12)
 EXACT = sm.Implicit(curvature="hessian", max_steps=400, tol=1e-13)
 
 
@@ -126,8 +127,7 @@ def masked(tasks):
   )
 
 
-@pytest.mark.parametrize("with_masks", (False, True))
-@pytest.mark.parametrize("remat", (False, True))
+@pytest.mark.parametrize("with_masks, remat", ((False, False), (True, True)))
 def test_maml_is_the_derivative_through_the_steps(with_masks, remat):
   likelihood, params, tasks = mlp_problem()
   tasks = masked(tasks) if with_masks else tasks
@@ -194,11 +194,12 @@ def test_anil_is_maml_on_the_head_alone(head):
 def test_masks_freeze_to_the_bit():
   likelihood, params, tasks = mlp_problem()
   labels, train = sm.by_layer(params), task(tasks, 0).train
+  picked = lambda *m: sm.hand_picked(likelihood, labels, task_specific=m)
   learners = {
-    ("body",): [sm.anil(likelihood, labels), sm.hand_picked(likelihood, labels, task_specific=("head",))],
-    ("head",): [sm.boil(likelihood, labels), sm.hand_picked(likelihood, labels, task_specific=("body",))],
+    ("body",): [sm.anil(likelihood, labels), picked("head")],
+    ("head",): [sm.boil(likelihood, labels), picked("body")],
     ("body", "head"): [
-      sm.no_adaptation(likelihood, labels), sm.hand_picked(likelihood, labels, task_specific=()),
+      sm.no_adaptation(likelihood, labels), picked(),
       sm.sigma_imaml(likelihood, labels, init_sigma=0.0),
     ],
     (): [sm.maml(likelihood, labels), sm.fine_tuning(likelihood, labels)],
@@ -219,7 +220,7 @@ def test_boil_and_hand_picked_are_the_derivative_through_the_steps_of_their_modu
   labels = sm.by_layer(params)
   for learner, moving in (
     (sm.boil(likelihood, labels, inner=SGD), ("body",)),
-    (sm.hand_picked(likelihood, labels, task_specific=("head", "body"), inner=SGD), ("head", "body")),
+    (sm.hand_picked(likelihood, labels, task_specific=("head",), inner=SGD), ("head",)),
   ):  # fmt: skip
     loss = lambda phi, moving=moving: mean(
       lambda t: mean_nll(descend(phi, t.train, moving), t.val), tasks
@@ -296,7 +297,7 @@ def test_sigma_imaml_is_the_dense_solution():
   learner = sm.sigma_imaml(likelihood, labels, inner=MODE, implicit=EXACT, init_sigma=sigma)
   grad, _ = gradient(learner, params, tasks)
   flat_phi, unravel = ravel_pytree(params)
-  s = ravel_pytree({m: jax.tree.map(lambda x, m=m: jnp.full_like(x, sigma[m]), params[m]) for m in params})[0]  # fmt: skip
+  s = ravel_pytree(jax.tree.map(lambda m, x: jnp.full_like(x, sigma[m]), labels, params))[0]
   d_phi, d_sigma = [], []
   for theta, g, h in dense_pieces(learner, params, tasks):
     # theta(phi, log s^2): (I + s^2 H) d theta = d phi + (theta - phi)_m d log s_m^2.
@@ -449,44 +450,39 @@ def test_the_meta_gradient_is_the_difference_quotient(name, problem):
     assert abs(want) > 1e-4  # or the comparison would say little
 
 
-@pytest.mark.parametrize("problem", ("tanh", "conv"))
 @pytest.mark.parametrize("name", ("sigma_imaml", "sigma_reptile", "sigma_maml"))
+@pytest.mark.parametrize("problem", ("tanh", pytest.param("conv", marks=pytest.mark.slow)))
 def test_check_meta_gradient_says_that_it_is_right(name, problem):
   learner, state, tasks = with_rows(problem, name)
   check = sm.check_meta_gradient(learner, state, tasks)
   assert {(r.parameter, r.module) for r in check.rows} == {
     (p, m) for p in ("phi", "log_sigma2") for m in state.phi
   }
-  scale = max(abs(r.differences) for r in check.rows)
   for row in check.rows:
-    # The checker's own differences are O(eps^(2/3)) of the loss: about 1e-8 beside 1.
-    assert abs(row.learner - row.differences) <= 1e-6 * max(abs(row.differences), 0.1 * scale), (
-      check
-    )
-    if name == "sigma_maml":
-      assert row.unrolled_error < 1e-9, check
+    # The checker's step is 6e-6, which divides the 1e-12 or so that the mode is off by.
+    assert row.error < 1e-5, check
+    assert row.unrolled_error < 1e-6, check
+
+
+def checked(learner, params, tasks):
+  return sm.check_meta_gradient(learner, learner.init(params), tasks).rows
 
 
 def test_check_meta_gradient_says_that_it_is_wrong():
   likelihood, params, tasks = mlp_problem()
   labels = sm.by_layer(params)
-  fomaml = sm.fomaml(likelihood, labels, inner=SGD)
-  check = sm.check_meta_gradient(fomaml, fomaml.init(params), tasks)
-  assert (
-    max(r.error for r in check.rows) > 0.05 and max(r.unrolled_error for r in check.rows) > 0.05
-  )
+  rows = checked(sm.fomaml(likelihood, labels, inner=SGD), params, tasks)
+  assert max(r.error for r in rows) > 0.05
+  assert max(r.unrolled_error for r in rows) > 0.05
   maml = sm.maml(likelihood, labels, inner=SGD)
-  check = sm.check_meta_gradient(maml, maml.init(params), tasks)
-  assert max(r.unrolled_error for r in check.rows) < 1e-9
-  assert max(r.error for r in check.rows) < 1e-5
+  for row in checked(maml, params, tasks):
+    assert row.unrolled_error < 1e-9 and row.error < 1e-5
 
   def scaled(state, tasks, key=None):
     grad, metrics = maml.meta_gradient(state, tasks, key)
     return optax.tree.scale(1.02, grad), metrics
 
-  wrong = maml._replace(meta_gradient=scaled)
-  check = sm.check_meta_gradient(wrong, wrong.init(params), tasks)
-  for row in check.rows:
+  for row in checked(maml._replace(meta_gradient=scaled), params, tasks):
     np.testing.assert_allclose([row.error, row.unrolled_error], 0.02, rtol=5e-3)
 
 
