@@ -63,6 +63,9 @@ def check_meta_gradient(
   how good the solve is, and what the curvature neglects. phi of reptile follows no loss: its rows
   are NaN. Differences are precise to about 1e-8 in float64 and 1e-2 in float32.
 
+  After L-BFGS trust the differences alone: a derivative through its line search and memory of past
+  steps need not be near that of the point they end in, even where that point is exact.
+
   Args:
     state, tasks: where to compare; a few tasks do.
     key: for the mini-batches of Inner.batch_size; the same for all evaluations.

@@ -132,18 +132,25 @@ def make_learner(
     log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
     return -log_p / jnp.maximum(num_examples(batch, log_p.dtype), 1.0)
 
+  def adapted_nll(params: MetaParams, task: Task, key: Any) -> tuple[Any, tuple[Any, InnerInfo]]:
+    """(val_nll at theta_hat, (z, info)), differentiable in params through the steps."""
+    white = whitening(params.log_sigma2, labels, _dtype(params.phi))
+    z, info = minimise(inner, likelihood, params.phi, white, task.train, key=key)
+    return val_nll(to_theta(params.phi, white.scale, z), task.val), (z, info)
+
   def unrolled(params: MetaParams, task: Task, key: Any) -> _TaskResult:
-    """Gradients of the validation loss through the steps, or with z held (first order)."""
-
-    def loss(params: MetaParams) -> tuple[jax.Array, InnerInfo]:
-      start = jax.lax.stop_gradient(params) if row.gradient == "first_order" else params
-      start_white = whitening(start.log_sigma2, labels, _dtype(start.phi))
-      z, info = minimise(inner, likelihood, start.phi, start_white, task.train, key=key)
-      white = whitening(params.log_sigma2, labels, _dtype(params.phi))
-      return val_nll(to_theta(params.phi, white.scale, z), task.val), info
-
-    (nll, info), grad = jax.value_and_grad(loss, has_aux=True)(params)
+    (nll, (_, info)), grad = jax.value_and_grad(adapted_nll, has_aux=True)(params, task, key)
     return _TaskResult(grad, nll, nll, info, None)
+
+  def first_order(params: MetaParams, task: Task, key: Any) -> _TaskResult:
+    """The gradient with z held, of a loss that itself still depends on params through z."""
+    nll, (z, info) = adapted_nll(params, task, key)
+
+    def loss(params: MetaParams) -> jax.Array:
+      white = whitening(params.log_sigma2, labels, _dtype(params.phi))
+      return val_nll(to_theta(params.phi, white.scale, z), task.val)
+
+    return _TaskResult(jax.grad(loss)(params), nll, nll, info, None)
 
   def stationary(params: MetaParams, task: Task, key: Any) -> _TaskResult:
     """Gradients by the implicit function theorem, for sigma and, where phi follows it, l_PLL."""
@@ -179,8 +186,8 @@ def make_learner(
     grad = MetaParams(g, jax.tree.map(jnp.zeros_like, params.log_sigma2))
     return _TaskResult(grad, val_nll(params.phi, task.val), nll, none, None)
 
-  through_steps = row.gradient in ("unrolled", "first_order")
-  of_task = pooled if row.phi == "pooled" else unrolled if through_steps else stationary
+  by_gradient = {"unrolled": unrolled, "first_order": first_order}
+  of_task = pooled if row.phi == "pooled" else by_gradient.get(row.gradient, stationary)
 
   def init(params: PyTree) -> MetaState:
     dtype = validate.parameters("params", params)
