@@ -44,7 +44,7 @@ def default() -> Config:
       "arms": {
         "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
         "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
-        "sigma_maml": _arm("smooth_adam", 0.3, 10, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+        "sigma_maml": _arm("sgd", 5.0, 10, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
         "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
         "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5),
         "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),

@@ -139,7 +139,7 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
   if {"sigma_imaml"} < {c.algorithm for c in curves}:
     parts.append(results.paired_table(curves))
   shown = {c.algorithm: c for c in reversed(learned)}  # the first seed of each
-  parts += [f"{c.algorithm}, seed {c.seed}\n{results.module_table(c)}" for c in shown.values()]
+  parts += [results.module_table(curve) for curve in shown.values()]
   return "\n\n".join(parts)
 
 
