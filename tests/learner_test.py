@@ -346,18 +346,16 @@ def test_sigma_reptile_tends_to_reptile():
   optimum = jnp.stack([jnp.linalg.lstsq(*task(tasks, t).train[:2])[0] for t in range(T)])
   assert_close(reptile, {"w": params["w"] - optimum.mean(0)})
   errors = []
-  for sigma in (10.0, 1e2, 1e3):
-    # In z the curvature grows with sigma^2, so L-BFGS; loose, as z itself is small.
-    learner = sm.sigma_reptile(
-      likelihood, labels, inner=sm.Inner(optax.lbfgs(), steps=300, tol=1e-12 * sigma),
-      implicit=sm.Implicit(max_steps=50, tol=1e-10), init_sigma=sigma,
-    )  # fmt: skip
+  for sigma in (1e2, 1e3, 1e4):
+    # The same steps in theta: in z the curvature grows with sigma^2.
+    inner = sm.Inner(optax.sgd(0.05 / sigma**2, momentum=0.6), steps=2000)
+    learner = sm.sigma_reptile(likelihood, labels, inner=inner, init_sigma=sigma)
     grad = gradient(learner, params, tasks)[0].phi
     scaled = optax.tree.scale(sigma**2, grad)
     errors.append(float(optax.tree.norm(optax.tree.sub(scaled, reptile))))
   errors = np.array(errors) / float(optax.tree.norm(reptile))
   np.testing.assert_allclose(errors[:-1] / errors[1:], 100.0, rtol=5e-3)  # O(1 / sigma^4) left
-  assert errors[-1] < 1e-6
+  assert errors[-1] < 1e-8
 
 
 @pytest.mark.parametrize("sigma", (1e-6, 0.3, 2.0, 100.0))
