@@ -65,9 +65,10 @@ def _without_sigma(
   labels: modules.Labels,
   inner: Inner,
   phi_optimizer: optax.GradientTransformation,
-  init_sigma: float | dict[str, float] = float("inf"),
+  mask: float | dict[str, float] = float("inf"),
   **keywords: Any,
 ) -> MetaLearner:
+  """`mask` belongs to the row: init_sigma among the keywords is an error, sigma is no choice."""
   return make_learner(
     row,
     likelihood,
@@ -76,7 +77,7 @@ def _without_sigma(
     implicit=_IMPLICIT,
     phi_optimizer=phi_optimizer,
     sigma_optimizer=optax.set_to_zero(),
-    init_sigma=init_sigma,
+    init_sigma=mask,
     **keywords,
   )
 
@@ -248,7 +249,7 @@ def hand_picked(
   """MAML in which only the modules `task_specific` move."""
   mask = _mask(labels, task_specific)
   row = FAMILY["hand_picked"]
-  return _without_sigma(row, likelihood, labels, inner, phi_optimizer, init_sigma=mask, **keywords)
+  return _without_sigma(row, likelihood, labels, inner, phi_optimizer, mask=mask, **keywords)
 
 
 def anil(
@@ -296,4 +297,4 @@ def no_adaptation(
 ) -> MetaLearner:
   """phi fits all tasks' data alike and is used as it is: every module frozen."""
   row, mask = FAMILY["fine_tuning"], _mask(labels, ())
-  return _without_sigma(row, likelihood, labels, _STEPS, phi_optimizer, init_sigma=mask, **keywords)
+  return _without_sigma(row, likelihood, labels, _STEPS, phi_optimizer, mask=mask, **keywords)

@@ -83,3 +83,9 @@ def test_all_lists_what_is_there():
   assert set(ARGUMENTS) | set(ALGORITHMS) <= set(sm.__all__)
   undocumented = [n for n in sm.__all__ if n != "FAMILY" and not getattr(sm, n).__doc__]
   assert not undocumented
+
+
+@pytest.mark.parametrize("make", [sm.maml, sm.fomaml, sm.reptile, sm.fine_tuning, sm.anil])
+def test_rows_without_sigma_refuse_one(make):
+  with pytest.raises(TypeError, match="init_sigma"):
+    make(sm.gaussian(lambda theta, x: x @ theta["w"]), {"w": "w"}, init_sigma=0.1)
