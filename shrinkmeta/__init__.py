@@ -31,8 +31,10 @@ from shrinkmeta.modules import (
   format_summary,
   module_summary,
 )
+from shrinkmeta.partition import merge
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, Task
+from shrinkmeta.tasks import Batch, Task, stack_batches, stack_tasks
+from shrinkmeta.warm import WarmStart, put, take
 
 __version__ = "0.1.0"
 
@@ -52,6 +54,7 @@ __all__ = (
   "Row",
   "SolveInfo",
   "Task",
+  "WarmStart",
   "anil",
   "bernoulli",
   "boil",
@@ -74,12 +77,17 @@ __all__ = (
   "make_learner",
   "maml",
   "map_estimate",
+  "merge",
   "module_summary",
   "no_adaptation",
   "over_tasks",
   "poisson",
+  "put",
   "reptile",
   "sigma_imaml",
   "sigma_maml",
   "sigma_reptile",
+  "stack_batches",
+  "stack_tasks",
+  "take",
 )

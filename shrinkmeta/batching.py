@@ -1,8 +1,10 @@
-"""How a function of one task runs over T of them: at once, in sequence, over devices.
+"""How a function of one task runs over T of them: at once, in sequence, in blocks, over devices.
 
-On a CPU `vmap` turns convolutions with a kernel per task into grouped ones, which XLA runs slowly:
-"sequential" over a mesh with one host device per core is the fast way there. On an accelerator
-"vmap" is.
+On a CPU `vmap` of a network works through T copies of every activation, which no cache holds, and
+turns XLA's convolution with a kernel per task into a grouped one, several times slower; a task at a
+time, over a mesh with one host device a core, is the fast way there. For small parameters the cost
+is that of starting operations, and `vmap` starts them once. On an accelerator `vmap` is the way.
+Figures: `experiments/benchmarks`.
 """
 
 from collections.abc import Callable
@@ -10,11 +12,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 PyTree = Any
-Batching = Literal["vmap", "sequential"]
+Batching = Literal["auto", "vmap", "sequential"] | int
+Task = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+
+# "auto" on a CPU: with more shared numbers than this one task after another, else all at once.
+_SMALL = 16_384
 
 
 def num_tasks(tasks: PyTree) -> int:
@@ -22,12 +29,23 @@ def num_tasks(tasks: PyTree) -> int:
   return jax.tree.leaves(tasks)[0].shape[0]
 
 
+def check_batching(batching: Batching) -> None:
+  """Raises ValueError unless `batching` is one of the names or a positive number of tasks."""
+  count = isinstance(batching, int) and not isinstance(batching, bool) and batching > 0
+  if not count and batching not in ("auto", "vmap", "sequential"):
+    raise ValueError(
+      'batching must be "auto", "vmap", "sequential" or a positive number of tasks at once; got '
+      f"{batching!r}."
+    )
+
+
 def over_tasks(
-  f: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+  f: Task,
   shared: PyTree,
   tasks: PyTree,
-  batching: Batching = "vmap",
+  batching: Batching = "auto",
   mesh: Mesh | None = None,
+  first: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> tuple[PyTree, PyTree]:
   """Runs f(shared, task) -> (a, b) on every task; returns the sum of the a, and the b stacked [T].
 
@@ -36,29 +54,17 @@ def over_tasks(
       that a mesh can hand every device its copy.
     shared: the same for all tasks.
     tasks: leaves lead with [T].
-    batching: "vmap", all at once; "sequential", one after another, the sum carried along, so that
-      memory holds one task's a. Either way within each device of the mesh.
+    batching: within each device of the mesh, "vmap", all at once; "sequential", one after another,
+      the sum carried along, so that memory holds one task's a; an int, blocks of so many at once,
+      one block after another; "auto", by backend: see the head of this file.
     mesh: tasks are split over the devices of this one-axis mesh; None uses one device. The only
       communication is one sum of a.
+    first: (shared, tasks) -> tasks, applied on each device to all the tasks it has, before f.
   """
-  if batching not in ("vmap", "sequential"):
-    raise ValueError(f'batching must be "vmap" or "sequential"; got {batching!r}.')
-
-  def local(shared: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
-    if batching == "vmap":
-      a, b = jax.vmap(f, in_axes=(None, 0))(shared, tasks)
-      return jax.tree.map(lambda x: jnp.sum(x, 0), a), b
-    first = jax.tree.map(lambda x: x[0], tasks)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, shared, first)[0])
-
-    def step(total: PyTree, task: PyTree) -> tuple[PyTree, PyTree]:
-      a, b = f(shared, task)
-      return jax.tree.map(jnp.add, total, a), b
-
-    return jax.lax.scan(step, zero, tasks)
-
+  check_batching(batching)
+  run = lambda shared, tasks: _local(f, shared, first(shared, tasks) if first else tasks, batching)
   if mesh is None:
-    return local(shared, tasks)
+    return run(shared, tasks)
   if len(mesh.axis_names) != 1:
     raise ValueError(f"mesh must have one axis, over which tasks are split; got {mesh.axis_names}.")
   if num_tasks(tasks) % mesh.size:
@@ -69,12 +75,54 @@ def over_tasks(
   axis = mesh.axis_names[0]
 
   def shard(shared: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
-    a, b = local(shared, tasks)
+    a, b = run(shared, tasks)
     flat, unravel = ravel_pytree(a)
     return unravel(jax.lax.psum(flat, axis)), b  # one vector, so one all-reduce
 
   split, whole = PartitionSpec(axis), PartitionSpec()
-  run = jax.shard_map(
+  return jax.shard_map(
     shard, mesh=mesh, in_specs=(whole, split), out_specs=(whole, split), check_vma=False
-  )
-  return run(shared, tasks)
+  )(shared, tasks)
+
+
+def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
+  """How many of `count` tasks run at once on one device."""
+  if batching == "auto":
+    size = sum(np.size(x) for x in jax.tree.leaves(shared))
+    one_by_one = jax.default_backend() == "cpu" and size > _SMALL
+    batching = "sequential" if one_by_one else "vmap"
+  if isinstance(batching, int):
+    return min(batching, count)
+  return count if batching == "vmap" else 1
+
+
+def _local(f: Task, shared: PyTree, tasks: PyTree, batching: Batching) -> tuple[PyTree, PyTree]:
+  count = num_tasks(tasks)
+  size = tasks_at_once(batching, shared, count)
+
+  def block(tasks: PyTree) -> tuple[PyTree, PyTree]:
+    a, b = jax.vmap(f, in_axes=(None, 0))(shared, tasks)
+    return jax.tree.map(lambda x: jnp.sum(x, 0), a), b
+
+  if size == count:
+    return block(tasks)
+  if size == 1:
+    block = lambda tasks: f(shared, tasks)
+  whole = count // size * size
+  fold = lambda x: x[:whole] if size == 1 else x[:whole].reshape(-1, size, *x.shape[1:])
+  blocks = jax.tree.map(fold, tasks)
+  shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def step(total: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
+    a, b = block(tasks)
+    return jax.tree.map(jnp.add, total, a), b
+
+  total, b = jax.lax.scan(step, zero, blocks)
+  if size > 1:
+    b = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), b)
+  if whole < count:
+    a, rest = block(jax.tree.map(lambda x: x[whole:], tasks))
+    total = jax.tree.map(jnp.add, total, a)
+    b = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), b, rest)
+  return total, b

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from shrinkmeta.density import masked_log_prob
 from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.partition import merge
 from shrinkmeta.tasks import Batch, weights
 
 PyTree = Any
@@ -38,6 +39,37 @@ def curvature_product(
   vjp = jax.linear_transpose(jvp, theta)
   output_hessian = jax.linearize(jax.grad(loss_of_outputs), outputs)[1]
   return lambda v: vjp(output_hessian(jvp(v)))[0]
+
+
+def curvature_column(
+  curvature: Curvature, likelihood: Likelihood, theta: PyTree, part: PyTree, batch: Batch
+) -> Callable[[PyTree], PyTree]:
+  """v -> C v, all of it, for v that is 0 outside a part of theta.
+
+  The solve needs the square of C that belongs to the moving modules; the gradient of phi needs
+  their whole column once.
+
+  Args:
+    theta: all parameters.
+    part: those of the moving modules, None elsewhere; v is a tree like it.
+  """
+
+  def outputs_of(theta: PyTree) -> jax.Array:
+    return likelihood.predict(theta, batch.inputs)
+
+  def loss_of_outputs(outputs: jax.Array) -> jax.Array:
+    return -masked_log_prob(likelihood, outputs, batch)
+
+  if curvature == "hessian":
+    gradient = jax.grad(lambda t: loss_of_outputs(outputs_of(t)))
+    return lambda v: jax.jvp(lambda p: gradient(merge(p, theta)), (part,), (v,))[1]
+  outputs, vjp = jax.vjp(outputs_of, theta)
+
+  def column(v: PyTree) -> PyTree:
+    along = jax.jvp(lambda p: outputs_of(merge(p, theta)), (part,), (v,))[1]
+    return vjp(jax.jvp(jax.grad(loss_of_outputs), (outputs,), (along,))[1])[0]
+
+  return column
 
 
 def scaled_jacobian(

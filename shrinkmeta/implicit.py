@@ -17,7 +17,7 @@ w . (I + s C s) z_m / 2, and the sum of the two is w . z_m.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -25,12 +25,19 @@ import jax.numpy as jnp
 import optax
 
 from shrinkmeta import modules, solvers, validate
-from shrinkmeta.curvature import Curvature, curvature_product, scaled_jacobian
-from shrinkmeta.inner import Inner, InnerInfo, minimise, objective
+from shrinkmeta.curvature import (
+  Curvature,
+  curvature_column,
+  curvature_product,
+  scaled_jacobian,
+)
+from shrinkmeta.inner import Inner, InnerInfo, objective
 from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.mode import Mode, moving_model, posterior_mode
+from shrinkmeta.partition import Frozen, frozen_modules, hold, merge, moving
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, check_batch, num_examples
-from shrinkmeta.whitening import Whitening, to_theta, whitening
+from shrinkmeta.whitening import to_theta
 
 PyTree = Any
 
@@ -85,45 +92,61 @@ def implicit_gradient(
   likelihood: Likelihood,
   labels: modules.Labels,
   phi: PyTree,
-  white: Whitening,
+  log_sigma2: Mapping[str, jax.Array],
   batch: Batch,
   z: PyTree,
   g: PyTree,
+  *,
+  frozen: Frozen = frozenset(),
+  start: PyTree | None = None,
 ) -> tuple[MetaParams, PyTree, SolveInfo]:
   """The two formulas at the head of this file, for one task.
 
   Args:
-    z: the mode in whitened coordinates, a tree like phi.
+    z: the mode in whitened coordinates, a tree like the moving part of phi.
     g: d loss / d theta at the mode, a tree like phi.
+    frozen: modules held at phi. The solve leaves them out; of the gradient with respect to phi
+      they have their share, which goes through the curvature too.
+    start: w to begin CG from.
 
   Returns:
     the gradient of the loss with respect to (phi, log_sigma2), w, and how the solve went.
   """
-  s = white.scale
-  b = jax.tree.map(jnp.multiply, s, g)
-  if implicit.solver == "identity":
-    w, d_phi = b, g
-    info = SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False)))
-    return MetaParams(d_phi, modules.gather(jax.tree.map(jnp.multiply, w, z), labels)), w, info
+  model = moving_model(likelihood, labels, phi, log_sigma2, frozen)
+  s, g_moving = model.white.scale, moving(g, labels, frozen)
+  b = jax.tree.map(jnp.multiply, s, g_moving)
 
-  theta = to_theta(phi, s, z)
-  product = curvature_product(implicit.curvature, likelihood, theta, batch)
+  def result(d_phi: PyTree, w: PyTree, info: SolveInfo) -> tuple[MetaParams, PyTree, SolveInfo]:
+    zero = {m: jnp.zeros([], jnp.result_type(v)) for m, v in log_sigma2.items()}
+    d_sigma = modules.gather(jax.tree.map(jnp.multiply, w, z), model.labels)
+    return MetaParams(d_phi, zero | d_sigma), w, info
+
+  if implicit.solver == "identity":
+    return result(g, b, SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False))))
+
+  theta = to_theta(model.phi, s, z)
+  product = curvature_product(implicit.curvature, model.likelihood, theta, batch)
 
   def operator(v: PyTree) -> PyTree:
     curved = product(jax.tree.map(jnp.multiply, s, v))
     return jax.tree.map(
-      lambda p, s, c, v: (p + implicit.damping) * v + s * c, white.precision, s, curved, v
+      lambda p, s, c, v: (p + implicit.damping) * v + s * c, model.white.precision, s, curved, v
     )
 
-  if _use_dual(implicit, likelihood, theta, batch):
-    rows, negative = scaled_jacobian(likelihood, theta, s, batch)
+  if _use_dual(implicit, model.likelihood, theta, batch):
+    rows, negative = scaled_jacobian(model.likelihood, theta, s, batch)
     w, info = solvers.dual(rows, operator, b, 1.0 + implicit.damping, implicit.tol)
     info = info._replace(negative_curvature=negative)
+  elif implicit.solver == "neumann":
+    w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
   else:
-    solve = solvers.neumann if implicit.solver == "neumann" else solvers.cg
-    w, info = solve(operator, b, implicit.max_steps, implicit.tol)
-  d_phi = optax.tree.sub(g, product(jax.tree.map(jnp.multiply, s, w)))
-  return MetaParams(d_phi, modules.gather(jax.tree.map(jnp.multiply, w, z), labels)), w, info
+    w, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
+  column = product
+  if frozen:
+    whole = merge(theta, phi)
+    column = curvature_column(implicit.curvature, likelihood, whole, theta, batch)
+  d_phi = optax.tree.sub(g, column(jax.tree.map(jnp.multiply, s, w)))
+  return result(d_phi, w, info)
 
 
 def _use_dual(implicit: Implicit, likelihood: Likelihood, theta: PyTree, batch: Batch) -> bool:
@@ -144,6 +167,7 @@ def map_estimate(
   *,
   steps: int | jax.Array | None = None,
   key: jax.Array | None = None,
+  frozen: Iterable[str] = (),
 ) -> tuple[PyTree, InnerInfo]:
   """theta_hat = argmax_theta log p(D | theta) + log p(theta | phi, sigma), for one task.
 
@@ -155,6 +179,8 @@ def map_estimate(
     batch: one task's training data, without the T axis; `jax.vmap` over it for many.
     steps: replaces inner.steps.
     key: for inner.batch_size; consumed.
+    frozen: modules to leave out of the work beside those whose log_sigma2 is known here to be
+      -inf; for use under jit, where log_sigma2 is not known.
 
   Returns:
     (theta, info): a tree like phi, and an InnerInfo, whose derivative is zero.
@@ -172,31 +198,32 @@ def map_estimate(
   modules.check_modules("log_sigma2", log_sigma2, labels)
   check_batch("batch", batch)
 
-  def solve(
-    phi: PyTree, log_s2: PyTree, batch: Batch, key: Any
-  ) -> tuple[PyTree, PyTree, InnerInfo]:
-    white = whitening(log_s2, labels, dtype)
-    z, info = minimise(inner, likelihood, phi, white, batch, steps=steps, key=key)
-    return to_theta(phi, white.scale, z), z, info
+  taken = frozen_modules(log_sigma2, frozen)
+  phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, taken)
+
+  def solve(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> Mode:
+    return posterior_mode(
+      inner, likelihood, labels, phi, log_s2, batch, taken, steps=steps, key=key
+    )
 
   @jax.custom_vjp
   def mode(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo]:
-    theta, _, info = solve(phi, log_s2, batch, key)
-    return theta, info
+    found = solve(phi, log_s2, batch, key)
+    return found.theta, found.info
 
   def forward(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[Any, Any]:
-    theta, z, info = solve(phi, log_s2, batch, key)
-    return (theta, info), (phi, log_s2, batch, z)
+    found = solve(phi, log_s2, batch, key)
+    return (found.theta, found.info), (phi, log_s2, batch, found.z)
 
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     phi, log_s2, batch, z = residuals
-    white = whitening(log_s2, labels, dtype)
     grad, w, _ = implicit_gradient(
-      implicit, likelihood, labels, phi, white, batch, z, cotangents[0]
+      implicit, likelihood, labels, phi, log_s2, batch, z, cotangents[0], frozen=taken
     )
+    model = moving_model(likelihood, labels, phi, log_s2, taken)
 
     def stationarity(batch: Batch) -> PyTree:  # grad_z J, a sum over examples
-      loss = objective(likelihood, phi, white, batch)
+      loss = objective(model.likelihood, model.phi, model.white, batch)
       n = jnp.maximum(num_examples(batch, dtype), 1.0)
       return jax.tree.map(lambda x: n * x, jax.grad(lambda z: loss(z, batch))(z))
 
@@ -205,4 +232,4 @@ def map_estimate(
 
   mode.defvjp(forward, backward)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}
-  return mode(jax.tree.map(jnp.asarray, phi), log_s2, batch, key)
+  return mode(phi, log_s2, batch, key)

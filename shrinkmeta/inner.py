@@ -54,7 +54,12 @@ class Inner:
 
 
 class InnerInfo(NamedTuple):
-  """How the optimisation of one task ended; all of it at theta_hat, on the full batch."""
+  """How the optimisation of one task ended: at theta_hat, on the full batch.
+
+  In the metrics of rows whose gradient asks for no mode (`maml`, `fomaml`, `reptile`, ...) at the
+  last point where a step took the gradient, on its batch: one more gradient would cost as much as
+  a step. NaN where no step was taken.
+  """
 
   steps: jax.Array  # [] int32, taken
   objective: jax.Array  # [] J / N
@@ -62,11 +67,23 @@ class InnerInfo(NamedTuple):
   converged: jax.Array  # [] bool: grad_norm <= tol (1e-3 where Inner.tol is None)
 
 
-class _Carry(NamedTuple):
+class Descent(NamedTuple):
+  """The state of one task's loop."""
+
   z: PyTree
   opt_state: optax.OptState
   step: jax.Array  # [] int32
   done: jax.Array  # [] bool, the tolerance was met at z
+  objective: jax.Array  # [] J / N where the last step began
+  grad_norm: jax.Array  # [] there
+
+
+class Loop(NamedTuple):
+  """One task's loop: where it begins, a step of it, how it stands. Pure functions."""
+
+  begin: Callable[[PyTree], Descent]
+  step: Callable[[Descent], Descent]
+  info: Callable[[Descent], InnerInfo]  # at z, on the full batch
 
 
 def objective(
@@ -77,13 +94,22 @@ def objective(
   n = jnp.maximum(num_examples(data, dtype), 1.0)
 
   def per_example(z: PyTree, batch: Batch) -> jax.Array:
-    theta = to_theta(phi, white.scale, z)
-    log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
-    square = jax.tree.map(lambda p, v: p * jnp.sum(jnp.square(v)), white.precision, z)
-    prior = 0.5 * sum(jax.tree.leaves(square), jnp.zeros([], dtype))
-    return prior / n - log_p / jnp.maximum(num_examples(batch, dtype), 1.0)
+    nll = mean_nll(likelihood, to_theta(phi, white.scale, z), batch)
+    return nll + _neg_log_prior(white, z) / n
 
   return per_example
+
+
+def _neg_log_prior(white: Whitening, z: PyTree) -> jax.Array:
+  """precision |z|^2 / 2 []."""
+  square = jax.tree.map(lambda p, v: 0.5 * p * jnp.sum(jnp.square(v)), white.precision, z)
+  return jnp.asarray(sum(jax.tree.leaves(square)))
+
+
+def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
+  """Mean over examples of -log p(x_n | theta) []."""
+  log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
+  return -log_p / jnp.maximum(num_examples(batch, log_p.dtype), 1.0)
 
 
 def draw(key: jax.Array, batch: Batch, size: int) -> Batch:
@@ -92,6 +118,63 @@ def draw(key: jax.Array, batch: Batch, size: int) -> Batch:
   score = jnp.where(mask != 0, jax.random.uniform(key, mask.shape), -1.0)
   rows = jax.lax.top_k(score, size)[1]
   return jax.tree.map(lambda x: x[rows], batch._replace(mask=mask))
+
+
+def loop(
+  inner: Inner,
+  likelihood: Likelihood,
+  phi: PyTree,
+  white: Whitening,
+  batch: Batch,
+  key: jax.Array | None,
+) -> Loop:
+  """The loop of `inner` on one task; arguments as for `minimise`."""
+  if inner.batch_size is not None and key is None:
+    raise ValueError("Inner.batch_size draws mini-batches: pass key=jax.random.key(...) along.")
+  if inner.batch_size is not None and inner.batch_size > num_rows(batch):
+    raise ValueError(
+      f"Inner.batch_size is {inner.batch_size}, but the task has {num_rows(batch)} rows; "
+      "choose a smaller size, or None for the full batch."
+    )
+  dtype = jnp.result_type(jax.tree.leaves(phi)[0])
+  n = jnp.maximum(num_examples(batch, dtype), 1.0)
+  loss = objective(likelihood, phi, white, batch)
+  optimizer = optax.with_extra_args_support(inner.optimizer)
+
+  def value_and_grad(z: PyTree, mini: Batch) -> tuple[jax.Array, PyTree]:
+    """J / N and s * grad_theta + precision * z / N: the prior's half needs no autodiff."""
+    theta = to_theta(phi, white.scale, z)
+    nll, g = jax.value_and_grad(lambda t: mean_nll(likelihood, t, mini))(theta)
+    grad = jax.tree.map(lambda s, p, g, v: s * g + p * v / n, white.scale, white.precision, g, z)
+    return nll + _neg_log_prior(white, z) / n, grad
+
+  def begin(z: PyTree) -> Descent:
+    nan = jnp.full([], jnp.nan, dtype)
+    return Descent(z, optimizer.init(z), jnp.zeros([], jnp.int32), jnp.zeros([], bool), nan, nan)
+
+  def step(at: Descent) -> Descent:
+    mini = batch
+    if inner.batch_size is not None and key is not None:
+      mini = draw(jax.random.fold_in(key, at.step), batch, inner.batch_size)
+    value, grad = value_and_grad(at.z, mini)
+    updates, opt_state = optimizer.update(
+      grad, at.opt_state, at.z, value=value, grad=grad, value_fn=lambda z: loss(z, mini)
+    )
+    z = optax.apply_updates(at.z, updates)
+    seen = jax.lax.stop_gradient((value, optax.tree.norm(jax.lax.stop_gradient(grad))))
+    if inner.tol is None:
+      return Descent(z, opt_state, at.step + 1, at.done, *seen)
+    done = seen[1] <= inner.tol
+    return Descent(
+      optax.tree.where(done, at.z, z), opt_state, at.step + jnp.where(done, 0, 1), done, *seen
+    )
+
+  def info(at: Descent) -> InnerInfo:
+    value, grad = value_and_grad(at.z, batch)
+    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+    return InnerInfo(at.step, value, norm, norm <= (inner.tol or 1e-3))
+
+  return Loop(begin, jax.checkpoint(step) if inner.remat else step, info)
 
 
 def minimise(
@@ -103,71 +186,51 @@ def minimise(
   *,
   steps: int | jax.Array | tuple[int, ...] | None = None,
   key: jax.Array | None = None,
+  start: PyTree | None = None,
+  end: Descent | None = None,
+  info_at_end: bool = True,
 ) -> tuple[PyTree, InnerInfo]:
-  """z_hat = argmin J, from z = 0, for one task.
+  """z_hat = argmin J, for one task.
 
   Args:
     inner, likelihood, phi, white, batch: as above; `batch` without the T axis.
     steps: replaces inner.steps. An int fixes the program and can be differentiated backwards; a
       traced int does not recompile; an increasing tuple [S] records one run at those steps.
     key: consumed by the mini-batches; needed with inner.batch_size, else ignored.
+    start: z to begin from; None is 0, theta = phi.
+    end: where this loop ended, if it was run already; then nothing is left but to report it.
+    info_at_end: False takes objective and gradient from where the last step began, for nothing.
 
   Returns:
     z, with the structure of phi, and its InnerInfo; for a tuple of steps every leaf leads with [S].
   """
   steps = inner.steps if steps is None else steps
   _check_steps(steps)
-  if inner.batch_size is not None and key is None:
-    raise ValueError("Inner.batch_size draws mini-batches: pass key=jax.random.key(...) along.")
-  if inner.batch_size is not None and inner.batch_size > num_rows(batch):
-    raise ValueError(
-      f"Inner.batch_size is {inner.batch_size}, but the task has {num_rows(batch)} rows; "
-      "choose a smaller size, or None for the full batch."
-    )
-  loss = objective(likelihood, phi, white, batch)
-  optimizer = optax.with_extra_args_support(inner.optimizer)
+  task = loop(inner, likelihood, phi, white, batch, key)
+  if end is not None:
+    return end.z, task.info(end)
 
-  def step(carry: _Carry) -> _Carry:
-    mini = batch
-    if inner.batch_size is not None and key is not None:
-      mini = draw(jax.random.fold_in(key, carry.step), batch, inner.batch_size)
-    value_fn = lambda z: loss(z, mini)
-    value, grad = jax.value_and_grad(value_fn)(carry.z)
-    updates, opt_state = optimizer.update(
-      grad, carry.opt_state, carry.z, value=value, grad=grad, value_fn=value_fn
-    )
-    z = optax.apply_updates(carry.z, updates)
+  def run(at: Descent, until: int | jax.Array) -> Descent:
     if inner.tol is None:
-      return _Carry(z, opt_state, carry.step + 1, carry.done)
-    done = optax.tree.norm(grad) <= inner.tol
-    return _Carry(
-      optax.tree.where(done, carry.z, z), opt_state, carry.step + jnp.where(done, 0, 1), done
-    )
+      begin = 0 if isinstance(until, int) else at.step
+      return jax.lax.fori_loop(begin, until, lambda _, d: task.step(d), at)
+    return jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, task.step, at)
 
-  step = jax.checkpoint(step) if inner.remat else step
-
-  def run(carry: _Carry, until: int | jax.Array) -> _Carry:
-    if inner.tol is None:
-      start = 0 if isinstance(until, int) else carry.step
-      return jax.lax.fori_loop(start, until, lambda _, c: step(c), carry)
-    return jax.lax.while_loop(lambda c: (c.step < until) & ~c.done, step, carry)
-
-  def info(carry: _Carry) -> InnerInfo:
-    value, grad = jax.value_and_grad(lambda z: loss(z, batch))(carry.z)
-    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    return InnerInfo(carry.step, value, norm, norm <= (inner.tol or 1e-3))
-
-  z = optax.tree.zeros_like(phi)
-  start = _Carry(z, optimizer.init(z), jnp.zeros([], jnp.int32), jnp.zeros([], bool))
+  begin = task.begin(optax.tree.zeros_like(phi) if start is None else start)
   if not isinstance(steps, tuple):
-    end = run(start, steps)
-    return end.z, info(end)
+    last = run(begin, steps)
+    return last.z, task.info(last) if info_at_end else _info_on_the_way(inner, last)
 
-  def segment(carry: _Carry, until: jax.Array) -> tuple[_Carry, tuple[PyTree, InnerInfo]]:
-    carry = run(carry, until)
-    return carry, (carry.z, info(carry))
+  def segment(at: Descent, until: jax.Array) -> tuple[Descent, tuple[PyTree, InnerInfo]]:
+    at = run(at, until)
+    return at, (at.z, task.info(at))
 
-  return jax.lax.scan(segment, start, jnp.asarray(steps, jnp.int32))[1]
+  return jax.lax.scan(segment, begin, jnp.asarray(steps, jnp.int32))[1]
+
+
+def _info_on_the_way(inner: Inner, at: Descent) -> InnerInfo:
+  """What the last step saw where it began."""
+  return InnerInfo(at.step, at.objective, at.grad_norm, at.grad_norm <= (inner.tol or 1e-3))
 
 
 def _check_steps(steps: Any) -> None:

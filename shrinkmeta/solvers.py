@@ -49,8 +49,14 @@ def _info(
   return SolveInfo(residual, steps, negative, residual <= tol)
 
 
-def cg(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTree, SolveInfo]:
-  """Conjugate gradients from w = 0, until |b - K w| <= tol |b|, `max_steps`, or p^T K p <= 0.
+def cg(
+  operator: Operator, b: PyTree, max_steps: int, tol: float, start: PyTree | None = None
+) -> tuple[PyTree, SolveInfo]:
+  """Conjugate gradients until |b - K w| <= tol |b|, `max_steps`, or p^T K p <= 0.
+
+  Args:
+    start: w to begin from, at the price of one more product; 0 is taken instead, as with None,
+      where that is nearer: where |b - K start| > |b|.
 
   References: Hestenes, Stiefel, 1952; Steihaug, The conjugate gradient method and trust regions
     in large scale optimization, 1983 (the stop at negative curvature).
@@ -83,9 +89,16 @@ def cg(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTre
       broken,
     )
 
-  zero, false = optax.tree.zeros_like(b), jnp.zeros([], bool)
-  start = _CG(zero, b, b, norm2, zero, norm2, jnp.zeros([], jnp.int32), false, false)
-  end = jax.lax.while_loop(unfinished, step, start)
+  w, residual, square = optax.tree.zeros_like(b), b, norm2
+  if start is not None:
+    left = optax.tree.sub(b, operator(start))
+    nearer = _vdot(left, left) < norm2
+    w = optax.tree.where(nearer, start, w)
+    residual = optax.tree.where(nearer, left, b)
+    square = jnp.where(nearer, _vdot(left, left), norm2)
+  steps, false = jnp.full([], 0 if start is None else 1, jnp.int32), jnp.zeros([], bool)
+  begin = _CG(w, residual, residual, square, w, square, steps, false, false)
+  end = jax.lax.while_loop(unfinished, step, begin)
   square = jnp.where(end.broken, jnp.nan, end.best_square)
   return end.best, _info(square, b, end.steps, end.negative, tol)
 

@@ -1,9 +1,11 @@
 """The data of a task: a batch of examples to adapt on and one to be judged by."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shrinkmeta import validate
 
@@ -26,12 +28,12 @@ class Task(NamedTuple):
   """Data of one task: theta is found on `train`, sigma and phi are judged on `val`."""
 
   train: Batch
-  val: Batch
+  val: Batch | Any  # a Batch; `reptile` alone, which judges by nothing, takes None too
 
 
 def num_rows(batch: Batch) -> int:
   """N, padding included (static)."""
-  return jax.tree.leaves(batch.inputs)[0].shape[0]
+  return jax.tree.leaves(batch.targets)[0].shape[0]
 
 
 def weights(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -44,6 +46,51 @@ def weights(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
 def num_examples(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
   """Number of examples [], padding not counted."""
   return jnp.sum(weights(batch, dtype))
+
+
+def stack_batches(batches: Sequence[Batch], rows: int | None = None) -> Batch:
+  """Tasks of unequal size as one Batch with a leading axis T, padded with zeros and masked.
+
+  Args:
+    batches: one task each, leaves [N_t, ...]; not for use under jit.
+    rows: N to pad to. None is the least power of two that holds the longest task, so that batches
+      of tasks of many sizes have few shapes, each of which compiles once.
+
+  >>> import jax.numpy as jnp
+  >>> tasks = [Batch(jnp.ones([n, 2]), jnp.ones([n])) for n in (1, 3)]
+  >>> stack_batches(tasks).mask
+  Array([[1., 0., 0., 0.],
+         [1., 1., 1., 0.]], dtype=float32)
+  """
+  if not batches:
+    raise ValueError("There are no tasks to stack.")
+  for i, batch in enumerate(batches):
+    check_batch(f"batches[{i}]", batch)
+  longest = max(map(num_rows, batches))
+  n = 1 << (longest - 1).bit_length() if rows is None else rows
+  if n < longest:
+    raise ValueError(f"rows is {n}, but the longest task has {longest}; give at least that.")
+
+  def pad(name: str, *leaves: jax.Array) -> jax.Array:
+    shapes = {jnp.shape(x)[1:] for x in leaves}
+    if len(shapes) > 1:
+      raise ValueError(f"{name} differ in shape after the axis N of examples: {sorted(shapes)}.")
+    widths = lambda x: [(0, n - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]
+    return jnp.asarray(np.stack([np.pad(np.asarray(x), widths(x)) for x in leaves]))
+
+  inputs = jax.tree.map(lambda *x: pad("inputs", *x), *[b.inputs for b in batches])
+  targets = jax.tree.map(lambda *x: pad("targets", *x), *[b.targets for b in batches])
+  mask = pad("masks", *[weights(b, jnp.float32) for b in batches])
+  return Batch(inputs, targets, mask)
+
+
+def stack_tasks(tasks: Sequence[Task], rows: int | None = None) -> Task:
+  """`stack_batches` of both parts; each has its own N where `rows` is None."""
+  train = stack_batches([task.train for task in tasks], rows)
+  val = [task.val for task in tasks if task.val is not None]
+  if val and len(val) < len(tasks):
+    raise ValueError(f"val is None in {len(tasks) - len(val)} of {len(tasks)} tasks: all or none.")
+  return Task(train, stack_batches(val, rows) if val else None)
 
 
 def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None:
@@ -83,10 +130,13 @@ def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None
       raise ValueError(f"{name}.mask{where} is 0 everywhere: no example is left. Drop such tasks.")
 
 
-def check_tasks(tasks: Task) -> None:
+def check_tasks(tasks: Task, needs_val: bool = True) -> None:
   """Raises ValueError unless `tasks` is a Task whose leaves lead with [T, N, ...]."""
   if not isinstance(tasks, Task):
     raise ValueError(f"tasks must be a shrinkmeta.Task(train, val); got {type(tasks)}.")
+  if tasks.val is None and not needs_val:
+    check_batch("tasks.train", tasks.train, ("T", "N"))
+    return
   if tasks.val is None:
     raise ValueError(
       "tasks.val is None. This learner judges theta on examples kept apart: split the data."

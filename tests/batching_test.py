@@ -28,7 +28,7 @@ def test_vmap_is_sequential():
 
 def test_errors():
   tasks = {"x": jnp.ones([3, 2])}
-  with pytest.raises(ValueError, match=r'"vmap" or "sequential"; got \'pmap\''):
+  with pytest.raises(ValueError, match=r"tasks at once; got 'pmap'"):
     sm.over_tasks(f, 1.0, tasks, "pmap")  # pyright: ignore[reportArgumentType]
   device = np.array(jax.devices()[:1])
   with pytest.raises(ValueError, match=r"must have one axis.*\('a', 'b'\)"):

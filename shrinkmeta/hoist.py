@@ -1,0 +1,108 @@
+"""What does not depend on the moving parameters is computed once, not in every inner step.
+
+With the first modules of a network frozen and the batch fixed, what they yield are features of the
+batch. `predict` is traced and cut wherever a moving parameter first has a say: nobody has to tell
+where the network splits, and a branch that only looks at the inputs is cut off too.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+PyTree = Any
+
+# Calls that are opened, so that a network compiled as a whole is cut inside; others are one step.
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+# Larger than what they are made of: made again where they are needed, and not kept.
+_INFLATING = ("broadcast_in_dim", "iota")
+
+
+class _Later:
+  """Stands for a value that depends on the moving parameters."""
+
+
+class _Step(NamedTuple):
+  eqn: JaxprEqn
+  inputs: list[Any]  # arrays, known now, or _Later
+  outputs: list[_Later]
+
+
+class _Cut(NamedTuple):
+  later: list[_Step]  # in order
+  inflated: dict[int, tuple[JaxprEqn, list[Any], Any]]  # id of a known value -> how it was made
+
+
+def hoist(
+  f: Callable[[PyTree, PyTree], PyTree], moving: PyTree, inputs: PyTree
+) -> tuple[Callable[[PyTree, PyTree], PyTree], list[jax.Array]]:
+  """Cuts f(moving, inputs) into g and features such that g(moving, features) = f(moving, inputs).
+
+  Args:
+    f: a function of arrays. What it closes over counts as known.
+    moving: its first argument; g takes others of the same shapes and dtypes.
+    inputs: its second argument, fixed.
+
+  Returns:
+    (g, features): features are differentiable in `inputs` and in what f closes over.
+  """
+  closed, shape = jax.make_jaxpr(f, return_shape=True)(moving, inputs)
+  slots = [_Later() for _ in jax.tree.leaves(moving)]
+  cut = _Cut([], {})
+  outputs = _run(closed.jaxpr, closed.consts, [*slots, *jax.tree.leaves(inputs)], cut)
+  used = [x for step in cut.later for x in step.inputs] + outputs
+  features = {id(x): x for x in used if isinstance(x, jax.Array)}
+  structure = jax.tree.structure(moving)
+
+  def g(moving: PyTree, features_now: list[jax.Array]) -> PyTree:
+    if jax.tree.structure(moving) != structure:
+      raise ValueError(f"Expected parameters {structure}; got {jax.tree.structure(moving)}.")
+    env: dict[int, Any] = dict(zip(features, features_now, strict=True))
+    env |= {id(s): x for s, x in zip(slots, jax.tree.leaves(moving), strict=True)}
+    read = lambda x: env.get(id(x), x)
+    for step in cut.later:
+      values = _evaluate(step.eqn, [read(x) for x in step.inputs])
+      env |= {id(s): v for s, v in zip(step.outputs, values, strict=True)}
+    return jax.tree.unflatten(jax.tree.structure(shape), [read(x) for x in outputs])
+
+  return g, list(features.values())
+
+
+def _run(jaxpr: Jaxpr, consts: list[Any], args: list[Any], cut: _Cut) -> list[Any]:
+  """Evaluates what is known, notes down what is not; returns the values or their places."""
+  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+  read = lambda v: v.val if isinstance(v, Literal) else env[v]
+  for eqn in jaxpr.eqns:
+    inputs = [read(v) for v in eqn.invars]
+    unknown = any(isinstance(x, _Later) for x in inputs)
+    if unknown and (name := _CALLS.get(eqn.primitive.name)):
+      inner = eqn.params[name]
+      outputs = _run(inner.jaxpr, inner.consts, inputs, cut)
+    elif unknown or eqn.effects:
+      inputs = [_inflate(x, cut) for x in inputs]
+      outputs = [_Later() for _ in eqn.outvars]
+      cut.later.append(_Step(eqn, inputs, outputs))
+    else:
+      outputs = _evaluate(eqn, inputs)
+      if eqn.primitive.name in _INFLATING:
+        # The value is held along: as long as it lives its id is its own.
+        cut.inflated[id(outputs[0])] = eqn, inputs, outputs[0]
+    env |= dict(zip(eqn.outvars, outputs, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def _inflate(x: Any, cut: _Cut) -> Any:
+  """The place of a value that is made again, or x itself."""
+  if id(x) not in cut.inflated:
+    return x
+  eqn, inputs, _ = cut.inflated[id(x)]
+  output = _Later()
+  cut.later.append(_Step(eqn, [_inflate(i, cut) for i in inputs], [output]))
+  return output
+
+
+def _evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+  with eqn.ctx.manager:  # where the equation was traced: device placement, metadata
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+  return list(outputs) if eqn.primitive.multiple_results else [outputs]

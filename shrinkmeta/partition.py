@@ -1,0 +1,82 @@
+"""Modules that move and modules that are held: the parameters cut in two before any task runs.
+
+A module with sigma = 0 stays at phi. Cut off beforehand it has no task axis, no gradient in the
+inner loop, no optimiser state and no copy: what is left is a smaller model, of which the inner
+optimisation and the linear solve need not know that it is a part. A tree is cut by writing None,
+an empty subtree, in place of the leaves that belong to the other half.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta import modules, validate
+from shrinkmeta.likelihood import Likelihood
+
+PyTree = Any
+Frozen = frozenset[str]
+
+
+def frozen_modules(log_sigma2: Mapping[str, Any], also: Iterable[str] = ()) -> Frozen:
+  """Modules whose log sigma^2 is known to be -inf (outside jit, or a constant inside), and `also`.
+
+  Empty where that is all of them: a model without parameters is none. sigma = 0 then holds them.
+  """
+  values = {module: validate.known(value) for module, value in log_sigma2.items()}
+  known = {m for m, value in values.items() if value is not None and value == -jnp.inf}
+  frozen = frozenset(known | set(also))
+  return frozen if frozen < log_sigma2.keys() else frozenset()
+
+
+def hold(
+  phi: PyTree, log_sigma2: Mapping[str, Any], labels: modules.Labels, frozen: Iterable[str]
+) -> PyTree:
+  """phi, after a check that the modules taken for frozen are: log sigma^2 = -inf.
+
+  Raises ValueError where log sigma^2 is known. Under jit it is not: there phi of a module that
+  ought to move becomes NaN, so that the tasks count as failed instead of being adapted in part.
+  """
+  for module in sorted(frozen):
+    value = validate.known(log_sigma2[module])
+    if value is not None and value != -jnp.inf:
+      raise ValueError(
+        f"Module {module!r} was frozen when this learner was built (init_sigma 0, or a mask), but "
+        f"log_sigma2[{module!r}] is {value}. Build the learner with a positive init_sigma for it."
+      )
+
+  def leaf(label: str, p: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isneginf(log_sigma2[label]), p, jnp.nan) if label in frozen else p
+
+  return jax.tree.map(leaf, labels, phi)
+
+
+def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
+  """The part of a tree like `labels` that belongs to modules not frozen.
+
+  >>> moving({"body": 1.0, "head": 2.0}, {"body": "body", "head": "head"}, frozenset({"body"}))
+  {'body': None, 'head': 2.0}
+  """
+  return jax.tree.map(lambda label, x: None if label in frozen else x, labels, tree)
+
+
+def held(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
+  """The other part."""
+  return jax.tree.map(lambda label, x: x if label in frozen else None, labels, tree)
+
+
+def merge(part: PyTree, rest: PyTree) -> PyTree:
+  """The whole tree: leaves of `part`, and where it has None those of `rest`, cut or whole.
+
+  >>> merge({"body": None, "head": 3.0}, {"body": 1.0, "head": 2.0})
+  {'body': 1.0, 'head': 3.0}
+  """
+  none = lambda x: x is None
+  return jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=none)
+
+
+def restrict(likelihood: Likelihood, rest: PyTree) -> Likelihood:
+  """The likelihood as a function of the moving part alone; `rest` holds the other leaves."""
+  predict = lambda part, inputs: likelihood.predict(merge(part, rest), inputs)
+  return likelihood._replace(predict=predict)
