@@ -1,55 +1,120 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from experiments import networks
 
 pytestmark = pytest.mark.usefixtures("x64")
-LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-def lax_conv(x, kernel):
-  return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 
 def draw(*shape):
   return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape))
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (1, 1, 1, 2), (3, 2, 7, 1)])
-def test_conv_equals_that_of_lax_with_gradients_and_hessian_products(shape):
-  x, kernel = draw(*shape), draw(3, 3, shape[-1], 4)
-  v = (draw(*shape) + 1, draw(3, 3, shape[-1], 4) + 1)
-
-  def all_orders(conv):
-    loss = lambda x, kernel: jnp.sum(jnp.tanh(conv(x, kernel)))
-    grad = jax.grad(loss, (0, 1))
-    return conv(x, kernel), grad(x, kernel), jax.jvp(grad, (x, kernel), v)[1]
-
-  for ours, theirs in zip(
-    jax.tree.leaves(all_orders(networks.conv3x3)),
-    jax.tree.leaves(all_orders(lax_conv)),
-    strict=True,
-  ):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+def window_max(x):
+  return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
-def test_conv_with_a_kernel_for_each_task():
-  x, kernel = draw(3, 2, 4, 4, 2), draw(3, 3, 3, 2, 5)
-  loop = jnp.stack([lax_conv(x[t], kernel[t]) for t in range(3)])
-  np.testing.assert_allclose(jax.vmap(networks.conv3x3)(x, kernel), loop, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (2, 5, 5, 3), (1, 2, 3, 1), (3, 7, 4, 2)])
+def test_max_pool_equals_a_window_with_gradients_and_hessian_products(shape):
+  x, v = draw(*shape), draw(*shape)[..., ::-1]
+  np.testing.assert_array_equal(networks.max_pool(x), window_max(x))
+
+  def derivatives(pool):
+    grad = jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))
+    dot = lambda x: jnp.vdot(grad(x), v)
+    every = lambda x: (
+      grad(x),
+      jax.jvp(grad, (x,), (v,))[1],
+      jax.grad(dot)(x),
+      jax.jvp(pool, (x,), (v,))[1],
+    )
+    return jax.jit(every)(x)
+
+  def plain(x):
+    h, w = shape[1] // 2, shape[2] // 2
+    windows = x[:, : 2 * h, : 2 * w].reshape(shape[0], h, 2, w, 2, shape[3])
+    return windows.max((2, 4))
+
+  for ours, theirs in zip(derivatives(networks.max_pool), derivatives(plain), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+  f = jax.jit(lambda x: jnp.sum(jnp.sin(networks.max_pool(x))))
+  check_grads(f, (x,), 2, eps=1e-5, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize("side", [4, 5])
-def test_max_pool_equals_a_window(side):
-  x = draw(2, side, side, 3)
-  window = lambda x: jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-  )
-  np.testing.assert_array_equal(networks.max_pool(x), window(x))
-  grads = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (networks.max_pool, window)]
-  np.testing.assert_allclose(*grads, rtol=1e-12)
+def test_max_pool_under_vmap_scan_and_checkpoint():
+  x = draw(3, 2, 5, 4, 2)
+  grad = jax.grad(lambda x: jnp.sum(jnp.sin(networks.max_pool(x))))
+  product = lambda x: jax.jvp(grad, (x,), (jnp.cos(x),))[1]
+  loop = jnp.stack([product(a) for a in x])
+  np.testing.assert_allclose(jax.vmap(product)(x), loop, rtol=1e-14)
+  np.testing.assert_allclose(jax.lax.map(jax.checkpoint(product), x), loop, rtol=1e-14)
+  total = lambda x: jnp.sum(jnp.sin(jax.vmap(networks.max_pool)(x)))
+  ours = jax.jvp(jax.grad(total), (x,), (jnp.cos(x),))[1]
+  np.testing.assert_allclose(ours, loop, rtol=1e-14)
+
+
+def test_max_pool_stays_finite_in_second_order_at_ties():
+  x = jnp.ones((1, 4, 4, 1))
+  grad = jax.jit(jax.grad(lambda x: jnp.sum(jnp.exp(networks.max_pool(x)))))
+  np.testing.assert_allclose(grad(x), np.full(x.shape, np.e / 4), rtol=1e-14)
+  # the shares of a tie are constant, so along ones the gradient e^y / 4 grows by itself
+  np.testing.assert_allclose(jax.jvp(grad, (x,), (x,))[1], grad(x), rtol=1e-14)
+
+
+def test_pool_before_relu_is_relu_before_pool():
+  x = draw(2, 6, 6, 3)
+  assert (x < 0).all((1, 2)).sum() == 0 and (networks.max_pool(x) < 0).any()
+  relu = jax.nn.relu
+  before = lambda x: relu(networks.max_pool(x))
+  after = lambda x: networks.max_pool(relu(x))
+  np.testing.assert_array_equal(before(x), after(x))
+  grads = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (before, after)]
+  np.testing.assert_array_equal(*grads)
+
+
+@pytest.mark.parametrize("side,features", [(9, 32)])
+def test_network_equals_a_plain_one_with_gradients_and_hessian_products(side, features):
+  """The same network written with the ordinary convolution, a windowed maximum, ReLU before it."""
+  net = networks.ConvNet(ways=5, features=features, norm="batch", blocks=2)
+  x = draw(6, side, side, 1)
+  params = net.init(jax.random.key(0), x)["params"]
+  params = jax.tree.map(lambda p: p + 0.1 * draw(*p.shape), params)
+
+  def plain(params, x):
+    for i in range(2):
+      conv, norm = params[f"conv_{i}"], params[f"norm_{i}"]
+      x = jax.lax.conv_general_dilated(
+        x, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+      )
+      x = x + conv["bias"]
+      x = (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5)
+      x = jax.nn.relu(x * norm["scale"] + norm["bias"])
+      x = window_max(x) if x.shape[1] > 1 else x
+    return x.reshape(len(x), -1) @ params["head"]["kernel"] + params["head"]["bias"]
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def derivatives(predict, params):
+    loss = lambda p: -jnp.mean(jax.nn.log_softmax(predict(p, x))[jnp.arange(6), jnp.arange(6) % 5])
+    grad = jax.grad(loss)
+    v = jax.tree.map(jnp.cos, params)
+    return (
+      predict(params, x),
+      grad(params),
+      jax.grad(
+        lambda p: sum(
+          jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (grad(p), v)), strict=True)
+        )
+      )(params),
+    )
+
+  ours = derivatives(lambda p, x: net.apply({"params": p}, x), params)
+  for a, b in zip(*map(jax.tree.leaves, (ours, derivatives(plain, params))), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
