@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 import shrinkmeta as sm
 from experiments import configs
-from shrinkmeta.batching import Batching
 from shrinkmeta.modules import Labels
 
 ALL = (
@@ -43,7 +42,6 @@ def make_learner(
   config: configs.Config,
   likelihood: sm.Likelihood,
   labels: Labels,
-  batching: Batching,
   mesh: Mesh | None,
 ) -> sm.MetaLearner:
   """The learner `name` with the settings config.arms[name]; see `configs.py` for their meaning."""
@@ -53,7 +51,6 @@ def make_learner(
   keywords = {
     "inner": sm.Inner(_OPTIMIZERS[arm.inner](arm.inner_rate), steps=arm.inner_steps),
     "phi_optimizer": _OPTIMIZERS[arm.outer](_decayed(arm.outer_rate, config.meta_steps)),
-    "batching": batching,
     "mesh": mesh,
   }
   row = sm.FAMILY.get(name, sm.FAMILY["hand_picked"])

@@ -20,7 +20,7 @@ import tensorboardX
 from absl import app, flags, logging
 
 import shrinkmeta as sm
-from experiments import arms, configs, networks, plots, results, training
+from experiments import arms, configs, networks, plots, results, startup, training
 from experiments.datasets import characters, episodes, glyphs, omniglot
 
 _ALGORITHMS = flags.DEFINE_list(
@@ -35,6 +35,9 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _SPLIT = flags.DEFINE_enum(
   "split", "test", ["test", "validation"], "Systems adapted to; choose settings on validation."
+)
+_CACHE = flags.DEFINE_string(
+  "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
 _OUT = flags.DEFINE_string("out", "runs/glyphs", "Folder for tables, pictures and logs.")
 
@@ -70,7 +73,6 @@ def run_arm(
   name: str, seed: int, config: configs.Config, data: Data, log_dir: pathlib.Path
 ) -> results.Curve:
   """Trains one algorithm from one seed and adapts it to the test episodes."""
-  batching = "sequential" if jax.default_backend() == "cpu" else "vmap"
   shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
   init_key, train_key = jax.random.split(jax.random.key(seed))
   net = networks.ConvNet(config.ways, config.features, config.norm)
@@ -81,7 +83,7 @@ def run_arm(
 
   likelihood = sm.categorical(predict)
   mesh = training.host_mesh(config.meta_batch)
-  learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), batching, mesh)
+  learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), mesh)
   sample = jax.jit(episodes.sample_tasks, static_argnums=(0, 4))
   train_pool, test_pool = map(episodes.device_pool, data)
   test_key = jax.random.key(_TEST_KEY)
@@ -109,7 +111,6 @@ def run_arm(
     config.test_episodes,
     tuple(config.adapt_steps),
     min(8, config.test_episodes),
-    batching,
     name,
   )
   modules = sm.module_summary(learner.labels, trained.state.phi, trained.state.log_sigma2)
@@ -177,8 +178,7 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  # One host device a core, before JAX starts: tasks are split over them.
-  jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+  startup.start_jax(cache=_CACHE.value)
   algorithms = arms.ALL if _ALGORITHMS.value == ["all"] else tuple(_ALGORITHMS.value)
   try:
     seeds = [int(seed) for seed in _SEEDS.value]

@@ -10,7 +10,6 @@ import numpy as np
 import tqdm
 
 import shrinkmeta as sm
-from shrinkmeta.batching import Batching
 from shrinkmeta.modules import gather
 
 PyTree = Any
@@ -110,7 +109,6 @@ def adapt(
   num_episodes: int,
   steps: tuple[int, ...],
   block: int,
-  batching: Batching,
   name: str,
 ) -> Adapted:
   """One run of adaptation an episode, judged on its val part at each of `steps`."""
@@ -133,7 +131,7 @@ def adapt(
 
   @jax.jit
   def run(state: sm.MetaState, tasks: sm.Task) -> Any:
-    return sm.over_tasks(one, state, tasks, batching, mesh)[1]
+    return sm.over_tasks(one, state, tasks, mesh=mesh)[1]
 
   blocks = []
   for start in tqdm.tqdm(starts, desc=f"{name}: adapt", unit="block", dynamic_ncols=True):

@@ -1,0 +1,111 @@
+"""What does the library cost? Figures beside other libraries, and studies of its own parts.
+
+    python -m experiments.benchmarks --workload=w1 --algorithm=maml
+    python -m experiments.benchmarks --workload=w1 --algorithm=maml --rival=higher \
+        --peers=FOLDER --rival_python=PYTHON --rounds=3
+    python -m experiments.benchmarks --workload=w4 --algorithm=sigma_imaml --against=moving=all
+    python -m experiments.benchmarks --study=tolerance
+
+Workloads: w1 few-shot images, w2 many inner steps on mini-batches, w3 sinusoids, w4 a Transformer
+of which few modules are task-specific, w5 adaptation alone. Prints a table and appends a JSON line
+a measurement to --out. A rival, or this library with other settings, is run in turn with it.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from experiments import startup
+from experiments.benchmarks import pairs, report, rivals, studies, worker, workloads
+from experiments.benchmarks.worker import Config
+
+_WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
+_ALGORITHM = flags.DEFINE_string("algorithm", None, "Of the workload's; default its first.")
+_STUDY = flags.DEFINE_enum("study", None, list(studies.STUDIES), "A study, in place of a workload.")
+_RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
+_PEERS = flags.DEFINE_string("peers", None, "Folder of the rivals' scripts.")
+_RIVAL_PYTHON = flags.DEFINE_string("rival_python", None, "Python that has the rival installed.")
+_AGAINST = flags.DEFINE_multi_string(
+  "against", [], "Run in turn: this library with a setting changed, as in curvature=gauss_newton."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each side is run.", 1)
+_OUT = flags.DEFINE_string("out", "runs/benchmarks.jsonl", "JSON lines are appended here.")
+_WORKER = flags.DEFINE_string("worker", None, "Used by the program itself: one measurement.")
+
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters and data.")
+_TASKS = flags.DEFINE_integer("tasks", None, "Tasks a step; default the workload's.", 1)
+_SHOTS = flags.DEFINE_integer("shots", None, "Training examples a class; default as above.", 1)
+_STEPS = flags.DEFINE_integer("steps", None, "Inner steps; default as above.", 1)
+_BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or tasks at once.")
+_DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one a core.", 0)
+_CURVATURE = flags.DEFINE_enum("curvature", "hessian", ["hessian", "gauss_newton"], "Of imaml.")
+_MOVING = flags.DEFINE_enum("moving", "few", ["few", "all"], "Task-specific modules of w4.")
+_TINY = flags.DEFINE_bool("tiny", False, "Miniature sizes, for tests.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 10, "Timed repetitions of a run.", 1)
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "No repetition begins after this.", 0.0)
+
+
+def read_flags() -> Config:
+  """The configuration that the flags describe."""
+  batching: Any = _BATCHING.value
+  curvature: Any = _CURVATURE.value
+  moving: Any = _MOVING.value
+  first = workloads.WORKLOADS[_WORKLOAD.value].algorithms[0]
+  return Config(
+    workload=_WORKLOAD.value,
+    algorithm=_ALGORITHM.value or first,
+    seed=_SEED.value,
+    tasks=_TASKS.value,
+    shots=_SHOTS.value,
+    steps=_STEPS.value,
+    batching=int(batching) if batching.isdigit() else batching,
+    devices=_DEVICES.value,
+    curvature=curvature,
+    moving=moving,
+    tiny=_TINY.value,
+    repetitions=_REPETITIONS.value,
+    max_seconds=_MAX_SECONDS.value,
+  )
+
+
+def opponent(config: Config) -> Callable[[], report.Record] | None:
+  """What is run in turn with `config`, if anything; ValueError where it cannot be."""
+  if _RIVAL.value and _AGAINST.value:
+    raise ValueError("--rival and --against exclude each other.")
+  if _RIVAL.value:
+    line = rivals.command(_RIVAL.value, config, _PEERS.value or "", _RIVAL_PYTHON.value or "")
+    return lambda: rivals.run(line)
+  if _AGAINST.value:
+    other = pairs.changed(config, _AGAINST.value)
+    return lambda: worker.spawn(other)
+  return None
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags, once."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  if _WORKER.value:
+    worker.main(_WORKER.value)
+    return
+  try:
+    config = read_flags()
+    other = None if _STUDY.value else opponent(config)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  if _STUDY.value:
+    startup.start_jax(config.devices)
+    rows, table = studies.run(_STUDY.value, config)
+    head = {"study": _STUDY.value, "config": dataclasses.asdict(config), "seed": config.seed}
+    records = [head | report.environment() | row for row in rows]
+  else:
+    records, table = pairs.run(config, _ROUNDS.value, other)
+  report.append(pathlib.Path(_OUT.value), records)
+  print(table)
+
+
+if __name__ == "__main__":
+  app.run(main)

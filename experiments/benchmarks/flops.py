@@ -1,0 +1,57 @@
+"""Useful floating-point operations of a step, counted by hand so that libraries can be compared.
+
+A forward pass counts two operations a multiply-add of its convolutions and matrix products, and
+nothing else. In forward passes of the same examples: a gradient is 3; a product with the Hessian
+6, and 3 once to linearise the gradient; a product with Gauss-Newton's matrix 4 (2 forwards, 2
+back), and 1 once; backwards through an inner step 6. What an implementation computes beyond that,
+or computes twice, is not useful.
+"""
+
+from experiments.benchmarks.workloads import Workload
+
+
+def forward(workload: Workload, only: tuple[str, ...] | None = None) -> int:
+  """Operations of one example's forward pass; `only`: of these modules."""
+  parts = _by_module(workload)
+  return sum(count for name, count in parts.items() if only is None or name in only)
+
+
+def _by_module(workload: Workload) -> dict[str, int]:
+  width, parts = workload.width, {}
+  if workload.net == "conv":
+    side, channels = workload.size, 1
+    for i in range(workload.depth):
+      parts[f"conv_{i}"] = 2 * side * side * 9 * channels * width
+      side, channels = max(1, side // 2), width
+    return parts | {"head": 2 * side * side * width * workload.ways}
+  if workload.net == "transformer":
+    length = workload.size
+    projections = 2 * length * 12 * width * width  # 4 of attention, 8 of the MLP
+    attention = 2 * length * length * 2 * width  # scores, and the mean of values
+    parts = {f"block_{i}": projections + attention for i in range(workload.depth)}
+    return parts | {"head": 2 * length * width * workload.vocabulary}
+  sizes = [1, *[width] * workload.depth, 1]
+  return {f"layers_{i}": 2 * a * b for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))}
+
+
+def step(workload: Workload, algorithm: str, curvature: str = "hessian") -> int:
+  """Operations of one step of `algorithm` on all tasks.
+
+  With few modules task-specific, the others run forwards once on the training examples, and take
+  part in the validation gradient and in the last product, which phi follows.
+  """
+  whole, part = forward(workload), forward(workload, workload.moving)
+  train, val = workload.examples, workload.ways * workload.queries
+  seen = workload.batch_size or train
+  implicit = algorithm in ("imaml", "sigma_imaml")
+  count = (workload.mode_steps if implicit else workload.steps) * 3 * seen * part
+  if algorithm == "maml":
+    count += workload.steps * 6 * seen * part
+  if algorithm not in ("reptile", "adapt"):
+    count += 3 * val * whole
+  if implicit:
+    start, product = (3, 6) if curvature == "hessian" else (1, 4)
+    count += (start + workload.cg * product) * train * part
+  if part < whole:
+    count += train * (whole - part)
+  return workload.tasks * count

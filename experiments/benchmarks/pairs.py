@@ -1,0 +1,86 @@
+"""Two measurements side by side: A B A B ..., every run in a process of its own."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+
+from absl import logging
+
+from experiments.benchmarks import measure, report
+from experiments.benchmarks.worker import Config, spawn
+
+_COLUMNS = (
+  "own_cores",
+  "other_cores",
+  "contended",
+  "useful_gflops",
+  "matmul_gflops",
+  "compile_seconds",
+  "cold_start_seconds",
+)
+
+
+def changed(config: Config, against: Sequence[str]) -> Config:
+  """The configuration with changes such as "batching=vmap", by the types of its fields.
+
+  >>> changed(Config(), ["steps=3"]).steps
+  3
+  """
+  values = {}
+  hints = typing.get_type_hints(Config)
+  for change in against:
+    name, found, value = change.partition("=")
+    if not found or name not in hints:
+      raise ValueError(f"--against takes FIELD=VALUE, FIELD of {', '.join(hints)}; got {change!r}.")
+    number = value.lstrip("-").isdigit()
+    if hints[name] is bool:
+      values[name] = value.lower() in ("1", "true")
+    else:
+      values[name] = int(value) if number else value
+  return dataclasses.replace(config, **values)
+
+
+def run(
+  config: Config, rounds: int, other: Callable[[], report.Record] | None
+) -> tuple[list[report.Record], str]:
+  """Measures `config`, and `other` in turn. Returns the records and a table of medians.
+
+  With several rounds the spread is that of the rounds' medians; with one, that of repetitions.
+  """
+  records: list[report.Record] = []
+  for i in range(rounds):
+    for side, one in (("ours", lambda: spawn(config)), ("other", other)):
+      if one is not None:
+        records.append({"round": i, "side": side} | one())
+        logging.info("Round %d, %s: %s", i, side, report.cell(records[-1]["seconds"]))
+  groups = {s: [r for r in records if r["side"] == s] for s in ("ours", "other")}
+  lines = [_summary(group) for group in groups.values() if group]
+  text = report.table(lines)
+  if other is not None:
+    medians = {side: [r["seconds"]["median"] for r in group] for side, group in groups.items()}
+    speedup = measure.ratios(medians["other"], medians["ours"])._asdict()
+    records.append({"comparison": "seconds, other / ours, by round", "ratio": speedup})
+    memory = [[r["peak_rss_bytes"] for r in group] for group in groups.values()]
+    share = measure.ratios(memory[0], memory[1])._asdict()
+    records.append({"comparison": "peak memory, ours / other, by round", "ratio": share})
+    text += f"\nseconds, other / ours: {report.cell(speedup)}"
+    text += f"\npeak memory, ours / other: {report.cell(share)}"
+  return records, text
+
+
+def _summary(group: Sequence[Mapping]) -> report.Record:
+  first = group[0]
+  row = {"library": first["library"], "seconds": first["seconds"]}
+  if len(group) > 1:
+    medians = [r["seconds"]["median"] for r in group]
+    row["seconds"] = measure.spread(medians)._asdict()
+  row["peak_MB"] = max(r["peak_rss_bytes"] for r in group) / 2**20
+  temp = first.get("temp_bytes")
+  row["temp_MB"] = None if temp is None else temp / 2**20
+  for name in _COLUMNS:
+    values = [r[name] for r in group if r.get(name) is not None]
+    if values and isinstance(values[0], bool):
+      row[name] = any(values)
+    else:
+      row[name] = measure.spread(values).median if values else None
+  return row

@@ -1,0 +1,75 @@
+"""Where a measurement goes: a JSON line in a file, and a row of a plain-text table."""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+import shrinkmeta as sm
+from experiments import startup
+
+Record = dict[str, Any]
+
+
+def environment() -> Record:
+  """Device and versions, stored beside every figure."""
+  device = jax.devices()[0]
+  return {
+    "device": device.device_kind,
+    "platform": device.platform,
+    "devices": jax.device_count(),
+    "cpu_count": startup.cores(),
+    "jax": jax.__version__,
+    "shrinkmeta": sm.__version__,
+  }
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+  """One line of strict JSON; a number that is not finite, which JSON lacks, becomes null."""
+
+  def clean(value: Any) -> Any:
+    if isinstance(value, float):
+      return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+      return {key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+  return json.dumps(clean(record), allow_nan=False)
+
+
+def append(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+  """Adds a line a record to the file."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a", encoding="utf-8") as file:
+    for record in records:
+      file.write(to_json(record) + "\n")
+
+
+def cell(value: Any) -> str:
+  """A value as short as it can be read; a spread as median [smallest, largest]."""
+  if isinstance(value, Mapping) and "median" in value:
+    return "{} [{}, {}]".format(*(cell(value[key]) for key in ("median", "low", "high")))
+  if value is None:
+    return "-"
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  return str(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Plain text, a column a key that any row has.
+
+  >>> print(table([{"tasks": 1, "seconds": 0.25}, {"tasks": 16, "slope": 0.98}]))
+  tasks  seconds  slope
+      1     0.25      -
+     16        -   0.98
+  """
+  columns = list(dict.fromkeys(key for row in rows for key in row))
+  cells = [columns, *([cell(row.get(key)) for key in columns] for row in rows)]
+  widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+  return "\n".join(
+    "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells
+  )

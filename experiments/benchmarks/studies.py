@@ -1,0 +1,28 @@
+"""The studies by name. Each takes a configuration and yields rows, some of which share columns."""
+
+from collections.abc import Callable, Iterator
+
+from absl import logging
+
+from experiments.benchmarks import report, study_costs, study_modules, study_scaling, study_solves
+from experiments.benchmarks.worker import Config
+
+STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
+  "scaling": study_scaling.scaling,
+  "tolerance": study_solves.tolerance,
+  "dual": study_solves.dual,
+  "warm": study_solves.warm,
+  "frozen": study_modules.frozen,
+  "shrinkage": study_modules.shrinkage,
+  "memory": study_costs.memory,
+  "compile": study_costs.compilation,
+}
+
+
+def run(name: str, config: Config) -> tuple[list[report.Record], str]:
+  """All rows of a study, and a table of them."""
+  rows = []
+  for row in STUDIES[name](config):
+    rows.append(row)
+    logging.info("%s", {key: report.cell(value) for key, value in row.items()})
+  return rows, report.table(rows)

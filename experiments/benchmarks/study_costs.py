@@ -1,0 +1,55 @@
+"""Costs beside the seconds of a step: memory, and what happens before the first step is done."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+
+import jax
+
+from experiments.benchmarks import measure, report, workloads
+from experiments.benchmarks.worker import Config, make_step, spawn
+
+
+def memory(config: Config) -> Iterator[report.Record]:
+  """Temporaries of an update on W2 by XLA's analysis: compiled, never run."""
+  long = 4 if config.tiny else 100
+  cases = (("sigma_imaml", long), ("sigma_imaml", 4 * long), ("maml", long // 4))
+  for algorithm, steps in cases:
+    workload = workloads.load("w2", config.tiny, steps=steps, mode_steps=steps, tasks=config.tasks)
+    step = make_step(
+      workload,
+      algorithm,
+      config.seed,
+      batching=config.batching,
+      curvature="gauss_newton",
+    )
+    compiled = measure.compile_step(step.call, *step.arguments)
+    temp = None if compiled.temp_bytes is None else compiled.temp_bytes / 2**20
+    yield {
+      "algorithm": algorithm,
+      "steps": steps,
+      "devices": jax.device_count(),
+      "temp_MB_a_device": temp,
+      "trace_seconds": compiled.trace_seconds,
+      "compile_seconds": compiled.compile_seconds,
+    }
+
+
+def compilation(config: Config) -> Iterator[report.Record]:
+  """Tracing, compiling, and the way from the start of a process to its first finished update.
+
+  With XLA's compilation cache off, being filled, and filled, each in a new process, in rounds.
+  """
+  rounds = 1 if config.tiny else 3
+  rows: dict[str, list[report.Record]] = {}
+  for _ in range(rounds):
+    with tempfile.TemporaryDirectory() as folder:
+      for name, cache in (("off", None), ("being filled", folder), ("filled", folder)):
+        once = dataclasses.replace(config, repetitions=1, max_seconds=1.0, cache=cache)
+        rows.setdefault(name, []).append(spawn(once))
+  for name, records in rows.items():
+    fields = ("trace_seconds", "compile_seconds", "cold_start_seconds")
+    spreads = {f: measure.spread([r[f] for r in records])._asdict() for f in fields}
+    update = measure.spread([r["seconds"]["median"] for r in records])._asdict()
+    row = {"workload": config.workload, "algorithm": config.algorithm, "cache": name}
+    yield row | spreads | {"update_seconds": update}

@@ -1,0 +1,224 @@
+"""What is timed: the tasks, the network and the settings of the inner and the implicit step.
+
+The images, points and tokens are random numbers of the named shapes: speed does not depend on what
+they show. `prior` is the weight lambda of the proximal term lambda |theta - phi|^2 / 2 beside the
+mean loss that other libraries use; here the likelihood is a sum over N examples and
+sigma^2 = 1 / (lambda N). A step of size r in theta on their objective is a step of r lambda N in z.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import shrinkmeta as sm
+from experiments import networks
+from shrinkmeta.modules import Labels
+
+PyTree = Any
+Net = Literal["conv", "mlp", "transformer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """Sizes and settings; `ways * shots` training and `ways * queries` validation examples a task.
+
+  Attributes:
+    width: channels of the convolutions, hidden units, or width of the Transformer.
+    depth: blocks of the convolutional net or Transformer, hidden layers of the MLP.
+    rate: size of an inner step in theta, on the mean loss.
+    steps: of the mode-free algorithms; `mode_steps` of those that look for the mode.
+    batch_size: of an inner step; None is all examples.
+    cg: iterations of conjugate gradients.
+    moving: modules that are task-specific; None is all.
+  """
+
+  net: Net
+  algorithms: tuple[str, ...]
+  ways: int
+  shots: int
+  queries: int
+  tasks: int
+  width: int
+  depth: int
+  rate: float
+  steps: int
+  mode_steps: int
+  cg: int
+  batch_size: int | None = None
+  prior: float = 2.0
+  size: int = 28
+  vocabulary: int = 1000
+  moving: tuple[str, ...] | None = None
+
+  @property
+  def examples(self) -> int:
+    """N, training examples of a task."""
+    return self.ways * self.shots
+
+  @property
+  def sigma(self) -> float:
+    """The standard deviation that equals the proximal weight `prior`."""
+    return (self.prior * self.examples) ** -0.5
+
+
+_FEW_SHOT = ("maml", "fomaml", "imaml", "sigma_imaml", "reptile")
+_W1 = Workload("conv", _FEW_SHOT, 5, 1, 15, 16, 64, 4, 0.4, steps=5, mode_steps=16, cg=5)
+WORKLOADS = {
+  "w1": _W1,
+  "w2": Workload(
+    "conv", ("imaml", "sigma_imaml", "maml"), 20, 15, 5, 4, 64, 4, 0.1, 25, 100, 10, 20
+  ),
+  "w3": Workload("mlp", _FEW_SHOT, 1, 10, 10, 25, 40, 2, 0.01, steps=5, mode_steps=16, cg=5),
+  "w4": Workload(
+    "transformer", ("sigma_imaml",), 1, 8, 8, 8, 256, 8, 0.01, 5, 16, 5,
+    size=32, moving=("block_7", "norm", "head"),
+  ),
+  "w5": dataclasses.replace(_W1, algorithms=("adapt",), tasks=256),
+}  # fmt: skip
+_TINY_CONV = {"width": 4, "size": 8, "queries": 2, "steps": 2, "mode_steps": 3, "cg": 2}
+_TINY: dict[str, dict[str, Any]] = {
+  "w1": _TINY_CONV | {"tasks": 2, "depth": 2},
+  "w2": _TINY_CONV | {"tasks": 2, "depth": 2, "ways": 3, "shots": 2, "batch_size": 3},
+  "w3": {"tasks": 2, "width": 5},
+  "w4": {"tasks": 2, "shots": 2, "queries": 2, "width": 8, "depth": 2, "size": 4,
+         "vocabulary": 7, "steps": 2, "mode_steps": 2, "cg": 2, "moving": ("block_1", "head")},
+  "w5": _TINY_CONV | {"tasks": 4, "depth": 2},
+}  # fmt: skip
+
+
+def load(name: str, tiny: bool = False, **changes: Any) -> Workload:
+  """The workload `name`, or its miniature for tests, with the changes that are not None."""
+  changes = {key: value for key, value in changes.items() if value is not None}
+  return dataclasses.replace(WORKLOADS[name], **(_TINY[name] if tiny else {}) | changes)
+
+
+class Problem(NamedTuple):
+  """Tasks and a network for them."""
+
+  params: PyTree
+  labels: Labels
+  likelihood: sm.Likelihood
+  tasks: sm.Task  # leaves lead with [T]
+
+
+def network(workload: Workload) -> nn.Module:
+  """The network of a workload."""
+  if workload.net == "conv":
+    return networks.ConvNet(workload.ways, workload.width, "batch", workload.depth)
+  if workload.net == "transformer":
+    heads = max(1, workload.width // 32)
+    return networks.Transformer(workload.vocabulary, workload.width, workload.depth, heads)
+  hidden = [layer for _ in range(workload.depth) for layer in (nn.Dense(workload.width), nn.relu)]
+  return nn.Sequential([*hidden, nn.Dense(1)])
+
+
+def make_tasks(workload: Workload, seed: int) -> sm.Task:
+  """T tasks of random data; images and sinusoids have something in common between both parts."""
+  random = np.random.default_rng(seed)
+  part = {"conv": _images, "mlp": _sinusoids, "transformer": _tokens}[workload.net](
+    workload, random
+  )
+  return sm.Task(part(workload.shots), part(workload.queries))
+
+
+Part = Callable[[int], sm.Batch]  # examples a class -> leaves [T, N, ...]
+
+
+def _images(workload: Workload, random: np.random.Generator) -> Part:
+  """A prototype a class, and noise."""
+  t, ways, pixels = workload.tasks, workload.ways, (workload.size, workload.size, 1)
+  prototypes = random.uniform(size=(t, ways, 1, *pixels))
+
+  def part(shots: int) -> sm.Batch:
+    images = prototypes + 0.3 * random.normal(size=(t, ways, shots, *pixels))
+    labels = np.tile(np.repeat(np.arange(ways, dtype=np.int32), shots), (t, 1))
+    return sm.Batch(jnp.asarray(images.reshape(t, -1, *pixels), jnp.float32), jnp.asarray(labels))
+
+  return part
+
+
+def _sinusoids(workload: Workload, random: np.random.Generator) -> Part:
+  """y = a sin(x + b), a and b of the task."""
+  t = workload.tasks
+  amplitude, phase = random.uniform(0.1, 5, (t, 1, 1)), random.uniform(0, np.pi, (t, 1, 1))
+
+  def part(shots: int) -> sm.Batch:
+    x = random.uniform(-5, 5, (t, workload.ways * shots, 1))
+    y = amplitude * np.sin(x + phase)
+    return sm.Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
+
+  return part
+
+
+def _tokens(workload: Workload, random: np.random.Generator) -> Part:
+  """Sequences of random tokens, each the target of the one before."""
+
+  def part(shots: int) -> sm.Batch:
+    shape = (workload.tasks, workload.ways * shots, workload.size + 1)
+    tokens = random.integers(workload.vocabulary, size=shape, dtype=np.int32)
+    return sm.Batch(jnp.asarray(tokens[..., :-1]), jnp.asarray(tokens[..., 1:]))
+
+  return part
+
+
+def make_problem(workload: Workload, seed: int) -> Problem:
+  """Parameters, labels, likelihood and tasks from one seed."""
+  net, tasks = network(workload), make_tasks(workload, seed)
+  first = jax.tree.map(lambda x: x[0], tasks.train.inputs)
+  params = jax.jit(net.init)(jax.random.key(seed), first)["params"]
+
+  def predict(theta: PyTree, inputs: PyTree) -> jax.Array:
+    return cast(jax.Array, net.apply({"params": theta}, inputs))
+
+  if workload.net == "mlp":  # the squared error is the density of this scale, less a constant
+    return Problem(params, sm.by_layer(params), sm.gaussian(predict, 0.5**0.5), tasks)
+  labels = sm.by_layer(params)
+  if workload.net == "transformer":  # a block is a module
+    labels = sm.by_path(params, {f"^{name}(/|$)": name for name in params})
+  return Problem(params, labels, sm.categorical(predict), tasks)
+
+
+def make_learner(
+  workload: Workload,
+  algorithm: str,
+  problem: Problem,
+  *,
+  curvature: Literal["hessian", "gauss_newton"] = "hessian",
+  **keywords: Any,
+) -> sm.MetaLearner:
+  """The learner of `algorithm` with the settings of the workload.
+
+  Args:
+    curvature: the exact Hessian is what other libraries use.
+    keywords: of the learner: batching, mesh; and inner or implicit, in place of the workload's.
+  """
+  keywords = {"phi_optimizer": optax.sgd(1e-3)} | keywords
+  row = sm.FAMILY["reptile" if algorithm == "adapt" else algorithm]
+  if row.gradient == "implicit":
+    keywords = {
+      "inner": sm.Inner(
+        optax.sgd(workload.rate / workload.sigma**2),
+        steps=workload.mode_steps,
+        batch_size=workload.batch_size,
+      ),
+      # A tolerance of 0 asks for all iterations, as the other libraries run.
+      "implicit": sm.Implicit(curvature, "cg", max_steps=workload.cg, tol=0.0),
+      "init_sigma": init_sigma(workload, problem.labels),
+    } | keywords
+  else:
+    inner = sm.Inner(optax.sgd(workload.rate), workload.steps, batch_size=workload.batch_size)
+    keywords = {"inner": inner} | keywords
+  make = sm.reptile if algorithm == "adapt" else getattr(sm, algorithm)
+  return make(problem.likelihood, problem.labels, **keywords)
+
+
+def init_sigma(workload: Workload, labels: Labels) -> dict[str, float]:
+  """sigma for the modules that are task-specific, 0 for the others."""
+  free = lambda name: workload.moving is None or name in workload.moving
+  return {name: workload.sigma * free(name) for name in jax.tree.leaves(labels)}

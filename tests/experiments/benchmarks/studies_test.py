@@ -1,0 +1,34 @@
+"""Every study from end to end, small; and the numbers that the studies work out themselves."""
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import studies, study_scaling, study_solves
+from experiments.benchmarks.worker import Config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(studies.STUDIES))
+def test_study(name):
+  config = Config("w3", "reptile", tiny=True, repetitions=2, max_seconds=1.0)
+  rows, table = studies.run(name, config)
+  assert rows and len(table.split("\n")) == len(rows) + 1
+  if name == "frozen":
+    assert rows[-1]["largest_difference"] < 1e-5 < rows[-1]["largest_move"]
+  if name == "tolerance":
+    assert rows[0]["phi_degrees"] == 0 and all(np.isfinite(row["sigma_degrees"]) for row in rows)
+  if name == "warm":
+    assert rows[-1]["inner_steps_warm"] <= rows[-1]["inner_steps_cold"]
+
+
+def test_angle():
+  a, b = {"x": np.array([1.0, 0.0]), "y": np.array([0.0])}, {"x": np.ones(2), "y": np.zeros(1)}
+  np.testing.assert_allclose(study_solves.angle(a, b), (45.0, 0.5**0.5))
+  tiny = {"x": np.array([1.0, 1e-9]), "y": np.array([0.0])}
+  np.testing.assert_allclose(study_solves.angle(tiny, a)[0], np.degrees(1e-9), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", study_scaling.AXES["parameters"])
+def test_growing_network(size):
+  width = study_scaling.at("parameters", size).width
+  assert width**2 + 4 * width + 1 == pytest.approx(size, rel=0.02)
