@@ -90,9 +90,9 @@ def _row(state: sm.MetaState, metrics: sm.Metrics) -> dict[str, float]:
     "failed": metrics.num_failed,
     "phi_grad_norm": metrics.phi_grad_norm,
     "inner_objective": metrics.inner.objective.mean(),
-    "inner_grad_norm": metrics.inner.grad_norm.mean(),
   }
-  if metrics.solve is not None:
+  if metrics.solve is not None:  # a row with a mode
+    row["inner_grad_norm"] = metrics.inner.grad_norm.mean()
     row["solve_residual"] = metrics.solve.residual.mean()
     row["solve_steps"] = metrics.solve.steps.mean()
     row["negative_curvature"] = metrics.solve.negative_curvature.sum()

@@ -199,7 +199,7 @@ def map_estimate(
   check_batch("batch", batch)
 
   taken = frozen_modules(log_sigma2, frozen)
-  phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, taken)
+  phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, dict.fromkeys(taken, 0.0))
 
   def solve(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> Mode:
     return posterior_mode(

@@ -56,9 +56,9 @@ class Inner:
 class InnerInfo(NamedTuple):
   """How the optimisation of one task ended: at theta_hat, on the full batch.
 
-  In the metrics of rows whose gradient asks for no mode (`maml`, `fomaml`, `reptile`, ...) at the
-  last point where a step took the gradient, on its batch: one more gradient would cost as much as
-  a step. NaN where no step was taken.
+  In the metrics of rows whose gradient asks for no mode (`maml`, `fomaml`, `reptile`, ...) the
+  objective is that where the last step began, on its batch, NaN where no step was taken, and
+  `grad_norm` is NaN unless Inner.tol asks for it: the true ones would cost as much as a step.
   """
 
   steps: jax.Array  # [] int32, taken
@@ -75,7 +75,7 @@ class Descent(NamedTuple):
   step: jax.Array  # [] int32
   done: jax.Array  # [] bool, the tolerance was met at z
   objective: jax.Array  # [] J / N where the last step began
-  grad_norm: jax.Array  # [] there
+  grad_norm: jax.Array  # [] there; NaN without Inner.tol
 
 
 class Loop(NamedTuple):
@@ -102,8 +102,13 @@ def objective(
 
 def _neg_log_prior(white: Whitening, z: PyTree) -> jax.Array:
   """precision |z|^2 / 2 []."""
-  square = jax.tree.map(lambda p, v: 0.5 * p * jnp.sum(jnp.square(v)), white.precision, z)
-  return jnp.asarray(sum(jax.tree.leaves(square)))
+  half = lambda p, v: 0.0 if _none(p) else 0.5 * p * jnp.sum(jnp.square(v))
+  return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(half, white.precision, z))))
+
+
+def _none(precision: jax.Array | float) -> bool:
+  """Whether there is no prior for sure: see `Whitening`."""
+  return isinstance(precision, float) and precision == 0.0
 
 
 def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
@@ -145,7 +150,8 @@ def loop(
     """J / N and s * grad_theta + precision * z / N: the prior's half needs no autodiff."""
     theta = to_theta(phi, white.scale, z)
     nll, g = jax.value_and_grad(lambda t: mean_nll(likelihood, t, mini))(theta)
-    grad = jax.tree.map(lambda s, p, g, v: s * g + p * v / n, white.scale, white.precision, g, z)
+    pull = lambda s, p, g, v: s * g if _none(p) else s * g + p * v / n
+    grad = jax.tree.map(pull, white.scale, white.precision, g, z)
     return nll + _neg_log_prior(white, z) / n, grad
 
   def begin(z: PyTree) -> Descent:
@@ -161,13 +167,13 @@ def loop(
       grad, at.opt_state, at.z, value=value, grad=grad, value_fn=lambda z: loss(z, mini)
     )
     z = optax.apply_updates(at.z, updates)
-    seen = jax.lax.stop_gradient((value, optax.tree.norm(jax.lax.stop_gradient(grad))))
+    value = jax.lax.stop_gradient(value)
     if inner.tol is None:
-      return Descent(z, opt_state, at.step + 1, at.done, *seen)
-    done = seen[1] <= inner.tol
-    return Descent(
-      optax.tree.where(done, at.z, z), opt_state, at.step + jnp.where(done, 0, 1), done, *seen
-    )
+      return Descent(z, opt_state, at.step + 1, at.done, value, at.grad_norm)
+    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+    done = norm <= inner.tol
+    z, steps = optax.tree.where(done, at.z, z), at.step + jnp.where(done, 0, 1)
+    return Descent(z, opt_state, steps, done, value, norm)
 
   def info(at: Descent) -> InnerInfo:
     value, grad = value_and_grad(at.z, batch)

@@ -160,11 +160,17 @@ def make_learner(
     params: MetaParams, batch: Batch, key: Any, frozen: Frozen, **keywords: Any
   ) -> Mode:
     return posterior_mode(
-      inner, likelihood, labels, params.phi, params.log_sigma2, batch, frozen, key=key, **keywords
+      inner, likelihood, labels, params.phi, sigma_of(params), batch, frozen, key=key, **keywords
     )
 
+  def sigma_of(params: MetaParams) -> dict[str, Any]:
+    """log sigma^2; as a number, known before compiling, where the row leaves no choice."""
+    if row.sigma != "inf":
+      return params.log_sigma2
+    return {m: math.inf if sigma[m] == math.inf else v for m, v in params.log_sigma2.items()}
+
   def moving_of(params: MetaParams, frozen: Frozen) -> Moving:
-    return moving_model(likelihood, labels, params.phi, params.log_sigma2, frozen)
+    return moving_model(likelihood, labels, params.phi, sigma_of(params), frozen)
 
   def val_nll(theta: PyTree, task: Task) -> jax.Array:
     nan = jnp.full([], jnp.nan, _dtype(theta))
@@ -277,7 +283,8 @@ def make_learner(
     modules.check_labels(labels, state.phi)
     modules.check_modules("state.log_sigma2", state.log_sigma2, labels)
     frozen = frozen_modules(state.log_sigma2, built_frozen)
-    phi = hold(state.phi, state.log_sigma2, labels, built_frozen)
+    built = {m: s for m, s in sigma.items() if m in built_frozen or row.sigma == "inf"}
+    phi = hold(state.phi, state.log_sigma2, labels, built)
     return MetaParams(phi, state.log_sigma2), frozen
 
   def meta_gradient(

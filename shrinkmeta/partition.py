@@ -31,23 +31,34 @@ def frozen_modules(log_sigma2: Mapping[str, Any], also: Iterable[str] = ()) -> F
 
 
 def hold(
-  phi: PyTree, log_sigma2: Mapping[str, Any], labels: modules.Labels, frozen: Iterable[str]
+  phi: PyTree,
+  log_sigma2: Mapping[str, Any],
+  labels: modules.Labels,
+  built: Mapping[str, float],
 ) -> PyTree:
-  """phi, after a check that the modules taken for frozen are: log sigma^2 = -inf.
+  """phi, after a check that log sigma^2 is what a program was built for.
 
-  Raises ValueError where log sigma^2 is known. Under jit it is not: there phi of a module that
-  ought to move becomes NaN, so that the tasks count as failed instead of being adapted in part.
+  Args:
+    built: {module: sigma}, 0 or inf, of the modules that the program takes for frozen or free.
+
+  Raises ValueError where log sigma^2 is known. Under jit it is not: there phi of a module that it
+  contradicts becomes NaN, so that tasks count as failed instead of being adapted as they were not
+  meant to.
   """
-  for module in sorted(frozen):
-    value = validate.known(log_sigma2[module])
-    if value is not None and value != -jnp.inf:
+  for module, sigma in sorted(built.items()):
+    value, want = validate.known(log_sigma2[module]), -jnp.inf if sigma == 0 else jnp.inf
+    if value is not None and value != want:
+      state = "frozen (init_sigma 0, or a mask)" if sigma == 0 else "free (sigma infinite)"
       raise ValueError(
-        f"Module {module!r} was frozen when this learner was built (init_sigma 0, or a mask), but "
-        f"log_sigma2[{module!r}] is {value}. Build the learner with a positive init_sigma for it."
+        f"Module {module!r} was {state} when this learner was built, but log_sigma2[{module!r}] is "
+        f"{value}, not {want}. Build a learner for it: with another init_sigma, row or mask."
       )
 
   def leaf(label: str, p: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isneginf(log_sigma2[label]), p, jnp.nan) if label in frozen else p
+    if label not in built:
+      return p
+    same = jnp.isneginf if built[label] == 0 else jnp.isposinf
+    return jnp.where(same(log_sigma2[label]), p, jnp.nan)
 
   return jax.tree.map(leaf, labels, phi)
 

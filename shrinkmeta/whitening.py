@@ -6,6 +6,7 @@ sigma. For sigma_m = inf there is no prior: s = 1 and z is theta - phi itself. O
 serves every row of the family.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,11 @@ PyTree = Any
 
 
 class Whitening(NamedTuple):
-  """theta = phi + scale * z with log p(z) = -precision |z|^2 / 2, each a tree of scalars."""
+  """theta = phi + scale * z with log p(z) = -precision |z|^2 / 2, each a tree of scalars.
+
+  The number 1.0 and the number 0.0, not arrays, where log sigma^2 is the number inf: known before
+  anything is compiled, so that the prior's share is not even computed.
+  """
 
   scale: PyTree  # leaves []: sigma_m, 0 where frozen, 1 where sigma_m is inf
   precision: PyTree  # leaves []: 1, or 0 where sigma_m is inf
@@ -30,10 +35,22 @@ def whitening(
   dtype: jax.typing.DTypeLike,
 ) -> Whitening:
   """The coordinates for log_sigma2 {module: scalar}; differentiable at -inf and +inf too."""
-  log_s2 = modules.spread({m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}, labels)
-  free = jax.tree.map(jnp.isposinf, log_s2)
-  scale = jax.tree.map(lambda v, f: jnp.exp(0.5 * jnp.where(f, 0.0, v)), log_s2, free)
-  return Whitening(scale, jax.tree.map(lambda f: jnp.where(f, 0.0, 1.0).astype(dtype), free))
+  log_s2 = modules.spread(log_sigma2, labels)
+
+  def scale(v: jax.typing.ArrayLike) -> jax.Array | float:
+    if _is_free(v):
+      return 1.0
+    v = jnp.asarray(v, dtype)
+    return jnp.exp(0.5 * jnp.where(jnp.isposinf(v), 0.0, v))
+
+  def precision(v: jax.typing.ArrayLike) -> jax.Array | float:
+    return 0.0 if _is_free(v) else jnp.where(jnp.isposinf(v), 0.0, 1.0).astype(dtype)
+
+  return Whitening(jax.tree.map(scale, log_s2), jax.tree.map(precision, log_s2))
+
+
+def _is_free(log_s2: jax.typing.ArrayLike) -> bool:
+  return isinstance(log_s2, float) and log_s2 == math.inf
 
 
 def to_theta(phi: PyTree, scale: PyTree, z: PyTree) -> PyTree:

@@ -73,6 +73,8 @@ def command(name: str, config: Config, peers: str, python: str) -> list[str]:
   line += ["--reps", str(config.repetitions), "--max-seconds", f"{config.max_seconds:g}"]
   if rival.script == "bench_jax.py":
     line += _MLP if source == "w3" else _FAST_CONV
+  if rival.lib == "func" and source == "w3":
+    line += ["--threads", "1"]  # its faster way: threads cost more than they save at this size
   if rival.lib == "func" and source == "w2":
     line += ["--chunk", "1"]  # a task at a time: all at once takes more memory than most machines
   return line
