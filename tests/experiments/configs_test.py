@@ -27,11 +27,11 @@ def test_unknown_preset_and_algorithm():
     configs.load("huge")
   likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
   with pytest.raises(ValueError, match="protonet.*sigma_imaml"):
-    arms.make_learner("protonet", configs.load("smoke"), likelihood, {"w": "w"}, "vmap", None)
+    arms.make_learner("protonet", configs.load("smoke"), likelihood, {"w": "w"}, None)
 
 
 @pytest.mark.parametrize("name", arms.ALL)
 def test_every_arm_builds_its_row(name):
   likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
-  learner = arms.make_learner(name, configs.load("smoke"), likelihood, {"w": "w"}, "vmap", None)
+  learner = arms.make_learner(name, configs.load("smoke"), likelihood, {"w": "w"}, None)
   assert learner.row == sm.FAMILY.get(name, sm.FAMILY["hand_picked"])

@@ -1,9 +1,10 @@
 """How rivals are called and read. None is run here: they are other projects."""
 
+import pathlib
+import subprocess
 import sys
 
 import pytest
-from absl import app
 
 from experiments.benchmarks import pairs, rivals
 from experiments.benchmarks.worker import Config
@@ -95,7 +96,12 @@ def test_ratio_of_paired_medians(monkeypatch):
   assert "seconds, other / ours: 3 [2, 4]" in table
 
 
-def test_a_bad_flag_is_a_usage_error():
-  main = pytest.importorskip("experiments.benchmarks.__main__")
-  with pytest.raises(app.UsageError, match="Unexpected"):
-    main.main(["program", "stray"])
+@pytest.mark.parametrize(
+  "flags, message",
+  ((["stray"], "Unexpected arguments"), (["--rival=protonet"], "is no rival; choose one of")),
+)
+def test_a_bad_flag_is_a_usage_error(flags, message):
+  root = pathlib.Path(__file__).parents[3]
+  line = [sys.executable, "-m", "experiments.benchmarks", *flags]
+  done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+  assert done.returncode and message in done.stdout + done.stderr
