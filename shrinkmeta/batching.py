@@ -20,8 +20,8 @@ PyTree = Any
 Batching = Literal["auto", "vmap", "sequential"] | int
 Task = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
-# "auto" on a CPU: with more shared numbers than this one task after another, else all at once. A
-# network of a thousand weights is fastest at once, convolutions of a few thousand are not.
+# "auto" on a CPU: with more shared numbers than this one task after another, else all at once. Put
+# between a small MLP and a small convolutional net; not the outcome of a sweep.
 _SMALL = 4_096
 
 
