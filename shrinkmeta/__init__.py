@@ -5,6 +5,7 @@ from shrinkmeta.algorithms import (
   FAMILY,
   anil,
   boil,
+  empirical_bayes,
   fine_tuning,
   fomaml,
   hand_picked,
@@ -17,12 +18,23 @@ from shrinkmeta.algorithms import (
   sigma_reptile,
 )
 from shrinkmeta.batching import over_tasks
+from shrinkmeta.calibration import Calibration, calibration, coverage
 from shrinkmeta.check import GradientCheck, check_meta_gradient
 from shrinkmeta.density import log_joint, log_likelihood, log_predictive, log_prior
+from shrinkmeta.evidence import EvidenceInfo, log_evidence, restriction
 from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
-from shrinkmeta.learner import MetaLearner, MetaState, Metrics, Row, make_learner
-from shrinkmeta.likelihood import Likelihood, bernoulli, categorical, gaussian, poisson
+from shrinkmeta.learner import MetaLearner, MetaState, Metrics, make_learner
+from shrinkmeta.likelihood import (
+  Likelihood,
+  bernoulli,
+  categorical,
+  gaussian,
+  gaussian_with_scale,
+  mean_and_scale,
+  poisson,
+)
+from shrinkmeta.log_det import LogDet
 from shrinkmeta.modules import (
   ModuleSummary,
   by_layer,
@@ -32,6 +44,8 @@ from shrinkmeta.modules import (
   module_summary,
 )
 from shrinkmeta.partition import merge
+from shrinkmeta.posterior import Posterior, Predictive, posterior
+from shrinkmeta.rows import Row
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, Task, stack_batches, stack_tasks
 from shrinkmeta.warm import WarmStart, put, take
@@ -41,16 +55,21 @@ __version__ = "0.1.0"
 __all__ = (
   "FAMILY",
   "Batch",
+  "Calibration",
+  "EvidenceInfo",
   "GradientCheck",
   "Implicit",
   "Inner",
   "InnerInfo",
   "Likelihood",
+  "LogDet",
   "MetaLearner",
   "MetaParams",
   "MetaState",
   "Metrics",
   "ModuleSummary",
+  "Posterior",
+  "Predictive",
   "Row",
   "SolveInfo",
   "Task",
@@ -61,29 +80,37 @@ __all__ = (
   "by_layer",
   "by_leaf",
   "by_path",
+  "calibration",
   "categorical",
   "check_meta_gradient",
+  "coverage",
+  "empirical_bayes",
   "fine_tuning",
   "fomaml",
   "format_summary",
   "gaussian",
+  "gaussian_with_scale",
   "hand_picked",
   "hyperprior",
   "imaml",
+  "log_evidence",
   "log_joint",
   "log_likelihood",
   "log_predictive",
   "log_prior",
   "make_learner",
   "maml",
+  "mean_and_scale",
   "map_estimate",
   "merge",
   "module_summary",
   "no_adaptation",
   "over_tasks",
   "poisson",
+  "posterior",
   "put",
   "reptile",
+  "restriction",
   "sigma_imaml",
   "sigma_maml",
   "sigma_reptile",

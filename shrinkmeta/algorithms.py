@@ -9,6 +9,7 @@
 | sigma_maml      | learned | l_PLL       | through the steps     |
 | sigma_imaml     | learned | l_PLL       | implicit              |
 | sigma_reptile   | learned | l_MAP       | implicit, for sigma   |
+| empirical_bayes | learned | evidence    | implicit; sigma follows the evidence |
 | hand_picked     | mask    | l_PLL       | through the steps     |
 | anil, boil      | mask    | l_PLL       | through the steps     |
 | fine_tuning     | inf     | pooled data | none: no adaptation in training |
@@ -37,6 +38,7 @@ FAMILY: dict[str, Row] = {
   "sigma_maml": Row("learned", "predictive", "unrolled"),
   "sigma_imaml": Row("learned", "predictive", "implicit"),
   "sigma_reptile": Row("learned", "map", "implicit"),
+  "empirical_bayes": Row("learned", "evidence", "implicit"),
   "hand_picked": Row("inf", "predictive", "unrolled"),
   "fine_tuning": Row("inf", "pooled", "none"),
 }
@@ -45,7 +47,7 @@ FAMILY: dict[str, Row] = {
 _STEPS = Inner(optax.sgd(0.1), steps=5)
 _LONG = Inner(optax.sgd(0.1), steps=50)
 _MODE = Inner(optax.lbfgs(), steps=50, tol=1e-4)
-_IMPLICIT = Implicit(solver="auto")
+_IMPLICIT = Implicit()
 _PHI = optax.adam(1e-3)
 _SIGMA = optax.adam(3e-2)
 _INIT_SIGMA = 0.3
@@ -226,6 +228,40 @@ def sigma_reptile(
   """
   return make_learner(
     FAMILY["sigma_reptile"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def empirical_bayes(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _MODE,
+  implicit: Implicit = _IMPLICIT,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  sigma_optimizer: optax.GradientTransformation = _SIGMA,
+  init_sigma: float | dict[str, float] = _INIT_SIGMA,
+  **keywords: Any,
+) -> MetaLearner:
+  """phi and sigma both from the evidence of the training data; Task.val may be None.
+
+  Exact for linear-Gaussian models, Laplace's approximation otherwise: see `evidence.py`. Parameters
+  of the likelihood, such as the scale of `sm.gaussian_with_scale`, are modules with init_sigma 0.
+  Its own keywords: `log_det`, how the log-determinant is found (a stochastic one needs the key of
+  `update`), and `restricted`, modules of phi to integrate out as well (REML).
+
+  References: MacKay, A practical Bayesian framework for backpropagation networks, 1992; Lindley,
+    Smith, Bayes estimates for the linear model, 1972.
+  """
+  return make_learner(
+    FAMILY["empirical_bayes"],
     likelihood,
     labels,
     inner=inner,

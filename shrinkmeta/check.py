@@ -78,7 +78,8 @@ def check_meta_gradient(
   def loss_of_each(params: MetaParams) -> dict[str, jax.Array]:
     moved = state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
     metrics = learner.meta_gradient(moved, tasks, key)[1]
-    return {"phi": metrics.phi_loss, "log_sigma2": metrics.loss}
+    followed = metrics.phi_loss if learner.row.phi == "evidence" else metrics.loss
+    return {"phi": metrics.phi_loss, "log_sigma2": followed}
 
   losses = jax.jit(loss_of_each)
   slopes = jax.jit(lambda v: jax.jvp(losses, (start,), (v,))[1])

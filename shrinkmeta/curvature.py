@@ -27,12 +27,21 @@ def curvature_product(
 ) -> Callable[[PyTree], PyTree]:
   """v -> C v, for trees like theta. Linearised here, once, so that each product is linear work."""
 
-  def loss_of_outputs(outputs: jax.Array) -> jax.Array:
-    return -masked_log_prob(likelihood, outputs, batch)
+  return product_of(
+    curvature,
+    lambda theta: likelihood.predict(theta, batch.inputs),
+    lambda outputs: -masked_log_prob(likelihood, outputs, batch),
+    theta,
+  )
 
-  def outputs_of(theta: PyTree) -> jax.Array:
-    return likelihood.predict(theta, batch.inputs)
 
+def product_of(
+  curvature: Curvature,
+  outputs_of: Callable[[PyTree], jax.Array],
+  loss_of_outputs: Callable[[jax.Array], jax.Array],
+  theta: PyTree,
+) -> Callable[[PyTree], PyTree]:
+  """v -> C v of the loss `loss_of_outputs(outputs_of(theta))`, however many tasks that spans."""
   if curvature == "hessian":
     return jax.linearize(jax.grad(lambda t: loss_of_outputs(outputs_of(t))), theta)[1]
   outputs, jvp = jax.linearize(outputs_of, theta)
@@ -81,26 +90,39 @@ def scaled_jacobian(
     A as a tree like theta whose leaves lead with [N C] (C outputs an example), and whether a
     Lambda_n has a negative eigenvalue [] (log_prob not concave), which is cut at 0.
   """
-  mask = weights(batch, jnp.result_type(jax.tree.leaves(theta)[0]))
   outputs, vjp = jax.vjp(lambda t: likelihood.predict(t, batch.inputs), theta)
   if not isinstance(outputs, jax.Array):
     raise ValueError('solver="dual" needs outputs in one array [N, ...]; use solver="cg".')
-
-  def output_hessian(f: jax.Array, target: PyTree) -> jax.Array:  # [C] -> [C, C]
-    row = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
-    loss = lambda flat: -likelihood.log_prob(flat.reshape(1, *outputs.shape[1:]), row(target))[0]
-    return jax.hessian(loss)(f)
-
   n = outputs.shape[0]
-  lam = jax.vmap(output_hessian)(outputs.reshape(n, -1), batch.targets)
-  lam = jnp.where(mask[:, None, None] != 0, mask[:, None, None] * lam, 0.0)
-  values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
-  negative = jnp.any(values[:, 0] < -1e-4 * jnp.max(values))
-  # Row (n, i) of Lambda^(1/2): sqrt(value_i) vector_i, as a cotangent on the outputs.
-  root = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2)
-  c = root.shape[1]
+  lam = output_curvature(likelihood, outputs, batch)
+  root, negative = square_root(lam)
+  c = root.shape[1]  # row (n, i) of the root is a cotangent on the outputs
   cotangents = (jnp.eye(n, dtype=root.dtype)[:, None, :, None] * root[:, :, None, :]).reshape(
     n * c, *outputs.shape
   )
   jacobian = jax.vmap(lambda ct: vjp(ct)[0])(cotangents)
   return jax.tree.map(lambda j, s: j * s, jacobian, scale), negative
+
+
+def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """R_n with R_n^T R_n = Lambda_n, [N, C, C], negative eigenvalues cut at 0; and if any were."""
+  values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
+  negative = jnp.any(values[:, 0] < -1e-4 * jnp.max(values))
+  return jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2), negative
+
+
+def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:
+  """Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2, [N, C, C]; 0 for padding. outputs: [N, ...]."""
+  mask = weights(batch, outputs.dtype)
+  shape, n = outputs.shape[1:], outputs.shape[0]
+  if batch.mask is not None:  # as `masked_log_prob` does: 0 times an overflow is no number
+    keep = weights(batch, bool).reshape(-1, *[1] * len(shape))
+    outputs = jnp.where(keep, outputs, jnp.zeros_like(outputs))
+
+  def loss_hessian(f: jax.Array, target: PyTree) -> jax.Array:  # [C] -> [C, C]
+    row = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
+    loss = lambda flat: -likelihood.log_prob(flat.reshape(1, *shape), row(target))[0]
+    return jax.hessian(loss)(f)
+
+  lam = jax.vmap(loss_hessian)(outputs.reshape(n, -1), batch.targets)
+  return jnp.where(mask[:, None, None] != 0, mask[:, None, None] * lam, 0.0)

@@ -56,15 +56,15 @@ class Implicit:
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
     solver: "cg"; "dual", exact, by a Cholesky factorisation of N C x N C (N examples, C outputs,
-      Gauss-Newton only); "auto", dual where N C <= max_steps, since CG ends in N C + 1 steps, else
-      CG; "neumann"; "identity", which drops C from both formulas: w = s * g, d/d phi = g.
+      Gauss-Newton only), which costs N C gradients where CG ends in N C + 1 products or, mostly,
+      long before; "neumann"; "identity", which drops C from both formulas: w = s * g, d/d phi = g.
     max_steps: limit of CG and Neumann iterations.
     tol: relative residual at which they stop, and under which a solve counts as converged.
     damping: added to the operator's diagonal; biases the gradient towards "identity" / damping.
   """
 
   curvature: Curvature = "gauss_newton"
-  solver: Literal["cg", "dual", "auto", "neumann", "identity"] = "cg"
+  solver: Literal["cg", "dual", "neumann", "identity"] = "cg"
   max_steps: int = 30
   tol: float = 1e-4
   damping: float = 0.0
@@ -72,9 +72,9 @@ class Implicit:
   def __post_init__(self) -> None:
     if self.curvature not in ("gauss_newton", "hessian"):
       raise ValueError(f'curvature must be "gauss_newton" or "hessian"; got {self.curvature!r}.')
-    if self.solver not in ("cg", "dual", "auto", "neumann", "identity"):
+    if self.solver not in ("cg", "dual", "neumann", "identity"):
       raise ValueError(
-        f'solver must be "cg", "dual", "auto", "neumann" or "identity"; got {self.solver!r}.'
+        f'solver must be "cg", "dual", "neumann" or "identity"; got {self.solver!r}.'
       )
     if self.solver == "dual" and self.curvature == "hessian":
       raise ValueError(
@@ -133,7 +133,7 @@ def implicit_gradient(
       lambda p, s, c, v: (p + implicit.damping) * v + s * c, model.white.precision, s, curved, v
     )
 
-  if _use_dual(implicit, model.likelihood, theta, batch):
+  if implicit.solver == "dual":
     rows, negative = scaled_jacobian(model.likelihood, theta, s, batch)
     w, info = solvers.dual(rows, operator, b, 1.0 + implicit.damping, implicit.tol)
     info = info._replace(negative_curvature=negative)
@@ -147,13 +147,6 @@ def implicit_gradient(
     column = curvature_column(implicit.curvature, likelihood, whole, theta, batch)
   d_phi = optax.tree.sub(g, column(jax.tree.map(jnp.multiply, s, w)))
   return result(d_phi, w, info)
-
-
-def _use_dual(implicit: Implicit, likelihood: Likelihood, theta: PyTree, batch: Batch) -> bool:
-  if implicit.solver != "auto" or implicit.curvature != "gauss_newton":
-    return implicit.solver == "dual"
-  outputs = jax.eval_shape(likelihood.predict, theta, batch.inputs)
-  return isinstance(outputs, jax.ShapeDtypeStruct) and outputs.size <= implicit.max_steps
 
 
 def map_estimate(
@@ -206,19 +199,22 @@ def map_estimate(
       inner, likelihood, labels, phi, log_s2, batch, taken, steps=steps, key=key
     )
 
+  # Of theta only what moves leaves this function. What is held would be the same for all tasks of a
+  # vmap, its cotangent summed over tasks before `backward` runs, and then once more after it.
   @jax.custom_vjp
   def mode(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo]:
     found = solve(phi, log_s2, batch, key)
-    return found.theta, found.info
+    return moving(found.theta, labels, taken), found.info
 
   def forward(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[Any, Any]:
     found = solve(phi, log_s2, batch, key)
-    return (found.theta, found.info), (phi, log_s2, batch, found.z)
+    return (moving(found.theta, labels, taken), found.info), (phi, log_s2, batch, found.z)
 
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     phi, log_s2, batch, z = residuals
+    g = merge(cotangents[0], optax.tree.zeros_like(phi))
     grad, w, _ = implicit_gradient(
-      implicit, likelihood, labels, phi, log_s2, batch, z, cotangents[0], frozen=taken
+      implicit, likelihood, labels, phi, log_s2, batch, z, g, frozen=taken
     )
     model = moving_model(likelihood, labels, phi, log_s2, taken)
 
@@ -232,4 +228,5 @@ def map_estimate(
 
   mode.defvjp(forward, backward)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}
-  return mode(phi, log_s2, batch, key)
+  part, info = mode(phi, log_s2, batch, key)
+  return merge(part, phi), info

@@ -1,15 +1,17 @@
 """One meta-learner for the whole family: a row of choices, and what follows from it.
 
 The meta-loss is the mean over tasks of the mean validation negative log-likelihood at theta_hat;
-where phi follows l_MAP it is the mean over tasks of the training negative log joint. Each task
-gives its gradient with respect to (phi, log sigma^2); a task whose loss or gradient is not finite
+where phi follows l_MAP it is the mean over tasks of the training negative log joint, and where phi
+and sigma follow the evidence, of the negative log evidence of the training data. Each task gives
+its gradient with respect to (phi, log sigma^2); a task whose loss or gradient is not finite
 is left out of the step and counted.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +20,30 @@ from jax.sharding import Mesh
 
 from shrinkmeta import modules, validate
 from shrinkmeta.batching import Batching, check_batching, num_tasks, over_tasks, tasks_at_once
-from shrinkmeta.density import masked_log_prob
+from shrinkmeta.evidence import restriction
 from shrinkmeta.hyperprior import SigmaPrior
-from shrinkmeta.implicit import Implicit, MetaParams, implicit_gradient, map_estimate
-from shrinkmeta.inner import Descent, Inner, InnerInfo, mean_nll
+from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
+from shrinkmeta.inner import Inner, InnerInfo
+from shrinkmeta.joint import joint_sigma_gradient
 from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.mode import Mode, Moving, moving_model, posterior_mode, run_loops
-from shrinkmeta.partition import Frozen, frozen_modules, hold, merge, moving
+from shrinkmeta.log_det import LogDet
+from shrinkmeta.mode import run_loops
+from shrinkmeta.partition import Frozen, frozen_modules, hold, moving
+from shrinkmeta.rows import (
+  Item,
+  Row,
+  SigmaGradient,
+  Spec,
+  check_sigma_gradient,
+  gradient_of,
+  mode_of,
+  moving_of,
+)
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks, num_examples
+from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks, num_examples, weights
 from shrinkmeta.warm import WarmStart, check_start, no_start
-from shrinkmeta.whitening import to_theta
 
 PyTree = Any
-
-
-class Row(NamedTuple):
-  """One line of the table of algorithms."""
-
-  sigma: Literal["inf", "fixed", "learned"]  # "inf": only a mask tells which modules move
-  phi: Literal[
-    "predictive", "map", "pooled"
-  ]  # what phi follows; "pooled": no adaptation in training
-  gradient: Literal["unrolled", "first_order", "implicit", "none"]  # of theta_hat
 
 
 class OptState(NamedTuple):
@@ -62,8 +65,8 @@ class MetaState(NamedTuple):
 class Metrics(NamedTuple):
   """What people read. T is the number of tasks; a failed task counts in no mean."""
 
-  loss: jax.Array  # [] mean over tasks of val_nll
-  phi_loss: jax.Array  # [] what phi follows: loss; the training objective; nan for reptile
+  loss: jax.Array  # [] mean over tasks of val_nll; nan without validation data
+  phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; nan: reptile
   val_nll: jax.Array  # [T] mean validation negative log-likelihood of an example, nats
   failed: jax.Array  # [T] bool: not finite, or no example; left out of this step
   num_failed: jax.Array  # [] int32
@@ -102,24 +105,6 @@ class MetaLearner(NamedTuple):
   row: Row
 
 
-class _Item(NamedTuple):
-  """One task as the learner sees it."""
-
-  number: jax.Array  # [] its place among the T
-  task: Task
-  start: WarmStart | None
-  end: Descent | None  # where its loop ended, if it has been run already
-
-
-class _TaskResult(NamedTuple):
-  grad: MetaParams
-  val_nll: jax.Array  # []
-  phi_loss: jax.Array  # []
-  inner: InnerInfo
-  solve: SolveInfo | None
-  warm: WarmStart | None
-
-
 def make_learner(
   row: Row,
   likelihood: Likelihood,
@@ -132,6 +117,9 @@ def make_learner(
   init_sigma: float | Mapping[str, float],
   log_p_phi: Callable[[PyTree], jax.Array] | None = None,
   log_p_sigma: SigmaPrior | None = None,
+  log_det: LogDet = LogDet(),  # noqa: B008 (frozen)
+  restricted: Sequence[str] = (),
+  sigma_gradient: SigmaGradient = "per_task",
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
@@ -142,8 +130,12 @@ def make_learner(
       Modules that start at 0 are frozen for good: their parameters are held at phi, have no task
       axis and no part in the inner loop. (Outside jit, so are those whose log_sigma2 is -inf.)
     log_p_phi, log_p_sigma: log densities added to the meta-loss, negated, once for the tasks of a
-      step and in its units: over the number of their validation examples (phi following l_MAP:
-      over the number of tasks).
+      step and in its units: over the number of their validation examples (phi following l_MAP, and
+      both following the evidence: over the number of tasks).
+    log_det, restricted: of rows that follow the evidence. `restricted` names modules of phi that
+      are integrated out too (REML), for linear-Gaussian models: see `restriction`.
+    sigma_gradient: of sigma where phi follows l_MAP: through both levels, "joint" (see `joint.py`);
+      with phi held, "per_task"; without the curvature of the loss, "diagonal".
     batching, mesh: see `over_tasks`. With Inner.tol and blocks of tasks, a task that has converged
       leaves its block to the next: see `queue.py`.
   """
@@ -156,117 +148,30 @@ def make_learner(
       "row."
     )
 
-  def find_mode(
-    params: MetaParams, batch: Batch, key: Any, frozen: Frozen, **keywords: Any
-  ) -> Mode:
-    return posterior_mode(
-      inner, likelihood, labels, params.phi, sigma_of(params), batch, frozen, key=key, **keywords
-    )
+  if restricted and row.phi != "evidence":
+    raise ValueError("restricted belongs to empirical_bayes, the row that follows the evidence.")
+  check_sigma_gradient(row, sigma_gradient)
+  if sigma_gradient == "diagonal":
+    implicit = dataclasses.replace(implicit, solver="identity")
+  if row.phi == "evidence" and math.inf in sigma.values():
+    raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
 
-  def sigma_of(params: MetaParams) -> dict[str, Any]:
-    """log sigma^2; as a number, known before compiling, where the row leaves no choice."""
-    if row.sigma != "inf":
-      return params.log_sigma2
-    return {m: math.inf if sigma[m] == math.inf else v for m, v in params.log_sigma2.items()}
-
-  def moving_of(params: MetaParams, frozen: Frozen) -> Moving:
-    return moving_model(likelihood, labels, params.phi, sigma_of(params), frozen)
-
-  def val_nll(theta: PyTree, task: Task) -> jax.Array:
-    nan = jnp.full([], jnp.nan, _dtype(theta))
-    return nan if task.val is None else mean_nll(likelihood, theta, task.val)
-
-  def adapted_nll(
-    params: MetaParams, item: _Item, key: Any, frozen: Frozen
-  ) -> tuple[jax.Array, Mode]:
-    """(val_nll at theta_hat, mode), differentiable in params through the steps."""
-    mode = find_mode(params, item.task.train, key, frozen, info_at_end=False)
-    return val_nll(mode.theta, item.task), mode
-
-  def unrolled(params: MetaParams, item: _Item, key: Any, frozen: Frozen) -> _TaskResult:
-    value_and_grad = jax.value_and_grad(adapted_nll, has_aux=True)
-    (nll, mode), grad = value_and_grad(params, item, key, frozen)
-    return _TaskResult(grad, nll, nll, mode.info, None, None)
-
-  def first_order(params: MetaParams, item: _Item, key: Any, frozen: Frozen) -> _TaskResult:
-    """The gradient with z held, of a loss that itself still depends on params through z."""
-    nll, mode = adapted_nll(params, item, key, frozen)
-
-    def loss(params: MetaParams) -> jax.Array:
-      model = moving_of(params, frozen)
-      theta = merge(to_theta(model.phi, model.white.scale, mode.z), params.phi)
-      return val_nll(theta, item.task)
-
-    return _TaskResult(jax.grad(loss)(params), nll, nll, mode.info, None, None)
-
-  def stationary(params: MetaParams, item: _Item, key: Any, frozen: Frozen) -> _TaskResult:
-    """Gradients by the implicit function theorem, for sigma and, where phi follows it, l_PLL."""
-    model, task, start = moving_of(params, frozen), item.task, item.start
-    mode = find_mode(
-      params,
-      task.train,
-      key,
-      frozen,
-      start=None if start is None else start.z,
-      end=item.end,
-      info_at_end=has_mode,
-    )
-    zero_sigma = jax.tree.map(jnp.zeros_like, params.log_sigma2)
-    if row.phi == "map" and row.sigma == "inf":  # sigma^2 times the gradient of -l_MAP
-      d_phi = jax.tree.map(lambda s, v: -s * v, model.white.scale, mode.z)
-      d_phi = merge(d_phi, jax.tree.map(jnp.zeros_like, params.phi))
-      nll = val_nll(mode.theta, task)
-      nan = jnp.full_like(nll, jnp.nan)
-      return _TaskResult(MetaParams(d_phi, zero_sigma), nll, nan, mode.info, None, None)
-    nll, g = jax.value_and_grad(val_nll)(mode.theta, task)
-    grad, w, solve = implicit_gradient(
-      implicit,
-      likelihood,
-      labels,
-      params.phi,
-      params.log_sigma2,
-      task.train,
-      mode.z,
-      g,
-      frozen=frozen,
-      start=None if start is None else start.w,
-    )
-    warm = None if start is None else WarmStart(mode.z, w)
-    if row.phi == "predictive":
-      return _TaskResult(grad, nll, nll, mode.info, solve, warm)
-    d_phi, phi_loss = _map_gradient(likelihood, mode, model, task.train)
-    return _TaskResult(grad._replace(phi=d_phi), nll, phi_loss, mode.info, solve, warm)
-
-  def pooled(params: MetaParams, item: _Item, key: Any, frozen: Frozen) -> _TaskResult:
-    """phi for all tasks alike: the mean negative log-likelihood of both parts at theta = phi."""
-    del key, frozen
-    counts = [num_examples(part, _dtype(params.phi)) for part in item.task]
-
-    def loss(phi: PyTree) -> jax.Array:
-      parts = zip(counts, item.task, strict=True)
-      total = sum(n * mean_nll(likelihood, phi, part) for n, part in parts)
-      return total / jnp.maximum(sum(counts), 1.0)
-
-    nll, g = jax.value_and_grad(loss)(params.phi)
-    none = InnerInfo(jnp.zeros([], jnp.int32), nll, optax.tree.norm(g), jnp.zeros([], bool))
-    grad = MetaParams(g, jax.tree.map(jnp.zeros_like, params.log_sigma2))
-    return _TaskResult(grad, val_nll(params.phi, item.task), nll, none, None, None)
-
-  by_gradient = {"unrolled": unrolled, "first_order": first_order}
-  of_task = pooled if row.phi == "pooled" else by_gradient.get(row.gradient, stationary)
-  judges = row != Row("inf", "map", "none")  # reptile looks at no validation example
+  spec = Spec(row, likelihood, labels, inner, implicit, log_det, sigma)
+  of_task = gradient_of(row, sigma_gradient)
+  # Reptile and the evidence look at no validation example.
+  judges = row.phi != "evidence" and row != Row("inf", "map", "none")
   has_mode = row.gradient == "implicit"
   in_blocks = isinstance(batching, int) and inner.tol is not None
 
   def run_first(
-    shared: tuple[MetaParams, Any], items: _Item, frozen: Frozen, steps: Any = None
-  ) -> _Item:
+    shared: tuple[MetaParams, Any], items: Item, frozen: Frozen, steps: Any = None
+  ) -> Item:
     """The inner loops of tasks in blocks, each leaving its block when it has converged."""
     params, key = shared
     slots = tasks_at_once(batching, shared, num_tasks(items))
     keys = None if key is None else jax.vmap(lambda number: _key_of(key, number))(items.number)
     starts = None if items.start is None else items.start.z
-    train, model = items.task.train, moving_of(params, frozen)
+    train, model = items.task.train, moving_of(spec, params, frozen)
     return items._replace(end=run_loops(inner, model, train, keys, starts, steps, slots))
 
   def init(params: PyTree) -> MetaState:
@@ -298,13 +203,16 @@ def make_learner(
     dtype = _dtype(params.phi)
     if warm is not None:
       if not has_mode:
-        raise ValueError("A warm start is for rows with a mode: imaml, sigma_imaml, sigma_reptile.")
+        raise ValueError(
+          "A warm start is for rows with a mode: imaml, sigma_imaml, sigma_reptile, "
+          "empirical_bayes."
+        )
       frozen = built_frozen  # as in no_start
       check_start(warm, moving(params.phi, labels, frozen), num_tasks(tasks))
 
-    def one(shared: tuple[MetaParams, Any], item: _Item) -> tuple[Any, Any]:
+    def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[Any, Any]:
       params, key = shared
-      result = of_task(params, item, _key_of(key, item.number), frozen)
+      result = of_task(spec, params, item, _key_of(key, item.number), frozen)
       counts = jnp.stack([num_examples(part, dtype) for part in item.task if part is not None])
       judged = (result.grad, result.val_nll) if item.task.val is not None else result.grad
       finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(judged)]
@@ -313,26 +221,49 @@ def make_learner(
         lambda x: jnp.where(ok, x, jnp.zeros_like(x)),
         (result.grad, result.val_nll, result.phi_loss, counts[-1], jnp.ones([], jnp.int32)),
       )
-      # A task that failed begins anew.
-      again = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), result.warm)
-      return kept, (result.val_nll, ~ok, result.inner, result.solve, again)
+      # A task that failed begins anew, and has no part in a joint solve.
+      zeroed = (result.warm, result.ends)
+      again, ends = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), zeroed)
+      return kept, (result.val_nll, ~ok, result.inner, result.solve, again, ends)
 
-    items = _Item(jnp.arange(num_tasks(tasks)), tasks, warm, None)
+    items = Item(jnp.arange(num_tasks(tasks)), tasks, warm, None)
     first = functools.partial(run_first, frozen=frozen) if has_mode and in_blocks else None
-    sums, (val_nll_t, failed, inner_info, solve_info, warm) = over_tasks(
+    sums, (val_nll_t, failed, inner_info, solve_info, warm, ends) = over_tasks(
       one, (params, key), items, batching, mesh, first
     )
     grad, loss, phi_loss, val_count, ok_count = sums
     count = jnp.maximum(ok_count, 1).astype(dtype)
     grad, loss, phi_loss = jax.tree.map(lambda x: x / count, (grad, loss, phi_loss))
-    prior_weight = 1.0 / (count if row.phi == "map" else jnp.maximum(val_count, 1.0))
+    if ends is not None:
+      g = jax.tree.map(lambda x: x / count, ends.g)
+      d_sigma, info = joint_sigma_gradient(
+        implicit,
+        likelihood,
+        labels,
+        params,
+        _emptied(tasks.train, failed),
+        ends.z,
+        g,
+        frozen=frozen,
+        log_p_phi=log_p_phi,
+      )
+      grad = grad._replace(log_sigma2=d_sigma)
+      solve_info = jax.tree.map(lambda x: jnp.broadcast_to(x, val_nll_t.shape), info)
+    if restricted:
+      sound = _emptied(tasks.train, failed)
+      term = lambda params: -restriction(likelihood, labels, *params, sound, restricted, frozen)
+      value, slope = jax.value_and_grad(term)(params)
+      phi_loss = phi_loss + value / count
+      grad = optax.tree.add_scale(grad, 1.0 / count, slope)
+    by_tasks, by_examples = 1.0 / count, 1.0 / jnp.maximum(val_count, 1.0)
+    prior_weight = by_examples if row.phi in ("predictive", "pooled") else by_tasks
     if log_p_phi is not None:
       value, prior = jax.value_and_grad(log_p_phi)(state.phi)
       grad = grad._replace(phi=optax.tree.add_scale(grad.phi, -prior_weight, prior))
       phi_loss = phi_loss - prior_weight * value
     if log_p_sigma is not None and row.sigma == "learned":
       prior = jax.grad(log_p_sigma)(state.log_sigma2)
-      sigma_weight = -1.0 / jnp.maximum(val_count, 1.0)
+      sigma_weight = -by_tasks if row.phi == "evidence" else -by_examples
       grad = grad._replace(log_sigma2=optax.tree.add_scale(grad.log_sigma2, sigma_weight, prior))
     if row.sigma != "learned":
       grad = grad._replace(log_sigma2=optax.tree.zeros_like(grad.log_sigma2))
@@ -389,7 +320,7 @@ def make_learner(
       )
     params, frozen = checked(state)
     check_batch("batch", batch)
-    mode = find_mode(params, batch, key, frozen, steps=steps)
+    mode = mode_of(spec, params, batch, key, frozen, steps=steps)
     return mode.theta, mode.info
 
   def adapt_tasks(
@@ -401,13 +332,13 @@ def make_learner(
     params, frozen = checked(state)
     check_batch("batches", batches, ("T", "N"))
 
-    def one(shared: tuple[MetaParams, Any], item: _Item) -> tuple[tuple[()], Any]:
+    def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
       params, key = shared
       own = _key_of(key, item.number)
-      mode = find_mode(params, item.task.train, own, frozen, steps=steps, end=item.end)
+      mode = mode_of(spec, params, item.task.train, own, frozen, steps=steps, end=item.end)
       return (), (moving(mode.theta, labels, frozen), mode.info)
 
-    items = _Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
+    items = Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
     queued = in_blocks and not isinstance(steps, tuple)
     first = functools.partial(run_first, frozen=frozen, steps=steps) if queued else None
     return over_tasks(one, (params, key), items, batching, mesh, first)[1]
@@ -418,32 +349,16 @@ def make_learner(
   return MetaLearner(init, update, adapt, meta_gradient, adapt_tasks, fresh, labels, row)
 
 
+def _emptied(batches: Batch, failed: jax.Array) -> Batch:
+  """The batches [T, ...] without examples in tasks that failed [T]."""
+  mask = jax.vmap(lambda batch: weights(batch, jnp.float32))(batches)
+  of_task = lambda x: failed.reshape(-1, *[1] * (x.ndim - 1))
+  zero = lambda x: jnp.where(of_task(x), jnp.zeros_like(x), x)
+  return jax.tree.map(zero, batches._replace(mask=mask))
+
+
 def _key_of(key: jax.Array | None, index: jax.Array) -> jax.Array | None:
   return None if key is None else jax.random.fold_in(key, index)
-
-
-def _map_gradient(
-  likelihood: Likelihood, mode: Mode, model: Moving, batch: Batch
-) -> tuple[PyTree, jax.Array]:
-  """d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
-
-  At the mode it equals both -z / s and G = grad -log p(D | theta), and so for every c >= 0
-  (G - c s z) / (1 + c s^2), which is finite from sigma = 0 to sigma -> inf. The error of the first
-  form, dz / s, and of the second, H s dz, of an inexact mode balance at c = H: c = N, a curvature
-  of one an example, is taken. Also returns the negative log joint less its normaliser [].
-  """
-
-  def nll(theta: PyTree) -> jax.Array:
-    return -masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
-
-  value, g = jax.value_and_grad(nll)(mode.theta)
-  c = num_examples(batch, value.dtype)
-  balanced = lambda s, v, g: (g - c * s * v) / (1.0 + c * s * s)
-  # Of frozen modules, None in s and z, sigma is 0: G it is.
-  none = lambda x: x is None
-  moved = lambda s, v, g: g if s is None else balanced(s, v, g)
-  grad = jax.tree.map(moved, model.white.scale, mode.z, g, is_leaf=none)
-  return grad, value + 0.5 * optax.tree.norm(mode.z, squared=True)
 
 
 def _sigma_by_module(

@@ -57,6 +57,46 @@ def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
   return Likelihood(predict, log_prob)
 
 
+def gaussian_with_scale(
+  predict: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]],
+) -> Likelihood:
+  """y ~ N(f, s^2), s predicted too: one number learnt for all, or one an output.
+
+  The outputs [N, ..., 2] are the natural parameters (f / s^2, -1 / (2 s^2)), in which log p is
+  concave, so that Gauss-Newton stays positive semi-definite; `mean_and_scale` turns them back.
+
+  Args:
+    predict: (theta, inputs) -> (f [N, ...], log s, which broadcasts against f). Where log s is a
+      parameter of its own, give its module sigma = 0: it is then shared and learnt as part of phi.
+
+  >>> import shrinkmeta as sm
+  >>> predict = lambda theta, x: (x * theta["slope"], theta["log_scale"])
+  >>> likelihood = sm.gaussian_with_scale(predict)
+  >>> likelihood.predict({"slope": 3.0, "log_scale": 0.0}, jnp.ones(1))
+  Array([[ 3. , -0.5]], dtype=float32)
+  """
+
+  def natural(theta: PyTree, inputs: PyTree) -> jax.Array:
+    f, log_s = predict(theta, inputs)
+    precision = jnp.broadcast_to(jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype)), f.shape)
+    return jnp.stack([f * precision, -0.5 * precision], -1)
+
+  def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    f, s = mean_and_scale(outputs)
+    _same_shape(f, targets)
+    log_p = -0.5 * jnp.square((targets - f) / s) - jnp.log(s) - 0.5 * math.log(2 * math.pi)
+    return _sum_trailing(log_p)
+
+  return Likelihood(natural, log_prob)
+
+
+def mean_and_scale(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(f, s), [N, ...] each, from the outputs [N, ..., 2] of `gaussian_with_scale`."""
+  precision = -2.0 * outputs[..., 1]
+  precision = jnp.where(precision == 0, 1.0, precision)  # padding, which is 0
+  return outputs[..., 0] / precision, jax.lax.rsqrt(precision)
+
+
 def categorical(predict: Predict) -> Likelihood:
   """y ~ Categorical(softmax(f)): f_y - logsumexp(f), summed over positions.
 

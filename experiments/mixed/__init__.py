@@ -1,0 +1,1 @@
+"""Linear and generalised linear mixed models, fitted by the library as what they are."""

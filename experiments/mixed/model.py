@@ -1,0 +1,419 @@
+"""Fits of a mixed model as the hierarchical model that it is.
+
+A term of the formula is a module of one number: phi is its fixed effect, sigma the standard
+deviation between groups, theta_t the group's own value. Terms without a random part have sigma 0;
+random terms without a fixed part have phi held at 0. The residual's log standard deviation is a
+module with sigma 0, so that phi has it.
+
+    ml          sum_t log p(y_t | phi, sigma)                      the evidence
+    reml        the same, phi of the fixed terms integrated out
+    predictive  sum_t log p(y_t^val | theta_hat_t), halves of the groups' rows judging each other
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.optimize
+
+import shrinkmeta as sm
+from experiments.mixed.formula import INTERCEPT, Formula
+
+Family = Literal["gaussian", "logistic", "poisson"]
+Estimator = Literal["ml", "reml", "predictive"]
+LOG_SCALE = "log residual sd"
+_EXACT = sm.Implicit(curvature="hessian", max_steps=50, tol=1e-13)
+_SMALLEST = 1e-4  # sigma over that of the scaled response, at which the search ends
+_START = 0.5  # likewise, where it begins
+
+
+class Fit(NamedTuple):
+  """A maximum. Standard deviations, errors and intervals are in the units of the data."""
+
+  fixed: dict[str, float]
+  fixed_se: dict[str, float]
+  sd: dict[str, float]  # 0: a boundary estimate
+  sd_interval: dict[str, tuple[float, float]]  # 95 %, Wald on the log scale; nan on the boundary
+  residual: float | None
+  residual_interval: tuple[float, float] | None
+  criterion: float  # what was maximised: log likelihood, restricted one, or l_PLL
+  log_likelihood: float  # (Laplace's where the family is not gaussian), at these estimates
+  singular: tuple[str, ...]  # terms whose sd is 0
+  converged: bool
+  gradient: float  # largest entry at the maximum, of the criterion per example, scaled data
+
+
+class Model(NamedTuple):
+  """A formula and a family as labels and likelihood."""
+
+  likelihood: sm.Likelihood
+  labels: dict[str, str]
+  formula: Formula
+  family: Family
+
+
+class _Parameters(NamedTuple):
+  phi: dict[str, Any]
+  log_sigma2: dict[str, Any]
+
+
+def build(formula: Formula, family: Family) -> Model:
+  """The model of a formula."""
+  terms = tuple(dict.fromkeys(formula.fixed + formula.random))
+
+  def linear(theta: Mapping[str, jax.Array], x: Mapping[str, jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, (theta[term] * x[term] for term in x))
+
+  if family == "gaussian":
+    likelihood = sm.gaussian_with_scale(lambda theta, x: (linear(theta, x), theta[LOG_SCALE]))
+    terms = (*terms, LOG_SCALE)
+  else:
+    likelihood = (sm.bernoulli if family == "logistic" else sm.poisson)(linear)
+  return Model(likelihood, {term: term for term in terms}, formula, family)
+
+
+def newton() -> optax.GradientTransformationExtraArgs:
+  """Newton's method for a few parameters; one step where the objective is quadratic."""
+
+  def update(
+    updates: Any, state: Any, params: Any = None, *, value_fn: Any, **_: Any
+  ) -> tuple[Any, Any]:
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    g = jax.flatten_util.ravel_pytree(updates)[0]
+    hessian = jax.hessian(lambda v: value_fn(unravel(v)))(flat)
+    return unravel(-jnp.linalg.solve(hessian, g)), state
+
+  return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+_INNER = sm.Inner(newton(), steps=50, tol=1e-12)
+
+
+def _frozen(model: Model, boundary: tuple[str, ...]) -> tuple[str, ...]:
+  moving = set(model.formula.random) - set(boundary)
+  return tuple(term for term in model.labels if term not in moving)
+
+
+def log_likelihood(
+  model: Model, parameters: _Parameters, batches: sm.Batch, boundary: tuple[str, ...] = ()
+) -> jax.Array:
+  """sum_t log p(y_t | phi, sigma) []."""
+  frozen = _frozen(model, boundary)
+  if set(frozen) == set(model.labels):  # nothing varies between groups
+    one = lambda batch: sm.log_likelihood(model.likelihood, parameters.phi, batch)
+    return jnp.sum(jax.vmap(one)(batches))
+
+  def one(batch: sm.Batch) -> jax.Array:
+    return sm.log_evidence(
+      model.likelihood, model.labels, *parameters, batch, _INNER, frozen=frozen
+    )[0]
+
+  return jnp.sum(jax.vmap(one)(batches))
+
+
+def _restricted(
+  model: Model, parameters: _Parameters, batches: sm.Batch, boundary: tuple[str, ...]
+) -> jax.Array:
+  value = log_likelihood(model, parameters, batches, boundary)
+  if not model.formula.fixed:
+    return value
+  frozen = _frozen(model, boundary)
+  if set(frozen) == set(model.labels):
+    frozen = _frozen(model, boundary[1:])  # sigma 0 does it, with a module left
+  return value + sm.restriction(
+    model.likelihood, model.labels, *parameters, batches, model.formula.fixed, frozen
+  )
+
+
+def _predictive(
+  model: Model, parameters: _Parameters, halves: tuple[sm.Batch, sm.Batch], boundary: Any
+) -> jax.Array:
+  frozen = _frozen(model, boundary)
+
+  def one(train: sm.Batch, val: sm.Batch) -> jax.Array:
+    theta = parameters.phi
+    if set(frozen) != set(model.labels):
+      theta, _ = sm.map_estimate(
+        model.likelihood, model.labels, *parameters, train, _INNER, _EXACT, frozen=frozen
+      )
+    return sm.log_likelihood(model.likelihood, theta, val)
+
+  a, b = halves
+  return jnp.sum(jax.vmap(one)(a, b)) + jnp.sum(jax.vmap(one)(b, a))
+
+
+def _halves(batches: sm.Batch, key: jax.Array) -> tuple[sm.Batch, sm.Batch]:
+  """Each group's rows in two random halves, as masks; the odd row goes to either."""
+  mask = batches.mask
+  assert mask is not None
+  keys = jax.random.split(key, 2)
+  order = jnp.argsort(jnp.where(mask > 0, jax.random.uniform(keys[0], mask.shape), 2.0), 1)
+  place = jnp.argsort(order, 1)
+  size = jnp.sum(mask, 1)
+  odd = jax.random.bernoulli(keys[1], shape=size.shape) * (size % 2)
+  first = (place < (size // 2 + odd)[:, None]) * mask
+  return batches._replace(mask=first), batches._replace(mask=mask - first)
+
+
+@functools.cache
+def _compiled(
+  formula: Formula, family: Family, estimator: Estimator, boundary: tuple[str, ...]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Of the criterion a example, negated: (vector, data) -> (value, gradient), and its Hessian."""
+  model = build(formula, family)
+
+  def criterion(v: jax.Array, data: Any) -> jax.Array:
+    parameters = unpack(model, v, boundary)
+    if estimator == "predictive":
+      return -_predictive(model, parameters, data, boundary)
+    kind = log_likelihood if estimator == "ml" else _restricted
+    return -kind(model, parameters, data, boundary)
+
+  value_and_grad = jax.jit(jax.value_and_grad(criterion))
+
+  def hessian(v: np.ndarray, data: Any) -> np.ndarray:
+    """By central differences of the gradient."""
+    rows = []
+    for i in range(v.size):
+      h = 1e-4 * np.eye(v.size)[i]
+      rows.append((value_and_grad(v + h, data)[1] - value_and_grad(v - h, data)[1]) / 2e-4)
+    full = np.asarray(jnp.stack(rows))
+    return (full + full.T) / 2
+
+  return value_and_grad, hessian
+
+
+def unpack(model: Model, v: jax.Array, boundary: tuple[str, ...]) -> _Parameters:
+  """(phi, log sigma^2) from the vector: fixed effects, log sigma^2 off the boundary, log sd."""
+  fixed = model.formula.fixed
+  random = [term for term in model.formula.random if term not in boundary]
+  phi = dict.fromkeys(model.labels, jnp.zeros([], v.dtype))
+  phi |= {term: v[i] for i, term in enumerate(fixed)}
+  log_sigma2 = dict.fromkeys(model.labels, jnp.full([], -jnp.inf, v.dtype))
+  log_sigma2 |= {term: v[len(fixed) + i] for i, term in enumerate(random)}
+  if LOG_SCALE in model.labels:
+    phi[LOG_SCALE] = v[-1]
+  return _Parameters(phi, log_sigma2)
+
+
+class _Units(NamedTuple):
+  """Factors by which response and terms are divided, so that the search meets numbers near 1."""
+
+  response: float
+  terms: dict[str, float]
+
+  def scaled(self, batches: sm.Batch) -> sm.Batch:
+    inputs = {term: x / self.terms[term] for term, x in batches.inputs.items()}
+    return batches._replace(inputs=inputs, targets=batches.targets / self.response)
+
+
+def _units(batches: sm.Batch, family: Family) -> _Units:
+  rows = np.asarray(batches.mask) > 0
+  size = lambda x: float(np.sqrt(np.mean(np.square(np.asarray(x)[rows]))))
+  terms = {term: size(x) or 1.0 for term, x in batches.inputs.items()}
+  response = float(np.std(np.asarray(batches.targets)[rows])) if family == "gaussian" else 1.0
+  return _Units(response, terms)
+
+
+def fit(
+  formula: Formula,
+  family: Family,
+  batches: sm.Batch,
+  estimator: Estimator = "ml",
+  key: jax.Array | None = None,
+) -> Fit:
+  """The maximum of a criterion; a term whose sigma runs to 0 is set to 0 and reported as such.
+
+  Args:
+    batches: float64, as `table.grouped` makes them.
+    key: of the halves, for "predictive".
+
+  Raises:
+    ValueError: reml of a family other than gaussian; predictive without a key.
+  """
+  if estimator == "reml" and family != "gaussian":
+    raise ValueError("reml is for the gaussian family; use --estimator=ml.")
+  if estimator == "predictive" and key is None:
+    raise ValueError("The predictive estimator cuts groups in halves: pass a key.")
+  units = _units(batches, family)
+  scaled, boundary = units.scaled(batches), ()
+  data = scaled if key is None or estimator != "predictive" else _halves(scaled, key)
+  count = float(jnp.sum(scaled.mask))
+  found = _search(formula, family, estimator, boundary, data, scaled, count)
+  while sunk := _sunk(formula, boundary, found.x):
+    boundary = boundary + sunk
+    found = _search(formula, family, estimator, boundary, data, scaled, count)
+  return _report(formula, family, estimator, boundary, found, data, batches, units, count)
+
+
+def _search(
+  formula: Formula,
+  family: Family,
+  estimator: Estimator,
+  boundary: tuple[str, ...],
+  data: Any,
+  scaled: sm.Batch,
+  count: float,
+) -> Any:
+  value_and_grad, _ = _compiled(formula, family, estimator, boundary)
+
+  def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
+    value, grad = value_and_grad(v, data)
+    return float(value) / count, np.asarray(grad) / count
+
+  random = [term for term in formula.random if term not in boundary]
+  residual = [np.log(0.7)] if family == "gaussian" else []
+  start = np.concatenate(
+    [_least_squares(formula, scaled, family), np.full(len(random), 2 * np.log(_START)), residual]
+  )
+  lowest = [2 * np.log(_SMALLEST)] * len(random)
+  bounds = [(None, None)] * len(formula.fixed) + [(x, None) for x in lowest]
+  bounds += [(None, None)] * len(residual)
+  options = {"maxiter": 500, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
+  return scipy.optimize.minimize(
+    objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+  )
+
+
+def _least_squares(formula: Formula, batches: sm.Batch, family: Family) -> np.ndarray:
+  """Fixed effects of a fit without groups; zeros where the response is no normal one."""
+  if not formula.fixed or family != "gaussian":
+    return np.zeros(len(formula.fixed))
+  rows = np.asarray(batches.mask) > 0
+  x = np.stack([np.asarray(batches.inputs[term])[rows] for term in formula.fixed], 1)
+  return np.linalg.lstsq(x, np.asarray(batches.targets)[rows], rcond=None)[0]
+
+
+def _sunk(formula: Formula, boundary: tuple[str, ...], v: np.ndarray) -> tuple[str, ...]:
+  """Terms whose sigma ended at the lower bound, or so close that it makes no difference."""
+  random = [term for term in formula.random if term not in boundary]
+  values = v[len(formula.fixed) : len(formula.fixed) + len(random)]
+  return tuple(t for t, x in zip(random, values, strict=True) if x < 2 * np.log(10 * _SMALLEST))
+
+
+def _report(
+  formula: Formula,
+  family: Family,
+  estimator: Estimator,
+  boundary: tuple[str, ...],
+  found: Any,
+  data: Any,
+  batches: sm.Batch,
+  units: _Units,
+  count: float,
+) -> Fit:
+  """The fit in the units of the data."""
+  value_and_grad, hessian = _compiled(formula, family, estimator, boundary)
+  v = found.x
+  _, grad = value_and_grad(v, data)
+  try:
+    covariance = np.linalg.inv(hessian(v, data))
+  except np.linalg.LinAlgError:
+    covariance = np.full((v.size, v.size), np.nan)
+  se = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), np.nan))
+  random = [term for term in formula.random if term not in boundary]
+  fixed, fixed_se, sd, interval = {}, {}, {}, {}
+  ratio = lambda term: units.response / units.terms[term]
+  for i, term in enumerate(formula.fixed):
+    fixed[term], fixed_se[term] = float(v[i] * ratio(term)), float(se[i] * ratio(term))
+  for term in formula.random:
+    if term in boundary:
+      sd[term], interval[term] = 0.0, (float("nan"), float("nan"))
+      continue
+    i = len(formula.fixed) + random.index(term)
+    sd[term], interval[term] = _log_interval(0.5 * v[i], 0.5 * se[i], ratio(term))
+  residual = residual_interval = None
+  if family == "gaussian":
+    residual, residual_interval = _log_interval(v[-1], se[-1], units.response)
+  model = build(formula, family)
+  original = to_parameters(formula, fixed, sd, residual)
+  log_p = float(jax.jit(lambda p: log_likelihood(model, p, batches, boundary))(original))
+  criterion = -float(found.fun) * count
+  if family == "gaussian":  # from the scaled response's density to the response's
+    criterion -= count * np.log(units.response)
+  if estimator == "reml" and formula.fixed:
+    criterion += sum(np.log(ratio(term)) for term in formula.fixed)
+  largest = float(np.max(np.abs(np.asarray(grad)))) / count
+  return Fit(
+    fixed,
+    fixed_se,
+    sd,
+    interval,
+    residual,
+    residual_interval,
+    criterion,
+    log_p,
+    boundary,
+    bool(largest < 1e-6),
+    largest,
+  )
+
+
+def _log_interval(log: float, se: float, unit: float) -> tuple[float, tuple[float, float]]:
+  low, high = log - 1.96 * se, log + 1.96 * se
+  return float(np.exp(log) * unit), (float(np.exp(low) * unit), float(np.exp(high) * unit))
+
+
+def to_parameters(
+  formula: Formula,
+  fixed: Mapping[str, float],
+  sd: Mapping[str, float],
+  residual: float | None,
+) -> _Parameters:
+  """(phi, log sigma^2) in the units of the data."""
+  terms = list(dict.fromkeys(formula.fixed + formula.random))
+  phi = {term: jnp.asarray(fixed.get(term, 0.0)) for term in terms}
+  with np.errstate(divide="ignore"):
+    log_sigma2 = {term: jnp.asarray(2 * np.log(sd.get(term, 0.0))) for term in terms}
+  if residual is not None:
+    phi[LOG_SCALE], log_sigma2[LOG_SCALE] = jnp.asarray(np.log(residual)), jnp.asarray(-np.inf)
+  return _Parameters(phi, log_sigma2)
+
+
+def group_effects(
+  formula: Formula, family: Family, fitted: Fit, batches: sm.Batch
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """{random term: (theta_hat [G], its posterior standard deviation [G])} of every group."""
+  model = build(formula, family)
+  parameters = to_parameters(formula, fitted.fixed, fitted.sd, fitted.residual)
+  zero = {term: np.zeros(len(batches.targets)) for term in formula.random}
+  if all(sd == 0 for sd in fitted.sd.values()):
+    return {t: (zero[t] + fitted.fixed.get(t, 0.0), zero[t]) for t in formula.random}
+
+  def one(batch: sm.Batch) -> tuple[Any, jax.Array]:
+    theta, _ = sm.map_estimate(model.likelihood, model.labels, *parameters, batch, _INNER)
+    found = sm.posterior(model.likelihood, model.labels, *parameters, theta, batch)
+    shrink = found.eigenvalues / (1 + found.eigenvalues)
+    return theta, 1.0 - jnp.sum(jnp.square(found.basis) * shrink[:, None], 0)
+
+  theta, variance = jax.jit(jax.vmap(one))(batches)
+  moving = sorted(term for term in formula.random if fitted.sd[term] > 0)
+  sds = {t: np.asarray(jnp.sqrt(variance[:, i])) * fitted.sd[t] for i, t in enumerate(moving)}
+  return {t: (np.asarray(theta[t]), sds.get(t, zero[t])) for t in formula.random}
+
+
+def unshrunk(formula: Formula, batches: sm.Batch) -> dict[str, np.ndarray]:
+  """{random term: the group's own least-squares estimate [G]}, nan where its rows leave it open.
+
+  Fixed terms without a random part count with the groups' too: each group is fitted by itself.
+  """
+  terms = list(dict.fromkeys(formula.random + formula.fixed))
+  result = {term: np.full(len(batches.targets), np.nan) for term in formula.random}
+  for g, rows in enumerate(np.asarray(batches.mask) > 0):
+    x = np.stack([np.asarray(batches.inputs[term][g])[rows] for term in terms], 1)
+    varies = [i for i, term in enumerate(terms) if np.any(x[:, i] != 0)]
+    kept = x[:, varies]
+    if len(kept) < len(varies) or np.linalg.matrix_rank(kept) < len(varies):
+      continue
+    own = np.linalg.lstsq(kept, np.asarray(batches.targets[g])[rows], rcond=None)[0]
+    for i, value in zip(varies, own, strict=True):
+      if terms[i] in result:
+        result[terms[i]][g] = value
+  return result
+
+
+__all__ = ("INTERCEPT", "Estimator", "Family", "Fit", "build", "fit", "group_effects", "unshrunk")

@@ -1,0 +1,226 @@
+"""The evidence of one task: how probable are its data, theta integrated out?
+
+    log p(D | phi, sigma) ~ log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
+
+Laplace's approximation at the mode with C the Gauss-Newton curvature, in whitened coordinates, in
+which no normaliser of the prior is left over. Exact for linear-Gaussian models: the hierarchical
+model is then a linear mixed model, this its marginal likelihood, and the maximum its
+maximum-likelihood fit. It needs no validation data.
+
+Gradient: at the mode the first two terms depend on (phi, sigma) as if z_hat were fixed. The third
+depends on theta_hat as well, whose own dependence is that of `implicit.py`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shrinkmeta import modules, validate
+from shrinkmeta.curvature import output_curvature
+from shrinkmeta.density import masked_log_prob
+from shrinkmeta.implicit import Implicit, MetaParams, implicit_gradient
+from shrinkmeta.inner import Inner, InnerInfo
+from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.log_det import LogDet, log_det, whitened_jacobian
+from shrinkmeta.mode import Mode, moving_model, posterior_mode
+from shrinkmeta.partition import Frozen, frozen_modules, hold, merge
+from shrinkmeta.solvers import SolveInfo
+from shrinkmeta.tasks import Batch, check_batch
+from shrinkmeta.whitening import to_theta
+
+PyTree = Any
+
+
+class EvidenceInfo(NamedTuple):
+  """How a log evidence was found."""
+
+  inner: InnerInfo  # of the mode
+  solve: SolveInfo | None  # of the gradient's share through the mode; None without a gradient
+  log_det: jax.Array  # [] log det(I + s C s)
+  log_det_error: jax.Array  # [] its standard error; 0 where it is exact
+
+
+class _Pieces(NamedTuple):
+  likelihood: Likelihood
+  labels: modules.Labels
+  batch: Batch
+  frozen: Frozen
+
+  def fit(self, params: MetaParams, z: PyTree) -> jax.Array:
+    """log p(D | theta) - |z|^2 / 2 [], z held."""
+    model = moving_model(self.likelihood, self.labels, params.phi, params.log_sigma2, self.frozen)
+    theta = to_theta(model.phi, model.white.scale, z)
+    outputs = model.likelihood.predict(theta, self.batch.inputs)
+    log_p = masked_log_prob(model.likelihood, outputs, self.batch)
+    return log_p - 0.5 * optax.tree.norm(z, squared=True)
+
+  def log_det(
+    self, theta: PyTree, log_sigma2: PyTree, how: LogDet, key: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """As `log_det`, for all of theta."""
+    model = moving_model(self.likelihood, self.labels, theta, log_sigma2, self.frozen)
+    return log_det(how, model.likelihood, model.phi, model.white.scale, self.batch, key)
+
+
+def evidence_at(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  phi: PyTree,
+  log_sigma2: Mapping[str, Any],
+  batch: Batch,
+  mode: Mode,
+  *,
+  implicit: Implicit,
+  log_det: LogDet,
+  frozen: Frozen = frozenset(),
+  key: jax.Array | None = None,
+) -> tuple[jax.Array, MetaParams, EvidenceInfo]:
+  """(log evidence [], its gradient, how it went), given the mode; arguments as `log_evidence`."""
+  pieces = _Pieces(likelihood, labels, batch, frozen)
+  params = MetaParams(phi, dict(log_sigma2))
+  fit, grad = jax.value_and_grad(pieces.fit)(params, mode.z)
+  determinant = jax.value_and_grad(pieces.log_det, argnums=(0, 1), has_aux=True)
+  (value, error), (g, d_sigma) = determinant(mode.theta, params.log_sigma2, log_det, key)
+  through_mode, _, solve = implicit_gradient(
+    implicit, likelihood, labels, phi, params.log_sigma2, batch, mode.z, g, frozen=frozen
+  )
+  of_log_det = through_mode._replace(log_sigma2=optax.tree.add(through_mode.log_sigma2, d_sigma))
+  grad = optax.tree.add_scale(grad, -0.5, of_log_det)
+  return fit - 0.5 * value, grad, EvidenceInfo(mode.info, solve, value, error)
+
+
+def log_evidence(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  phi: PyTree,
+  log_sigma2: Mapping[str, jax.typing.ArrayLike],
+  batch: Batch,
+  inner: Inner = Inner(tol=1e-4),  # noqa: B008 (frozen)
+  implicit: Implicit = Implicit(),  # noqa: B008 (frozen)
+  log_det: LogDet = LogDet(),  # noqa: B008 (frozen)
+  *,
+  key: jax.Array | None = None,
+  frozen: Iterable[str] = (),
+) -> tuple[jax.Array, EvidenceInfo]:
+  """log p(D | phi, sigma) of one task [], theta integrated out; see the head of this file.
+
+  Differentiable backwards in phi and log_sigma2. A parameter of the likelihood, such as the scale
+  of `sm.gaussian_with_scale`, is a module frozen at sigma = 0: its entry of phi has a gradient as
+  all others have.
+
+  Args:
+    log_sigma2: {module: scalar}, finite, or -inf for modules without a task-specific part.
+    batch: one task's data, without the T axis; `jax.vmap` over it for many.
+    inner, implicit, log_det: how mode, its derivative and the determinant are found. A mode short
+      of its tolerance makes the value too small, in second order, and the gradient wrong in first.
+    key: for a stochastic log-determinant and for inner.batch_size; consumed.
+    frozen: as for `map_estimate`.
+
+  >>> import jax.numpy as jnp
+  >>> import shrinkmeta as sm
+  >>> linear = sm.gaussian(lambda theta, x: x * theta["w"])
+  >>> batch = sm.Batch(jnp.ones(1), jnp.array([2.0]))
+  >>> value, info = sm.log_evidence(linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch)
+  >>> exact = -0.5 * (4.0 / 2.0 + jnp.log(2 * jnp.pi * 2.0))  # y ~ N(0, 1 + 1)
+  >>> bool(jnp.allclose(value, exact))
+  True
+  """
+  dtype = validate.parameters("phi", phi)
+  modules.check_labels(labels, phi)
+  modules.check_modules("log_sigma2", log_sigma2, labels)
+  _no_infinite_sigma(log_sigma2)
+  check_batch("batch", batch)
+  taken = frozen_modules(log_sigma2, frozen)
+  phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, dict.fromkeys(taken, 0.0))
+  mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
+
+  def find(phi: PyTree, log_s2: PyTree) -> Mode:
+    return posterior_mode(inner, likelihood, labels, phi, log_s2, batch, taken, key=mode_key)
+
+  @jax.custom_vjp
+  def value(phi: PyTree, log_s2: PyTree) -> tuple[jax.Array, EvidenceInfo]:
+    mode, pieces = find(phi, log_s2), _Pieces(likelihood, labels, batch, taken)
+    determinant, error = pieces.log_det(mode.theta, log_s2, log_det, probe_key)
+    info = EvidenceInfo(mode.info, None, determinant, error)
+    return pieces.fit(MetaParams(phi, log_s2), mode.z) - 0.5 * determinant, info
+
+  def forward(phi: PyTree, log_s2: PyTree) -> tuple[Any, MetaParams]:
+    result, grad, info = evidence_at(
+      likelihood,
+      labels,
+      phi,
+      log_s2,
+      batch,
+      find(phi, log_s2),
+      implicit=implicit,
+      log_det=log_det,
+      frozen=taken,
+      key=probe_key,
+    )
+    return (result, info._replace(solve=None)), grad
+
+  def backward(grad: MetaParams, cotangents: Any) -> tuple[Any, ...]:
+    return tuple(optax.tree.scale(cotangents[0], part) for part in grad)
+
+  value.defvjp(forward, backward)
+  return value(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
+
+
+def restriction(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  phi: PyTree,
+  log_sigma2: Mapping[str, Any],
+  batches: Batch,
+  integrated: Sequence[str],
+  frozen: Iterable[str] = (),
+) -> jax.Array:
+  """What REML adds to the sum of T log evidences: P log(2 pi) / 2 - log det(sum_t F_t) / 2 [].
+
+  F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X, [P, P], is what task t tells about the P entries of phi
+  in the modules `integrated`, X = d outputs / d those entries. For a linear-Gaussian model phi is
+  thereby integrated out, with a flat prior: the sum is the restricted likelihood where phi is its
+  maximiser. For other models it is Laplace's approximation, taken at theta = phi. Differentiable.
+
+  Args:
+    batches: leaves lead with [T].
+    integrated: modules of phi; a variance parameter, such as a log scale, is none of them.
+  """
+  for module in integrated:
+    if module not in modules.names(labels):
+      raise ValueError(f"{module!r} is no module; the modules are {modules.names(labels)}.")
+  taken = frozen_modules(log_sigma2, frozen)
+  model = moving_model(likelihood, labels, phi, log_sigma2, taken)
+  part = jax.tree.map(lambda label, p: p if label in integrated else None, labels, phi)
+  ones = jax.tree.map(lambda _: jnp.ones([]), part)
+  fixed = likelihood._replace(predict=lambda p, x: likelihood.predict(merge(p, phi), x))
+
+  def information(batch: Batch) -> jax.Array:
+    outputs, x = whitened_jacobian(fixed, part, ones, batch)  # [R, P]
+    _, rows = whitened_jacobian(model.likelihood, model.phi, model.white.scale, batch)  # [R, D]
+    lam = output_curvature(likelihood, outputs, batch)
+    weigh = lambda v: jnp.einsum("nij,njd->nid", lam, v.reshape(*lam.shape[:2], -1)).reshape(
+      v.shape
+    )
+    wx, wa = weigh(x), weigh(rows)
+    # (Lambda^-1 + A A^T)^-1 = Lambda - Lambda A (I + A^T Lambda A)^-1 A^T Lambda
+    inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ wa
+    cross = rows.T @ wx
+    return x.T @ wx - cross.T @ jnp.linalg.solve(inner, cross)
+
+  total = jnp.sum(jax.vmap(information)(batches), 0)
+  factor = jnp.linalg.cholesky(total)
+  half = jnp.sum(jnp.log(jnp.diag(factor)))
+  return 0.5 * total.shape[0] * jnp.log(2 * jnp.pi) - half
+
+
+def _no_infinite_sigma(log_sigma2: Mapping[str, Any]) -> None:
+  for module, value in log_sigma2.items():
+    if (number := validate.known(value)) is not None and number == jnp.inf:
+      raise ValueError(
+        f"log_sigma2[{module!r}] is +inf: without a prior on theta there is no evidence. Give a "
+        "finite sigma."
+      )

@@ -1,0 +1,292 @@
+"""What one task adds to the meta-gradient, by the row of the table that a learner is.
+
+Each function takes (spec, params, item, key, frozen) and returns a `TaskResult`: the gradient with
+respect to (phi, log sigma^2) of what the row follows, and what people read.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shrinkmeta import evidence, modules
+from shrinkmeta.density import masked_log_prob
+from shrinkmeta.implicit import Implicit, MetaParams, implicit_gradient
+from shrinkmeta.inner import Descent, Inner, InnerInfo, mean_nll
+from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.log_det import LogDet
+from shrinkmeta.mode import Mode, Moving, moving_model, posterior_mode
+from shrinkmeta.partition import Frozen, merge
+from shrinkmeta.solvers import SolveInfo
+from shrinkmeta.tasks import Batch, Task, num_examples
+from shrinkmeta.warm import WarmStart
+from shrinkmeta.whitening import to_theta
+
+PyTree = Any
+
+
+class Row(NamedTuple):
+  """One line of the table of algorithms."""
+
+  sigma: Literal["inf", "fixed", "learned"]  # "inf": only a mask tells which modules move
+  phi: Literal[
+    "predictive", "map", "evidence", "pooled"
+  ]  # what phi follows (for "evidence", sigma too); "pooled": no adaptation in training
+  gradient: Literal["unrolled", "first_order", "implicit", "none"]  # of theta_hat
+
+
+SigmaGradient = Literal["joint", "per_task", "diagonal"]
+
+
+class Spec(NamedTuple):
+  """What a learner was built from, as far as one task is concerned; static."""
+
+  row: Row
+  likelihood: Likelihood
+  labels: modules.Labels
+  inner: Inner
+  implicit: Implicit
+  log_det: LogDet
+  sigma: dict[str, float]  # {module: sigma_m} at the start
+
+
+class Item(NamedTuple):
+  """One task as a learner sees it."""
+
+  number: jax.Array  # [] its place among the T
+  task: Task
+  start: WarmStart | None
+  end: Descent | None  # where its loop ended, if it has been run already
+
+
+class Ends(NamedTuple):
+  """What the joint gradient of sigma needs of every task."""
+
+  z: PyTree  # the mode, of the modules that move
+  g: PyTree  # d val_nll / d theta there
+
+
+class TaskResult(NamedTuple):
+  """Of one task."""
+
+  grad: MetaParams
+  val_nll: jax.Array  # [] NaN without validation data
+  phi_loss: jax.Array  # [] what phi follows
+  inner: InnerInfo
+  solve: SolveInfo | None = None
+  warm: WarmStart | None = None
+  ends: Ends | None = None
+
+
+def log_sigma2_of(spec: Spec, params: MetaParams) -> dict[str, Any]:
+  """log sigma^2; as a number, known before compiling, where the row leaves no choice."""
+  if spec.row.sigma != "inf":
+    return params.log_sigma2
+  free = lambda module, value: math.inf if spec.sigma[module] == math.inf else value
+  return {module: free(module, value) for module, value in params.log_sigma2.items()}
+
+
+def moving_of(spec: Spec, params: MetaParams, frozen: Frozen) -> Moving:
+  """The model of the modules that move."""
+  log_sigma2 = log_sigma2_of(spec, params)
+  return moving_model(spec.likelihood, spec.labels, params.phi, log_sigma2, frozen)
+
+
+def mode_of(
+  spec: Spec, params: MetaParams, batch: Batch, key: Any, frozen: Frozen, **keywords: Any
+) -> Mode:
+  """theta_hat of one task; keywords as for `minimise`."""
+  return posterior_mode(
+    spec.inner,
+    spec.likelihood,
+    spec.labels,
+    params.phi,
+    log_sigma2_of(spec, params),
+    batch,
+    frozen,
+    key=key,
+    **keywords,
+  )
+
+
+def _val_nll(spec: Spec, theta: PyTree, task: Task) -> jax.Array:
+  nan = jnp.full([], jnp.nan, jnp.result_type(jax.tree.leaves(theta)[0]))
+  return nan if task.val is None else mean_nll(spec.likelihood, theta, task.val)
+
+
+def _adapted_nll(
+  params: MetaParams, spec: Spec, item: Item, key: Any, frozen: Frozen
+) -> tuple[jax.Array, Mode]:
+  """(val_nll at theta_hat, mode), differentiable in params through the steps."""
+  mode = mode_of(spec, params, item.task.train, key, frozen, info_at_end=False)
+  return _val_nll(spec, mode.theta, item.task), mode
+
+
+def unrolled(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """Through the steps, backwards."""
+  value_and_grad = jax.value_and_grad(_adapted_nll, has_aux=True)
+  (nll, mode), grad = value_and_grad(params, spec, item, key, frozen)
+  return TaskResult(grad, nll, nll, mode.info)
+
+
+def first_order(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """The gradient with z held, of a loss that itself still depends on params through z."""
+  nll, mode = _adapted_nll(params, spec, item, key, frozen)
+
+  def loss(params: MetaParams) -> jax.Array:
+    model = moving_of(spec, params, frozen)
+    theta = merge(to_theta(model.phi, model.white.scale, mode.z), params.phi)
+    return _val_nll(spec, theta, item.task)
+
+  return TaskResult(jax.grad(loss)(params), nll, nll, mode.info)
+
+
+def _mode_of_item(
+  spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen, info_at_end: bool = True
+) -> Mode:
+  return mode_of(
+    spec,
+    params,
+    item.task.train,
+    key,
+    frozen,
+    start=None if item.start is None else item.start.z,
+    end=item.end,
+    info_at_end=info_at_end,
+  )
+
+
+def reptile(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """sigma^2 times the gradient of -l_MAP: phi - theta_hat."""
+  model = moving_of(spec, params, frozen)
+  mode = _mode_of_item(spec, params, item, key, frozen, info_at_end=False)
+  d_phi = jax.tree.map(lambda s, v: -s * v, model.white.scale, mode.z)
+  grad = optax.tree.zeros_like(params)
+  grad = grad._replace(phi=merge(d_phi, grad.phi))
+  nll = _val_nll(spec, mode.theta, item.task)
+  return TaskResult(grad, nll, jnp.full_like(nll, jnp.nan), mode.info)
+
+
+def stationary(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """Gradients by the implicit function theorem, for sigma and, where phi follows it, l_PLL."""
+  task, start = item.task, item.start
+  mode = _mode_of_item(spec, params, item, key, frozen)
+  nll, g = jax.value_and_grad(lambda theta: _val_nll(spec, theta, task))(mode.theta)
+  grad, w, solve = implicit_gradient(
+    spec.implicit,
+    spec.likelihood,
+    spec.labels,
+    params.phi,
+    params.log_sigma2,
+    task.train,
+    mode.z,
+    g,
+    frozen=frozen,
+    start=None if start is None else start.w,
+  )
+  warm = None if start is None else WarmStart(mode.z, w)
+  if spec.row.phi == "predictive":
+    return TaskResult(grad, nll, nll, mode.info, solve, warm)
+  d_phi, phi_loss = _map_gradient(spec, mode, moving_of(spec, params, frozen), task.train)
+  return TaskResult(grad._replace(phi=d_phi), nll, phi_loss, mode.info, solve, warm)
+
+
+def joint(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """phi's gradient as in `stationary`; sigma's is left to `joint.py`, which sees all tasks."""
+  task = item.task
+  mode = _mode_of_item(spec, params, item, key, frozen)
+  nll, g = jax.value_and_grad(lambda theta: _val_nll(spec, theta, task))(mode.theta)
+  d_phi, phi_loss = _map_gradient(spec, mode, moving_of(spec, params, frozen), task.train)
+  grad = optax.tree.zeros_like(params)._replace(phi=d_phi)
+  warm = _only_z(item, mode)
+  return TaskResult(grad, nll, phi_loss, mode.info, warm=warm, ends=Ends(mode.z, g))
+
+
+def by_evidence(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """phi and sigma both follow the log evidence of the training data, Laplace's."""
+  mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
+  mode = _mode_of_item(spec, params, item, mode_key, frozen)
+  value, grad, info = evidence.evidence_at(
+    spec.likelihood,
+    spec.labels,
+    params.phi,
+    params.log_sigma2,
+    item.task.train,
+    mode,
+    implicit=spec.implicit,
+    log_det=spec.log_det,
+    frozen=frozen,
+    key=probe_key,
+  )
+  nll = _val_nll(spec, mode.theta, item.task)
+  grad = optax.tree.scale(-1.0, grad)
+  return TaskResult(grad, nll, -value, mode.info, info.solve, _only_z(item, mode))
+
+
+def _only_z(item: Item, mode: Mode) -> WarmStart | None:
+  """A warm start for the mode alone: the solve begins at 0."""
+  return None if item.start is None else WarmStart(mode.z, optax.tree.zeros_like(mode.z))
+
+
+def pooled(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
+  """phi for all tasks alike: the mean negative log-likelihood of both parts at theta = phi."""
+  del key, frozen
+  dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
+  counts = [num_examples(part, dtype) for part in item.task]
+
+  def loss(phi: PyTree) -> jax.Array:
+    parts = zip(counts, item.task, strict=True)
+    total = sum(n * mean_nll(spec.likelihood, phi, part) for n, part in parts)
+    return total / jnp.maximum(sum(counts), 1.0)
+
+  nll, g = jax.value_and_grad(loss)(params.phi)
+  none = InnerInfo(jnp.zeros([], jnp.int32), nll, optax.tree.norm(g), jnp.zeros([], bool))
+  grad = MetaParams(g, jax.tree.map(jnp.zeros_like, params.log_sigma2))
+  return TaskResult(grad, _val_nll(spec, params.phi, item.task), nll, none)
+
+
+def gradient_of(row: Row, sigma_gradient: SigmaGradient) -> Callable[..., TaskResult]:
+  """The function of this file that belongs to a row."""
+  if row.phi in ("pooled", "evidence"):
+    return pooled if row.phi == "pooled" else by_evidence
+  if row.gradient == "implicit":
+    return joint if sigma_gradient == "joint" else stationary
+  return {"unrolled": unrolled, "first_order": first_order, "none": reptile}[row.gradient]
+
+
+def check_sigma_gradient(row: Row, sigma_gradient: SigmaGradient) -> None:
+  """Raises ValueError unless the row has that choice."""
+  if sigma_gradient not in ("joint", "per_task", "diagonal"):
+    raise ValueError(
+      f'sigma_gradient must be "joint", "per_task" or "diagonal"; got {sigma_gradient!r}.'
+    )
+  if sigma_gradient != "per_task" and row != Row("learned", "map", "implicit"):
+    raise ValueError(
+      f"sigma_gradient={sigma_gradient!r} is for sigma_reptile, in which phi follows l_MAP."
+    )
+
+
+def _map_gradient(spec: Spec, mode: Mode, model: Moving, batch: Batch) -> tuple[PyTree, jax.Array]:
+  """d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
+
+  At the mode it equals both -z / s and G = grad -log p(D | theta), and so for every c >= 0
+  (G - c s z) / (1 + c s^2), which is finite from sigma = 0 to sigma -> inf. The error of the first
+  form, dz / s, and of the second, H s dz, of an inexact mode balance at c = H: c = N, a curvature
+  of one an example, is taken. Also returns the negative log joint less its normaliser [].
+  """
+  likelihood = spec.likelihood
+
+  def nll(theta: PyTree) -> jax.Array:
+    return -masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
+
+  value, g = jax.value_and_grad(nll)(mode.theta)
+  c = num_examples(batch, value.dtype)
+  balanced = lambda s, v, g: (g - c * s * v) / (1.0 + c * s * s)
+  # Of frozen modules, None in s and z, sigma is 0: G it is.
+  none = lambda x: x is None
+  moved = lambda s, v, g: g if s is None else balanced(s, v, g)
+  grad = jax.tree.map(moved, model.white.scale, mode.z, g, is_leaf=none)
+  return grad, value + 0.5 * optax.tree.norm(mode.z, squared=True)

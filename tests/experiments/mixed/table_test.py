@@ -1,0 +1,66 @@
+"""CSV files: groups of unequal size, and errors that name column and rows."""
+
+import numpy as np
+import pytest
+
+from experiments.mixed import table
+from experiments.mixed.formula import INTERCEPT, parse
+
+GOOD = "y,x,g\n1.0,2,a\n2.5,3,b\n0.5,4,a\n"
+FORMULA = parse("y ~ x + (1 | g)")
+
+
+def columns(tmp_path, text):
+  path = tmp_path / "data.csv"
+  path.write_text(text)
+  return table.read(path)
+
+
+def test_groups_become_tasks(tmp_path):
+  data = table.grouped(columns(tmp_path, GOOD), FORMULA, "gaussian")
+  assert data.groups == ("a", "b") and data.rows == 3
+  np.testing.assert_array_equal(data.batches.mask, [[1, 1], [1, 0]])
+  np.testing.assert_array_equal(data.batches.inputs["x"], [[2, 4], [3, 0]])
+  np.testing.assert_array_equal(data.batches.inputs[INTERCEPT], [[1, 1], [1, 0]])
+  np.testing.assert_array_equal(data.batches.targets, [[1.0, 0.5], [2.5, 0]])
+
+
+@pytest.mark.parametrize(
+  "text, formula, message",
+  (
+    (GOOD, "y ~ z + (1 | g)", "no column 'z'.*3 rows"),
+    (GOOD, "y ~ x + (1 | h)", "no column 'h'.*grouping factor.*3 rows"),
+    ("y,x,g\n1,2,a\n,3,b\n", "y ~ x + (1 | g)", "'y'.*1 missing values in 2 rows.*row 2"),
+    ("y,x,g\n1,NA,a\n2,3,b\n", "y ~ x + (1 | g)", "'x'.*1 missing values in 2 rows.*row 1"),
+    ("y,x,g\n1,2,a\n2,3,\n", "y ~ x + (1 | g)", "'g'.*missing"),
+    ("y,x,g\nlow,2,a\n2,3,b\n", "y ~ x + (1 | g)", "'y' .the response. is not numeric: 'low'.*2"),
+    ("y,x,g\n1,2,a\n2,3,a\n", "y ~ x + (1 | g)", "'g' has one level, 'a', in 2 rows"),
+    ("y,x,g\n1,2,a\n1,3,b\n", "y ~ x + (1 | g)", "in all 2 rows"),
+    ("y,x,g\n1,2,a\n2,2,b\n", "y ~ x + (1 | g)", "depend on each other"),
+    ("y,x,g\n1,inf,a\n2,2,b\n", "y ~ x + (1 | g)", "'x'.*infinite"),
+  ),
+)
+def test_errors_name_column_and_rows(tmp_path, text, formula, message):
+  with pytest.raises(ValueError, match=message):
+    table.grouped(columns(tmp_path, text), parse(formula), "gaussian")
+
+
+@pytest.mark.parametrize("family", ("logistic", "poisson"))
+def test_responses_that_a_family_cannot_have(tmp_path, family):
+  with pytest.raises(ValueError, match="'y' has others, 3 rows"):
+    table.grouped(columns(tmp_path, GOOD), FORMULA, family)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  (
+    ("y,x\n", "no rows"),
+    ("y,y\n1,2\n", "twice"),
+    ("y,x\n1\n", "line 2: 1 fields"),
+  ),
+)
+def test_broken_files(tmp_path, text, message):
+  with pytest.raises(ValueError, match=message):
+    columns(tmp_path, text)
+  with pytest.raises(ValueError, match="no file"):
+    table.read(tmp_path / "nothing.csv")
