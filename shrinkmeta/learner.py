@@ -87,7 +87,7 @@ class MetaLearner(NamedTuple):
   adapt_tasks(state, batches, steps=None, key=None) -> (thetas, InnerInfo), for T tasks
   no_start(state, count) -> WarmStart, of `count` tasks not seen before
 
-  `key` is needed with Inner.batch_size only. `steps` replaces the learner's own: an int, or an
+  `key` is needed with Inner.batch_size or a stochastic log-determinant only. `steps` replaces the learner's own: an int, or an
   increasing tuple [S] that records one run, so that theta and info lead with [S]. `warm` starts
   recurring tasks of a row with a mode where they ended before: see `warm.py`.
 
@@ -251,7 +251,9 @@ def make_learner(
       solve_info = jax.tree.map(lambda x: jnp.broadcast_to(x, val_nll_t.shape), info)
     if restricted:
       sound = _emptied(tasks.train, failed)
-      term = lambda params: -restriction(likelihood, labels, *params, sound, restricted, frozen)
+      term = lambda params: (
+        -restriction(likelihood, labels, params.phi, params.log_sigma2, sound, restricted, frozen)
+      )
       value, slope = jax.value_and_grad(term)(params)
       phi_loss = phi_loss + value / count
       grad = optax.tree.add_scale(grad, 1.0 / count, slope)

@@ -63,7 +63,8 @@ def gaussian_with_scale(
   """y ~ N(f, s^2), s predicted too: one number learnt for all, or one an output.
 
   The outputs [N, ..., 2] are the natural parameters (f / s^2, -1 / (2 s^2)), in which log p is
-  concave, so that Gauss-Newton stays positive semi-definite; `mean_and_scale` turns them back.
+  concave, so that Gauss-Newton stays positive semi-definite; `mean_and_scale` turns them back, and
+  with s held a variance of f / s^2 times s^4 is one of f.
 
   Args:
     predict: (theta, inputs) -> (f [N, ...], log s, which broadcasts against f). Where log s is a

@@ -28,6 +28,8 @@ ARGUMENTS = {
   "Inner": "optimizer steps",
   "Implicit": "curvature solver max_steps tol damping",
   "check_meta_gradient": "learner state tasks *",
+  "posterior": "likelihood labels phi log_sigma2 theta batch *",
+  "log_evidence": "likelihood labels phi log_sigma2 batch inner implicit log_det *",
 }
 ALGORITHMS = {
   "maml": "inner phi_optimizer",
@@ -37,6 +39,7 @@ ALGORITHMS = {
   "sigma_maml": "inner phi_optimizer sigma_optimizer init_sigma",
   "sigma_imaml": "inner implicit phi_optimizer sigma_optimizer init_sigma",
   "sigma_reptile": "inner implicit phi_optimizer sigma_optimizer init_sigma",
+  "empirical_bayes": "inner implicit phi_optimizer sigma_optimizer init_sigma",
   "anil": "",
   "boil": "",
 }

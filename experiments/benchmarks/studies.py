@@ -12,6 +12,7 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
   "tolerance": study_solves.tolerance,
   "dual": study_solves.dual,
   "warm": study_solves.warm,
+  "sigma_gradient": study_solves.sigma_gradient,
   "frozen": study_modules.frozen,
   "shrinkage": study_modules.shrinkage,
   "memory": study_costs.memory,

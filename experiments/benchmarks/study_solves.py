@@ -146,3 +146,58 @@ def warm(config: Config) -> Iterator[report.Record]:
       "loss_cold": cold["loss"],
       "loss_warm": hot["loss"],
     }
+
+
+def sigma_gradient(config: Config) -> Iterator[report.Record]:
+  """sigma's gradient where phi follows l_MAP: through both levels, one, or without curvature.
+
+  On sinusoids, with phi brought to its optimum for a fixed sigma: "joint" is then the derivative of
+  the whole procedure, and what the others leave out is their error.
+  """
+  workload = workloads.load("w3", config.tiny, tasks=config.tasks, shots=config.shots)
+  problem = workloads.make_problem(workload, config.seed)
+  steps = 3 if config.tiny else 2_000
+  rate = optax.cosine_decay_schedule(1e-2, steps, 1e-3)
+
+  def learner(name: Any) -> sm.MetaLearner:
+    return sm.sigma_reptile(
+      problem.likelihood,
+      problem.labels,
+      inner=sm.Inner(optax.lbfgs(), steps=200, tol=1e-3),
+      implicit=sm.Implicit(max_steps=1_000, tol=1e-3),
+      phi_optimizer=optax.adam(rate),
+      sigma_optimizer=optax.set_to_zero(),
+      init_sigma=0.3,
+      log_p_phi=sm.hyperprior.normal(1.0),
+      sigma_gradient=name,
+      batching="vmap",
+    )
+
+  names = ("joint", "per_task", "diagonal")
+  learners = {name: learner(name) for name in names}
+  state = learners["diagonal"].init(problem.params)
+  warm = learners["diagonal"].no_start(state, workload.tasks)
+  update = jax.jit(lambda s, w: learners["diagonal"].update(s, problem.tasks, warm=w))
+  for _ in range(steps):
+    state, metrics = update(state, warm)
+    warm = metrics.warm
+  calls = {}
+  for name, each in learners.items():
+    gradient = lambda state, tasks, each=each: each.meta_gradient(state, tasks)
+    compiled = measure.compile_step(gradient, state, problem.tasks).call
+    calls[name] = lambda compiled=compiled: compiled(state, problem.tasks)
+  results = {name: jax.block_until_ready(call()) for name, call in calls.items()}
+  timings = measure.time_in_turn(calls, config.repetitions, config.max_seconds)
+  exact = results["joint"][0].log_sigma2
+  for name, (grad, metrics) in results.items():
+    degrees, ratio = angle(grad.log_sigma2, exact)
+    yield {
+      "sigma_gradient": name,
+      "cosine": float(np.cos(np.radians(degrees))),
+      "norm_ratio": ratio,
+      "signs_right": int(sum(np.sign(grad.log_sigma2[m]) == np.sign(exact[m]) for m in exact)),
+      "modules": len(exact),
+      "phi_grad_norm": float(metrics.phi_grad_norm),
+      **_solve_fields(metrics),
+      **measure.timing_fields(timings[name]),
+    }

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.optimize
+from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
-from experiments.mixed.formula import INTERCEPT, Formula
+from experiments.mixed.formula import Formula
 
 Family = Literal["gaussian", "logistic", "poisson"]
 Estimator = Literal["ml", "reml", "predictive"]
@@ -79,15 +80,17 @@ def build(formula: Formula, family: Family) -> Model:
 def newton() -> optax.GradientTransformationExtraArgs:
   """Newton's method for a few parameters; one step where the objective is quadratic."""
 
-  def update(
-    updates: Any, state: Any, params: Any = None, *, value_fn: Any, **_: Any
-  ) -> tuple[Any, Any]:
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    g = jax.flatten_util.ravel_pytree(updates)[0]
+  def init(params: Any) -> optax.OptState:
+    del params
+    return optax.EmptyState()
+
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    value_fn, (flat, unravel) = extra["value_fn"], ravel_pytree(params)
+    g = ravel_pytree(updates)[0]
     hessian = jax.hessian(lambda v: value_fn(unravel(v)))(flat)
     return unravel(-jnp.linalg.solve(hessian, g)), state
 
-  return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 _INNER = sm.Inner(newton(), steps=50, tol=1e-12)
@@ -187,6 +190,13 @@ def _compiled(
   return value_and_grad, hessian
 
 
+@functools.cache
+def _likelihood(formula: Formula, family: Family, boundary: tuple[str, ...]) -> Callable[..., Any]:
+  """`log_likelihood` of (parameters, batches), compiled."""
+  model = build(formula, family)
+  return jax.jit(lambda parameters, batches: log_likelihood(model, parameters, batches, boundary))
+
+
 def unpack(model: Model, v: jax.Array, boundary: tuple[str, ...]) -> _Parameters:
   """(phi, log sigma^2) from the vector: fixed effects, log sigma^2 off the boundary, log sd."""
   fixed = model.formula.fixed
@@ -242,7 +252,7 @@ def fit(
   units = _units(batches, family)
   scaled, boundary = units.scaled(batches), ()
   data = scaled if key is None or estimator != "predictive" else _halves(scaled, key)
-  count = float(jnp.sum(scaled.mask))
+  count = float(np.sum(np.asarray(scaled.mask)))
   found = _search(formula, family, estimator, boundary, data, scaled, count)
   while sunk := _sunk(formula, boundary, found.x):
     boundary = boundary + sunk
@@ -329,9 +339,8 @@ def _report(
   residual = residual_interval = None
   if family == "gaussian":
     residual, residual_interval = _log_interval(v[-1], se[-1], units.response)
-  model = build(formula, family)
   original = to_parameters(formula, fixed, sd, residual)
-  log_p = float(jax.jit(lambda p: log_likelihood(model, p, batches, boundary))(original))
+  log_p = float(_likelihood(formula, family, boundary)(original, batches))
   criterion = -float(found.fun) * count
   if family == "gaussian":  # from the scaled response's density to the response's
     criterion -= count * np.log(units.response)
@@ -414,6 +423,3 @@ def unshrunk(formula: Formula, batches: sm.Batch) -> dict[str, np.ndarray]:
       if terms[i] in result:
         result[terms[i]][g] = value
   return result
-
-
-__all__ = ("INTERCEPT", "Estimator", "Family", "Fit", "build", "fit", "group_effects", "unshrunk")

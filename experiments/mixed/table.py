@@ -73,7 +73,8 @@ def grouped(columns: Columns, formula: Formula, family: str) -> Grouped:
   )
   longest = max(map(len, where))
   batches = sm.stack_batches([one(at) for at in where], rows=longest)
-  return Grouped(batches._replace(mask=batches.mask.astype(response.dtype)), groups, rows)
+  mask = jnp.asarray(batches.mask, jnp.result_type(float))
+  return Grouped(batches._replace(mask=mask), groups, rows)
 
 
 def _column(columns: Columns, name: str, what: str) -> list[str]:

@@ -1,0 +1,129 @@
+"""Do the estimators find what is there? Many data sets from one known mixed model.
+
+    python -m experiments.mixed.simulation --datasets=200
+
+y = level_g + slope_g x + noise: 40 groups of 2 to 20 observations. Prints, for each estimator and
+each standard deviation, the median bias, how often the 95 % interval holds the truth, and the
+efficiency: the mean squared error of REML's log sd over that of the estimator.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+import shrinkmeta as sm
+from experiments.mixed import model, report, table
+from experiments.mixed.formula import INTERCEPT, parse
+
+_DATASETS = flags.DEFINE_integer("datasets", 200, "Number of data sets.", 2)
+_SEED = flags.DEFINE_integer("seed", 0, "Of all of them.")
+_OUT = flags.DEFINE_string("out", None, "Writes the table there, as JSON.")
+
+FORMULA = parse("y ~ x + (x || g)")
+GROUPS, SMALLEST, LARGEST = 40, 2, 20
+FIXED = {INTERCEPT: 0.5, "x": -1.0}
+TRUTH = {INTERCEPT: 1.0, "x": 0.6, "residual": 0.8}
+ESTIMATORS: tuple[model.Estimator, ...] = ("ml", "reml", "predictive")
+
+
+def draw(seed: int, number: int) -> sm.Batch:
+  """Data set `number` of a seed; all have the same shapes."""
+  rng = np.random.default_rng((seed, number))
+  sizes = rng.integers(SMALLEST, LARGEST + 1, GROUPS)
+  columns: table.Columns = {"y": [], "x": [], "g": []}
+  for g, size in enumerate(sizes):
+    level = FIXED[INTERCEPT] + TRUTH[INTERCEPT] * rng.normal()
+    slope = FIXED["x"] + TRUTH["x"] * rng.normal()
+    x = rng.normal(size=size)
+    y = level + slope * x + TRUTH["residual"] * rng.normal(size=size)
+    columns["y"] += [str(v) for v in y]
+    columns["x"] += [str(v) for v in x]
+    columns["g"] += [f"g{g}"] * size
+  batches = table.grouped(columns, FORMULA, "gaussian").batches
+  pad = lambda v: np.pad(np.asarray(v), ((0, 0), (0, LARGEST - v.shape[1])))
+  return jax.tree.map(lambda v: jax.numpy.asarray(pad(v)), batches)
+
+
+def run(datasets: int, seed: int) -> list[dict[str, Any]]:
+  """A row an estimator and standard deviation."""
+  found: dict[str, list[model.Fit]] = {name: [] for name in ESTIMATORS}
+  for number in tqdm(range(datasets), mininterval=5.0):
+    batches = draw(seed, number)
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    for name in ESTIMATORS:
+      found[name].append(model.fit(FORMULA, "gaussian", batches, name, key))
+  rows = []
+  for name in ESTIMATORS:
+    for sd, truth in TRUTH.items():
+      estimates, low, high = _of(found[name], sd)
+      best = _of(found["reml"], sd)[0]
+      inside = (low <= truth) & (truth <= high)
+      error = lambda x, truth=truth: float(np.mean(np.square(np.log(x / truth))))
+      rows.append(
+        {
+          "estimator": name,
+          "sd": sd,
+          "truth": truth,
+          "median": float(np.median(estimates)),
+          "median_bias": float(np.median(estimates) / truth - 1),
+          "coverage": float(np.mean(inside)),
+          "efficiency": error(best) / error(estimates),
+          "singular": int(np.sum(estimates == 0)),
+          "not_converged": sum(not fit.converged for fit in found[name]),
+        }
+      )
+  return rows
+
+
+def _of(fits: Sequence[model.Fit], sd: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(estimates, lower, upper ends) of a standard deviation; an estimate of 0 has no interval."""
+  values, intervals = [], []
+  for fit in fits:
+    residual = sd == "residual"
+    values.append(fit.residual if residual else fit.sd[sd])
+    intervals.append(fit.residual_interval if residual else fit.sd_interval[sd])
+  low, high = np.array(intervals, float).T
+  return np.array(values, float), low, high
+
+
+def text(rows: Sequence[dict[str, Any]]) -> str:
+  """The table as Markdown."""
+  lines = [
+    "| estimator | sd of | truth | median | median bias, % | coverage of 95 %, % | efficiency |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    lines.append(
+      f"| {row['estimator']} | {row['sd']} | {row['truth']:g} | {row['median']:.3f} | "
+      f"{100 * row['median_bias']:+.1f} | {100 * row['coverage']:.1f} | {row['efficiency']:.2f} |"
+    )
+  return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags, once."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_enable_x64", True)
+  rows = run(_DATASETS.value, _SEED.value)
+  print(text(rows))
+  print(json.dumps({row["estimator"]: row["not_converged"] for row in rows}), "not converged")
+  if _OUT.value:
+    content = {
+      "datasets": _DATASETS.value,
+      "seed": _SEED.value,
+      "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
+      "rows": rows,
+    }
+    report.write_json(pathlib.Path(_OUT.value), content)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,41 @@
+"""The binary in miniature, and its tasks."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import sinusoid
+
+
+def test_tasks_are_sinusoids_with_noise():
+  data = sinusoid.draw(jax.random.key(0), 300, None)
+  sizes = np.asarray(data.train.mask).sum(1)
+  assert sizes.min() == 5 and sizes.max() == 20
+  x = data.val.inputs[..., 0]
+  residual = data.val.targets - data.amplitude[:, None] * jnp.sin(x - data.phase[:, None])
+  assert float(residual.std()) == pytest.approx(sinusoid.NOISE, rel=0.02)
+  assert float(data.amplitude.max()) <= 5.0 and float(data.phase.max()) <= np.pi
+  fixed = sinusoid.draw(jax.random.key(0), 4, 10)
+  np.testing.assert_array_equal(np.asarray(fixed.train.mask).sum(1), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ("empirical_bayes", "sigma_imaml"))
+def test_binary(tmp_path, algorithm, capsys):
+  with flagsaver.flagsaver():
+    flags.FLAGS(["sinusoid", f"--out={tmp_path}", "--meta_steps=150", "--tasks=8",
+                 "--test_tasks=20", f"--algorithm={algorithm}"])  # fmt: skip
+    sinusoid.main(["sinusoid"])
+  found = json.loads((tmp_path / "sinusoid.json").read_text())
+  assert [row["shots"] for row in found["rows"]] == [5, 10, 20]
+  assert (tmp_path / "sinusoid.png").stat().st_size > 20_000
+  for row in found["rows"]:
+    assert 0.7 < row["coverage"]["0.95"] <= 1.0
+    assert row["coverage"]["0.5"] < row["coverage"]["0.8"] < row["coverage"]["0.95"]
+    assert row["nll"] < row["nll_without_posterior"]
+  assert "| 20 |" in capsys.readouterr().out
