@@ -27,7 +27,7 @@ from experiments.mixed import report
 _ALGORITHM = flags.DEFINE_enum(
   "algorithm", "empirical_bayes", ["empirical_bayes", "sigma_imaml"], "What learns sigma."
 )
-_META_STEPS = flags.DEFINE_integer("meta_steps", 3_000, "Updates.", 1)
+_META_STEPS = flags.DEFINE_integer("meta_steps", 1_500, "Updates.", 1)
 _TASKS = flags.DEFINE_integer("tasks", 20, "Tasks an update.", 1)
 _TEST_TASKS = flags.DEFINE_integer("test_tasks", 200, "Held-out tasks for each number of shots.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of parameters and tasks.")
@@ -200,7 +200,8 @@ def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], see
     covered = 100 * row["coverage"]["0.95"]
     axes[0, column].set_title(f"{shots} examples: {covered:.1f} % inside", fontsize=10)
     axes[1, column].set_xlabel("x")
-  axes[0, 0].legend(fontsize=7, loc="upper left", ncols=2)
+  handles, names = axes[0, 0].get_legend_handles_labels()
+  figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=4)
   figure.savefig(path, dpi=150)
 
 

@@ -37,10 +37,7 @@ class Adapted(NamedTuple):
 def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
   """A mesh of the largest number of devices that divides num_tasks; None where that is one."""
   count = max(d for d in range(1, jax.device_count() + 1) if num_tasks % d == 0)
-  if count == 1:
-    return None
-  auto = (jax.sharding.AxisType.Auto,)
-  return jax.make_mesh((count,), ("tasks",), auto, devices=jax.devices()[:count])
+  return None if count == 1 else sm.task_mesh(jax.devices()[:count])
 
 
 def train(

@@ -17,7 +17,7 @@ from shrinkmeta.algorithms import (
   sigma_maml,
   sigma_reptile,
 )
-from shrinkmeta.batching import over_tasks
+from shrinkmeta.batching import over_tasks, task_mesh
 from shrinkmeta.calibration import Calibration, calibration, coverage
 from shrinkmeta.check import GradientCheck, check_meta_gradient
 from shrinkmeta.density import log_joint, log_likelihood, log_predictive, log_prior
@@ -117,4 +117,5 @@ __all__ = (
   "stack_batches",
   "stack_tasks",
   "take",
+  "task_mesh",
 )

@@ -7,7 +7,7 @@ is that of starting operations, and `vmap` starts them once. On an accelerator `
 Figures: `experiments/benchmarks`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -40,6 +40,19 @@ def check_batching(batching: Batching) -> None:
     )
 
 
+def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of one axis, "tasks", over `devices`; None is all that JAX has, of all processes.
+
+  Give it to a learner as `mesh`: every device has a share of the tasks and a copy of the state.
+
+  >>> task_mesh(jax.devices()[:1]).axis_names
+  ('tasks',)
+  """
+  devices = jax.devices() if devices is None else devices
+  auto = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((len(devices),), ("tasks",), auto, devices=devices)
+
+
 def over_tasks(
   f: Task,
   shared: PyTree,
@@ -59,7 +72,8 @@ def over_tasks(
       the sum carried along, so that memory holds one task's a; an int, blocks of so many at once,
       one block after another; "auto", by backend: see the head of this file.
     mesh: tasks are split over the devices of this one-axis mesh; None uses one device. The only
-      communication is one sum of a.
+      communication is one sum of a. A number of tasks that the mesh does not divide is filled up
+      with copies of the first, which count 0 and whose b is dropped.
     first: (shared, tasks) -> tasks, applied on each device to all the tasks it has, before f.
   """
   check_batching(batching)
@@ -68,12 +82,10 @@ def over_tasks(
     return run(shared, tasks)
   if len(mesh.axis_names) != 1:
     raise ValueError(f"mesh must have one axis, over which tasks are split; got {mesh.axis_names}.")
-  if num_tasks(tasks) % mesh.size:
-    raise ValueError(
-      f"{num_tasks(tasks)} tasks do not split over the {mesh.size} devices of the mesh; use a "
-      "multiple of the number of devices, or a smaller mesh."
-    )
-  axis = mesh.axis_names[0]
+  axis, count = mesh.axis_names[0], num_tasks(tasks)
+  if missing := -count % mesh.size:
+    a, b = _filled(f, shared, tasks, batching, mesh, first, missing)
+    return a, jax.tree.map(lambda x: x[:count], b)
 
   def shard(shared: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
     a, b = run(shared, tasks)
@@ -84,6 +96,30 @@ def over_tasks(
   return jax.shard_map(
     shard, mesh=mesh, in_specs=(whole, split), out_specs=(whole, split), check_vma=False
   )(shared, tasks)
+
+
+def _filled(
+  f: Task,
+  shared: PyTree,
+  tasks: PyTree,
+  batching: Batching,
+  mesh: Mesh,
+  first: Callable[[PyTree, PyTree], PyTree] | None,
+  missing: int,
+) -> tuple[PyTree, PyTree]:
+  """`over_tasks` with `missing` more tasks, of no account, at the end."""
+  count = num_tasks(tasks)
+  fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))])
+  real = jnp.arange(count + missing) < count
+
+  def counted(shared: PyTree, item: PyTree) -> tuple[PyTree, PyTree]:
+    task, is_real = item
+    a, b = f(shared, task)
+    return jax.tree.map(lambda x: jnp.where(is_real, x, jnp.zeros_like(x)), a), b
+
+  before = None if first is None else lambda shared, items: (first(shared, items[0]), items[1])
+  items = (jax.tree.map(fill, tasks), real)
+  return over_tasks(counted, shared, items, batching, mesh, before)
 
 
 def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:

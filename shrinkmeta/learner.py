@@ -87,9 +87,10 @@ class MetaLearner(NamedTuple):
   adapt_tasks(state, batches, steps=None, key=None) -> (thetas, InnerInfo), for T tasks
   no_start(state, count) -> WarmStart, of `count` tasks not seen before
 
-  `key` is needed with Inner.batch_size or a stochastic log-determinant only. `steps` replaces the learner's own: an int, or an
-  increasing tuple [S] that records one run, so that theta and info lead with [S]. `warm` starts
-  recurring tasks of a row with a mode where they ended before: see `warm.py`.
+  `key` is needed with Inner.batch_size or a stochastic log-determinant only. `steps` replaces the
+  learner's own: an int, or an increasing tuple [S] that records one run, so that theta and info
+  lead with [S]. `warm` starts recurring tasks of a row with a mode where they ended before: see
+  `warm.py`.
 
   `adapt_tasks` runs tasks as `update` does, by the learner's batching and mesh. Frozen modules are
   not copied T times: their leaves of `thetas` are None, and `sm.merge(thetas, state.phi)` is whole.

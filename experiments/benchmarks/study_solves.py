@@ -156,15 +156,15 @@ def sigma_gradient(config: Config) -> Iterator[report.Record]:
   """
   workload = workloads.load("w3", config.tiny, tasks=config.tasks, shots=config.shots)
   problem = workloads.make_problem(workload, config.seed)
-  steps = 3 if config.tiny else 2_000
+  steps = 3 if config.tiny else 4_000
   rate = optax.cosine_decay_schedule(1e-2, steps, 1e-3)
 
   def learner(name: Any) -> sm.MetaLearner:
     return sm.sigma_reptile(
       problem.likelihood,
       problem.labels,
-      inner=sm.Inner(optax.lbfgs(), steps=200, tol=1e-3),
-      implicit=sm.Implicit(max_steps=1_000, tol=1e-3),
+      inner=sm.Inner(optax.sgd(2e-2, momentum=0.9), steps=100, tol=1e-3),
+      implicit=sm.Implicit(max_steps=3_000, tol=1e-3),
       phi_optimizer=optax.adam(rate),
       sigma_optimizer=optax.set_to_zero(),
       init_sigma=0.3,
@@ -183,9 +183,9 @@ def sigma_gradient(config: Config) -> Iterator[report.Record]:
     warm = metrics.warm
   calls = {}
   for name, each in learners.items():
-    gradient = lambda state, tasks, each=each: each.meta_gradient(state, tasks)
-    compiled = measure.compile_step(gradient, state, problem.tasks).call
-    calls[name] = lambda compiled=compiled: compiled(state, problem.tasks)
+    gradient = lambda state, tasks, warm, each=each: each.meta_gradient(state, tasks, warm=warm)
+    compiled = measure.compile_step(gradient, state, problem.tasks, warm).call
+    calls[name] = lambda compiled=compiled: compiled(state, problem.tasks, warm)
   results = {name: jax.block_until_ready(call()) for name, call in calls.items()}
   timings = measure.time_in_turn(calls, config.repetitions, config.max_seconds)
   exact = results["joint"][0].log_sigma2
