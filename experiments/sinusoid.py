@@ -24,15 +24,7 @@ import shrinkmeta as sm
 from experiments import startup
 from experiments.mixed import report
 
-_ALGORITHM = flags.DEFINE_enum(
-  "algorithm", "empirical_bayes", ["empirical_bayes", "sigma_imaml"], "What learns sigma."
-)
-_META_STEPS = flags.DEFINE_integer("meta_steps", 1_500, "Updates.", 1)
-_TASKS = flags.DEFINE_integer("tasks", 20, "Tasks an update.", 1)
-_TEST_TASKS = flags.DEFINE_integer("test_tasks", 200, "Held-out tasks for each number of shots.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of parameters and tasks.")
-_OUT = flags.DEFINE_string("out", "runs/sinusoid", "Folder for JSON and picture.")
-
+FLAGS = flags.FLAGS
 NOISE, WIDTH, SHOTS, MOST = 0.3, 40, (5, 10, 20), 20
 _QUERIES = 50
 _LEVELS = (0.5, 0.8, 0.95)
@@ -205,14 +197,26 @@ def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], see
   figure.savefig(path, dpi=150)
 
 
+def define_flags() -> None:
+  """The binary's flags; others who import this file have names of their own."""
+  flags.DEFINE_enum(
+    "algorithm", "empirical_bayes", ["empirical_bayes", "sigma_imaml"], "What learns sigma."
+  )
+  flags.DEFINE_integer("meta_steps", 1_500, "Updates.", 1)
+  flags.DEFINE_integer("tasks", 20, "Tasks an update.", 1)
+  flags.DEFINE_integer("test_tasks", 200, "Held-out tasks for each number of shots.", 1)
+  flags.DEFINE_integer("seed", 0, "Of parameters and tasks.")
+  flags.DEFINE_string("out", "runs/sinusoid", "Folder for JSON and picture.")
+
+
 def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax()
-  learner, state, metrics = train(_ALGORITHM.value, _META_STEPS.value, _TASKS.value, _SEED.value)
-  rows = evaluate(learner, state, _TEST_TASKS.value, _SEED.value)
-  out = pathlib.Path(_OUT.value)
+  learner, state, metrics = train(FLAGS.algorithm, FLAGS.meta_steps, FLAGS.tasks, FLAGS.seed)
+  rows = evaluate(learner, state, FLAGS.test_tasks, FLAGS.seed)
+  out = pathlib.Path(FLAGS.out)
   sigma = {m: float(jnp.exp(0.5 * v)) for m, v in state.log_sigma2.items()}
   noise = float(jnp.exp(state.phi["log_noise"]))
   print("| shots | mse | nats | nats without posterior | inside 95 %, % | without posterior, % |")
@@ -225,11 +229,11 @@ def main(argv: Sequence[str]) -> None:
     )
   print(f"noise {noise:.3f} (truth {NOISE}), sigma", {m: round(s, 3) for m, s in sigma.items()})
   config = {
-    "algorithm": _ALGORITHM.value,
-    "meta_steps": _META_STEPS.value,
-    "tasks": _TASKS.value,
-    "test_tasks": _TEST_TASKS.value,
-    "seed": _SEED.value,
+    "algorithm": FLAGS.algorithm,
+    "meta_steps": FLAGS.meta_steps,
+    "tasks": FLAGS.tasks,
+    "test_tasks": FLAGS.test_tasks,
+    "seed": FLAGS.seed,
   }
   content = {
     "rows": rows,
@@ -241,8 +245,9 @@ def main(argv: Sequence[str]) -> None:
     "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
   }
   report.write_json(out / "sinusoid.json", content)
-  plot(out / "sinusoid.png", learner, state, rows, _SEED.value)
+  plot(out / "sinusoid.png", learner, state, rows, FLAGS.seed)
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

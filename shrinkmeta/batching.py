@@ -40,7 +40,7 @@ def check_batching(batching: Batching) -> None:
     )
 
 
-def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh of one axis, "tasks", over `devices`; None is all that JAX has, of all processes.
 
   Give it to a learner as `mesh`: every device has a share of the tasks and a copy of the state.
@@ -82,6 +82,10 @@ def over_tasks(
     return run(shared, tasks)
   if len(mesh.axis_names) != 1:
     raise ValueError(f"mesh must have one axis, over which tasks are split; got {mesh.axis_names}.")
+  if mesh.axis_types != (jax.sharding.AxisType.Auto,):
+    raise ValueError(
+      f"The mesh's axis must be of type Auto; got {mesh.axis_types}: sm.task_mesh()."
+    )
   axis, count = mesh.axis_names[0], num_tasks(tasks)
   if missing := -count % mesh.size:
     a, b = _filled(f, shared, tasks, batching, mesh, first, missing)

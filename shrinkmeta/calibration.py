@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta import validate
+
 
 class Calibration(NamedTuple):
   """Of N predictions of a class; see `calibration`."""
@@ -45,6 +47,12 @@ def calibration(
       f"log_probabilities must be [N, C] and labels [N]; got {log_probabilities.shape} and "
       f"{labels.shape}."
     )
+  classes = log_probabilities.shape[1]
+  value, kept = validate.known(labels), validate.known(mask) if mask is not None else None
+  if value is not None:
+    value = value if kept is None else value[kept > 0]
+    if ((value < 0) | (value >= classes)).any():
+      raise ValueError(f"labels must lie in 0..{classes - 1}; got {value.min()}..{value.max()}.")
   log_p = jax.nn.log_softmax(log_probabilities)
   weights = jnp.ones(labels.shape, log_p.dtype) if mask is None else mask.astype(log_p.dtype)
   total = jnp.maximum(jnp.sum(weights), 1.0)
@@ -53,7 +61,8 @@ def calibration(
   p, correct = jnp.exp(log_p), (jnp.argmax(log_p, 1) == labels).astype(log_p.dtype)
   confidence = jnp.max(p, 1)
   place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
-  gap = jax.ops.segment_sum(weights * (correct - confidence), place, bins)
+  miss = jnp.where(weights > 0, weights * (correct - confidence), 0.0)
+  gap = jax.ops.segment_sum(miss, place, bins)
   nll = -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
   brier = jnp.sum(jnp.square(p - right), 1)
   return Calibration(mean(correct), mean(nll), mean(brier), jnp.sum(jnp.abs(gap)) / total)

@@ -151,6 +151,11 @@ def make_learner(
 
   if restricted and row.phi != "evidence":
     raise ValueError("restricted belongs to empirical_bayes, the row that follows the evidence.")
+  if isinstance(restricted, str) or not set(restricted) <= set(modules.names(labels)):
+    raise ValueError(
+      f"restricted must be a tuple of modules; got {restricted!r}, and the modules are "
+      f"{modules.names(labels)}."
+    )
   check_sigma_gradient(row, sigma_gradient)
   if sigma_gradient == "diagonal":
     implicit = dataclasses.replace(implicit, solver="identity")
@@ -161,6 +166,7 @@ def make_learner(
   of_task = gradient_of(row, sigma_gradient)
   # Reptile and the evidence look at no validation example.
   judges = row.phi != "evidence" and row != Row("inf", "map", "none")
+  follows_objective = row.phi in ("map", "evidence") and row.sigma == "learned"
   has_mode = row.gradient == "implicit"
   in_blocks = isinstance(batching, int) and inner.tol is not None
 
@@ -217,6 +223,11 @@ def make_learner(
       counts = jnp.stack([num_examples(part, dtype) for part in item.task if part is not None])
       judged = (result.grad, result.val_nll) if item.task.val is not None else result.grad
       finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(judged)]
+      # A gradient may be finite where its objective is not, as with a label out of range.
+      inner_info = result.inner
+      finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
+      if follows_objective:
+        finite.append(jnp.isfinite(result.phi_loss))
       ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
       kept = jax.tree.map(
         lambda x: jnp.where(ok, x, jnp.zeros_like(x)),
@@ -258,6 +269,11 @@ def make_learner(
       value, slope = jax.value_and_grad(term)(params)
       phi_loss = phi_loss + value / count
       grad = optax.tree.add_scale(grad, 1.0 / count, slope)
+      # Not finite where the tasks together leave an integrated entry of phi open: no step then.
+      leaves = [value, *jax.tree.leaves(slope)]
+      determined = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+      ok_count = jnp.where(determined, ok_count, 0)
+      grad = jax.tree.map(lambda x: jnp.where(determined, x, jnp.zeros_like(x)), grad)
     by_tasks, by_examples = 1.0 / count, 1.0 / jnp.maximum(val_count, 1.0)
     prior_weight = by_examples if row.phi in ("predictive", "pooled") else by_tasks
     if log_p_phi is not None:

@@ -2,9 +2,9 @@
 
 With A = Lambda^(1/2) J s, R x D (R = N C rows: examples times outputs; D entries that move),
 
-    log det(I + s C s) = log det(I_D + A^T A) = log det(I_R + Lambda J s^2 J^T),
+    log det(I + s C s) = log det(I + A^T A) = sum_i log(1 + a_i^2),   a_i the singular values of A;
 
-whichever is smaller; or, for matrices that do not fit, stochastic Lanczos quadrature:
+or, for an A that does not fit, stochastic Lanczos quadrature:
 tr log K = E v^T log(K) v over random signs v, each by a few products with K. Its gradient is that
 of E w^T K v with w = K^-1 v held, from the same Lanczos basis.
 
@@ -12,13 +12,13 @@ References: Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczo
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta.curvature import curvature_product, output_curvature
+from shrinkmeta.curvature import curvature_product, output_curvature, square_root
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.tasks import Batch
@@ -96,16 +96,51 @@ def whitened_jacobian(
   return outputs, jacobian(outputs_of)(zero).reshape(outputs.size, zero.size)
 
 
-def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> jax.Array:
+class Factor(NamedTuple):
+  """A = Lambda^(1/2) J s and what it is made of; R = N C rows."""
+
+  a: jax.Array  # [R, D]
+  rows: jax.Array  # [R, D] J s
+  lam: jax.Array  # [N, C, C]
+  root: jax.Array  # [N, C, C], root^T root = lam
+  negative: jax.Array  # [] whether lam has a negative eigenvalue, cut at 0 in root
+
+
+def whitened_factor(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> Factor:
+  """A, of which s C s = A^T A."""
   outputs, rows = whitened_jacobian(likelihood, theta, scale, batch)
-  lam = output_curvature(likelihood, outputs, batch)  # [N, C, C]
-  by_example = rows.reshape(*lam.shape[:2], -1)  # [N, C, D]
-  weighted = jnp.einsum("nij,njd->nid", lam, by_example).reshape(rows.shape)
-  if rows.shape[1] <= rows.shape[0]:
-    factor = jnp.linalg.cholesky(jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ weighted)
-    return 2.0 * jnp.sum(jnp.log(jnp.diag(factor)))
-  sign, value = jnp.linalg.slogdet(jnp.eye(rows.shape[0], dtype=rows.dtype) + weighted @ rows.T)
-  return jnp.where(sign > 0, value, jnp.nan)
+  lam = output_curvature(likelihood, outputs, batch)
+  root, negative = square_root(lam)
+  return Factor(_by_example(root, rows), rows, lam, root, negative)
+
+
+def _by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:
+  """[N, C, C] times [N C, D]."""
+  shape = (*blocks.shape[:2], rows.shape[1])
+  return jnp.einsum("nij,njd->nid", blocks, rows.reshape(shape)).reshape(rows.shape)
+
+
+def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> jax.Array:
+  """By the singular values of A: forming A^T A would lose what is small beside its largest entry.
+
+  The gradient is tr K^-1 dK with K^-1 held, since that of singular vectors does not exist where two
+  values agree: 2 tr (Lambda J s K^-1)^T d(J s) + tr (J s K^-1 s J^T) dLambda.
+  """
+  factor = whitened_factor(likelihood, theta, scale, batch)
+  a, rows, root = jax.lax.stop_gradient((factor.a, factor.rows, factor.root))
+  u, singular, v = jnp.linalg.svd(a, full_matrices=False)
+  square = jnp.square(singular)
+  solved = (u * (singular / (1.0 + square))) @ v  # A K^-1
+  of_rows = 2.0 * _by_example(jnp.swapaxes(root, 1, 2), solved)
+  along = rows @ v.T
+  off = rows - along @ v
+  shape = (*root.shape[:2], -1)
+  off, along = off.reshape(shape), along.reshape(shape)
+  of_lam = jnp.einsum("nid,njd->nij", off, off)
+  of_lam = of_lam + jnp.einsum("nid,d,njd->nij", along, 1.0 / (1.0 + square), along)
+  slope = jnp.sum(of_rows * factor.rows) + jnp.sum(of_lam * factor.lam)
+  value = jnp.sum(jnp.log1p(square)) + slope - jax.lax.stop_gradient(slope)
+  return jnp.where(factor.negative, jnp.nan, value)  # log p not concave: C is no curvature
 
 
 def _stochastic(

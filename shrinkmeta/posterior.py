@@ -5,8 +5,8 @@
 With s C s = V^T diag(lambda) V, rows of V orthonormal, everything follows from (V, lambda): the
 prior's unit variance is left in all directions but those of V, where it is 1 / (1 + lambda).
 Exact by a singular value decomposition of A = Lambda^(1/2) J s, or, where A is too large, of low
-rank by Lanczos: directions not found keep the prior's variance, so that the error is on the safe
-side. Frozen modules have none.
+rank by Lanczos: directions not found keep the prior's variance, so that the total variance is too
+large (along one direction it may be too small). Frozen modules have none.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import modules, validate
-from shrinkmeta.curvature import curvature_product, output_curvature, square_root
+from shrinkmeta.curvature import curvature_product
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.log_det import whitened_jacobian
+from shrinkmeta.log_det import whitened_factor
 from shrinkmeta.mode import Moving, moving_model
 from shrinkmeta.partition import frozen_modules, merge
 from shrinkmeta.tasks import Batch, check_batch
@@ -172,9 +172,7 @@ def posterior(
 
 
 def _exact(model: Moving, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  outputs, rows = whitened_jacobian(model.likelihood, model.phi, model.white.scale, batch)
-  root, _ = square_root(output_curvature(model.likelihood, outputs, batch))
-  a = jnp.einsum("nij,njd->nid", root, rows.reshape(*root.shape[:2], -1)).reshape(rows.shape)
+  a = whitened_factor(model.likelihood, model.phi, model.white.scale, batch).a
   _, singular, basis = jnp.linalg.svd(a, full_matrices=False)
   return basis, jnp.square(singular)
 

@@ -28,7 +28,7 @@ class Task(NamedTuple):
   """Data of one task: theta is found on `train`, sigma and phi are judged on `val`."""
 
   train: Batch
-  val: Batch | Any  # a Batch; `reptile` alone, which judges by nothing, takes None too
+  val: Batch | Any  # a Batch; `reptile` and `empirical_bayes`, which need none, take None too
 
 
 def num_rows(batch: Batch) -> int:

@@ -177,3 +177,43 @@ def test_errors_of_adapt():
       learner.adapt(state, one._replace(mask=jnp.zeros([4])))
     with pytest.raises(ValueError, match=r"outputs of shape .* the targets have shape"):
       learner.adapt(state, one._replace(targets=one.targets[:, None]))
+
+
+@pytest.mark.parametrize(
+  "name", ("maml", "fomaml", "reptile", "sigma_imaml", "sigma_reptile", "empirical_bayes")
+)
+def test_a_label_out_of_range_in_the_training_part_is_a_failed_task(name):
+  """Its gradient is finite, its likelihood is not."""
+  rng = np.random.default_rng(0)
+  likelihood = sm.categorical(lambda theta, x: x @ theta["w"])
+  params = {"w": jnp.asarray(rng.normal(size=(3, 4)))}
+  part = lambda: sm.Batch(
+    jnp.asarray(rng.normal(size=(3, 5, 3))), jnp.asarray(rng.integers(0, 4, (3, 5)))
+  )
+  tasks = sm.Task(part(), part())
+  learner = getattr(sm, name)(likelihood, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 3))
+  state, update = learner.init(params), jax.jit(learner.update)
+  assert int(update(state, tasks)[1].num_failed) == 0
+  bad = tasks._replace(train=tasks.train._replace(targets=tasks.train.targets.at[1, 0].set(7)))
+  got, metrics = update(state, bad)
+  assert metrics.failed.tolist() == [False, True, False]
+  want, want_metrics = update(state, jax.tree.map(lambda x: x[jnp.array([0, 2])], tasks))
+  close(got.phi, want.phi)
+  close(got.log_sigma2, want.log_sigma2)
+  close(metrics.phi_loss, want_metrics.phi_loss)
+
+
+def test_reml_of_a_phi_that_the_tasks_leave_open_moves_nothing():
+  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"] + theta["b"])
+  params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
+  batch = sm.Batch(jnp.ones([1, 2, 2]), jnp.ones([1, 2]))
+  learner = sm.empirical_bayes(
+    likelihood, {"w": "w", "b": "b"}, restricted=("w", "b"), inner=sm.Inner(optax.sgd(0.1), 3)
+  )
+  state = learner.init(params)
+  new, metrics = jax.jit(learner.update)(state, sm.Task(batch, None))
+  assert int(metrics.num_failed) == 1 and np.isnan(float(metrics.phi_loss))
+  close(new.phi, state.phi)
+  close(new.log_sigma2, state.log_sigma2)
+  with pytest.raises(ValueError, match="restricted must be a tuple of modules"):
+    sm.empirical_bayes(likelihood, {"w": "w", "b": "b"}, restricted=("nobody",))

@@ -127,3 +127,27 @@ def test_auto_asks_for_a_key_where_the_matrix_is_too_large():
 def test_bad_settings(bad):
   with pytest.raises(ValueError, match="must be"):
     sm.LogDet(**bad)
+
+
+def test_float32_keeps_what_is_small_beside_the_largest_eigenvalue():
+  """24 rows of rank 6 at a noise of 1e-3: A^T A would have lost the ones in I + A^T A."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(24, 6)) @ rng.normal(size=(6, 20))
+  want = np.sum(np.log1p(np.linalg.svd(x / 1e-3, compute_uv=False) ** 2))
+  likelihood = sm.gaussian(lambda theta, x: x @ theta, 1e-3)
+  batch = sm.Batch(jnp.asarray(x, jnp.float32), jnp.zeros(24, jnp.float32))
+  theta, scale = jnp.zeros(20, jnp.float32), jnp.ones([], jnp.float32)
+
+  def library(scale):
+    return log_det(sm.LogDet("exact"), likelihood, theta, scale, batch)[0]
+
+  value, slope = jax.value_and_grad(library)(scale)
+  np.testing.assert_allclose(value, want, rtol=1e-3)
+  np.testing.assert_allclose(slope, 12.0, rtol=1e-3)  # twice the rank, s^2 being large
+
+
+def test_a_curvature_that_is_none_is_no_number():
+  likelihood = sm.Likelihood(lambda theta, x: x * theta, lambda f, y: jnp.square(f - y))
+  batch = sm.Batch(jnp.ones(2), jnp.ones(2))
+  how = sm.LogDet("exact")
+  assert np.isnan(log_det(how, likelihood, jnp.zeros([]), jnp.ones([]), batch)[0])

@@ -17,16 +17,19 @@ import numpy as np
 from absl import app, flags
 
 import shrinkmeta as sm
-from experiments.mixed import model, report, table
+from experiments.mixed import model, report, simulation, table
 from experiments.mixed.formula import parse
 
-_DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.", required=True)
-_FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.", required=True)
+_DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.")
+_FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.")
 _FAMILY = flags.DEFINE_enum("family", "gaussian", ["gaussian", "logistic", "poisson"], "Of y.")
 _ESTIMATOR = flags.DEFINE_enum(
   "estimator", "ml", ["ml", "reml", "predictive"], "What phi and sigma maximise."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the halves of --estimator=predictive.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of --simulate, and the halves of --estimator=predictive.")
+_SIMULATE = flags.DEFINE_integer(
+  "simulate", None, "In place of --data: fits so many simulated data sets by every estimator.", 2
+)
 _JSON = flags.DEFINE_string("json", None, "Writes the fit and every group's estimate there.")
 _PLOT = flags.DEFINE_string("plot", None, "Writes a picture (png, pdf, svg) of the groups there.")
 
@@ -37,6 +40,15 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_x64", True)
+  if _SIMULATE.value:
+    rows = simulation.run(_SIMULATE.value, _SEED.value)
+    print(simulation.text(rows))
+    if _JSON.value:
+      content = {"rows": rows, "datasets": _SIMULATE.value, "seed": _SEED.value, **_environment()}
+      report.write_json(pathlib.Path(_JSON.value), content)
+    return
+  if not (_DATA.value and _FORMULA.value):
+    raise app.UsageError("Give --data and --formula, or --simulate.")
   family: Any = _FAMILY.value
   estimator: Any = _ESTIMATOR.value
   try:
@@ -58,14 +70,20 @@ def main(argv: Sequence[str]) -> None:
       "family": family,
       "estimator": estimator,
       "seed": _SEED.value,
-      "device": jax.devices()[0].device_kind,
-      "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
+      **_environment(),
     }
     content = report.as_json(fitted, data, effects, own, config)
     report.write_json(pathlib.Path(_JSON.value), content)
   if _PLOT.value:
     matplotlib.use("agg")
     report.plot(pathlib.Path(_PLOT.value), fitted, formula, data, effects, own)
+
+
+def _environment() -> dict[str, Any]:
+  return {
+    "device": jax.devices()[0].device_kind,
+    "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
+  }
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ def parse(text: str) -> Formula:
   response, right = sides[0].strip(), sides[1]
   _check_name(response, "response")
   groups, random = [], []
+  for term in re.split(r"\+(?![^()]*\))", right):
+    if "(" in term and not re.fullmatch(r"\s*\([^()]*\)\s*", term):
+      raise ValueError(f"{term.strip()!r} is not one term; join terms by +. {SUPPORTED}")
   for inside in re.findall(r"\(([^()]*)\)", right):
     group, terms = _random(inside)
     groups.append(group)
@@ -45,6 +48,8 @@ def parse(text: str) -> Formula:
   fixed = _terms(rest or "1", "fixed part")
   if not random:
     raise ValueError(f"{text!r} has no random term, such as (1 | group). {SUPPORTED}")
+  if response in (*fixed, *random, *groups):
+    raise ValueError(f"The response {response!r} is among the terms of {text!r}.")
   if len(set(groups)) > 1:
     raise ValueError(f"{text!r} has several grouping factors, {sorted(set(groups))}. {SUPPORTED}")
   if len(set(random)) < len(random):
@@ -90,7 +95,7 @@ def _terms(text: str, where: str) -> tuple[str, ...]:
 
 
 def _check_name(name: str, what: str) -> None:
-  if not re.fullmatch(r"[A-Za-z_.][\w.]*", name):
+  if not re.fullmatch(r"[^\W\d][\w.]*|\.[\w.]*", name):
     raise ValueError(
       f"{name!r} ({what}) is not a column name; interactions, functions and numbers are not "
       f"supported. {SUPPORTED}"

@@ -22,7 +22,7 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
-from experiments.mixed.formula import Formula
+from experiments.mixed.formula import INTERCEPT, Formula
 
 Family = Literal["gaussian", "logistic", "poisson"]
 Estimator = Literal["ml", "reml", "predictive"]
@@ -44,6 +44,7 @@ class Fit(NamedTuple):
   criterion: float  # what was maximised: log likelihood, restricted one, or l_PLL
   log_likelihood: float  # (Laplace's where the family is not gaussian), at these estimates
   singular: tuple[str, ...]  # terms whose sd is 0
+  undetermined: tuple[str, ...]  # what the data leave open, or nearly so
   converged: bool
   gradient: float  # largest entry at the maximum, of the criterion per example, scaled data
 
@@ -78,7 +79,7 @@ def build(formula: Formula, family: Family) -> Model:
 
 
 def newton() -> optax.GradientTransformationExtraArgs:
-  """Newton's method for a few parameters; one step where the objective is quadratic."""
+  """Newton's method for a few parameters, steps of 2 at most; one or few if J is quadratic."""
 
   def init(params: Any) -> optax.OptState:
     del params
@@ -87,8 +88,9 @@ def newton() -> optax.GradientTransformationExtraArgs:
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
     value_fn, (flat, unravel) = extra["value_fn"], ravel_pytree(params)
     g = ravel_pytree(updates)[0]
-    hessian = jax.hessian(lambda v: value_fn(unravel(v)))(flat)
-    return unravel(-jnp.linalg.solve(hessian, g)), state
+    step = jnp.linalg.solve(jax.hessian(lambda v: value_fn(unravel(v)))(flat), g)
+    # In whitened coordinates; a longer one may leave the range of a Poisson's exp f.
+    return unravel(-step * jnp.minimum(1.0, 2.0 / jnp.linalg.norm(step))), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -214,19 +216,23 @@ class _Units(NamedTuple):
   """Factors by which response and terms are divided, so that the search meets numbers near 1."""
 
   response: float
+  centre: float  # taken from the response first; 0 without a fixed intercept
   terms: dict[str, float]
 
   def scaled(self, batches: sm.Batch) -> sm.Batch:
     inputs = {term: x / self.terms[term] for term, x in batches.inputs.items()}
-    return batches._replace(inputs=inputs, targets=batches.targets / self.response)
+    targets = (batches.targets - self.centre) / self.response
+    return batches._replace(inputs=inputs, targets=targets)
 
 
-def _units(batches: sm.Batch, family: Family) -> _Units:
+def _units(batches: sm.Batch, formula: Formula, family: Family) -> _Units:
   rows = np.asarray(batches.mask) > 0
   size = lambda x: float(np.sqrt(np.mean(np.square(np.asarray(x)[rows]))))
   terms = {term: size(x) or 1.0 for term, x in batches.inputs.items()}
-  response = float(np.std(np.asarray(batches.targets)[rows])) if family == "gaussian" else 1.0
-  return _Units(response, terms)
+  y = np.asarray(batches.targets)[rows]
+  if family != "gaussian":
+    return _Units(1.0, 0.0, terms)
+  return _Units(float(np.std(y)), float(np.mean(y)) if INTERCEPT in formula.fixed else 0.0, terms)
 
 
 def fit(
@@ -249,7 +255,7 @@ def fit(
     raise ValueError("reml is for the gaussian family; use --estimator=ml.")
   if estimator == "predictive" and key is None:
     raise ValueError("The predictive estimator cuts groups in halves: pass a key.")
-  units = _units(batches, family)
+  units = _units(batches, formula, family)
   scaled, boundary = units.scaled(batches), ()
   data = scaled if key is None or estimator != "predictive" else _halves(scaled, key)
   count = float(np.sum(np.asarray(scaled.mask)))
@@ -290,12 +296,14 @@ def _search(
 
 
 def _least_squares(formula: Formula, batches: sm.Batch, family: Family) -> np.ndarray:
-  """Fixed effects of a fit without groups; zeros where the response is no normal one."""
-  if not formula.fixed or family != "gaussian":
-    return np.zeros(len(formula.fixed))
+  """Fixed effects of a fit without groups, roughly, on the scale of f: where the search begins."""
+  if not formula.fixed:
+    return np.zeros(0)
   rows = np.asarray(batches.mask) > 0
   x = np.stack([np.asarray(batches.inputs[term])[rows] for term in formula.fixed], 1)
-  return np.linalg.lstsq(x, np.asarray(batches.targets)[rows], rcond=None)[0]
+  y = np.asarray(batches.targets)[rows]
+  f = np.log(y + 0.5) if family == "poisson" else 2.0 * y - 1.0 if family == "logistic" else y
+  return np.linalg.lstsq(x, f, rcond=None)[0]
 
 
 def _sunk(formula: Formula, boundary: tuple[str, ...], v: np.ndarray) -> tuple[str, ...]:
@@ -329,13 +337,20 @@ def _report(
   fixed, fixed_se, sd, interval = {}, {}, {}, {}
   ratio = lambda term: units.response / units.terms[term]
   for i, term in enumerate(formula.fixed):
-    fixed[term], fixed_se[term] = float(v[i] * ratio(term)), float(se[i] * ratio(term))
+    centre = units.centre if term == INTERCEPT else 0.0
+    fixed[term], fixed_se[term] = float(v[i] * ratio(term) + centre), float(se[i] * ratio(term))
   for term in formula.random:
     if term in boundary:
       sd[term], interval[term] = 0.0, (float("nan"), float("nan"))
       continue
     i = len(formula.fixed) + random.index(term)
     sd[term], interval[term] = _log_interval(0.5 * v[i], 0.5 * se[i], ratio(term))
+  # Of a log sd 3 is a factor of 400 up and down; of a scaled effect 1,000 is beyond any data.
+  names = [*formula.fixed, *(f"sd of {term}" for term in random)]
+  names += ["residual"] if family == "gaussian" else []
+  limits = [1e3] * len(formula.fixed) + [6.0] * len(random) + [3.0]
+  wide = lambda value, limit: not value < limit
+  undetermined = tuple(n for n, e, limit in zip(names, se, limits, strict=False) if wide(e, limit))
   residual = residual_interval = None
   if family == "gaussian":
     residual, residual_interval = _log_interval(v[-1], se[-1], units.response)
@@ -357,6 +372,7 @@ def _report(
     criterion,
     log_p,
     boundary,
+    undetermined,
     bool(largest < 1e-6),
     largest,
   )

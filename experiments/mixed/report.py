@@ -51,6 +51,8 @@ def text(fitted: Fit, formula: Formula, data: Grouped, family: str, estimator: s
       f"Singular fit: the likelihood is highest at a standard deviation of 0 for "
       f"{', '.join(fitted.singular)}. A boundary estimate, and not evidence of no variation."
     )
+  if fitted.undetermined:
+    lines.append(f"NOT DETERMINED by these data, or hardly: {', '.join(fitted.undetermined)}.")
   if not fitted.converged:
     lines.append(f"NOT CONVERGED: the largest gradient is {fitted.gradient:.2g} an example.")
   return "\n".join(lines)
@@ -88,6 +90,7 @@ def as_json(
     "log_likelihood": number(fitted.log_likelihood),
     "criterion": number(fitted.criterion),
     "singular": list(fitted.singular),
+    "undetermined": list(fitted.undetermined),
     "converged": fitted.converged,
     "groups": groups,
     **config,

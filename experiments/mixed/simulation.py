@@ -1,29 +1,22 @@
 """Do the estimators find what is there? Many data sets from one known mixed model.
 
-    python -m experiments.mixed.simulation --datasets=200
+    python -m experiments.mixed --simulate=200
 
 y = level_g + slope_g x + noise: 40 groups of 2 to 20 observations. Prints, for each estimator and
 each standard deviation, the median bias, how often the 95 % interval holds the truth, and the
 efficiency: the mean squared error of REML's log sd over that of the estimator.
 """
 
-import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from tqdm import tqdm
 
 import shrinkmeta as sm
-from experiments.mixed import model, report, table
+from experiments.mixed import model, table
 from experiments.mixed.formula import INTERCEPT, parse
-
-_DATASETS = flags.DEFINE_integer("datasets", 200, "Number of data sets.", 2)
-_SEED = flags.DEFINE_integer("seed", 0, "Of all of them.")
-_OUT = flags.DEFINE_string("out", None, "Writes the table there, as JSON.")
 
 FORMULA = parse("y ~ x + (x || g)")
 GROUPS, SMALLEST, LARGEST = 40, 2, 20
@@ -104,26 +97,3 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
       f"{100 * row['median_bias']:+.1f} | {100 * row['coverage']:.1f} | {row['efficiency']:.2f} |"
     )
   return "\n".join(lines)
-
-
-def main(argv: Sequence[str]) -> None:
-  """Reads the flags, once."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_enable_x64", True)
-  rows = run(_DATASETS.value, _SEED.value)
-  print(text(rows))
-  print(json.dumps({row["estimator"]: row["not_converged"] for row in rows}), "not converged")
-  if _OUT.value:
-    content = {
-      "datasets": _DATASETS.value,
-      "seed": _SEED.value,
-      "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
-      "rows": rows,
-    }
-    report.write_json(pathlib.Path(_OUT.value), content)
-
-
-if __name__ == "__main__":
-  app.run(main)

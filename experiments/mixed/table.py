@@ -30,17 +30,24 @@ def read(path: pathlib.Path) -> Columns:
   """
   if not path.is_file():
     raise ValueError(f"There is no file {path}; --data is a CSV file with a line of column names.")
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    lines = list(csv.reader(file))
+  try:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+      lines = [line for line in csv.reader(file, strict=True) if line]
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 text ({error}); save it as such.") from error
+  except csv.Error as error:
+    raise ValueError(f"{path} is no CSV file that can be read: {error}.") from error
   if len(lines) < 2:
     raise ValueError(f"{path} has no rows below its line of column names.")
   names = [name.strip() for name in lines[0]]
+  if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+    raise ValueError(f"{path} has one column, {names[0]!r}; columns must be separated by commas.")
   if len(set(names)) < len(names):
     raise ValueError(f"{path} has a column name twice: {names}.")
   for number, line in enumerate(lines[1:], 2):
     if len(line) != len(names):
       raise ValueError(
-        f"{path}, line {number}: {len(line)} fields, but there are {len(names)} column names."
+        f"{path}, row {number - 1}: {len(line)} fields, but there are {len(names)} column names."
       )
   return {name: [line[i].strip() for line in lines[1:]] for i, name in enumerate(names)}
 
@@ -65,7 +72,8 @@ def grouped(columns: Columns, formula: Formula, family: str) -> Grouped:
       "variance between groups needs at least two."
     )
   numbers[INTERCEPT] = np.ones(rows)
-  _check_rank(np.stack([numbers[name] for name in formula.fixed], 1), formula, rows)
+  if formula.fixed:
+    _check_rank(np.stack([numbers[name] for name in formula.fixed], 1), formula, rows)
   used = {name: numbers[name] for name in dict.fromkeys(formula.fixed + formula.random)}
   where = [np.flatnonzero(np.asarray(labels) == group) for group in groups]
   one = lambda at: sm.Batch(
@@ -96,21 +104,32 @@ def _column(columns: Columns, name: str, what: str) -> list[str]:
 def _numbers(columns: Columns, name: str, what: str) -> np.ndarray:
   values = _column(columns, name, what)
   try:
-    numbers = np.array([float(value) for value in values])
+    numbers = np.array([_number(value) for value in values])
   except ValueError:
     bad = next(value for value in values if not _is_number(value))
     raise ValueError(
       f"Column {name!r} ({what}) is not numeric: {bad!r} among its {len(values)} rows. Code "
       "categories as columns of 0 and 1."
     ) from None
-  if not np.isfinite(numbers).all():
-    raise ValueError(f"Column {name!r} ({what}) has infinite values in {len(values)} rows.")
+  if not (np.abs(numbers) < 1e100).all():
+    raise ValueError(
+      f"Column {name!r} ({what}) has infinite or huge values in {len(values)} rows; choose a unit "
+      "in which they are below 1e100."
+    )
+  if not numbers.any() and what == "a term":
+    raise ValueError(f"Column {name!r} ({what}) is 0 in all {len(values)} rows; leave it out.")
   return numbers
+
+
+def _number(value: str) -> float:
+  if "_" in value:  # which Python allows
+    raise ValueError
+  return float(value)
 
 
 def _is_number(value: str) -> bool:
   try:
-    float(value)
+    _number(value)
   except ValueError:
     return False
   return True
@@ -127,7 +146,7 @@ def _check_response(response: np.ndarray, name: str, family: str) -> None:
 
 
 def _check_rank(fixed: np.ndarray, formula: Formula, rows: int) -> None:
-  if fixed.shape[1] and np.linalg.matrix_rank(fixed) < fixed.shape[1]:
+  if np.linalg.matrix_rank(fixed) < fixed.shape[1]:
     raise ValueError(
       f"The columns of the fixed part, {', '.join(formula.fixed)}, depend on each other in {rows} "
       "rows; leave one out."

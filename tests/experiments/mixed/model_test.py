@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,15 +13,13 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import statsmodels.formula.api as smf
-from absl.flags import FLAGS as flag_values
-from absl.testing import flagsaver
 
-from experiments.mixed import __main__ as binary
 from experiments.mixed import model, table
 from experiments.mixed.formula import INTERCEPT, parse
 
 pytestmark = pytest.mark.usefixtures("x64")
 
+ROOT = pathlib.Path(__file__).absolute().parents[3]
 DATA = pathlib.Path(os.environ.get("SHRINKMETA_DATA", "/nonexistent")) / "mixed"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SHRINKMETA_DATA has no folder mixed")
 SLEEP = "Reaction ~ Days + (Days || Subject)"
@@ -40,9 +40,10 @@ def test_sleepstudy_by_maximum_likelihood(tmp_path):
   out = tmp_path / "fit.json"
   flags = {"data": DATA / "sleepstudy.csv", "formula": SLEEP, "json": out}
   flags["plot"] = tmp_path / "fit.png"
-  with flagsaver.flagsaver():
-    flag_values(["mixed", *(f"--{k}={v}" for k, v in flags.items())])
-    binary.main(["mixed"])
+  line = [sys.executable, "-m", "experiments.mixed", *(f"--{k}={v}" for k, v in flags.items())]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "log-likelihood -876.0016" in done.stdout
   found = json.loads(out.read_text())
   close(found["fixed"][INTERCEPT], 251.405)
   close(found["fixed"]["Days"], 10.467)
@@ -212,6 +213,55 @@ def test_the_predictive_estimate_is_near_the_others(tmp_path):
   assert found.log_likelihood < ml.log_likelihood
   with pytest.raises(ValueError, match="pass a key"):
     model.fit(formula, "gaussian", data.batches, "predictive")
+
+
+def test_large_counts_and_responses_far_from_zero(tmp_path):
+  rng = np.random.default_rng(4)
+  rows = [
+    (g, x, rng.poisson(np.exp(5.0 + level + 0.3 * x)))
+    for g, level in enumerate(0.4 * rng.normal(size=12))
+    for x in rng.normal(size=6)
+  ]
+  formula = parse("y ~ x + (1 | g)")
+  column = lambda i: [str(row[i]) for row in rows]
+  columns = {"g": column(0), "x": column(1), "y": column(2)}
+  found = model.fit(formula, "poisson", table.grouped(columns, formula, "poisson").batches)
+  assert found.converged and abs(found.fixed["x"] - 0.3) < 0.05 and 0.2 < found.sd[INTERCEPT] < 0.7
+  assert found.undetermined == ()
+  plain = model.fit(formula, "gaussian", table.grouped(columns, formula, "gaussian").batches)
+  columns["y"] = [str(float(y) + 1e6) for y in columns["y"]]
+  moved = model.fit(formula, "gaussian", table.grouped(columns, formula, "gaussian").batches)
+  assert plain.converged and moved.converged
+  close(moved.fixed[INTERCEPT] - 1e6, plain.fixed[INTERCEPT], 1e-4)
+  close(moved.sd[INTERCEPT], plain.sd[INTERCEPT], 1e-4)
+
+
+def test_what_the_data_leave_open_is_said():
+  formula = parse("y ~ 1 + (1 | g)")
+  rng = np.random.default_rng(5)
+  columns = {"y": [str(v) for v in rng.normal(size=20)], "g": [f"g{i}" for i in range(20)]}
+  found = model.fit(formula, "gaussian", table.grouped(columns, formula, "gaussian").batches)
+  assert {"residual", f"sd of {INTERCEPT}"} & set(found.undetermined) or found.singular
+  x = rng.normal(size=40)
+  columns = {"y": [str(int(v > 0)) for v in x], "x": [str(v) for v in x],
+             "g": [f"g{i % 4}" for i in range(40)]}  # fmt: skip
+  formula = parse("y ~ x + (1 | g)")
+  found = model.fit(formula, "logistic", table.grouped(columns, formula, "logistic").batches)
+  assert "x" in found.undetermined
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  (
+    ((), "Give --data and --formula"),
+    (("--data=nothing.csv", "--formula=y ~ (1 | g)"), "no file nothing.csv"),
+    (("--data=nothing.csv", "--formula=y ~ (x | g)"), "correlated"),
+  ),
+)
+def test_the_binary_says_what_is_wrong(arguments, message):
+  line = [sys.executable, "-m", "experiments.mixed", *arguments]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode != 0 and message in done.stdout + done.stderr
 
 
 def test_reml_is_for_gaussians(tmp_path):

@@ -38,6 +38,9 @@ def test_groups_become_tasks(tmp_path):
     ("y,x,g\n1,2,a\n1,3,b\n", "y ~ x + (1 | g)", "in all 2 rows"),
     ("y,x,g\n1,2,a\n2,2,b\n", "y ~ x + (1 | g)", "depend on each other"),
     ("y,x,g\n1,inf,a\n2,2,b\n", "y ~ x + (1 | g)", "'x'.*infinite"),
+    ("y,x,g\n1,1e300,a\n2,2,b\n", "y ~ x + (1 | g)", "'x'.*huge"),
+    ("y,x,g\n1,0,a\n2,0,b\n", "y ~ 1 + (x || g)", "'x'.*is 0 in all 2 rows"),
+    ("y,x,g\n1,1_0,a\n2,2,b\n", "y ~ x + (1 | g)", "'x'.*'1_0'"),
   ),
 )
 def test_errors_name_column_and_rows(tmp_path, text, formula, message):
@@ -56,7 +59,9 @@ def test_responses_that_a_family_cannot_have(tmp_path, family):
   (
     ("y,x\n", "no rows"),
     ("y,y\n1,2\n", "twice"),
-    ("y,x\n1\n", "line 2: 1 fields"),
+    ("y,x\n1\n", "row 1: 1 fields"),
+    ("y;x;g\n1;2;a\n", "separated by commas"),
+    ('y,x\n1,"2\n3,4\n', "no CSV file"),
   ),
 )
 def test_broken_files(tmp_path, text, message):
@@ -64,3 +69,12 @@ def test_broken_files(tmp_path, text, message):
     columns(tmp_path, text)
   with pytest.raises(ValueError, match="no file"):
     table.read(tmp_path / "nothing.csv")
+
+
+def test_other_encodings_blank_lines_and_no_fixed_part(tmp_path):
+  path = tmp_path / "latin.csv"
+  path.write_bytes("y,größe\n1,2\n".encode("latin-1"))
+  with pytest.raises(ValueError, match="latin.csv is not UTF-8"):
+    table.read(path)
+  data = table.grouped(columns(tmp_path, GOOD + "\n\n"), parse("y ~ 0 + (1 | g)"), "gaussian")
+  assert data.rows == 3
