@@ -312,6 +312,13 @@ def environment() -> dict[str, Any]:
   }
 
 
+def write_document(path: Path, content: Mapping[str, Any]) -> None:
+  """A JSON file of `content` and `environment()`, whole or not at all; numbers must be finite."""
+  text = json.dumps({**content, "environment": environment()}, indent=2, allow_nan=False)
+  with atomic(path) as temporary:
+    temporary.write_text(text + "\n", encoding="utf-8")
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[pathlib.Path]:
   """Yields a temporary path that takes the place of `path` once the body is done, or is removed."""

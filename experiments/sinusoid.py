@@ -21,8 +21,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 import shrinkmeta as sm
-from experiments import startup
-from experiments.mixed import report
+from experiments import results, startup
 
 FLAGS = flags.FLAGS
 NOISE, WIDTH, SHOTS, MOST = 0.3, 40, (5, 10, 20), 20
@@ -241,10 +240,8 @@ def main(argv: Sequence[str]) -> None:
     "noise": noise,
     "last_loss": float(metrics.phi_loss),
     "config": config,
-    "device": jax.devices()[0].device_kind,
-    "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
   }
-  report.write_json(out / "sinusoid.json", content)
+  results.write_document(out / "sinusoid.json", content)
   plot(out / "sinusoid.png", learner, state, rows, FLAGS.seed)
 
 

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from absl import app, flags
 
-import shrinkmeta as sm
+from experiments import results
 from experiments.mixed import model, report, simulation, table
 from experiments.mixed.formula import parse
 
@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
     rows = simulation.run(_SIMULATE.value, _SEED.value)
     print(simulation.text(rows))
     if _JSON.value:
-      content = {"rows": rows, "datasets": _SIMULATE.value, "seed": _SEED.value, **_environment()}
-      report.write_json(pathlib.Path(_JSON.value), content)
+      content = {"rows": rows, "datasets": _SIMULATE.value, "seed": _SEED.value}
+      results.write_document(_JSON.value, content)
     return
   if not (_DATA.value and _FORMULA.value):
     raise app.UsageError("Give --data and --formula, or --simulate.")
@@ -70,20 +70,12 @@ def main(argv: Sequence[str]) -> None:
       "family": family,
       "estimator": estimator,
       "seed": _SEED.value,
-      **_environment(),
     }
     content = report.as_json(fitted, data, effects, own, config)
-    report.write_json(pathlib.Path(_JSON.value), content)
+    results.write_document(_JSON.value, content)
   if _PLOT.value:
     matplotlib.use("agg")
     report.plot(pathlib.Path(_PLOT.value), fitted, formula, data, effects, own)
-
-
-def _environment() -> dict[str, Any]:
-  return {
-    "device": jax.devices()[0].device_kind,
-    "versions": {"jax": jax.__version__, "shrinkmeta": sm.__version__},
-  }
 
 
 if __name__ == "__main__":

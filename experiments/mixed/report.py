@@ -1,10 +1,7 @@
 """A fit as text, as JSON and as a picture."""
 
-import json
 import math
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,20 +92,6 @@ def as_json(
     "groups": groups,
     **config,
   }
-
-
-def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  """Whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-  try:
-    with os.fdopen(handle, "w") as file:
-      json.dump(content, file, indent=2)
-      file.write("\n")
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
 
 
 def plot(
