@@ -105,7 +105,7 @@ def plot(
   """Groups in order of their shrunk estimates, beside their own: one panel a random term."""
   count = len(data.groups)
   figure = matplotlib.figure.Figure(
-    figsize=(4.2 * len(formula.random), min(12.0, 1.6 + 0.18 * count)), layout="constrained"
+    figsize=(4.2 * len(formula.random), min(9.0, 1.6 + 0.18 * count)), layout="constrained"
   )
   axes = figure.subplots(1, len(formula.random), squeeze=False)[0]
   for ax, term in zip(axes, formula.random, strict=True):
@@ -122,6 +122,10 @@ def plot(
     inner = np.concatenate([mean - 2 * sd, mean + 2 * sd, [centre - spread, centre + spread]])
     width = np.ptp(inner) or 1.0
     ax.set_xlim(inner.min() - 0.5 * width, inner.max() + 0.5 * width)
+    ax.set_ylim(-1, count)
+    low, high = fitted.sd_interval[term]
+    between = "on the boundary" if spread == 0 else f"[{low:.3g}, {high:.3g}]"
+    ax.set_title(rf"$\sigma$ {spread:.3g}  {between}", fontsize=10)
     ax.set_xlabel(term)
   axes[0].set_ylabel(formula.group)
   axes[0].legend(fontsize=8, loc="lower right")
