@@ -40,5 +40,5 @@ def test_binary(tmp_path, algorithm):
   for row in found["rows"]:
     assert 0.7 < row["coverage"]["0.95"] <= 1.0
     assert row["coverage"]["0.5"] < row["coverage"]["0.8"] < row["coverage"]["0.95"]
-    assert row["nll"] < row["nll_without_posterior"]
+    assert row["coverage"]["0.95"] > row["coverage_without_posterior"]
   assert "| 20 |" in done.stdout
