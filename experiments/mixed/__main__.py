@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import results
-from experiments.mixed import model, report, simulation, table
+from experiments.mixed import groups, model, report, simulation, table
 from experiments.mixed.formula import parse
 
 _DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.")
@@ -58,9 +58,9 @@ def main(argv: Sequence[str]) -> None:
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   print(report.text(fitted, formula, data, family, estimator))
-  effects = model.group_effects(formula, family, fitted, data.batches)
+  effects = groups.group_effects(formula, family, fitted, data.batches)
   linear = family == "gaussian"
-  own = model.unshrunk(formula, data.batches) if linear else {
+  own = groups.unshrunk(formula, data.batches) if linear else {
     term: np.full(len(data.groups), np.nan) for term in formula.random
   }  # fmt: skip
   if _JSON.value:

@@ -14,7 +14,7 @@ import scipy.optimize
 import scipy.stats
 import statsmodels.formula.api as smf
 
-from experiments.mixed import model, table
+from experiments.mixed import groups, model, table
 from experiments.mixed.formula import INTERCEPT, parse
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -71,7 +71,7 @@ def test_sleepstudy_by_reml_and_its_conditional_modes():
   close(found.criterion, -1743.6693 / 2, 1e-6)
   close(found.fixed_se[INTERCEPT], 6.8854, 2e-3)
   close(found.fixed_se["Days"], 1.5596, 2e-3)
-  effects = model.group_effects(formula, "gaussian", found, data.batches)
+  effects = groups.group_effects(formula, "gaussian", found, data.batches)
   by_group = {g: tuple(float(effects[t][0][i]) for t in formula.random)
               for i, g in enumerate(data.groups)}  # fmt: skip
   assert by_group["308"][0] - found.fixed[INTERCEPT] == pytest.approx(1.5127, abs=2e-3)
