@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import shrinkmeta as sm
+from experiments.mixed.criteria import INNER, Family, build, to_parameters
 from experiments.mixed.formula import Formula
-from experiments.mixed.model import INNER, Family, Fit, build, to_parameters
+from experiments.mixed.model import Fit
 
 
 def group_effects(

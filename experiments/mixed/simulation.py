@@ -15,14 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 import shrinkmeta as sm
-from experiments.mixed import model, table
+from experiments.mixed import criteria, model, table
 from experiments.mixed.formula import INTERCEPT, parse
 
 FORMULA = parse("y ~ x + (x || g)")
 GROUPS, SMALLEST, LARGEST = 40, 2, 20
 FIXED = {INTERCEPT: 0.5, "x": -1.0}
 TRUTH = {INTERCEPT: 1.0, "x": 0.6, "residual": 0.8}
-ESTIMATORS: tuple[model.Estimator, ...] = ("ml", "reml", "predictive")
+ESTIMATORS: tuple[criteria.Estimator, ...] = ("ml", "reml", "predictive")
 
 
 def draw(seed: int, number: int) -> sm.Batch:
