@@ -19,28 +19,25 @@ import optax
 from jax.sharding import Mesh
 
 from shrinkmeta import modules, validate
-from shrinkmeta.batching import Batching, check_batching, num_tasks, over_tasks, tasks_at_once
-from shrinkmeta.evidence import restriction
+from shrinkmeta.batching import Batching, check_batching, num_tasks, over_tasks
 from shrinkmeta.hyperprior import SigmaPrior
 from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
-from shrinkmeta.joint import joint_sigma_gradient
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet
-from shrinkmeta.mode import run_loops
 from shrinkmeta.partition import Frozen, frozen_modules, hold, moving
-from shrinkmeta.rows import (
-  Item,
-  Row,
-  SigmaGradient,
-  Spec,
-  check_sigma_gradient,
-  gradient_of,
-  mode_of,
-  moving_of,
-)
+from shrinkmeta.rows import Item, Row, SigmaGradient, Spec, check_sigma_gradient, mode_of
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks, num_examples, weights
+from shrinkmeta.sums import (
+  PerTask,
+  Sums,
+  in_blocks,
+  key_of,
+  needs_validation,
+  run_first,
+  sums_over_tasks,
+)
+from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks
 from shrinkmeta.warm import WarmStart, check_start, no_start
 
 PyTree = Any
@@ -86,6 +83,8 @@ class MetaLearner(NamedTuple):
   meta_gradient(state, tasks, key=None, warm=None) -> (MetaParams, Metrics)
   adapt_tasks(state, batches, steps=None, key=None) -> (thetas, InnerInfo), for T tasks
   no_start(state, count) -> WarmStart, of `count` tasks not seen before
+  sums(state, tasks, key=None, warm=None, first=0) -> (Sums, PerTask)
+  apply(state, sums, per_task) -> (MetaState, Metrics)
 
   `key` is needed with Inner.batch_size or a stochastic log-determinant only. `steps` replaces the
   learner's own: an int, or an increasing tuple [S] that records one run, so that theta and info
@@ -94,6 +93,10 @@ class MetaLearner(NamedTuple):
 
   `adapt_tasks` runs tasks as `update` does, by the learner's batching and mesh. Frozen modules are
   not copied T times: their leaves of `thetas` are None, and `sm.merge(thetas, state.phi)` is whole.
+
+  `update` is `apply(state, *sums(state, tasks))`, for all tasks of a meta-step at once. Where they
+  do not fit, `sums` takes micro-batches of them, `first` being the number of a micro-batch's first
+  task: the Sums add up leaf by leaf, the PerTasks are concatenated. `fit` does so.
   """
 
   init: Callable[[PyTree], MetaState]
@@ -102,8 +105,19 @@ class MetaLearner(NamedTuple):
   meta_gradient: Callable[..., tuple[MetaParams, Metrics]]
   adapt_tasks: Callable[..., tuple[PyTree, InnerInfo]]
   no_start: Callable[[MetaState, int], WarmStart]
-  labels: modules.Labels
-  row: Row
+  sums: Callable[..., tuple[Sums, PerTask]]
+  apply: Callable[[MetaState, Sums, PerTask], tuple[MetaState, Metrics]]
+  spec: Spec
+
+  @property
+  def labels(self) -> modules.Labels:
+    """The module of every parameter."""
+    return self.spec.labels
+
+  @property
+  def row(self) -> Row:
+    """The line of the table."""
+    return self.spec.row
 
 
 def make_learner(
@@ -162,24 +176,21 @@ def make_learner(
   if row.phi == "evidence" and math.inf in sigma.values():
     raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
 
-  spec = Spec(row, likelihood, labels, inner, implicit, log_det, sigma)
-  of_task = gradient_of(row, sigma_gradient)
-  # Reptile and the evidence look at no validation example.
-  judges = row.phi != "evidence" and row != Row("inf", "map", "none")
-  follows_objective = row.phi in ("map", "evidence") and row.sigma == "learned"
+  spec = Spec(
+    row,
+    likelihood,
+    labels,
+    inner,
+    implicit,
+    log_det,
+    sigma,
+    sigma_gradient,
+    tuple(restricted),
+    log_p_phi,
+    batching,
+    mesh,
+  )
   has_mode = row.gradient == "implicit"
-  in_blocks = isinstance(batching, int) and inner.tol is not None
-
-  def run_first(
-    shared: tuple[MetaParams, Any], items: Item, frozen: Frozen, steps: Any = None
-  ) -> Item:
-    """The inner loops of tasks in blocks, each leaving its block when it has converged."""
-    params, key = shared
-    slots = tasks_at_once(batching, shared, num_tasks(items))
-    keys = None if key is None else jax.vmap(lambda number: _key_of(key, number))(items.number)
-    starts = None if items.start is None else items.start.z
-    train, model = items.task.train, moving_of(spec, params, frozen)
-    return items._replace(end=run_loops(inner, model, train, keys, starts, steps, slots))
 
   def init(params: PyTree) -> MetaState:
     dtype = validate.parameters("params", params)
@@ -199,15 +210,15 @@ def make_learner(
     phi = hold(state.phi, state.log_sigma2, labels, built)
     return MetaParams(phi, state.log_sigma2), frozen
 
-  def meta_gradient(
+  def sums(
     state: MetaState,
     tasks: Task,
     key: jax.Array | None = None,
     warm: WarmStart | None = None,
-  ) -> tuple[MetaParams, Metrics]:
-    check_tasks(tasks, needs_val=judges)
+    first: jax.typing.ArrayLike = 0,
+  ) -> tuple[Sums, PerTask]:
+    check_tasks(tasks, needs_val=needs_validation(row))
     params, frozen = checked(state)
-    dtype = _dtype(params.phi)
     if warm is not None:
       if not has_mode:
         raise ValueError(
@@ -216,65 +227,14 @@ def make_learner(
         )
       frozen = built_frozen  # as in no_start
       check_start(warm, moving(params.phi, labels, frozen), num_tasks(tasks))
+    return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
 
-    def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[Any, Any]:
-      params, key = shared
-      result = of_task(spec, params, item, _key_of(key, item.number), frozen)
-      counts = jnp.stack([num_examples(part, dtype) for part in item.task if part is not None])
-      judged = (result.grad, result.val_nll) if item.task.val is not None else result.grad
-      finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(judged)]
-      # A gradient may be finite where its objective is not, as with a label out of range.
-      inner_info = result.inner
-      finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
-      if follows_objective:
-        finite.append(jnp.isfinite(result.phi_loss))
-      ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
-      kept = jax.tree.map(
-        lambda x: jnp.where(ok, x, jnp.zeros_like(x)),
-        (result.grad, result.val_nll, result.phi_loss, counts[-1], jnp.ones([], jnp.int32)),
-      )
-      # A task that failed begins anew, and has no part in a joint solve.
-      zeroed = (result.warm, result.ends)
-      again, ends = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), zeroed)
-      return kept, (result.val_nll, ~ok, result.inner, result.solve, again, ends)
-
-    items = Item(jnp.arange(num_tasks(tasks)), tasks, warm, None)
-    first = functools.partial(run_first, frozen=frozen) if has_mode and in_blocks else None
-    sums, (val_nll_t, failed, inner_info, solve_info, warm, ends) = over_tasks(
-      one, (params, key), items, batching, mesh, first
-    )
-    grad, loss, phi_loss, val_count, ok_count = sums
-    count = jnp.maximum(ok_count, 1).astype(dtype)
-    grad, loss, phi_loss = jax.tree.map(lambda x: x / count, (grad, loss, phi_loss))
-    if ends is not None:
-      g = jax.tree.map(lambda x: x / count, ends.g)
-      d_sigma, info = joint_sigma_gradient(
-        implicit,
-        likelihood,
-        labels,
-        params,
-        _emptied(tasks.train, failed),
-        ends.z,
-        g,
-        frozen=frozen,
-        log_p_phi=log_p_phi,
-      )
-      grad = grad._replace(log_sigma2=d_sigma)
-      solve_info = jax.tree.map(lambda x: jnp.broadcast_to(x, val_nll_t.shape), info)
-    if restricted:
-      sound = _emptied(tasks.train, failed)
-      term = lambda params: (
-        -restriction(likelihood, labels, params.phi, params.log_sigma2, sound, restricted, frozen)
-      )
-      value, slope = jax.value_and_grad(term)(params)
-      phi_loss = phi_loss + value / count
-      grad = optax.tree.add_scale(grad, 1.0 / count, slope)
-      # Not finite where the tasks together leave an integrated entry of phi open: no step then.
-      leaves = [value, *jax.tree.leaves(slope)]
-      determined = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-      ok_count = jnp.where(determined, ok_count, 0)
-      grad = jax.tree.map(lambda x: jnp.where(determined, x, jnp.zeros_like(x)), grad)
-    by_tasks, by_examples = 1.0 / count, 1.0 / jnp.maximum(val_count, 1.0)
+  def gradient_from(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaParams, Metrics]:
+    """The mean over sound tasks, with the priors on phi and sigma."""
+    dtype = sums.loss.dtype
+    count = jnp.maximum(sums.sound, 1).astype(dtype)
+    grad, loss, phi_loss = jax.tree.map(lambda x: x / count, (sums.grad, sums.loss, sums.phi_loss))
+    by_tasks, by_examples = 1.0 / count, 1.0 / jnp.maximum(sums.judged, 1.0)
     prior_weight = by_examples if row.phi in ("predictive", "pooled") else by_tasks
     if log_p_phi is not None:
       value, prior = jax.value_and_grad(log_p_phi)(state.phi)
@@ -287,26 +247,29 @@ def make_learner(
     if row.sigma != "learned":
       grad = grad._replace(log_sigma2=optax.tree.zeros_like(grad.log_sigma2))
     metrics = Metrics(
-      loss=jnp.where(ok_count > 0, loss, jnp.nan),
-      phi_loss=jnp.where(ok_count > 0, phi_loss, jnp.nan),
-      val_nll=val_nll_t,
-      failed=failed,
-      num_failed=num_tasks(tasks) - ok_count,
-      inner=inner_info,
-      solve=solve_info,
+      loss=jnp.where(sums.sound > 0, loss, jnp.nan),
+      phi_loss=jnp.where(sums.sound > 0, phi_loss, jnp.nan),
+      val_nll=per_task.val_nll,
+      failed=per_task.failed,
+      num_failed=sums.tasks - sums.sound,
+      inner=per_task.inner,
+      solve=per_task.solve,
       phi_grad_norm=optax.tree.norm(grad.phi),
       sigma_grad=grad.log_sigma2,
-      warm=warm,
+      warm=per_task.warm,
     )
     return grad, metrics
 
-  def update(
+  def meta_gradient(
     state: MetaState,
     tasks: Task,
     key: jax.Array | None = None,
     warm: WarmStart | None = None,
-  ) -> tuple[MetaState, Metrics]:
-    grad, metrics = meta_gradient(state, tasks, key, warm)
+  ) -> tuple[MetaParams, Metrics]:
+    return gradient_from(state, *sums(state, tasks, key, warm))
+
+  def apply(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, Metrics]:
+    grad, metrics = gradient_from(state, sums, per_task)
     phi_step, phi_opt = phi_optimizer.update(grad.phi, state.opt_state.phi, state.phi)
     phi, log_s2 = optax.apply_updates(state.phi, phi_step), state.log_sigma2
     sigma_opt = state.opt_state.log_sigma2
@@ -314,9 +277,17 @@ def make_learner(
       sigma_step, sigma_opt = sigma_optimizer.update(grad.log_sigma2, sigma_opt, log_s2)
       log_s2 = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
     new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
-    any_task = metrics.num_failed < num_tasks(tasks)  # a step on nothing must move nothing
+    any_task = sums.sound > 0  # a step on nothing must move nothing
     new = jax.tree.map(lambda a, b: jnp.where(any_task, a, b), new, state)
     return new._replace(step=state.step + 1), metrics
+
+  def update(
+    state: MetaState,
+    tasks: Task,
+    key: jax.Array | None = None,
+    warm: WarmStart | None = None,
+  ) -> tuple[MetaState, Metrics]:
+    return apply(state, *sums(state, tasks, key, warm))
 
   def adapt(
     state: MetaState,
@@ -353,31 +324,19 @@ def make_learner(
 
     def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
       params, key = shared
-      own = _key_of(key, item.number)
+      own = key_of(key, item.number)
       mode = mode_of(spec, params, item.task.train, own, frozen, steps=steps, end=item.end)
       return (), (moving(mode.theta, labels, frozen), mode.info)
 
     items = Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
-    queued = in_blocks and not isinstance(steps, tuple)
-    first = functools.partial(run_first, frozen=frozen, steps=steps) if queued else None
+    queued = in_blocks(spec) and not isinstance(steps, tuple)
+    first = functools.partial(run_first, spec, frozen, steps) if queued else None
     return over_tasks(one, (params, key), items, batching, mesh, first)[1]
 
   def fresh(state: MetaState, count: int) -> WarmStart:
     return no_start(moving(state.phi, labels, built_frozen), count)
 
-  return MetaLearner(init, update, adapt, meta_gradient, adapt_tasks, fresh, labels, row)
-
-
-def _emptied(batches: Batch, failed: jax.Array) -> Batch:
-  """The batches [T, ...] without examples in tasks that failed [T]."""
-  mask = jax.vmap(lambda batch: weights(batch, jnp.float32))(batches)
-  of_task = lambda x: failed.reshape(-1, *[1] * (x.ndim - 1))
-  zero = lambda x: jnp.where(of_task(x), jnp.zeros_like(x), x)
-  return jax.tree.map(zero, batches._replace(mask=mask))
-
-
-def _key_of(key: jax.Array | None, index: jax.Array) -> jax.Array | None:
-  return None if key is None else jax.random.fold_in(key, index)
+  return MetaLearner(init, update, adapt, meta_gradient, adapt_tasks, fresh, sums, apply, spec)
 
 
 def _sigma_by_module(
@@ -392,7 +351,3 @@ def _sigma_by_module(
     if not value >= 0:
       raise ValueError(f"init_sigma is a standard deviation; got {value} for module {module!r}.")
   return sigma
-
-
-def _dtype(phi: PyTree) -> jnp.dtype:
-  return jnp.result_type(jax.tree.leaves(phi)[0])

@@ -5,14 +5,16 @@ respect to (phi, log sigma^2) of what the row follows, and what people read.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from shrinkmeta import evidence, modules
+from shrinkmeta.batching import Batching
 from shrinkmeta.density import masked_log_prob
 from shrinkmeta.implicit import Implicit, MetaParams, implicit_gradient
 from shrinkmeta.inner import Descent, Inner, InnerInfo, mean_nll
@@ -42,7 +44,7 @@ SigmaGradient = Literal["joint", "per_task", "diagonal"]
 
 
 class Spec(NamedTuple):
-  """What a learner was built from, as far as one task is concerned; static."""
+  """What a learner was built from, but for its optimisers; static."""
 
   row: Row
   likelihood: Likelihood
@@ -51,6 +53,11 @@ class Spec(NamedTuple):
   implicit: Implicit
   log_det: LogDet
   sigma: dict[str, float]  # {module: sigma_m} at the start
+  sigma_gradient: SigmaGradient
+  restricted: Sequence[str]
+  log_p_phi: Callable[[PyTree], jax.Array] | None
+  batching: Batching
+  mesh: Mesh | None
 
 
 class Item(NamedTuple):
@@ -248,12 +255,13 @@ def pooled(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen)
   return TaskResult(grad, _val_nll(spec, params.phi, item.task), nll, none)
 
 
-def gradient_of(row: Row, sigma_gradient: SigmaGradient) -> Callable[..., TaskResult]:
+def gradient_of(spec: Spec) -> Callable[..., TaskResult]:
   """The function of this file that belongs to a row."""
+  row = spec.row
   if row.phi in ("pooled", "evidence"):
     return pooled if row.phi == "pooled" else by_evidence
   if row.gradient == "implicit":
-    return joint if sigma_gradient == "joint" else stationary
+    return joint if spec.sigma_gradient == "joint" else stationary
   return {"unrolled": unrolled, "first_order": first_order, "none": reptile}[row.gradient]
 
 
