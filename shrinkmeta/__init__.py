@@ -17,11 +17,21 @@ from shrinkmeta.algorithms import (
   sigma_maml,
   sigma_reptile,
 )
-from shrinkmeta.batching import over_tasks, task_mesh
+from shrinkmeta.batching import over_tasks
 from shrinkmeta.calibration import Calibration, calibration, coverage
+from shrinkmeta.callbacks import (
+  Callback,
+  json_lines,
+  progress_bar,
+  read_json_lines,
+  recorder,
+  tensorboard,
+)
 from shrinkmeta.check import GradientCheck, check_meta_gradient
+from shrinkmeta.checkpoints import Checkpoints
 from shrinkmeta.density import log_joint, log_likelihood, log_predictive, log_prior
 from shrinkmeta.evidence import EvidenceInfo, log_evidence, restriction
+from shrinkmeta.fit import Estimate, estimate, fit
 from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.learner import MetaLearner, MetaState, Metrics, make_learner
@@ -44,6 +54,7 @@ from shrinkmeta.modules import (
   module_summary,
 )
 from shrinkmeta.partition import merge
+from shrinkmeta.placement import place_state, place_tasks, task_mesh
 from shrinkmeta.posterior import Posterior, Predictive, posterior
 from shrinkmeta.rows import Row
 from shrinkmeta.solvers import SolveInfo
@@ -56,6 +67,9 @@ __all__ = (
   "FAMILY",
   "Batch",
   "Calibration",
+  "Callback",
+  "Checkpoints",
+  "Estimate",
   "EvidenceInfo",
   "GradientCheck",
   "Implicit",
@@ -85,7 +99,9 @@ __all__ = (
   "check_meta_gradient",
   "coverage",
   "empirical_bayes",
+  "estimate",
   "fine_tuning",
+  "fit",
   "fomaml",
   "format_summary",
   "gaussian",
@@ -93,6 +109,7 @@ __all__ = (
   "hand_picked",
   "hyperprior",
   "imaml",
+  "json_lines",
   "log_evidence",
   "log_joint",
   "log_likelihood",
@@ -106,9 +123,14 @@ __all__ = (
   "module_summary",
   "no_adaptation",
   "over_tasks",
+  "place_state",
+  "place_tasks",
   "poisson",
   "posterior",
+  "progress_bar",
   "put",
+  "read_json_lines",
+  "recorder",
   "reptile",
   "restriction",
   "sigma_imaml",
@@ -118,4 +140,5 @@ __all__ = (
   "stack_tasks",
   "take",
   "task_mesh",
+  "tensorboard",
 )

@@ -7,7 +7,7 @@ is that of starting operations, and `vmap` starts them once. On an accelerator `
 Figures: `experiments/benchmarks`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -40,19 +40,6 @@ def check_batching(batching: Batching) -> None:
     )
 
 
-def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh of one axis, "tasks", over `devices`; None is all that JAX has, of all processes.
-
-  Give it to a learner as `mesh`: every device has a share of the tasks and a copy of the state.
-
-  >>> task_mesh(jax.devices()[:1]).axis_names
-  ('tasks',)
-  """
-  devices = jax.devices() if devices is None else devices
-  auto = (jax.sharding.AxisType.Auto,)
-  return jax.make_mesh((len(devices),), ("tasks",), auto, devices=devices)
-
-
 def over_tasks(
   f: Task,
   shared: PyTree,
@@ -71,34 +58,39 @@ def over_tasks(
     batching: within each device of the mesh, "vmap", all at once; "sequential", one after another,
       the sum carried along, so that memory holds one task's a; an int, blocks of so many at once,
       one block after another; "auto", by backend: see the head of this file.
-    mesh: tasks are split over the devices of this one-axis mesh; None uses one device. The only
-      communication is one sum of a. A number of tasks that the mesh does not divide is filled up
-      with copies of the first, which count 0 and whose b is dropped.
+    mesh: tasks are split over its first axis; None uses one device. The only communication is one
+      sum of a. A number of tasks that the axis does not divide is filled up with copies of the
+      first, which count 0 and whose b is dropped. A second axis is XLA's: see `placement.py`.
     first: (shared, tasks) -> tasks, applied on each device to all the tasks it has, before f.
   """
   check_batching(batching)
   run = lambda shared, tasks: _local(f, shared, first(shared, tasks) if first else tasks, batching)
   if mesh is None:
     return run(shared, tasks)
-  if len(mesh.axis_names) != 1:
-    raise ValueError(f"mesh must have one axis, over which tasks are split; got {mesh.axis_names}.")
-  if mesh.axis_types != (jax.sharding.AxisType.Auto,):
+  if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
-      f"The mesh's axis must be of type Auto; got {mesh.axis_types}: sm.task_mesh()."
+      f"The axes of mesh must be of type Auto; got {mesh.axis_types}: take sm.task_mesh()."
     )
   axis, count = mesh.axis_names[0], num_tasks(tasks)
-  if missing := -count % mesh.size:
+  if missing := -count % mesh.shape[axis]:
     a, b = _filled(f, shared, tasks, batching, mesh, first, missing)
     return a, jax.tree.map(lambda x: x[:count], b)
 
   def shard(shared: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
     a, b = run(shared, tasks)
+    if len(mesh.axis_names) > 1:
+      return jax.lax.psum(a, axis), b  # leaf by leaf, as leaves are cut along other axes
     flat, unravel = ravel_pytree(a)
     return unravel(jax.lax.psum(flat, axis)), b  # one vector, so one all-reduce
 
   split, whole = PartitionSpec(axis), PartitionSpec()
   return jax.shard_map(
-    shard, mesh=mesh, in_specs=(whole, split), out_specs=(whole, split), check_vma=False
+    shard,
+    mesh=mesh,
+    in_specs=(whole, split),
+    out_specs=(whole, split),
+    axis_names={axis},
+    check_vma=False,
   )(shared, tasks)
 
 

@@ -67,8 +67,11 @@ class Metrics(NamedTuple):
   val_nll: jax.Array  # [T] mean validation negative log-likelihood of an example, nats
   failed: jax.Array  # [T] bool: not finite, or no example; left out of this step
   num_failed: jax.Array  # [] int32
+  num_sound: jax.Array  # [] int32, the others
   inner: InnerInfo  # [T] each
   solve: SolveInfo | None  # [T] each; None where no linear system is solved
+  mean_inner: InnerInfo  # [] each, over sound tasks
+  mean_solve: SolveInfo | None  # [] each; None too where one system joins all tasks
   phi_grad_norm: jax.Array  # []
   sigma_grad: dict[str, jax.Array]  # {module: []} d meta-loss / d log sigma_m^2
   warm: WarmStart | None  # where these tasks may begin next time; None unless a start was given
@@ -233,7 +236,9 @@ def make_learner(
     """The mean over sound tasks, with the priors on phi and sigma."""
     dtype = sums.loss.dtype
     count = jnp.maximum(sums.sound, 1).astype(dtype)
-    grad, loss, phi_loss = jax.tree.map(lambda x: x / count, (sums.grad, sums.loss, sums.phi_loss))
+    grad, loss, phi_loss, mean_inner, mean_solve = jax.tree.map(
+      lambda x: x / count, (sums.grad, sums.loss, sums.phi_loss, sums.inner, sums.solve)
+    )
     by_tasks, by_examples = 1.0 / count, 1.0 / jnp.maximum(sums.judged, 1.0)
     prior_weight = by_examples if row.phi in ("predictive", "pooled") else by_tasks
     if log_p_phi is not None:
@@ -252,8 +257,11 @@ def make_learner(
       val_nll=per_task.val_nll,
       failed=per_task.failed,
       num_failed=sums.tasks - sums.sound,
+      num_sound=sums.sound,
       inner=per_task.inner,
       solve=per_task.solve,
+      mean_inner=mean_inner,
+      mean_solve=mean_solve,
       phi_grad_norm=optax.tree.norm(grad.phi),
       sigma_grad=grad.log_sigma2,
       warm=per_task.warm,

@@ -35,6 +35,8 @@ class Sums(NamedTuple):
   phi_loss: jax.Array  # [] of what phi follows
   judged: jax.Array  # [] examples of the last part that tasks have: val, or train without one
   sound: jax.Array  # [] int32, tasks that count
+  inner: InnerInfo  # [] each, of the parameters' dtype
+  solve: SolveInfo | None  # likewise; None where each task solves no system of its own
   tasks: jax.Array  # [] int32, T
 
 
@@ -101,14 +103,14 @@ def sums_over_tasks(
     if follows_objective:
       finite.append(jnp.isfinite(result.phi_loss))
     ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
-    kept = jax.tree.map(
-      lambda x: jnp.where(ok, x, jnp.zeros_like(x)),
-      (result.grad, result.val_nll, result.phi_loss, counts[-1], jnp.ones([], jnp.int32)),
-    )
+    numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
+    kept = (result.grad, result.val_nll, result.phi_loss, counts[-1], jnp.ones([], jnp.int32))
     # A task that failed begins anew, and has no part in a joint solve.
-    zeroed = (result.warm, result.ends)
-    again, ends = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), zeroed)
-    return kept, (result.val_nll, ~ok, result.inner, result.solve, again, ends)
+    again = (result.warm, result.ends)
+    kept, (warm, ends) = jax.tree.map(
+      lambda x: jnp.where(ok, x, jnp.zeros_like(x)), ((*kept, *numbers), again)
+    )
+    return kept, (result.val_nll, ~ok, result.inner, result.solve, warm, ends)
 
   count = num_tasks(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
@@ -117,8 +119,7 @@ def sums_over_tasks(
   added, (val_nll, failed, inner_info, solve, warm, ends) = over_tasks(
     one, (params, key), items, spec.batching, spec.mesh, loops
   )
-  grad, loss, phi_loss, judged, sound = added
-  sums = Sums(grad, loss, phi_loss, judged, sound, jnp.full([], count, jnp.int32))
+  sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
   if ends is not None:
     sound = _emptied(tasks.train, failed)
     d_sigma, info = joint_sigma_gradient(

@@ -1,0 +1,332 @@
+"""States on disk, written by orbax while training goes on: whole, checked, and told apart.
+
+A checkpoint is a folder named after its step. Orbax writes it under another name and renames it
+when all is there, so that a process killed at any moment leaves whole checkpoints only. What orbax
+does not see is checked here: beside the arrays lies a description of them with a fingerprint of
+each, so that a damaged file is noticed whatever it decodes to, and a state of another model is
+refused with the difference named.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from shrinkmeta import validate
+from shrinkmeta.learner import MetaLearner, MetaState
+
+PyTree = Any
+
+FORMAT = 1  # of the description; a number for every change that older code cannot read
+_PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
+_STATE, _ABOUT = "state", "about"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  """Where `fit` keeps states, and how many.
+
+  Attributes:
+    folder: made when missing; one run has it for itself.
+    every: steps between two checkpoints; the last step and a SIGTERM are saved too.
+    keep: how many of the latest stay; the best of the evaluations stays beside them.
+    asynchronous: whether training goes on while files are written.
+  """
+
+  folder: str | os.PathLike[str]
+  every: int = 100
+  keep: int = 3
+  asynchronous: bool = True
+
+  def __post_init__(self):
+    for name in ("every", "keep"):
+      value = getattr(self, name)
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Checkpoints.{name} must be an int of at least 1; got {value!r}.")
+
+
+class Store(NamedTuple):
+  """An open folder of checkpoints.
+
+  save(state, value=None): begins to write the state; `value`, small for good, is its evaluation.
+  restore(state): the newest whole checkpoint, placed as `state` is; None where there is none.
+  best() -> (step, value), None where no evaluated state is kept.
+  finish(): waits until all is on disk.
+  """
+
+  save: Callable[..., None]
+  restore: Callable[[MetaState], MetaState | None]
+  best: Callable[[], tuple[int, float] | None]
+  finish: Callable[[], None]
+
+
+def describe(learner: MetaLearner, state: MetaState) -> dict[str, Any]:
+  """What a checkpoint says of itself, as JSON: what must agree where it is restored."""
+  arrays = {
+    name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+    for name, leaf in _named(state).items()
+  }
+  labels = dict(validate.leaves_with_names(learner.labels))
+  return {"format": FORMAT, "row": list(learner.row), "modules": labels, "arrays": arrays}
+
+
+def fingerprints(state: PyTree) -> dict[str, int]:
+  """{path: a number of 32 bits}, of every bit of every leaf; jit it.
+
+  Sums modulo 2^32 of words times odd numbers that depend on their places: the same however an
+  array is cut over devices, and another one wherever a single bit differs, as an odd multiplier
+  has an inverse.
+  """
+  return {name: _fingerprint(leaf) for name, leaf in _named(state).items()}
+
+
+def _fingerprint(leaf: jax.Array) -> Any:
+  size = jnp.dtype(leaf.dtype).itemsize
+  words = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
+  words = jax.lax.bitcast_convert_type(words, unsigned).astype(jnp.uint32)  # 8 bytes: two words
+  place = jnp.zeros(words.shape, jnp.uint32)
+  for axis in range(words.ndim):
+    place = place * jnp.uint32(words.shape[axis]) + jax.lax.broadcasted_iota(
+      jnp.uint32, words.shape, axis
+    )
+  mixed = (place ^ (place >> 15)) * jnp.uint32(0x2C1B3C6D)
+  mixed = (mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)
+  return jnp.sum(words * (mixed | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+  """How the description of a checkpoint differs from the one wanted, a sentence each."""
+  if saved["row"] != wanted["row"]:
+    return [f"it is of the row {saved['row']}, and this learner of {wanted['row']}"]
+  found = []
+  for field, what in (("modules", "module"), ("arrays", "array")):
+    old, new = saved[field], wanted[field]
+    for name in sorted(old.keys() | new.keys()):
+      a, b = old.get(name, "absent"), new.get(name, "absent")
+      if a != b:
+        found.append(f"{what} of {name}: {_short(a)} in it, {_short(b)} here")
+  return found
+
+
+def _short(value: Any) -> str:
+  if not isinstance(value, dict):
+    return repr(value) if value != "absent" else value
+  return f"{value['dtype']}{value['shape']}"
+
+
+@contextlib.contextmanager
+def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
+  """Opens the folder; on leaving, all is on disk. Every process of a run opens it."""
+  ocp = _orbax()
+  folder = pathlib.Path(checkpoints.folder).absolute()
+  _writable(folder)
+  fingerprint = jax.jit(fingerprints)
+  value_of = lambda metrics: -metrics["value"]
+  policies = ocp.checkpoint_managers
+  options = ocp.CheckpointManagerOptions(
+    best_fn=value_of,
+    preservation_policy=policies.AnyPreservationPolicy(
+      [
+        policies.LatestN(checkpoints.keep),
+        policies.BestN(get_metric_fn=value_of, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    ),
+    cleanup_tmp_directories=True,
+    enable_async_checkpointing=checkpoints.asynchronous,
+  )
+
+  @functools.cache  # opened late: damaged checkpoints are put aside first
+  def manager() -> Any:
+    return ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _ABOUT))
+
+  def explained(step: int | None, action: Callable[[], Any]) -> Any:
+    try:
+      return action()
+    except (OSError, ValueError, RuntimeError) as error:
+      whole = _steps(folder)
+      raise OSError(
+        f"The checkpoint {'' if step is None else f'of step {step} '}could not be written to "
+        f"{folder}: {error} Free space or choose another folder, and start again: "
+        + (f"training goes on from step {whole[-1]}." if whole else "there is no checkpoint yet.")
+      ) from error
+
+  def save(state: MetaState, value: float | None = None) -> None:
+    step = int(state.step)
+    if step in manager().all_steps():
+      return  # a run that was told to stop right after this step was saved
+    prints = {name: int(number) for name, number in fingerprint(state).items()}
+    about = describe(learner, state) | {"fingerprints": prints, "versions": _versions()}
+    what = ocp.args.Composite(
+      **{_STATE: ocp.args.StandardSave(_named(state)), _ABOUT: ocp.args.JsonSave(about)}
+    )
+    metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
+    explained(step, lambda: manager().save(step, args=what, metrics=metrics))
+
+  def read(step: int, state: MetaState, about: Mapping[str, Any]) -> MetaState:
+    named = _named(state)
+    like = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in named.items()
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+      restored = checkpointer.restore(folder / str(step) / _STATE, like)
+    new = _unnamed(state, restored)
+    prints = {name: int(number) for name, number in fingerprint(new).items()}
+    if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
+      raise ValueError(f"the fingerprint of {wrong[0]} is another one: a file was changed")
+    return new
+
+  def restore(state: MetaState) -> MetaState | None:
+    steps, damaged, wanted = _steps(folder), {}, describe(learner, state)
+    for step in reversed(steps):
+      about, error = _attempt(lambda step=step: _read_about(folder / str(step)))
+      if about is not None:
+        _check_about(about, wanted, folder / str(step))
+        new, error = _attempt(lambda step=step, about=about: read(step, state, about))
+        if new is not None:
+          _put_aside(folder, damaged)
+          logging.info("Training goes on from step %d of %s.", step, folder)
+          return new
+      damaged[step] = error
+    if damaged:
+      reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
+      raise OSError(
+        f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Bring a whole one "
+        "back, or name another folder to begin anew."
+      )
+    return None
+
+  def best() -> tuple[int, float] | None:
+    step = manager().best_step()
+    if step is None or (metrics := manager().metrics(step)) is None:
+      return None
+    return step, float(metrics["value"])
+
+  def finish() -> None:
+    explained(None, lambda: manager().wait_until_finished())
+
+  try:
+    yield Store(save, restore, best, finish)
+  finally:
+    finish()
+    manager().close()
+
+
+def _orbax() -> Any:
+  try:
+    import orbax.checkpoint
+  except ImportError as error:
+    raise ImportError("Checkpoints need orbax: pip install orbax-checkpoint.") from error
+  return orbax.checkpoint
+
+
+def _named(state: PyTree) -> dict[str, jax.Array]:
+  """{path: leaf}, keys of random numbers as the integers they are."""
+  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
+
+
+def _unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
+  """The inverse of `_named`, with the structure of `state`."""
+
+  def leaf(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
+    new = named[validate.path_name(path)]
+    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+      return new
+    return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+
+  return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints that were written to their end, ascending."""
+  return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+
+
+def _read_about(path: pathlib.Path) -> dict[str, Any]:
+  about = json.loads((path / _ABOUT / "metadata").read_text(encoding="utf-8"))
+  if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+    raise ValueError("its description is none")
+  return about
+
+
+def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Raises ValueError where the checkpoint is whole but not for this learner."""
+  if about["format"] > FORMAT:
+    raise ValueError(
+      f"{path} has format {about['format']}, written by shrinkmeta "
+      f"{about.get('versions', {}).get('shrinkmeta')}; this one reads up to {FORMAT}. Install that."
+    )
+  if found := differences(about, wanted):
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    raise ValueError(
+      f"{path} is a checkpoint of another model: {'; '.join(found[:3])}{more}. Build the learner "
+      "that it was written by, or name another folder."
+    )
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
+  """(result, "") where no process failed, else (None, what went wrong here)."""
+  result, error = None, ""
+  try:
+    result = action()
+  except Exception as caught:  # a damaged file may make any reader raise anything
+    error = f"{type(caught).__name__}: {str(caught).splitlines()[0] if str(caught) else ''}"
+  if jax.process_count() > 1:
+    failed = multihost_utils.process_allgather(np.asarray([bool(error)]))
+    if failed.any() and not error:
+      error = "another process could not read it"
+  return (None, error) if error else (result, "")
+
+
+def _put_aside(folder: pathlib.Path, damaged: Mapping[int, str]) -> None:
+  """Renames checkpoints that cannot be read, so that their steps can be written again."""
+  for step, error in damaged.items():
+    logging.error("The checkpoint of step %d is damaged, kept as %d.damaged: %s", step, step, error)
+    if jax.process_index() == 0:
+      target = folder / f"{step}.damaged"
+      with contextlib.suppress(FileNotFoundError):
+        os.replace(folder / str(step), _unused(target))
+  if damaged and jax.process_count() > 1:
+    multihost_utils.sync_global_devices("shrinkmeta: damaged checkpoints are put aside")
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+  """The path, or the first of path.1, path.2, ... that does not exist."""
+  candidates = (path if i == 0 else path.with_name(f"{path.name}.{i}") for i in range(1_000_000))
+  return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _writable(folder: pathlib.Path) -> None:
+  """Raises OSError, before any work, where nothing can be written."""
+  if jax.process_index() != 0:
+    return
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise OSError(
+      f"Checkpoints are to be written to {folder}, which cannot be written to: {error}. Name "
+      "another folder."
+    ) from error
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for package in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[package] = importlib.metadata.version(package)
+  return found

@@ -1,0 +1,325 @@
+"""The training loop: the same on a laptop and on a pod, and nothing lost where it is stopped.
+
+Update i sees the tasks i * meta_batch to (i + 1) * meta_batch - 1 of the source, whatever the
+number of devices and processes; each process asks the source for its own share of them. A run that
+was stopped goes on from its last checkpoint and ends, on the same devices, in the same bits.
+"""
+
+import contextlib
+import faulthandler
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from shrinkmeta.callbacks import Callback
+from shrinkmeta.checkpoints import Checkpoints, Store, opened
+from shrinkmeta.learner import MetaLearner, MetaState, Metrics
+from shrinkmeta.placement import Rules, place_state, place_tasks, share_of_tasks
+from shrinkmeta.sums import PerTask, Sums, sees_all_tasks
+from shrinkmeta.tasks import Task
+
+PyTree = Any
+Source = Callable[[int, int], Task]  # (first, count) -> the tasks first to first + count - 1
+Evaluate = Callable[[MetaState], Mapping[str, float]]
+
+
+class Estimate(NamedTuple):
+  """What one call of a compiled program takes on one device, by XLA's analysis."""
+
+  arguments: int  # bytes
+  outputs: int  # bytes, those that take the place of a donated argument left out
+  temporaries: int  # bytes
+  flops: float
+
+  @property
+  def bytes(self) -> int:
+    """All that must fit at once."""
+    return self.arguments + self.outputs + self.temporaries
+
+  def __str__(self) -> str:
+    mega = lambda count: f"{count / 1e6:,.1f} MB"
+    return (
+      f"{mega(self.bytes)} a device (arguments {mega(self.arguments)}, outputs "
+      f"{mega(self.outputs)}, temporaries {mega(self.temporaries)}), {self.flops / 1e9:,.2f} GFLOP"
+    )
+
+
+def estimate(compiled: jax.stages.Compiled) -> Estimate:
+  """Memory and work of `jax.jit(f).lower(...).compile()`.
+
+  XLA counts a loop's body once, so that the flops of programs with loops are a lower bound.
+  """
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  flops = float((cost or {}).get("flops", 0.0))
+  if memory is None:
+    raise NotImplementedError(f"The backend {jax.default_backend()} gives no memory analysis.")
+  return Estimate(
+    memory.argument_size_in_bytes,
+    memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    memory.temp_size_in_bytes,
+    flops,
+  )
+
+
+def fit(
+  learner: MetaLearner,
+  state: MetaState,
+  tasks: Source,
+  steps: int,
+  *,
+  meta_batch: int,
+  micro_batches: int = 1,
+  key: jax.Array | None = None,
+  evaluate: Evaluate | None = None,
+  evaluate_every: int = 0,
+  best: str | None = None,
+  callbacks: Sequence[Callback] = (),
+  checkpoints: Checkpoints | None = None,
+  rules: Rules | None = None,
+  stall_seconds: float | None = None,
+) -> MetaState:
+  """Updates until `state.step` is `steps`; returns the state after the last.
+
+  Args:
+    state: from `learner.init`, or any later one. With checkpoints, the newest in their folder is
+      taken instead. It is copied, never donated.
+    tasks: pure in (first, count), finite in number or not. Its tasks are split over learner.spec's
+      mesh; a number that the mesh does not divide is filled up with tasks of no account.
+    micro_batches: parts in which the tasks of an update are drawn, placed and run one after
+      another, their gradients added up, where all do not fit at once.
+    key: folded with the step, for learners that draw (Inner.batch_size, stochastic log_det).
+    evaluate: state -> numbers, called after every `evaluate_every` updates, in every process;
+      they join that step's row as "eval/<name>".
+    best: the name of the one of them that is to be small: the best such state is kept.
+    callbacks: told of every step, in process 0.
+    rules: how large leaves are cut over the mesh's axis "model": see `place_state`.
+    stall_seconds: an update that takes longer, compilation aside, ends the process with exit code
+      1 and the tracebacks of all threads, so that whoever started it can start it again.
+
+  Raises:
+    FloatingPointError: no task of an update was sound.
+    MemoryError: an update needs more memory than the device has, by XLA's analysis.
+    SystemExit: on SIGTERM, with code 143, after the state was saved.
+  """
+  _check(learner, steps, meta_batch, micro_batches, evaluate, evaluate_every, best)
+  with contextlib.ExitStack() as stack:
+    mesh = learner.spec.mesh
+    state = place_state(jax.tree.map(jnp.array, state), mesh, rules)
+    store = None
+    if checkpoints is not None:
+      store = stack.enter_context(opened(checkpoints, learner))
+      state = store.restore(state) or state
+    first = int(state.step)
+    told = callbacks if jax.process_index() == 0 else ()
+    for callback in told:
+      callback.begin(first, steps)
+      stack.callback(callback.end)
+    stopped = stack.enter_context(_sigterm())
+    update = _update(learner, tasks, meta_batch, micro_batches, key)
+    on_cpu = jax.default_backend() == "cpu"
+    unread: tuple[int, PyTree, float] | None = None
+
+    def report(step: int, row: PyTree, begin: float, extra: Mapping[str, float]) -> None:
+      numbers = {name: float(value) for name, value in jax.device_get(row).items()}
+      numbers["failed"] = meta_batch - numbers.pop("sound")
+      numbers |= {"seconds": time.perf_counter() - begin, **extra}
+      for callback in told:
+        callback.record(step, numbers)
+      if numbers["failed"] == meta_batch:
+        raise FloatingPointError(
+          f"No task of step {step} had a finite loss and gradient, so that nothing can be learnt. "
+          "Lower the inner step size or init_sigma, look for NaN in the tasks; a gradient through "
+          "Adam's steps needs eps_root > 0."
+        )
+
+    for step in range(first, steps):
+      begin, done = time.perf_counter(), step + 1
+      with _watched(stall_seconds if step > first else None):
+        state, row = update(state, step)
+        if unread is not None:  # on accelerators the next step is under way by now
+          report(*unread, {})
+        unread = (step, row, begin)
+        if on_cpu:
+          # Two programs with a collective must not be in flight at once: host devices share one
+          # thread pool and could wait for each other.
+          jax.block_until_ready(row)
+      extra = {}
+      if evaluate is not None and done % evaluate_every == 0:
+        extra = {f"eval/{name}": float(value) for name, value in evaluate(state).items()}
+        if best is not None and f"eval/{best}" not in extra:
+          raise ValueError(f"best is {best!r}, but evaluate gives {sorted(extra)}.")
+      stop, value = stopped(done), extra.get(f"eval/{best}")
+      due = store is not None and _due(store, checkpoints, done, value)
+      last = done == steps or stop
+      if on_cpu or extra or last or due:  # a step that is saved has been told of
+        report(*unread, extra)
+        unread = None
+      if store is not None and (due or last):
+        store.save(state, value)
+      if stop:
+        if store is not None:
+          store.finish()
+        logging.warning("SIGTERM: stopped after step %d of %d.", done, steps)
+        raise SystemExit(128 + signal.SIGTERM)
+  return state
+
+
+def _due(store: Store, checkpoints: Checkpoints | None, done: int, value: float | None) -> bool:
+  """Whether a state is saved: every so many steps, and where it is the best so far."""
+  assert checkpoints is not None
+  if done % checkpoints.every == 0:
+    return True
+  best = None if value is None else store.best()
+  return value is not None and (best is None or value < best[1])
+
+
+def _update(
+  learner: MetaLearner, source: Source, meta_batch: int, micro_batches: int, key: jax.Array | None
+) -> Callable[[MetaState, int], tuple[MetaState, PyTree]]:
+  """(state, step) -> (state, row): draws the tasks and runs the compiled programs."""
+  mesh, count = learner.spec.mesh, meta_batch // micro_batches
+  offset, mine, share = share_of_tasks(count, mesh)
+  key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
+
+  def draw(first: int) -> Task:
+    """This process' share of `count` tasks, placed and filled up."""
+    if not mine:  # fewer tasks than devices: one of them is a pattern to fill up with
+      return place_tasks(source(first, 1), mesh, share, 0)
+    return place_tasks(source(first + offset, mine), mesh, share)
+
+  def whole(state: MetaState, tasks: Task) -> tuple[MetaState, PyTree]:
+    state, metrics = learner.update(state, tasks, key_at(state))
+    return state, _row(state, metrics)
+
+  def part(state: MetaState, tasks: Task, first: jax.typing.ArrayLike) -> tuple[Sums, PerTask]:
+    return learner.sums(state, tasks, key_at(state), first=first)
+
+  def finish(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, PyTree]:
+    state, metrics = learner.apply(state, sums, per_task)
+    return state, _row(state, metrics)
+
+  whole, part = _telling(whole, donate_argnums=0), _telling(part)
+  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
+  finish = jax.jit(finish, donate_argnums=0)
+
+  def update(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
+    first = step * meta_batch
+    if micro_batches == 1:
+      return whole(state, draw(first))
+    total, per_task = part(state, draw(first), np.int32(0))
+    for start in range(count, meta_batch, count):
+      sums, per_task = part(state, draw(first + start), np.int32(start))
+      total = add(total, sums)
+    return finish(state, total, per_task)  # of which a row shows nothing: the last part's will do
+
+  return update
+
+
+def _telling(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+  """jit(f), which tells what it takes whenever it compiles: once for all arguments of a shape."""
+  programs: dict[Any, jax.stages.Compiled] = {}
+
+  def call(*args: Any) -> Any:
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
+    if shapes not in programs:
+      programs[shapes] = jax.jit(f, **options).lower(*args).compile()
+      _tell(estimate(programs[shapes]))
+    return programs[shapes](*args)
+
+  return call
+
+
+def _row(state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
+  """The numbers of one step that are logged: all [] and the same on every device."""
+  inner, solve = metrics.mean_inner, metrics.mean_solve
+  row = {
+    "loss": metrics.loss,
+    "phi_loss": metrics.phi_loss,
+    "sound": metrics.num_sound.astype(metrics.loss.dtype),
+    "phi_grad_norm": metrics.phi_grad_norm,
+    "inner_objective": inner.objective,
+    "inner_steps": inner.steps,
+    "inner_grad_norm": inner.grad_norm,
+  }
+  if solve is not None:
+    row["solve_residual"], row["solve_steps"] = solve.residual, solve.steps
+    row["negative_curvature"] = solve.negative_curvature
+  sigma = {f"sigma/{m}": jnp.exp(0.5 * value) for m, value in state.log_sigma2.items()}
+  return row | sigma
+
+
+def _tell(needed: Estimate) -> None:
+  """Logs what an update needs; raises MemoryError where the device has less."""
+  logging.info("An update takes %s.", needed)
+  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+  if limit is not None and needed.bytes > limit:
+    raise MemoryError(
+      f"An update takes {needed}, but the device has {limit / 1e6:,.1f} MB. Give the learner "
+      "batching=1 or another small number of tasks at once, fit more micro_batches, or both."
+    )
+
+
+@contextlib.contextmanager
+def _watched(seconds: float | None) -> Iterator[None]:
+  """Ends the process where the body takes longer."""
+  if seconds is None:
+    yield
+    return
+  faulthandler.dump_traceback_later(seconds, exit=True, file=2)  # stderr, also where it is replaced
+  try:
+    yield
+  finally:
+    faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+  """Yields a function of the step that tells, in all processes alike, whether to stop after it."""
+  if jax.process_count() > 1:  # the processes agree on the step by JAX's own service
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  received: list[int] = []
+  try:
+    old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+  except ValueError:  # not in the main thread, where signals are not ours to handle
+    yield lambda step: False
+    return
+  try:
+    yield lambda step: bool(received)
+  finally:
+    signal.signal(signal.SIGTERM, old)
+
+
+def _check(
+  learner: MetaLearner,
+  steps: int,
+  meta_batch: int,
+  micro_batches: int,
+  evaluate: Evaluate | None,
+  evaluate_every: int,
+  best: str | None,
+) -> None:
+  if steps < 0 or meta_batch < 1 or micro_batches < 1 or meta_batch % micro_batches:
+    raise ValueError(
+      "fit wants steps >= 0 and a meta_batch >= 1 that micro_batches divides; got "
+      f"steps={steps}, meta_batch={meta_batch}, micro_batches={micro_batches}."
+    )
+  if micro_batches > 1 and sees_all_tasks(learner.spec):
+    raise ValueError(
+      'sigma_gradient="joint" and restricted join all tasks of an update in one term: '
+      f"micro_batches must be 1; got {micro_batches}."
+    )
+  if (evaluate is None) != (evaluate_every == 0) or evaluate_every < 0:
+    raise ValueError(
+      "evaluate and evaluate_every (a number of updates) go together; got "
+      f"evaluate={evaluate}, evaluate_every={evaluate_every}."
+    )
+  if best is not None and evaluate is None:
+    raise ValueError(f"best={best!r} names a number that evaluate gives; there is no evaluate.")
