@@ -10,6 +10,7 @@ refused with the difference named.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -168,6 +169,7 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
       return  # a run that was told to stop right after this step was saved
     prints = {name: int(number) for name, number in fingerprint(state).items()}
     about = describe(learner, state) | {"fingerprints": prints, "versions": _versions()}
+    about["digest"] = _digest(about)
     what = ocp.args.Composite(
       **{_STATE: ocp.args.StandardSave(_named(state)), _ABOUT: ocp.args.JsonSave(about)}
     )
@@ -216,11 +218,26 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
   def finish() -> None:
     explained(None, lambda: manager().wait_until_finished())
 
+  with _quiet():
+    try:
+      yield Store(save, restore, best, finish)
+    finally:
+      finish()
+      manager().close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps what orbax logs of each step of each save, but for errors, out of the program's log."""
+  logger = logging.get_absl_logger()
+  wanted = lambda record: (
+    record.levelno >= logging.converter.STANDARD_ERROR or ("orbax" not in record.pathname)
+  )
+  logger.addFilter(wanted)
   try:
-    yield Store(save, restore, best, finish)
+    yield
   finally:
-    finish()
-    manager().close()
+    logger.removeFilter(wanted)
 
 
 def _orbax() -> Any:
@@ -256,9 +273,13 @@ def _steps(folder: pathlib.Path) -> list[int]:
 
 def _read_about(path: pathlib.Path) -> dict[str, Any]:
   about = json.loads((path / _ABOUT / "metadata").read_text(encoding="utf-8"))
-  if not isinstance(about, dict) or not isinstance(about.get("format"), int):
-    raise ValueError("its description is none")
+  if about.pop("digest") != _digest(about):
+    raise ValueError("its description was changed")
   return about
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) -> None:
