@@ -71,7 +71,7 @@ def test_micro_batches_add_up_with_priors_and_failed_tasks():
       sm.gaussian(lambda p, x: x @ p["w"] + p["b"], 1.0),
       sm.by_leaf(params),
       log_p_phi=lambda phi: -0.5 * optax.tree.norm(phi, squared=True),
-      log_p_sigma=sm.hyperprior.half_normal(1.0),
+      log_p_sigma=sm.hyperprior.half_cauchy(1.0),
       inner=sm.Inner(optax.sgd(0.1), 20),
       phi_optimizer=optax.sgd(0.1),
       sigma_optimizer=optax.sgd(0.1),
