@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX
 from absl import app, flags, logging
 
 import shrinkmeta as sm
@@ -36,10 +35,17 @@ _DATA_DIR = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_enum(
   "split", "test", ["test", "validation"], "Systems adapted to; choose settings on validation."
 )
+_CHECKPOINTS = flags.DEFINE_string(
+  "checkpoints",
+  None,
+  "Folder from which an arm that was stopped goes on; None: no checkpoints.",
+)
+_CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 20, "Meta-steps between checkpoints.")
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
 _OUT = flags.DEFINE_string("out", "runs/glyphs", "Folder for tables, pictures and logs.")
+startup.define_flags()
 
 _TEST_KEY = 20_000  # seed of the test episodes: the same for every algorithm and training seed
 
@@ -70,9 +76,14 @@ def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data
 
 
 def run_arm(
-  name: str, seed: int, config: configs.Config, data: Data, log_dir: pathlib.Path
-) -> results.Curve:
-  """Trains one algorithm from one seed and adapts it to the test episodes."""
+  name: str,
+  seed: int,
+  config: configs.Config,
+  data: Data,
+  log_dir: pathlib.Path,
+  checkpoints: sm.Checkpoints | None = None,
+) -> results.Curve | None:
+  """Trains one algorithm from one seed and adapts it to the test episodes, in process 0 alone."""
   shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
   init_key, train_key = jax.random.split(jax.random.key(seed))
   net = networks.ConvNet(config.ways, config.features, config.norm)
@@ -88,21 +99,18 @@ def run_arm(
   train_pool, test_pool = map(episodes.device_pool, data)
   test_key = jax.random.key(_TEST_KEY)
 
-  with tensorboardX.SummaryWriter(str(log_dir)) as writer:
-
-    def log(step: int, row: dict[str, float]) -> None:
-      for key, value in row.items():
-        writer.add_scalar(key, value, step)
-
-    trained = training.train(
-      learner,
-      params,
-      lambda start, count: sample(shape, train_pool, train_key, start, count),
-      config.meta_steps,
-      config.meta_batch,
-      name,
-      log,
-    )
+  trained = training.train(
+    learner,
+    params,
+    lambda start, count: sample(shape, train_pool, train_key, start, count),
+    config.meta_steps,
+    config.meta_batch,
+    name,
+    [sm.tensorboard(log_dir)],
+    checkpoints,
+  )
+  if jax.process_index() != 0:
+    return None
   adapted = training.adapt(
     learner,
     likelihood,
@@ -152,8 +160,17 @@ def run(
   data_dir: str | None,
   split: str,
   out: pathlib.Path,
+  checkpoints: pathlib.Path | None = None,
+  checkpoint_every: int = 20,
 ) -> str:
-  """Everything but the flags. Results are saved after every arm. Returns the tables."""
+  """Everything but the flags. Results are saved after every arm.
+
+  Args:
+    checkpoints: a folder for each arm and seed lies in it; None for none.
+
+  Returns:
+    The tables; in processes other than the first, which writes, an empty string.
+  """
   unknown = set(algorithms) - set(arms.ALL)
   if unknown:
     raise app.UsageError(f"--algorithms: {sorted(unknown)} not of {', '.join(arms.ALL)}, all.")
@@ -163,8 +180,14 @@ def run(
   curves = []
   for seed in seeds:
     for name in algorithms:
-      curves.append(run_arm(name, seed, config, data, out / "tensorboard" / f"{name}-{seed}"))
-      results.write_json(out / "results.json", settings, curves, results.environment())
+      arm = f"{name}-{seed}"
+      keep = None if checkpoints is None else sm.Checkpoints(checkpoints / arm, checkpoint_every)
+      curve = run_arm(name, seed, config, data, out / "tensorboard" / arm, keep)
+      if curve is not None:
+        curves.append(curve)
+        results.write_json(out / "results.json", settings, curves, results.environment())
+  if not curves:
+    return ""
   protocol = (
     f"{dataset}, {split} systems, {config.ways}-way {config.shots}-shot, {config.size} x "
     f"{config.size} pixels, norm: {config.norm}"
@@ -178,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  startup.start_jax(cache=_CACHE.value)
+  startup.start_jax(cache=_CACHE.value, processes=startup.processes())
   algorithms = arms.ALL if _ALGORITHMS.value == ["all"] else tuple(_ALGORITHMS.value)
   try:
     seeds = [int(seed) for seed in _SEEDS.value]
@@ -186,9 +209,20 @@ def main(argv: Sequence[str]) -> None:
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   out = pathlib.Path(_OUT.value)
-  tables = run(algorithms, seeds, config, _DATASET.value, _DATA_DIR.value, _SPLIT.value, out)
-  print(f"\n{tables}\n")
-  logging.info("Tables, pictures and logs are in %s", out)
+  tables = run(
+    algorithms,
+    seeds,
+    config,
+    _DATASET.value,
+    _DATA_DIR.value,
+    _SPLIT.value,
+    out,
+    pathlib.Path(_CHECKPOINTS.value) if _CHECKPOINTS.value is not None else None,
+    _CHECKPOINT_EVERY.value,
+  )
+  if tables:
+    print(f"\n{tables}\n")
+    logging.info("Tables, pictures and logs are in %s", out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Trains one learner on episodes, and adapts it to episodes of unseen writing systems."""
 
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,6 @@ from shrinkmeta.modules import gather
 
 PyTree = Any
 Episodes = Callable[[Any, int], sm.Task]  # (first index, number of tasks) -> tasks [T]
-Log = Callable[[int, dict[str, float]], None]
 
 
 class Trained(NamedTuple):
@@ -35,7 +35,12 @@ class Adapted(NamedTuple):
 
 
 def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
-  """A mesh of the largest number of devices that divides num_tasks; None where that is one."""
+  """The largest number of devices that divides num_tasks; None where that is one.
+
+  Of several processes all devices: `fit` fills up what they do not divide.
+  """
+  if jax.process_count() > 1:
+    return sm.task_mesh()
   count = max(d for d in range(1, jax.device_count() + 1) if num_tasks % d == 0)
   return None if count == 1 else sm.task_mesh(jax.devices()[:count])
 
@@ -47,55 +52,33 @@ def train(
   meta_steps: int,
   meta_batch: int,
   name: str,
-  log: Log,
+  callbacks: Sequence[sm.Callback] = (),
+  checkpoints: sm.Checkpoints | None = None,
 ) -> Trained:
-  """`meta_steps` updates; update i sees episodes i * meta_batch to (i + 1) * meta_batch - 1."""
-  state = learner.init(params)
-  if (mesh := host_mesh(meta_batch)) is not None:
-    # Where update leaves it, so that it compiles once and not twice.
-    state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
-  update = jax.jit(learner.update)
-  history: dict[str, list[float]] = {}
-  begin, compiled = time.perf_counter(), 0.0
-  with tqdm.trange(meta_steps, desc=f"{name}: train", unit="step", dynamic_ncols=True) as bar:
-    for i in bar:
-      state, metrics = update(state, episodes(i * meta_batch, meta_batch))
-      # Reading the metrics waits for the step. On a CPU two programs with a collective must not
-      # be in flight at once: host devices share one thread pool and could wait for each other.
-      row = _row(state, metrics)
-      if i == 0:
-        compiled = time.perf_counter() - begin
-      for key, value in row.items():
-        history.setdefault(key, []).append(value)
-      log(i, row)
-      bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-      if row["failed"] == meta_batch:
-        raise FloatingPointError(
-          f"{name}: no task of meta-step {i} gave a finite gradient. Lower the inner step size "
-          f"(--set=arms.{name}.inner_rate=...), or init_sigma; a gradient through Adam's steps "
-          "needs inner=smooth_adam."
-        )
-  seconds = {"compile": compiled, "train": time.perf_counter() - begin - compiled}
-  return Trained(state, {"step": [float(i) for i in range(meta_steps)], **history}, seconds)
+  """`sm.fit`, with the rows of all steps as a history.
 
-
-def _row(state: sm.MetaState, metrics: sm.Metrics) -> dict[str, float]:
-  """The numbers of one meta-step that are logged and kept."""
-  metrics, log_sigma2 = jax.device_get((metrics, state.log_sigma2))
-  row = {
-    "loss": metrics.loss,
-    "failed": metrics.num_failed,
-    "phi_grad_norm": metrics.phi_grad_norm,
-    "inner_objective": metrics.inner.objective.mean(),
-  }
-  if metrics.solve is not None:  # a row with a mode
-    row["inner_grad_norm"] = metrics.inner.grad_norm.mean()
-    row["solve_residual"] = metrics.solve.residual.mean()
-    row["solve_steps"] = metrics.solve.steps.mean()
-    row["negative_curvature"] = metrics.solve.negative_curvature.sum()
-  sigma = {module: np.exp(0.5 * v) for module, v in log_sigma2.items()}
-  row |= {f"sigma/{module}": value for module, value in sigma.items() if np.isfinite(value)}
-  return {key: float(value) for key, value in row.items()}
+  Args:
+    checkpoints: where the run keeps its states and, in log.jsonl, its rows, and goes on from.
+  """
+  rows: list[dict[str, Any]] = []
+  told = [sm.progress_bar(f"{name}: train"), sm.recorder(rows), *callbacks]
+  log = None if checkpoints is None else pathlib.Path(checkpoints.folder) / "log.jsonl"
+  if log is not None:
+    told.append(sm.json_lines(log))
+  state = sm.fit(
+    learner,
+    learner.init(params),
+    episodes,
+    meta_steps,
+    meta_batch=meta_batch,
+    callbacks=told,
+    checkpoints=checkpoints,
+  )
+  seconds = [row["seconds"] for row in rows] or [0.0]
+  if log is not None and jax.process_index() == 0:
+    rows = sm.read_json_lines(log)  # with those of earlier starts
+  history = {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+  return Trained(state, history, {"compile": seconds[0], "train": sum(seconds[1:])})
 
 
 def adapt(

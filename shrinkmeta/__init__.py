@@ -41,6 +41,7 @@ from shrinkmeta.likelihood import (
   categorical,
   gaussian,
   gaussian_with_scale,
+  in_precision,
   mean_and_scale,
   poisson,
 )
@@ -109,6 +110,7 @@ __all__ = (
   "hand_picked",
   "hyperprior",
   "imaml",
+  "in_precision",
   "json_lines",
   "log_evidence",
   "log_joint",

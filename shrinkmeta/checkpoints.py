@@ -230,9 +230,8 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
 def _quiet() -> Iterator[None]:
   """Keeps what orbax logs of each step of each save, but for errors, out of the program's log."""
   logger = logging.get_absl_logger()
-  wanted = lambda record: (
-    record.levelno >= logging.converter.STANDARD_ERROR or ("orbax" not in record.pathname)
-  )
+  loud = ("ERROR", "CRITICAL")
+  wanted = lambda record: record.levelname in loud or "orbax" not in record.pathname
   logger.addFilter(wanted)
   try:
     yield

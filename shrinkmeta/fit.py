@@ -122,7 +122,7 @@ def fit(
       callback.begin(first, steps)
       stack.callback(callback.end)
     stopped = stack.enter_context(_sigterm())
-    update = _update(learner, tasks, meta_batch, micro_batches, key)
+    update = _update(learner, state, tasks, meta_batch, micro_batches, key)
     on_cpu = jax.default_backend() == "cpu"
     unread: tuple[int, PyTree, float] | None = None
 
@@ -181,7 +181,12 @@ def _due(store: Store, checkpoints: Checkpoints | None, done: int, value: float 
 
 
 def _update(
-  learner: MetaLearner, source: Source, meta_batch: int, micro_batches: int, key: jax.Array | None
+  learner: MetaLearner,
+  state: MetaState,
+  source: Source,
+  meta_batch: int,
+  micro_batches: int,
+  key: jax.Array | None,
 ) -> Callable[[MetaState, int], tuple[MetaState, PyTree]]:
   """(state, step) -> (state, row): draws the tasks and runs the compiled programs."""
   mesh, count = learner.spec.mesh, meta_batch // micro_batches
@@ -196,18 +201,22 @@ def _update(
 
   def whole(state: MetaState, tasks: Task) -> tuple[MetaState, PyTree]:
     state, metrics = learner.update(state, tasks, key_at(state))
-    return state, _row(state, metrics)
+    return state, _row(learner, state, metrics)
 
   def part(state: MetaState, tasks: Task, first: jax.typing.ArrayLike) -> tuple[Sums, PerTask]:
     return learner.sums(state, tasks, key_at(state), first=first)
 
   def finish(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, PyTree]:
     state, metrics = learner.apply(state, sums, per_task)
-    return state, _row(state, metrics)
+    return state, _row(learner, state, metrics)
 
-  whole, part = _telling(whole, donate_argnums=0), _telling(part)
+  # A state comes out as it lay when it went in, in place of it.
+  options: dict[str, Any] = {"donate_argnums": 0}
+  if mesh is not None:
+    options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
+  whole, part = _telling(whole, **options), _telling(part)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-  finish = jax.jit(finish, donate_argnums=0)
+  finish = jax.jit(finish, **options)
 
   def update(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
     first = step * meta_batch
@@ -236,7 +245,7 @@ def _telling(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   return call
 
 
-def _row(state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
+def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
   """The numbers of one step that are logged: all [] and the same on every device."""
   inner, solve = metrics.mean_inner, metrics.mean_solve
   row = {
@@ -251,8 +260,9 @@ def _row(state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
   if solve is not None:
     row["solve_residual"], row["solve_steps"] = solve.residual, solve.steps
     row["negative_curvature"] = solve.negative_curvature
-  sigma = {f"sigma/{m}": jnp.exp(0.5 * value) for m, value in state.log_sigma2.items()}
-  return row | sigma
+  if learner.row.sigma != "inf":
+    row |= {f"sigma/{m}": jnp.exp(0.5 * value) for m, value in state.log_sigma2.items()}
+  return row
 
 
 def _tell(needed: Estimate) -> None:

@@ -24,6 +24,24 @@ class Likelihood(NamedTuple):
   log_prob: Callable[[jax.Array, PyTree], jax.Array]
 
 
+def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelihood:
+  """The network computed in `dtype`, bfloat16 say; parameters, log_prob and solves as they were.
+
+  Floating leaves of theta and of the inputs are cast on the way in, the outputs are cast back to
+  theta's dtype on the way out, and so, through the casts, are gradients and curvature products.
+  """
+
+  def cast(tree: PyTree) -> PyTree:
+    floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if floating(x) else x, tree)
+
+  def predict(theta: PyTree, inputs: PyTree) -> jax.Array:
+    wide = jnp.result_type(jax.tree.leaves(theta)[0])
+    return likelihood.predict(cast(theta), cast(inputs)).astype(wide)
+
+  return likelihood._replace(predict=predict)
+
+
 def _sum_trailing(x: jax.Array) -> jax.Array:
   """[N, ...] -> [N]."""
   return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)

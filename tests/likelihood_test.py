@@ -102,3 +102,29 @@ def test_scale_must_be_positive():
 def test_float32_stays_float32(make):
   targets = jnp.zeros([4], int) if make is sm.categorical else jnp.zeros([4, 3], jnp.float32)
   assert make(identity).log_prob(jnp.asarray(F, jnp.float32), targets).dtype == jnp.float32
+
+
+def test_in_precision_computes_the_network_alone_in_bfloat16():
+  """Outputs have bfloat16's error and not more; gradients come back in float32; so do integers."""
+  seen = {}
+
+  def predict(theta, inputs):
+    seen["dtypes"] = theta["w"].dtype, inputs["x"].dtype, inputs["i"].dtype
+    return inputs["x"] @ theta["w"] + theta["b"][inputs["i"]]
+
+  exact = sm.gaussian(predict, 0.5)
+  draw = lambda *shape: jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+  theta = {"w": draw(50), "b": draw(3)}
+  inputs = {"x": draw(20, 50), "i": jnp.arange(20) % 3}
+  batch = sm.Batch(inputs, draw(20))
+  half = sm.in_precision(exact, jnp.bfloat16)
+  outputs = half.predict(theta, inputs)
+  assert seen["dtypes"] == (jnp.bfloat16, jnp.bfloat16, jnp.int64)
+  assert outputs.dtype == jnp.float32
+  error = jnp.abs(outputs - exact.predict(theta, inputs)).max()
+  assert 1e-4 < error < 0.2
+  grad = lambda likelihood: jax.grad(lambda t: sm.log_likelihood(likelihood, t, batch))(theta)
+  one, other = grad(exact), grad(half)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(other))
+  for name in one:
+    assert jnp.linalg.norm(one[name] - other[name]) < 0.03 * jnp.linalg.norm(one[name])

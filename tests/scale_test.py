@@ -122,6 +122,35 @@ def test_two_processes_of_four_devices(tmp_path, x64, meta_batch):
   compare(one, two, 1e-12 if x64 else 1e-6)
 
 
+MODEL = """
+  import jax
+  jax.config.update("jax_num_cpu_devices", 8)
+  jax.config.update("jax_enable_x64", True)
+  import numpy as np
+  import shrinkmeta as sm
+  from jax.sharding import PartitionSpec as P
+  import fit_worker, scale_test
+
+  rules = {"layer_1/w": P(None, "model"), "layer_0/[wb]|layer_1/b": P(), "layer_2/w": P("model")}
+  states = []
+  for mesh, rules in ((None, None), (sm.task_mesh(model=2), rules)):
+    learner, params = fit_worker.make_learner("sigma_imaml", mesh, 16)
+    state = sm.fit(learner, learner.init(params), fit_worker.source, 5, meta_batch=6, rules=rules)
+    states.append(state)
+  one, other = states
+  for x in (other.phi, other.opt_state.phi[0].mu):
+    assert x["layer_1"]["w"].addressable_shards[0].data.shape == (16, 8)
+    assert x["layer_2"]["w"].addressable_shards[0].data.shape == (8, 1)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+    assert scale_test.relative(a, b) < 1e-12
+  print("equal")
+"""
+
+
+def test_large_leaves_cut_over_a_second_axis():
+  assert "equal" in run(MODEL)
+
+
 COLLECTIVES = """
   import sys
   import jax
