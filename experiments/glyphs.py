@@ -82,8 +82,8 @@ def run_arm(
   data: Data,
   log_dir: pathlib.Path,
   checkpoints: sm.Checkpoints | None = None,
-) -> results.Curve | None:
-  """Trains one algorithm from one seed and adapts it to the test episodes, in process 0 alone."""
+) -> results.Curve:
+  """Trains one algorithm from one seed and adapts it to the test episodes."""
   shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
   init_key, train_key = jax.random.split(jax.random.key(seed))
   net = networks.ConvNet(config.ways, config.features, config.norm)
@@ -109,8 +109,6 @@ def run_arm(
     [sm.tensorboard(log_dir)],
     checkpoints,
   )
-  if jax.process_index() != 0:
-    return None
   adapted = training.adapt(
     learner,
     likelihood,
@@ -182,11 +180,10 @@ def run(
     for name in algorithms:
       arm = f"{name}-{seed}"
       keep = None if checkpoints is None else sm.Checkpoints(checkpoints / arm, checkpoint_every)
-      curve = run_arm(name, seed, config, data, out / "tensorboard" / arm, keep)
-      if curve is not None:
-        curves.append(curve)
+      curves.append(run_arm(name, seed, config, data, out / "tensorboard" / arm, keep))
+      if jax.process_index() == 0:
         results.write_json(out / "results.json", settings, curves, results.environment())
-  if not curves:
+  if jax.process_index() != 0:
     return ""
   protocol = (
     f"{dataset}, {split} systems, {config.ways}-way {config.shots}-shot, {config.size} x "

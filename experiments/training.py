@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 import shrinkmeta as sm
 from shrinkmeta.modules import gather
@@ -108,14 +109,21 @@ def adapt(
   begin = time.perf_counter()
   starts = range(0, num_episodes, block)
   mesh = host_mesh(block)
+  offset, mine, share = sm.share_of_tasks(block, mesh)
+  state = sm.place_state(state, mesh)
 
   @jax.jit
   def run(state: sm.MetaState, tasks: sm.Task) -> Any:
     return sm.over_tasks(one, state, tasks, mesh=mesh)[1]
 
   blocks = []
-  for start in tqdm.tqdm(starts, desc=f"{name}: adapt", unit="block", dynamic_ncols=True):
-    blocks.append(jax.device_get(run(state, episodes(start, block))))
+  quiet = jax.process_index() != 0
+  for start in tqdm.tqdm(starts, f"{name}: adapt", unit="block", dynamic_ncols=True, disable=quiet):
+    tasks = episodes(start + (offset if mine else 0), max(1, mine))
+    found = run(state, sm.place_tasks(tasks, mesh, share, mine))
+    if jax.process_count() > 1:
+      found = multihost_utils.process_allgather(found, tiled=True)
+    blocks.append(jax.tree.map(lambda x: x[:block], jax.device_get(found)))
   accuracy, nll, square = jax.tree.map(lambda *x: np.concatenate(x)[:num_episodes], *blocks)
   sizes = gather(jax.tree.map(jnp.size, state.phi), learner.labels)
   total = jax.tree.map(lambda s, p: p.size * s.mean(), square, state.phi)

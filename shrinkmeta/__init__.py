@@ -55,7 +55,7 @@ from shrinkmeta.modules import (
   module_summary,
 )
 from shrinkmeta.partition import merge
-from shrinkmeta.placement import place_state, place_tasks, task_mesh
+from shrinkmeta.placement import place_state, place_tasks, share_of_tasks, task_mesh
 from shrinkmeta.posterior import Posterior, Predictive, posterior
 from shrinkmeta.rows import Row
 from shrinkmeta.solvers import SolveInfo
@@ -135,6 +135,7 @@ __all__ = (
   "recorder",
   "reptile",
   "restriction",
+  "share_of_tasks",
   "sigma_imaml",
   "sigma_maml",
   "sigma_reptile",

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import socket
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import textwrap
 
 import numpy as np
 import pytest
+
+from experiments.benchmarks.hlo import collectives
 
 TESTS = pathlib.Path(__file__).parent
 WORKER = TESTS / "fit_worker.py"
@@ -156,7 +157,8 @@ COLLECTIVES = """
   import jax
   jax.config.update("jax_num_cpu_devices", 8)
   import shrinkmeta as sm
-  import fit_worker, scale_test
+  import fit_worker
+  from experiments.benchmarks.hlo import collectives
 
   mesh = sm.task_mesh()
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -168,28 +170,13 @@ COLLECTIVES = """
       tasks = sm.place_tasks(fit_worker.source(0, 16), mesh)
       new, metrics = jax.eval_shape(learner.update, state, tasks)
       compiled = jax.jit(learner.update).lower(state, tasks).compile()
-      found[steps] = scale_test.collectives(compiled.as_text())
+      found[steps] = collectives(compiled.as_text())
       assert [kind for kind, _ in found[steps]] == ["all-reduce"], (algorithm, found)
       sent, meant = found[steps][0][1], size((state.phi, state.log_sigma2, metrics))
       assert size(state.phi) <= sent <= 1.05 * meant, (algorithm, sent, meant)
     assert found[10] == found[1000], (algorithm, found)
   print("one")
 """
-COLLECTIVE = re.compile(
-  r"= (\(?)((?:\w+\[[\d,]*\]\S*(?:, )?)+)\)? "
-  r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-)
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2, "f64": 8}
-
-
-def collectives(hlo: str) -> list[tuple[str, int]]:
-  """(kind, bytes) of every collective in an optimised program."""
-  found = []
-  for match in COLLECTIVE.finditer(hlo):
-    shapes = re.findall(r"(\w+)\[([\d,]*)\]", match.group(2))
-    sizes = [BYTES[d] * int(np.prod([int(n) for n in s.split(",") if n])) for d, s in shapes]
-    found.append((match.group(3), sum(sizes)))
-  return found
 
 
 def test_one_all_reduce_whatever_the_number_of_steps():

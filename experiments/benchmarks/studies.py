@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from experiments.benchmarks import report, study_costs, study_modules, study_scaling, study_solves
+from experiments.benchmarks import (
+  report,
+  study_costs,
+  study_modules,
+  study_pods,
+  study_scaling,
+  study_solves,
+)
 from experiments.benchmarks.worker import Config
 
 STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
@@ -17,6 +24,7 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
   "shrinkage": study_modules.shrinkage,
   "memory": study_costs.memory,
   "compile": study_costs.compilation,
+  "pods": study_pods.pods,
 }
 
 

@@ -2,6 +2,10 @@
 
 import csv
 import pathlib
+import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -37,6 +41,58 @@ def test_end_to_end_and_again(tmp_path):
   again = results.read_json(tmp_path / "b" / "results.json")[1][0]
   np.testing.assert_array_equal(again.nll, curves[0].nll)
   assert again.sigma == curves[0].sigma
+
+
+def start(out: pathlib.Path, *arguments: object) -> subprocess.Popen[str]:
+  command = [sys.executable, "-m", "experiments.glyphs", "--preset=smoke", f"--out={out}"]
+  command += ["--algorithms=sigma_imaml", "--set=meta_batch=3", *map(str, arguments)]
+  pipe = subprocess.PIPE
+  return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds_and_the_first_alone_writes(tmp_path):
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"--coordinator_address=localhost:{s.getsockname()[1]}"
+  outs = [tmp_path / name for name in ("one", "two", "second")]
+  several = [address, "--num_processes=2"]
+  runs = [start(outs[0]), *(start(outs[1 + i], *several, f"--process_id={i}") for i in range(2))]
+  for process in runs:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+  one, two = (results.read_json(out / "results.json")[1][0] for out in outs[:2])
+  np.testing.assert_allclose(one.nll, two.nll, rtol=1e-3)
+  np.testing.assert_allclose(one.history["loss"], two.history["loss"], rtol=1e-4)
+  assert not [path for path in outs[2].rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_an_arm_that_was_killed_goes_on(tmp_path):
+  keep = [f"--checkpoints={tmp_path / 'keep'}", "--checkpoint_every=1"]
+  whole = start(tmp_path / "a")
+  killed = start(tmp_path / "b", *keep, "--set=meta_steps=3")
+  first = tmp_path / "keep" / "sigma_imaml-0" / "1"
+  deadline = time.monotonic() + 200
+  while not first.exists() and killed.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.001)
+  killed.kill()
+  assert first.exists() and not (tmp_path / "b" / "results.json").exists()
+  for process in (whole, start(tmp_path / "b", *keep)):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+  one, other = (results.read_json(tmp_path / o / "results.json")[1][0] for o in ("a", "b"))
+  assert one.history["step"] == other.history["step"] == [0, 1, 2]
+  assert one.history["loss"] == other.history["loss"]
+  np.testing.assert_array_equal(one.nll, other.nll)
+
+
+@pytest.mark.parametrize(
+  "arguments", [["--num_processes=2"], ["--distributed", "--process_id=0", "--num_processes=1"]]
+)
+def test_processes_are_named_wholly(tmp_path, arguments):
+  process = start(tmp_path / "out", *arguments)
+  assert "--process_id go together" in process.communicate(timeout=100)[0]
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_read(tmp_path):

@@ -1,0 +1,34 @@
+"""What devices send each other, read from an optimised program."""
+
+import math
+import re
+
+_COLLECTIVE = re.compile(
+  r"= \(?((?:\w+\[[\d,]*\][^\s)]*(?:, )?)+)\)? "
+  r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
+  r"(?:-start)?\("
+)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_BITS = re.compile(r"\d+")
+
+
+def collectives(hlo: str) -> list[tuple[str, int]]:
+  """(kind, bytes of its result on one device) of every collective in `compiled.as_text()`.
+
+  >>> collectives("%a = f32[4,2]{1,0} all-reduce(%x), channel_id=1")
+  [('all-reduce', 32)]
+  """
+  found = []
+  for shapes, kind in _COLLECTIVE.findall(hlo):
+    sizes = [
+      _bytes(dtype) * math.prod(int(n) for n in shape.split(",") if n)
+      for dtype, shape in _SHAPE.findall(shapes)
+    ]
+    found.append((kind, sum(sizes)))
+  return found
+
+
+def _bytes(dtype: str) -> int:
+  """Of an element: f32 has 4, pred 1."""
+  bits = _BITS.search(dtype)
+  return 1 if bits is None else max(1, int(bits.group()) // 8)
