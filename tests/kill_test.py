@@ -123,29 +123,45 @@ def test_thirty_kills_in_a_run_of_200_steps(tmp_path, server):
     np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_one_of_two_processes_is_killed(tmp_path):
-  def pair(folder, out):
-    port = free_port()
-    shared = ["--steps", 30, "--every", 4, "--width", 4, "--meta_batch", 4, "--devices", 1]
-    shared += ["--processes", 2, "--coordinator", f"localhost:{port}"]
-    shared += ["--folder", tmp_path / folder, "--out", tmp_path / out]
-    return [start(*shared, "--process", i) for i in range(2)]
+def pair(*arguments: object) -> list[subprocess.Popen[str]]:
+  """Two processes of one run."""
+  shared = [*arguments, "--processes", 2, "--coordinator", f"localhost:{free_port()}"]
+  return [start(*shared, "--process", i) for i in range(2)]
 
-  for process in pair("a", "a.npz"):
+
+def test_one_of_two_processes_is_killed(tmp_path):
+  def run(name):
+    sizes = ["--steps", 30, "--every", 4, "--width", 4, "--meta_batch", 4]
+    return pair(*sizes, "--folder", tmp_path / name, "--out", tmp_path / f"{name}.npz")
+
+  for process in run("a"):
     assert process.wait(timeout=300) == 0
-  first = pair("b", "b.npz")
+  first = run("b")
   wait_for(lambda: last_step(tmp_path / "b") >= 8)
   first[1].kill()
   time.sleep(0.5)  # what started them both ends the other, as a scheduler would
   first[0].kill()
   assert [process.wait() for process in first][1] == -signal.SIGKILL
   assert 8 <= last_step(tmp_path / "b") < 30
-  for process in pair("b", "b.npz"):
+  for process in run("b"):
     assert process.wait(timeout=300) == 0
   one, other = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
   for name in one.files:
     if not name.startswith("metrics"):
       np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
+  both = pair("--steps", 100_000, "--every", 100_000, "--width", 4, "--folder", tmp_path / "run")
+  log = tmp_path / "run" / "log.jsonl"
+  wait_for(lambda: log.is_file() and log.stat().st_size > 2_000)
+  both[1].terminate()
+  for process in both:
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+  steps = [int(name) for name in os.listdir(tmp_path / "run") if name.isdigit()]
+  rows = log.read_text().splitlines()
+  assert steps == [len(rows)]
 
 
 def test_resumed_with_another_number_of_devices(tmp_path):
