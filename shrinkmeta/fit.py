@@ -51,15 +51,15 @@ class Estimate(NamedTuple):
     )
 
 
-def estimate(compiled: jax.stages.Compiled) -> Estimate:
-  """Memory and work of `jax.jit(f).lower(...).compile()`.
+def estimate(compiled: jax.stages.Compiled) -> Estimate | None:
+  """Memory and work of `jax.jit(f).lower(...).compile()`; None where the backend does not tell.
 
   XLA counts a loop's body once, so that the flops of programs with loops are a lower bound.
   """
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   flops = float((cost or {}).get("flops", 0.0))
   if memory is None:
-    raise NotImplementedError(f"The backend {jax.default_backend()} gives no memory analysis.")
+    return None
   return Estimate(
     memory.argument_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -87,6 +87,9 @@ def fit(
 ) -> MetaState:
   """Updates until `state.step` is `steps`; returns the state after the last.
 
+  A row, what callbacks are told of a step, holds the loss and other means over sound tasks, sigma
+  of every module, how many tasks failed, and the seconds since the row before.
+
   Args:
     state: from `learner.init`, or any later one. With checkpoints, the newest in their folder is
       taken instead. It is copied, never donated.
@@ -111,12 +114,14 @@ def fit(
   _check(learner, steps, meta_batch, micro_batches, evaluate, evaluate_every, best)
   with contextlib.ExitStack() as stack:
     mesh = learner.spec.mesh
-    state = place_state(jax.tree.map(jnp.array, state), mesh, rules)
+    state = place_state(jax.tree.map(lambda x: x.copy(), state), mesh, rules)
     store = None
     if checkpoints is not None:
       store = stack.enter_context(opened(checkpoints, learner))
       state = store.restore(state) or state
     first = int(state.step)
+    if first > steps:
+      raise ValueError(f"The state is that of step {first}, beyond the {steps} asked for.")
     told = callbacks if jax.process_index() == 0 else ()
     for callback in told:
       callback.begin(first, steps)
@@ -124,12 +129,16 @@ def fit(
     stopped = stack.enter_context(_sigterm())
     update = _update(learner, state, tasks, meta_batch, micro_batches, key)
     on_cpu = jax.default_backend() == "cpu"
-    unread: tuple[int, PyTree, float] | None = None
+    unread: tuple[int, PyTree] | None = None
+    told_at = time.perf_counter()
 
-    def report(step: int, row: PyTree, begin: float, extra: Mapping[str, float]) -> None:
+    def report(step: int, row: PyTree, extra: Mapping[str, float]) -> None:
+      nonlocal told_at
       numbers = {name: float(value) for name, value in jax.device_get(row).items()}
       numbers["failed"] = meta_batch - numbers.pop("sound")
-      numbers |= {"seconds": time.perf_counter() - begin, **extra}
+      now = time.perf_counter()
+      numbers |= {"seconds": now - told_at, **extra}
+      told_at = now
       for callback in told:
         callback.record(step, numbers)
       if numbers["failed"] == meta_batch:
@@ -140,12 +149,12 @@ def fit(
         )
 
     for step in range(first, steps):
-      begin, done = time.perf_counter(), step + 1
+      done = step + 1
       with _watched(stall_seconds if step > first else None):
         state, row = update(state, step)
         if unread is not None:  # on accelerators the next step is under way by now
           report(*unread, {})
-        unread = (step, row, begin)
+        unread = (step, row)
         if on_cpu:
           # Two programs with a collective must not be in flight at once: host devices share one
           # thread pool and could wait for each other.
@@ -265,11 +274,11 @@ def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, 
   return row
 
 
-def _tell(needed: Estimate) -> None:
+def _tell(needed: Estimate | None) -> None:
   """Logs what an update needs; raises MemoryError where the device has less."""
-  logging.info("An update takes %s.", needed)
+  logging.info("An update takes %s.", needed or "memory that this backend does not tell")
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-  if limit is not None and needed.bytes > limit:
+  if needed is not None and limit is not None and needed.bytes > limit:
     raise MemoryError(
       f"An update takes {needed}, but the device has {limit / 1e6:,.1f} MB. Give the learner "
       "batching=1 or another small number of tasks at once, fit more micro_batches, or both."

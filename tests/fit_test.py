@@ -169,6 +169,8 @@ def test_wrong_arguments():
   ):
     with pytest.raises(ValueError, match=message):
       run(learner, state, 1, **keywords)
+  with pytest.raises(ValueError, match="that of step 7, beyond the 2 asked for"):
+    run(learner, state._replace(step=jnp.asarray(7)), 2)
   joint = sm.sigma_reptile(learner.spec.likelihood, learner.labels, sigma_gradient="joint")
   with pytest.raises(ValueError, match="micro_batches must be 1; got 3"):
     run(joint, state, 1, micro_batches=3)
@@ -177,10 +179,11 @@ def test_wrong_arguments():
 def test_estimate_counts_what_is_there():
   x = jnp.ones([256, 256])
   needed = sm.estimate(jax.jit(lambda x: x @ x).lower(x).compile())
+  assert needed is not None
   assert needed.arguments == needed.outputs == 4 * 256**2
   assert needed.bytes >= 2 * 4 * 256**2 and needed.flops >= 2 * 256**3
   donated = sm.estimate(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
-  assert donated.outputs == 0
+  assert donated is not None and donated.outputs == 0
   assert "MB a device" in str(needed)
 
 

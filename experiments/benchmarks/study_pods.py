@@ -6,20 +6,22 @@ A device has T / n tasks; it computes for
 
 seconds and takes part in one sum over devices of the gradient with respect to phi and sigma and of
 the numbers that people read, b bytes, once a meta-step, whatever the number of inner steps and of
-products of a solve: on a ring
+products of a solve:
 
-    2 (n - 1) / n * b / bandwidth + 2 (n - 1) * latency.
+    2 (n - 1) / n * b / bandwidth + hops * latency,
 
+with 2 (n - 1) hops on a ring, 4 (sqrt n - 1) on a torus of two dimensions, 2 log2 n on a tree.
 The study checks b against programs that XLA compiles for meshes of simulated devices.
 """
 
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -34,14 +36,14 @@ class Chip(NamedTuple):
   peak: float
   bandwidth: float  # bytes a second that a device sends while all send
   latency: float  # of one hop
+  links: Literal["ring", "torus", "tree"]
   utilisation: float = 0.3
 
 
 # Peaks of bfloat16, makers' figures; latencies and the utilisation are guesses to be replaced.
 CHIPS = {
-  "TPU v5e": Chip(197e12, 100e9, 1e-6),
-  "H100, NVLink": Chip(989e12, 450e9, 2e-6),
-  "H100, 50 GB/s": Chip(989e12, 50e9, 5e-6),
+  "TPU v5e": Chip(197e12, 100e9, 1e-6, "torus"),
+  "H100": Chip(989e12, 50e9, 5e-6, "tree"),
 }
 
 
@@ -51,22 +53,31 @@ def compute_seconds(chip: Chip, task_flops: float, tasks: int, devices: int) -> 
 
 
 def reduce_seconds(chip: Chip, size: int, devices: int) -> float:
-  """Of one all-reduce of `size` bytes on a ring."""
-  hops = 2 * (devices - 1)
-  return hops / devices * size / chip.bandwidth + hops * chip.latency
+  """Of one all-reduce of `size` bytes."""
+  hops = {
+    "ring": 2 * (devices - 1),
+    "torus": 4 * (math.sqrt(devices) - 1),
+    "tree": 2 * math.log2(devices),
+  }[chip.links]
+  return 2 * (devices - 1) / devices * size / chip.bandwidth + hops * chip.latency
+
+
+def communication(chip: Chip, row: Mapping[str, float], steps: int, tasks_a_device: int) -> float:
+  """The part of a meta-step's seconds that is communication, which does not hide behind work."""
+  devices = int(row["devices"])
+  work = row["task_flops_a_step"] * steps + row["task_flops_besides"]
+  seconds = compute_seconds(chip, work, tasks_a_device * devices, devices)
+  sent = reduce_seconds(chip, int(row["all_reduce_bytes"]), devices)
+  return sent / (seconds + sent)
 
 
 def pods(config: Config) -> Iterator[report.Record]:
-  """Meshes of 8, 64 and 512 devices, a task each and four: compiled, never run."""
+  """Meshes of 8, 64 and 512 devices, a task a device: compiled, never run."""
   for devices in (8,) if config.tiny else (8, 64, 512):
     row = _spawn(config, devices)
-    for chip_name, chip in CHIPS.items():
-      for steps in (1, 10, 100, 1000):
-        work = row["task_flops_a_step"] * steps + row["task_flops_besides"]
-        seconds = compute_seconds(chip, work, devices, devices)
-        sent = reduce_seconds(chip, row["all_reduce_bytes"], devices)
-        share = sent / (seconds + sent)
-        row[f"{chip_name}: communication, %, at L = {steps}, a task a chip"] = 100 * share
+    for name, chip in CHIPS.items():
+      for steps in (10, 100, 1000):
+        row[f"% communication, {name}, L = {steps}"] = 100 * communication(chip, row, steps, 1)
     yield row
 
 
@@ -115,6 +126,7 @@ def compiled_for(name: str, tiny: bool) -> report.Record:
     found.append((hlo.collectives(compiled.as_text() or ""), sm.estimate(compiled)))
   if found[0][0] != found[1][0] or [kind for kind, _ in found[0][0]] != ["all-reduce"]:
     raise AssertionError(f"Not one all-reduce of one size: {[sent for sent, _ in found]}.")
+  needed = [n.bytes if n is not None else None for _, n in found]
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   per_step = lambda steps: (
     flops.step(
@@ -129,6 +141,6 @@ def compiled_for(name: str, tiny: bool) -> report.Record:
     "phi_and_sigma_bytes": size((state.phi, state.log_sigma2)),
     "task_flops_a_step": per_step(2) - per_step(1),
     "task_flops_besides": per_step(0),
-    "bytes_a_device": found[0][1].bytes,
-    "bytes_a_device_at_10_L": found[1][1].bytes,
+    "bytes_a_device": needed[0],
+    "bytes_a_device_at_10_L": needed[1],
   }
