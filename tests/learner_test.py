@@ -561,7 +561,7 @@ def test_vmap_sequence_and_loop_over_tasks_agree(name):
 
 
 @pytest.mark.parametrize("batching", ("vmap", "sequential"))
-def test_a_compiled_update_of_a_convolutional_learner_repeats_itself(batching):
+def test_a_compiled_update_of_a_convolutional_learner_repeats_itself(batching, optimising_jit):
   """50 calls on one input, to the bit: a compiled solve was once seen to give NaN at random."""
   with jax.enable_x64(False):
     net = networks.ConvNet(ways=3, features=4, blocks=2)
@@ -575,7 +575,7 @@ def test_a_compiled_update_of_a_convolutional_learner_repeats_itself(batching):
       batching=batching,
     )  # fmt: skip
     tasks = sm.Task(sm.Batch(images, labels), sm.Batch(images[:, ::-1], labels[:, ::-1]))
-    update, state = jax.jit(learner.update), learner.init(params)
+    update, state = optimising_jit(learner.update), learner.init(params)
     first = jax.device_get(update(state, tasks))
     chex.assert_tree_all_finite(first)
     for _ in range(49):

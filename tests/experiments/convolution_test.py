@@ -67,18 +67,20 @@ def primitives(jaxpr):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_values_and_gradients_equal_those_of_lax(size):
+def test_values_and_gradients_equal_those_of_lax(size, optimising_jit):
   x, kernel = operands(size)
   assert_close(conv3x3(x, kernel), lax_conv(x, kernel))
-  ours, theirs = (jax.jit(jax.grad(loss(conv), (0, 1)))(x, kernel) for conv in (conv3x3, lax_conv))
+  ours, theirs = (
+    optimising_jit(jax.grad(loss(conv), (0, 1)))(x, kernel) for conv in (conv3x3, lax_conv)
+  )
   assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
-def test_hessian_products_in_both_modes(size):
+def test_hessian_products_in_both_modes(size, optimising_jit):
   primal, v = operands(size), operands(size, seed=7)
 
-  @functools.partial(jax.jit, static_argnums=0)
+  @functools.partial(optimising_jit, static_argnums=0)
   def products(conv):
     grad = jax.grad(loss(conv), (0, 1))
     dot = lambda *p: sum(jnp.vdot(a, b) for a, b in zip(grad(*p), v, strict=True))
@@ -90,10 +92,10 @@ def test_hessian_products_in_both_modes(size):
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_third_derivatives(size):
+def test_third_derivatives(size, optimising_jit):
   primal, v, u = operands(size), operands(size, seed=7), operands(size, seed=9)
 
-  @functools.partial(jax.jit, static_argnums=0)
+  @functools.partial(optimising_jit, static_argnums=0)
   def third(conv):
     hessian = lambda *p: jax.jvp(jax.grad(loss(conv), (0, 1)), p, v)[1]
     dot = lambda *p: sum(jnp.vdot(a, b) for a, b in zip(hessian(*p), u, strict=True))
@@ -109,7 +111,7 @@ def test_gradients_are_those_of_central_differences():
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (2, 4)])
-def test_vmap_of_values_and_of_both_transposes(size, axes):
+def test_vmap_of_values_and_of_both_transposes(size, axes, optimising_jit):
   alone = operands(size)
   batched = operands(size, seed=3, tasks=(3,))
   pairs = zip(alone, batched, axes, strict=True)
@@ -120,19 +122,19 @@ def test_vmap_of_values_and_of_both_transposes(size, axes):
     lambda conv: lambda x, kernel: jax.jvp(jax.grad(loss(conv)), (x, kernel), alone)[1],
   ):
     ours, theirs = (
-      jax.jit(jax.vmap(function(conv), axes))(x, kernel) for conv in (conv3x3, lax_conv)
+      optimising_jit(jax.vmap(function(conv), axes))(x, kernel) for conv in (conv3x3, lax_conv)
     )
     assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
-def test_gradient_of_a_vmap(size, axes):
+def test_gradient_of_a_vmap(size, axes, optimising_jit):
   alone, batched = operands(size), operands(size, seed=3, tasks=(3,))
   primal = tuple(a if i is None else b for a, b, i in zip(alone, batched, axes, strict=True))
   v = jax.tree.map(jnp.cos, primal)
 
-  @functools.partial(jax.jit, static_argnums=0)
+  @functools.partial(optimising_jit, static_argnums=0)
   def product(conv):
     total = lambda *p: jnp.sum(jax.vmap(loss(conv), axes)(*p) ** 2)
     return jax.jvp(jax.grad(total, (0, 1)), primal, v)
@@ -172,7 +174,7 @@ def test_every_derivative_is_one_of_two_primitives():
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
-def test_one_gradient_step_in_a_checkpointed_scan(size):
+def test_one_gradient_step_in_a_checkpointed_scan(size, optimising_jit):
   x, kernel = operands(size)
 
   def trained(conv, wrap):
@@ -180,7 +182,7 @@ def test_one_gradient_step_in_a_checkpointed_scan(size):
     return lambda k: jnp.sum(jax.lax.scan(step, k, length=3)[0] ** 2)
 
   ours, plain, theirs = (
-    jax.jit(jax.value_and_grad(trained(conv, wrap)))(kernel)
+    optimising_jit(jax.value_and_grad(trained(conv, wrap)))(kernel)
     for conv, wrap in (
       (conv3x3, jax.checkpoint),
       (conv3x3, lambda f: f),
