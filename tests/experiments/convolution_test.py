@@ -116,14 +116,13 @@ def test_vmap_of_values_and_of_both_transposes(size, axes, optimising_jit):
   batched = operands(size, seed=3, tasks=(3,))
   pairs = zip(alone, batched, axes, strict=True)
   x, kernel = (a if i is None else jnp.moveaxis(b, 0, i) for a, b, i in pairs)
-  for function in (
-    lambda conv: conv,
-    lambda conv: jax.grad(loss(conv), (0, 1)),
-    lambda conv: lambda x, kernel: jax.jvp(jax.grad(loss(conv)), (x, kernel), alone)[1],
-  ):
-    ours, theirs = (
-      optimising_jit(jax.vmap(function(conv), axes))(x, kernel) for conv in (conv3x3, lax_conv)
-    )
+
+  def every(conv):
+    gradient = jax.grad(loss(conv), (0, 1))
+    product = lambda x, kernel: jax.jvp(jax.grad(loss(conv)), (x, kernel), alone)[1]
+    return optimising_jit(jax.vmap(lambda *p: (conv(*p), gradient(*p), product(*p)), axes))
+
+  for ours, theirs in zip(every(conv3x3)(x, kernel), every(lax_conv)(x, kernel), strict=True):
     assert_close(ours, theirs)
 
 
