@@ -1,6 +1,5 @@
 """The convolution against XLA's: values, derivatives of every order, transformations."""
 
-import functools
 import re
 
 import jax
@@ -66,42 +65,46 @@ def primitives(jaxpr):
   return names
 
 
+@pytest.fixture
+def both(optimising_jit):
+  """(ours, XLA's): what the function f(conv) gives, compiled; ours as users have it compiled.
+
+  Arrays are arguments: XLA would work out constants while it compiles, slowly and by other means.
+  """
+
+  def run(f, *args):
+    return optimising_jit(f(conv3x3))(*args), jax.jit(f(lax_conv))(*args)
+
+  return run
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_values_and_gradients_equal_those_of_lax(size, optimising_jit):
+def test_values_and_gradients_equal_those_of_lax(size, both):
   x, kernel = operands(size)
   assert_close(conv3x3(x, kernel), lax_conv(x, kernel))
-  ours, theirs = (
-    optimising_jit(jax.grad(loss(conv), (0, 1)))(x, kernel) for conv in (conv3x3, lax_conv)
-  )
-  assert_close(ours, theirs)
+  assert_close(*both(lambda conv: jax.grad(loss(conv), (0, 1)), x, kernel))
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
-def test_hessian_products_in_both_modes(size, optimising_jit):
-  primal, v = operands(size), operands(size, seed=7)
-
-  @functools.partial(optimising_jit, static_argnums=0)
+def test_hessian_products_in_both_modes(size, both):
   def products(conv):
     grad = jax.grad(loss(conv), (0, 1))
-    dot = lambda *p: sum(jnp.vdot(a, b) for a, b in zip(grad(*p), v, strict=True))
-    return jax.jvp(grad, primal, v)[1], jax.grad(dot, (0, 1))(*primal)
+    dot = lambda p, v: sum(jnp.vdot(a, b) for a, b in zip(grad(*p), v, strict=True))
+    return lambda p, v: (jax.jvp(grad, p, v)[1], jax.grad(dot)(p, v))
 
-  ours, theirs = products(conv3x3), products(lax_conv)
+  ours, theirs = both(products, operands(size), operands(size, seed=7))
   assert_close(ours, theirs)
   assert_close(ours[0], ours[1])
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_third_derivatives(size, optimising_jit):
-  primal, v, u = operands(size), operands(size, seed=7), operands(size, seed=9)
-
-  @functools.partial(optimising_jit, static_argnums=0)
+def test_third_derivatives(size, both):
   def third(conv):
-    hessian = lambda *p: jax.jvp(jax.grad(loss(conv), (0, 1)), p, v)[1]
-    dot = lambda *p: sum(jnp.vdot(a, b) for a, b in zip(hessian(*p), u, strict=True))
-    return jax.grad(dot, (0, 1))(*primal)
+    hessian = lambda p, v: jax.jvp(jax.grad(loss(conv), (0, 1)), p, v)[1]
+    dot = lambda p, v, u: sum(jnp.vdot(a, b) for a, b in zip(hessian(p, v), u, strict=True))
+    return jax.grad(dot)
 
-  assert_close(third(conv3x3), third(lax_conv))
+  assert_close(*both(third, *(operands(size, seed=seed) for seed in (0, 7, 9))))
 
 
 def test_gradients_are_those_of_central_differences():
@@ -111,7 +114,7 @@ def test_gradients_are_those_of_central_differences():
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (2, 4)])
-def test_vmap_of_values_and_of_both_transposes(size, axes, optimising_jit):
+def test_vmap_of_values_and_of_both_transposes(size, axes, both):
   alone = operands(size)
   batched = operands(size, seed=3, tasks=(3,))
   pairs = zip(alone, batched, axes, strict=True)
@@ -119,26 +122,25 @@ def test_vmap_of_values_and_of_both_transposes(size, axes, optimising_jit):
 
   def every(conv):
     gradient = jax.grad(loss(conv), (0, 1))
-    product = lambda x, kernel: jax.jvp(jax.grad(loss(conv)), (x, kernel), alone)[1]
-    return optimising_jit(jax.vmap(lambda *p: (conv(*p), gradient(*p), product(*p)), axes))
+    product = lambda x, kernel, v: jax.jvp(jax.grad(loss(conv)), (x, kernel), v)[1]
+    one = lambda x, kernel, v: (conv(x, kernel), gradient(x, kernel), product(x, kernel, v))
+    return jax.vmap(one, (*axes, None))
 
-  for ours, theirs in zip(every(conv3x3)(x, kernel), every(lax_conv)(x, kernel), strict=True):
+  for ours, theirs in zip(*both(every, x, kernel, alone), strict=True):
     assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
-def test_gradient_of_a_vmap(size, axes, optimising_jit):
+def test_gradient_of_a_vmap(size, axes, both):
   alone, batched = operands(size), operands(size, seed=3, tasks=(3,))
   primal = tuple(a if i is None else b for a, b, i in zip(alone, batched, axes, strict=True))
-  v = jax.tree.map(jnp.cos, primal)
 
-  @functools.partial(optimising_jit, static_argnums=0)
   def product(conv):
     total = lambda *p: jnp.sum(jax.vmap(loss(conv), axes)(*p) ** 2)
-    return jax.jvp(jax.grad(total, (0, 1)), primal, v)
+    return lambda p, v: jax.jvp(jax.grad(total, (0, 1)), p, v)
 
-  assert_close(product(conv3x3), product(lax_conv))
+  assert_close(*both(product, primal, jax.tree.map(jnp.cos, primal)))
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
@@ -173,23 +175,17 @@ def test_every_derivative_is_one_of_two_primitives():
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
-def test_one_gradient_step_in_a_checkpointed_scan(size, optimising_jit):
+@pytest.mark.parametrize("wrap", [jax.checkpoint, lambda f: f], ids=["checkpointed", "plain"])
+def test_gradient_steps_in_a_scan(size, wrap, both):
+  def trained(conv):
+    def end(kernel, x):
+      step = wrap(lambda k, _: (k - 0.1 * jax.grad(loss(conv), 1)(x, k), None))
+      return jnp.sum(jax.lax.scan(step, kernel, length=3)[0] ** 2)
+
+    return jax.value_and_grad(end)
+
   x, kernel = operands(size)
-
-  def trained(conv, wrap):
-    step = wrap(lambda k, _: (k - 0.1 * jax.grad(loss(conv), 1)(x, k), None))
-    return lambda k: jnp.sum(jax.lax.scan(step, k, length=3)[0] ** 2)
-
-  ours, plain, theirs = (
-    optimising_jit(jax.value_and_grad(trained(conv, wrap)))(kernel)
-    for conv, wrap in (
-      (conv3x3, jax.checkpoint),
-      (conv3x3, lambda f: f),
-      (lax_conv, lambda f: f),
-    )
-  )
-  assert_close(ours, theirs)
-  assert_close(plain, theirs)
+  assert_close(*both(trained, kernel, x))
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
