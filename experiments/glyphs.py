@@ -21,6 +21,7 @@ from absl import app, flags, logging
 import shrinkmeta as sm
 from experiments import arms, configs, networks, plots, results, startup, training
 from experiments.datasets import characters, episodes, glyphs, omniglot
+from experiments.datasets.source import Source
 
 _ALGORITHMS = flags.DEFINE_list(
   "algorithms", list(arms.DEFAULT), f"Of {', '.join(arms.ALL)}; or all."
@@ -95,14 +96,14 @@ def run_arm(
   likelihood = sm.categorical(predict)
   mesh = training.host_mesh(config.meta_batch)
   learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), mesh)
-  sample = jax.jit(episodes.sample_tasks, static_argnums=(0, 4))
-  train_pool, test_pool = map(episodes.device_pool, data)
+  sample = jax.jit(Source.sample, static_argnums=3)
+  train, test = (episodes.source(shape, characters) for characters in data)
   test_key = jax.random.key(_TEST_KEY)
 
   trained = training.train(
     learner,
     params,
-    lambda start, count: sample(shape, train_pool, train_key, start, count),
+    lambda start, count: sample(train, train_key, start, count),
     config.meta_steps,
     config.meta_batch,
     name,
@@ -113,7 +114,7 @@ def run_arm(
     learner,
     likelihood,
     trained.state,
-    lambda start, count: sample(shape, test_pool, test_key, start, count),
+    lambda start, count: sample(test, test_key, start, count),
     config.test_episodes,
     tuple(config.adapt_steps),
     min(8, config.test_episodes),

@@ -1,0 +1,100 @@
+"""What an experiment needs to know of a data set: where tasks come from and under which protocol.
+
+A data set is one file with a function that returns a `Problem`; a binary that takes Problems knows
+nothing of pictures or files.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import shrinkmeta as sm
+
+Draw = Callable[[Any, Any, jax.Array, jax.Array], sm.Task]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=("data",),
+  meta_fields=("draw", "config", "tasks", "shuffle"),
+)
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Tasks by index. Task i of a key depends on `fold_in(key, i)` alone, whatever the batch.
+
+  A pytree: hand it to a jitted function as an argument, so that its data are on the device once
+  and no constants of the program: `jax.jit(Source.sample, static_argnames="count")`.
+  """
+
+  draw: Draw  # (config, data, number, key) -> one Task; pure, and the key is its own
+  config: Hashable  # static
+  data: Any  # arrays
+  tasks: int | None = None  # length of a finite list of tasks; None: every index is another task
+  shuffle: bool = False  # whether each round through the list has an order of its own
+
+  def sample(self, key: jax.Array, start: jax.typing.ArrayLike, count: int) -> sm.Task:
+    """Tasks `start` to `start + count - 1` of `key`.
+
+    Args:
+      key: the same for all tasks of a run; it is folded with the index, never split.
+      start: [] may be traced.
+      count: T, static.
+
+    Returns:
+      Task, every leaf [T, N, ...]. Of a finite list index i is task number i modulo `tasks`, or
+      that place in an order of the round's own with `shuffle`. What is random in a task is drawn
+      anew at every index, so that i and i + tasks differ by it.
+    """
+    if count < 1:
+      raise ValueError(f"Source.sample wants count >= 1; got {count}.")
+    indices = jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
+
+    def one(i: jax.Array) -> sm.Task:
+      return self.draw(self.config, self.data, self._number(key, i), jax.random.fold_in(key, i))
+
+    return jax.vmap(one)(indices)
+
+  def _number(self, key: jax.Array, i: jax.Array) -> jax.Array:
+    """Which task of the list index i is."""
+    if self.tasks is None:
+      return i
+    if not self.shuffle:
+      return i % self.tasks
+    # Twice folded, since fold_in(key, round) is the key of a task.
+    round_key = jax.random.fold_in(jax.random.fold_in(key, i // self.tasks), self.tasks)
+    return jax.random.permutation(round_key, self.tasks)[i % self.tasks]
+
+
+class Protocol(NamedTuple):
+  """What a result row says of its data, in words and numbers; `_asdict()` is a mapping."""
+
+  data: str
+  split: str  # how many classes or tasks in each part, and how they were chosen
+  ways: int | None  # classes of a task
+  shots: int | str  # examples to adapt on, of each class or of a task without classes
+  queries: int  # examples to be judged by, likewise
+  augmentation: str  # in both parts of a task, unless it says otherwise
+  evaluation: str  # where validation and test tasks come from
+
+
+class Problem(NamedTuple):
+  """Tasks to train on, to choose settings by and to report, and what a network has to predict."""
+
+  train: Source
+  validation: Source
+  test: Source
+  kind: Literal["categorical", "gaussian"]
+  outputs: int  # logits, or numbers regressed on (1: a network may return [N])
+  inputs: tuple[int, ...]  # shape of one input
+  protocol: Protocol
+  scale: float = 1.0  # standard deviation of a "gaussian"
+
+  def likelihood(self, predict: Callable[[Any, Any], jax.Array]) -> sm.Likelihood:
+    """The likelihood of a network `predict(theta, inputs)`."""
+    if self.kind == "categorical":
+      return sm.categorical(predict)
+    return sm.gaussian(predict, self.scale)
