@@ -1,15 +1,12 @@
 """Handwritten or printed characters, sorted by writing system: the container of data sets."""
 
-import os
 import pathlib
-import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
+
+from experiments.datasets import cache
 
 
 class Characters(NamedTuple):
@@ -95,38 +92,26 @@ def with_at_least(characters: Characters, ways: int) -> Characters:
   return select(characters, large)
 
 
+def merge(*parts: Characters) -> Characters:
+  """All writing systems of `parts`, which share none, with equal shapes of pictures."""
+  sizes = [len(part.systems) for part in parts]
+  offsets = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
+  return check(
+    Characters(
+      np.concatenate([part.images for part in parts]),
+      np.concatenate([part.counts for part in parts]),
+      np.concatenate([part.system + o for part, o in zip(parts, offsets, strict=True)]),
+      tuple(name for part in parts for name in part.systems),
+      tuple(name for part in parts for name in part.names),
+    )
+  )
+
+
 def cached(
-  cache_dir: str | os.PathLike[str] | None, filename: str, build: Callable[[], Characters]
+  cache_dir: cache.Folder | None, filename: str, build: Callable[[], Characters]
 ) -> Characters:
-  """`build()`, kept as `filename` in `cache_dir`.
-
-  Args:
-    cache_dir: a folder, made when missing; None stands for `shrinkmeta` in $XDG_CACHE_HOME or
-      ~/.cache, and "" for no cache.
-    filename: ends in .npz and names all that the result depends on.
-    build: called when there is no such file, or one that cannot be read (with a warning).
-
-  Returns:
-    Checked characters. A folder that cannot be written to is a warning, no error.
-  """
-  if cache_dir == "":
-    return check(build())
-  if cache_dir is None:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    cache_dir = os.path.join(root, "shrinkmeta")
-  path = pathlib.Path(cache_dir) / filename
-  try:
-    return _read(path)
-  except FileNotFoundError:
-    pass
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    logging.warning("Cannot use the cache %s, building its content anew: %s", path, error)
-  characters = check(build())
-  try:
-    _write(path, characters)
-  except OSError as error:
-    logging.warning("Cannot write the cache %s, so the next start is slow too: %s", path, error)
-  return characters
+  """`build()`, checked and kept as `filename`, an .npz, in `cache_dir`: see `cache.cached`."""
+  return cache.cached(cache_dir, filename, lambda: check(build()), _read, _write)
 
 
 def _read(path: pathlib.Path) -> Characters:
@@ -136,12 +121,4 @@ def _read(path: pathlib.Path) -> Characters:
 
 
 def _write(path: pathlib.Path, characters: Characters) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Readers see the old file or the whole new one, as a rename within a folder is atomic.
-  partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-  try:
-    with partial.open("wb") as file:
-      np.savez_compressed(file, **characters._asdict())
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  cache.replace(path, lambda file: np.savez_compressed(file, **characters._asdict()))

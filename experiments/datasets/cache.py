@@ -1,0 +1,78 @@
+"""Where data lie, and where what is made of them once is kept."""
+
+import os
+import pathlib
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+from absl import logging
+
+T = TypeVar("T")
+Folder = str | os.PathLike[str]
+
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
+  """`data_dir`, or else the folder `name` in $SHRINKMETA_DATA."""
+  if data_dir is not None:
+    return pathlib.Path(data_dir)
+  if root := os.environ.get("SHRINKMETA_DATA"):
+    return pathlib.Path(root) / name
+  raise FileNotFoundError(
+    f"Where is {name}? Give data_dir, its folder, or set SHRINKMETA_DATA to the folder above it."
+  )
+
+
+def cached(
+  cache_dir: Folder | None,
+  filename: str,
+  build: Callable[[], T],
+  read: Callable[[pathlib.Path], T],
+  write: Callable[[pathlib.Path, T], None],
+) -> T:
+  """`build()`, kept as `filename` in `cache_dir`.
+
+  Args:
+    cache_dir: a folder, made when missing; None stands for `shrinkmeta` in $XDG_CACHE_HOME or
+      ~/.cache, and "" for no cache.
+    filename: names all that the result depends on.
+    build: called when there is no such file, or one that cannot be read (with a warning).
+    read, write: from and to a path; `write` goes through `replace`.
+
+  Returns:
+    What `build` returns. A folder that cannot be written to is a warning, no error.
+  """
+  if cache_dir == "":
+    return build()
+  if cache_dir is None:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    cache_dir = os.path.join(root, "shrinkmeta")
+  path = pathlib.Path(cache_dir) / filename
+  try:
+    return read(path)
+  except FileNotFoundError:
+    pass
+  except _BROKEN as error:
+    logging.warning("Cannot use the cache %s, building its content anew: %s", path, error)
+  result = build()
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, result)
+  except OSError as error:
+    logging.warning("Cannot write the cache %s, so the next start is slow too: %s", path, error)
+  return result
+
+
+def replace(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> None:
+  """Writes a file whole or not at all: a rename within a folder is atomic."""
+  partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+  try:
+    with partial.open("wb") as file:
+      write(file)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
