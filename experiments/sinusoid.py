@@ -22,35 +22,11 @@ from tqdm import tqdm
 
 import shrinkmeta as sm
 from experiments import results, startup
+from experiments.datasets.sinusoid import draw
 
 FLAGS = flags.FLAGS
-NOISE, WIDTH, SHOTS, MOST = 0.3, 40, (5, 10, 20), 20
-_QUERIES = 50
+NOISE, WIDTH, SHOTS = 0.3, 40, (5, 10, 20)
 _LEVELS = (0.5, 0.8, 0.95)
-
-
-class Sinusoids(NamedTuple):
-  """T tasks, each with `MOST` rows to adapt on, of which a mask shows some, and others to judge."""
-
-  train: sm.Batch
-  val: sm.Batch
-  amplitude: jax.Array  # [T]
-  phase: jax.Array  # [T]
-
-
-def draw(key: jax.Array, count: int, shots: int | None) -> Sinusoids:
-  """`count` tasks of `shots` examples; None draws 5 to 20 for each."""
-  keys = jax.random.split(key, 5)
-  amplitude = jax.random.uniform(keys[0], (count,), minval=0.1, maxval=5.0)
-  phase = jax.random.uniform(keys[1], (count,), maxval=jnp.pi)
-  x = jax.random.uniform(keys[2], (count, MOST + _QUERIES), minval=-5.0, maxval=5.0)
-  noise = NOISE * jax.random.normal(keys[3], x.shape)
-  y = amplitude[:, None] * jnp.sin(x - phase[:, None]) + noise
-  sizes = jax.random.randint(keys[4], (count,), SHOTS[0], MOST + 1)
-  sizes = sizes if shots is None else jnp.full(count, shots)
-  mask = (jnp.arange(MOST) < sizes[:, None]).astype(x.dtype)
-  train = sm.Batch(x[:, :MOST, None], y[:, :MOST], mask)
-  return Sinusoids(train, sm.Batch(x[:, MOST:, None], y[:, MOST:]), amplitude, phase)
 
 
 def network(theta: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,7 +105,7 @@ def train(algorithm: str, meta_steps: int, tasks: int, seed: int) -> tuple[Any, 
 
   @jax.jit
   def step(state: sm.MetaState) -> tuple[sm.MetaState, sm.Metrics]:
-    data = draw(jax.random.fold_in(jax.random.fold_in(key, 1), state.step), tasks, None)
+    data = draw(jax.random.fold_in(jax.random.fold_in(key, 1), state.step), tasks, None, NOISE)
     return learner.update(state, sm.Task(data.train, data.val))
 
   state, metrics = learner.init(params), None
@@ -146,7 +122,7 @@ def evaluate(learner: sm.MetaLearner, state: sm.MetaState, count: int, seed: int
   rows = []
   for shots in SHOTS:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), shots)
-    data = draw(key, count, shots)
+    data = draw(key, count, shots, NOISE)
     found = judge(learner, state, data.train, data.val.inputs)
     y = data.val.targets
     by_task = lambda level, found=found, y=y: jax.vmap(lambda m, s, y: sm.coverage(m, s, y, level))(
@@ -178,7 +154,7 @@ def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], see
   axes = figure.subplots(2, len(SHOTS), sharex=True, sharey="row")
   x = jnp.linspace(-5, 5, 200)
   for column, (shots, row) in enumerate(zip(SHOTS, rows, strict=True)):
-    data = draw(jax.random.fold_in(jax.random.key(seed), 3), 2, shots)
+    data = draw(jax.random.fold_in(jax.random.key(seed), 3), 2, shots, NOISE)
     grid = jnp.broadcast_to(x[None, :, None], (2, x.size, 1))
     found = judge(learner, state, data.train, grid)
     for i, ax in enumerate(axes[:, column]):

@@ -5,26 +5,9 @@ import pathlib
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from experiments import sinusoid
-
 ROOT = pathlib.Path(__file__).absolute().parents[2]
-
-
-def test_tasks_are_sinusoids_with_noise():
-  data = sinusoid.draw(jax.random.key(0), 300, None)
-  sizes = np.asarray(data.train.mask).sum(1)
-  assert sizes.min() == 5 and sizes.max() == 20
-  x = data.val.inputs[..., 0]
-  residual = data.val.targets - data.amplitude[:, None] * jnp.sin(x - data.phase[:, None])
-  assert float(residual.std()) == pytest.approx(sinusoid.NOISE, rel=0.02)
-  assert float(data.amplitude.max()) <= 5.0 and float(data.phase.max()) <= np.pi
-  fixed = sinusoid.draw(jax.random.key(0), 4, 10)
-  np.testing.assert_array_equal(np.asarray(fixed.train.mask).sum(1), 10)
 
 
 @pytest.mark.slow
