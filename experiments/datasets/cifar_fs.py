@@ -1,0 +1,35 @@
+"""CIFAR-FS: the 100 classes of CIFAR-100, 600 photographs each, split 64/16/20.
+
+References: Bertinetto et al., Meta-learning with differentiable closed-form solvers, ICLR 2019.
+"""
+
+from experiments.datasets import cache, few_shot, layouts, photographs
+from experiments.datasets.images import Counts
+from experiments.datasets.source import Problem
+
+DATA_SET = photographs.DataSet(
+  name="cifar_fs",
+  title="CIFAR-FS",
+  origin="https://github.com/kjunelee/MetaOptNet",
+  size=32,
+  counts={
+    "train": Counts(64, 38_400, 600, 600),
+    "val": Counts(16, 9_600, 600, 600),
+    "test": Counts(20, 12_000, 600, 600),
+  },
+  layouts=(
+    layouts.layout(layouts.data_labels, "CIFAR_FS_{}.pickle"),
+    *layouts.CSV,
+  ),
+)
+
+
+def problem(
+  shape: few_shot.FewShot = few_shot.FewShot(),
+  data_dir: cache.Folder | None = None,
+  size: int | None = None,
+  cache_dir: cache.Folder | None = None,
+) -> Problem:
+  """N-way K-shot episodes; arguments as for `photographs.load`."""
+  splits = photographs.load(DATA_SET, data_dir, size, cache_dir)
+  return photographs.problem(DATA_SET.title, splits, shape, "the standard split")

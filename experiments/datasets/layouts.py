@@ -1,0 +1,191 @@
+"""The file layouts in which sets of photographs are passed around.
+
+| layout | files |
+|---|---|
+| class_dict | a pickle {image_data: [M, h, w, 3], class_dict: {class: rows}} a split |
+| data_labels | a pickle {data: [M, h, w, 3], labels: [M]} a split |
+| png_pickle | a pickle of M encoded PNGs, and one {label_specific or labels: [M]} a split |
+| npz | an .npz with images [M, h, w, 3], and the same pickle of labels, a split |
+| csv | train.csv, val.csv, test.csv of filename,label, and images/ or images.zip beside them |
+
+Colours come in the order of the file: OpenCV, with which some were made, puts blue first.
+"""
+
+import csv as csv_lib
+import functools
+import hashlib
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.datasets import images, pickles
+from experiments.datasets.images import Listing
+
+SPLITS = ("train", "val", "test")
+
+
+class Layout(NamedTuple):
+  """The files of each split, and how they are read."""
+
+  read: Callable[..., Listing]  # of the paths of a split's files
+  files: dict[str, tuple[str, ...]]  # split -> names
+
+
+def layout(read: Callable[..., Listing], *patterns: str, **renamed: str) -> Layout:
+  """File names are `patterns` with {} for the split, or for what `renamed` calls it."""
+  return Layout(read, {s: tuple(p.format(renamed.get(s, s)) for p in patterns) for s in SPLITS})
+
+
+CSV = (layout(lambda *paths: csv(*paths), "{}.csv", "images"),
+       layout(lambda *paths: csv(*paths), "{}.csv", "images.zip"))  # fmt: skip
+
+
+def class_dict(path: pathlib.Path) -> Listing:
+  """A pickle {image_data, class_dict}."""
+  pixels, rows = _entries(path, pickles.load(path), "image_data", "class_dict")
+  pixels = _pixels(path, pixels)
+  labels = np.full(len(pixels), "", object)
+  for name, own in rows.items() if isinstance(rows, dict) else ():
+    own = np.asarray(own)
+    if own.dtype.kind not in "iu" or own.size and not 0 <= own.min() <= own.max() < len(pixels):
+      raise ValueError(f"{path}: class {name!r} wants rows of 0 to {len(pixels) - 1}; got {own}.")
+    labels[own] = str(name)
+  if not all(labels):
+    raise ValueError(f"{path}: {sum(labels == '')} images are in no class of its class_dict.")
+  return Listing(labels.tolist(), pixels.__getitem__)
+
+
+def data_labels(path: pathlib.Path) -> Listing:
+  """A pickle {data, labels}."""
+  pixels, labels = _entries(path, pickles.load(path), "data", "labels")
+  pixels = _pixels(path, pixels)
+  return Listing(_labels(path, labels, len(pixels)), pixels.__getitem__)
+
+
+def png_pickle(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
+  """A pickle of encoded PNGs, each an array of bytes, and one of labels."""
+  encoded = pickles.load(images_path)
+  if not isinstance(encoded, list | np.ndarray):
+    raise ValueError(f"{images_path} wants a list of PNGs; got {type(encoded).__name__}.")
+
+  def read(m: int) -> np.ndarray:
+    content = np.asarray(encoded[m])
+    if content.dtype != np.uint8:
+      raise ValueError(f"{images_path}: PNG {m} wants bytes [n] uint8; got {content.dtype}.")
+    return images.decode(content.tobytes(), f"{images_path}, PNG {m}")
+
+  return Listing(_specific(labels_path, len(encoded)), read)
+
+
+def npz(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
+  """An .npz with decoded images, and a pickle of labels."""
+  try:
+    with np.load(images_path, allow_pickle=False) as arrays:
+      pixels = arrays["images"]
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{images_path} is no whole .npz with images: {error!r}.") from error
+  pixels = _pixels(images_path, pixels)
+  return Listing(_specific(labels_path, len(pixels)), pixels.__getitem__)
+
+
+def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
+  """filename,label rows under a header, and a folder or zip of the pictures."""
+  with path.open(newline="", encoding="utf-8") as file:
+    rows = list(csv_lib.reader(file))
+  if not rows or rows[0] != ["filename", "label"] or any(len(row) != 2 for row in rows):
+    raise ValueError(f"{path} wants two columns under the header filename,label.")
+  names = [name for name, _ in rows[1:]]
+  for name in names:
+    parts = pathlib.PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith("/") or "\\" in name or "\0" in name:
+      raise ValueError(f"{path} wants names of files below {pictures.name}; got {name!r}.")
+  read = _from_folder(pictures) if pictures.is_dir() else from_zip(pictures)
+  return Listing([label for _, label in rows[1:]], lambda m: read(names[m]))
+
+
+def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:
+  root = folder.resolve()
+
+  def read(name: str) -> np.ndarray:
+    file = (root / name).resolve()  # a link must not lead out either
+    if not file.is_relative_to(root) or not file.is_file():
+      raise ValueError(f"{name!r} of a .csv is no file in {folder}. Download the images anew.")
+    return images.decode(file.read_bytes(), str(file))
+
+  return read
+
+
+def from_zip(path: pathlib.Path) -> Callable[[str], np.ndarray]:
+  """name -> picture, of a zip of pictures, at its top or in images/; nothing is unpacked."""
+  try:
+    archive = zipfile.ZipFile(path)
+  except zipfile.BadZipFile as error:
+    raise ValueError(f"{path} is no whole zip: {error}. Download it anew.") from error
+  members = set(archive.namelist())
+
+  def read(name: str) -> np.ndarray:
+    member = next((m for m in (name, f"images/{name}") if m in members), None)
+    if member is None:
+      raise ValueError(f"{path} wants a member {name!r} or images/{name}. Download it anew.")
+    try:
+      return images.decode(archive.read(member), f"{path}, {member}")
+    except (zipfile.BadZipFile, zlib.error) as error:
+      raise ValueError(f"{path}, {member}, is damaged: {error}. Download it anew.") from error
+
+  return read
+
+
+@functools.cache
+def _sha256(path: pathlib.Path, changed: int) -> bytes:
+  del changed  # the time: a file is hashed again if it changes while a program runs
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").digest()
+
+
+def digest(files: Sequence[pathlib.Path]) -> str:
+  """sha256 of the files' content; of a folder of pictures, of their names and sizes."""
+  total = hashlib.sha256()
+  for file in files:
+    if file.is_dir():
+      inside = ((p.relative_to(file).as_posix(), p.stat().st_size) for p in file.rglob("*"))
+      total.update(repr(sorted(inside)).encode())
+    else:
+      total.update(_sha256(file, file.stat().st_mtime_ns))
+  return total.hexdigest()
+
+
+def _entries(path: pathlib.Path, content: Any, *keys: str) -> tuple[Any, ...]:
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} wants a dict with {keys}; got {type(content).__name__}.")
+  found = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
+  if missing := set(keys) - set(found):
+    raise ValueError(f"{path} wants a dict with {keys}; {sorted(missing)} not in {list(found)}.")
+  return tuple(found[key] for key in keys)
+
+
+def _pixels(path: pathlib.Path, pixels: Any) -> np.ndarray:
+  pixels = np.asarray(pixels)
+  if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+    raise ValueError(f"{path} wants images [M, h, w, 3] uint8; got {pixels.shape} {pixels.dtype}.")
+  return pixels
+
+
+def _labels(path: pathlib.Path, labels: Any, count: int) -> list[str]:
+  labels = np.asarray(labels)
+  if labels.shape != (count,):
+    raise ValueError(f"{path} wants labels [{count}], one an image; got {labels.shape}.")
+  if labels.dtype.kind in "iu":  # in the order of numbers, also as text
+    return [f"{label:04d}" for label in labels.tolist()]
+  return [str(label) for label in labels.tolist()]
+
+
+def _specific(path: pathlib.Path, count: int) -> list[str]:
+  """Labels of classes, not of their superclasses, under either of two names."""
+  content = pickles.load(path)
+  key = "label_specific" if isinstance(content, dict) and "labels" not in content else "labels"
+  (labels,) = _entries(path, content, key)
+  return _labels(path, labels, count)

@@ -1,0 +1,37 @@
+"""tieredImageNet: 608 classes of ImageNet, split 351/97/160 along its hierarchy.
+
+References: Ren et al., Meta-learning for semi-supervised few-shot classification, ICLR 2018.
+"""
+
+from experiments.datasets import cache, few_shot, layouts, photographs
+from experiments.datasets.images import Counts
+from experiments.datasets.source import Problem
+
+DATA_SET = photographs.DataSet(
+  name="tiered_imagenet",
+  title="tieredImageNet",
+  origin="https://github.com/renmengye/few-shot-ssl-public",
+  size=84,
+  # ImageNet has 732 to 1,300 training images of a class.
+  counts={
+    "train": Counts(351, 448_695, 732, 1_300),
+    "val": Counts(97, 124_261, 732, 1_300),
+    "test": Counts(160, 206_209, 732, 1_300),
+  },
+  layouts=(
+    layouts.layout(layouts.png_pickle, "{}_images_png.pkl", "{}_labels.pkl"),
+    layouts.layout(layouts.npz, "{}_images.npz", "{}_labels.pkl"),
+    *layouts.CSV,
+  ),
+)
+
+
+def problem(
+  shape: few_shot.FewShot = few_shot.FewShot(),
+  data_dir: cache.Folder | None = None,
+  size: int | None = None,
+  cache_dir: cache.Folder | None = None,
+) -> Problem:
+  """N-way K-shot episodes; arguments as for `photographs.load`."""
+  splits = photographs.load(DATA_SET, data_dir, size, cache_dir)
+  return photographs.problem(DATA_SET.title, splits, shape, "the standard split")
