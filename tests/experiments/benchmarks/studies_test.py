@@ -9,7 +9,8 @@ from experiments.benchmarks.worker import Config
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(studies.STUDIES))
-def test_study(name):
+def test_study(name, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "")  # of processes that studies start
   config = Config("w3", "reptile", tiny=True, repetitions=2, max_seconds=1.0)
   rows, table = studies.run(name, config)
   assert rows and len(table.split("\n")) == len(rows) + 1
