@@ -24,6 +24,7 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
   "shrinkage": study_modules.shrinkage,
   "memory": study_costs.memory,
   "compile": study_costs.compilation,
+  "precision": study_costs.precision,
   "pods": study_pods.pods,
 }
 

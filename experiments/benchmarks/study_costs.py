@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from experiments.benchmarks import measure, report, workloads
+from experiments.benchmarks.study_solves import angle
 from experiments.benchmarks.worker import Config, make_step, spawn
 
 
@@ -32,6 +33,49 @@ def memory(config: Config) -> Iterator[report.Record]:
       "temp_MB_a_device": temp,
       "trace_seconds": compiled.trace_seconds,
       "compile_seconds": compiled.compile_seconds,
+    }
+
+
+def precision(config: Config) -> Iterator[report.Record]:
+  """sigma_imaml's meta-gradient with the network in bfloat16, against float32: bias, time, memory.
+
+  A second row of float32 has other random data: how far apart two meta-batches are anyway.
+  """
+  calls, results, temporaries = {}, {}, {}
+  for name, compute, seed in (
+    ("float32", "float32", config.seed),
+    ("bfloat16", "bfloat16", config.seed),
+    ("float32, other tasks", "float32", config.seed + 1),
+  ):
+    workload = workloads.load(config.workload, config.tiny, tasks=config.tasks, compute=compute)
+    step = make_step(
+      workload,
+      "sigma_imaml",
+      config.seed,
+      batching=config.batching,
+      curvature="gauss_newton",
+    )
+    state, _, key = step.arguments
+    other = make_step(workload, "sigma_imaml", seed, batching=config.batching)
+    arguments = (state, other.arguments[1], key)
+    gradient = lambda state, tasks, key, step=step: step.learner.meta_gradient(state, tasks, key)
+    compiled = measure.compile_step(gradient, *arguments)
+    calls[name] = lambda call=compiled.call, arguments=arguments: call(*arguments)
+    results[name] = jax.block_until_ready(calls[name]())
+    temporaries[name] = compiled.temp_bytes
+  timings = measure.time_in_turn(calls, config.repetitions, config.max_seconds)
+  exact = results["float32"][0]
+  for name, (grad, metrics) in results.items():
+    phi, sigma = angle(grad.phi, exact.phi), angle(grad.log_sigma2, exact.log_sigma2)
+    yield {
+      "network": name,
+      "phi_degrees": phi[0],
+      "phi_norm_ratio": phi[1],
+      "sigma_degrees": sigma[0],
+      "sigma_norm_ratio": sigma[1],
+      "loss": float(metrics.loss),
+      "temp_bytes": temporaries[name],
+      **measure.timing_fields(timings[name]),
     }
 
 

@@ -36,6 +36,7 @@ class Workload:
     batch_size: of an inner step; None is all examples.
     cg: iterations of conjugate gradients.
     moving: modules that are task-specific; None is all.
+    compute: dtype in which the network is computed.
   """
 
   net: Net
@@ -55,6 +56,7 @@ class Workload:
   size: int = 28
   vocabulary: int = 1000
   moving: tuple[str, ...] | None = None
+  compute: Literal["float32", "bfloat16"] = "float32"
 
   @property
   def examples(self) -> int:
@@ -176,12 +178,14 @@ def make_problem(workload: Workload, seed: int) -> Problem:
   def predict(theta: PyTree, inputs: PyTree) -> jax.Array:
     return cast(jax.Array, net.apply({"params": theta}, inputs))
 
+  likelihood, labels = sm.categorical(predict), sm.by_layer(params)
   if workload.net == "mlp":  # the squared error is the density of this scale, less a constant
-    return Problem(params, sm.by_layer(params), sm.gaussian(predict, 0.5**0.5), tasks)
-  labels = sm.by_layer(params)
+    likelihood = sm.gaussian(predict, 0.5**0.5)
   if workload.net == "transformer":  # a block is a module
     labels = sm.by_path(params, {f"^{name}(/|$)": name for name in params})
-  return Problem(params, labels, sm.categorical(predict), tasks)
+  if workload.compute != "float32":
+    likelihood = sm.in_precision(likelihood, workload.compute)
+  return Problem(params, labels, likelihood, tasks)
 
 
 def make_learner(

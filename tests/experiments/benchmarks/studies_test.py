@@ -18,6 +18,12 @@ def test_study(name, monkeypatch):
     assert rows[-1]["largest_difference"] < 1e-5 < rows[-1]["largest_move"]
   if name == "tolerance":
     assert rows[0]["phi_degrees"] == 0 and all(np.isfinite(row["sigma_degrees"]) for row in rows)
+  if name == "precision":
+    same, half, other = (row["phi_degrees"] for row in rows)
+    assert same == 0 < half < other
+  if name == "pods":
+    assert rows[0]["bytes_a_device"] == rows[0]["bytes_a_device_at_10_L"]
+    assert rows[0]["phi_and_sigma_bytes"] < rows[0]["all_reduce_bytes"]
   if name == "warm":
     assert rows[-1]["inner_steps_warm"] <= rows[-1]["inner_steps_cold"]
 
