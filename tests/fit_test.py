@@ -95,6 +95,10 @@ def test_keys_differ_from_task_to_task_also_in_micro_batches():
   parts, _ = run(learner, state, 2, meta_batch=4, key=key, micro_batches=2)
   other, _ = run(learner, state, 2, meta_batch=4, key=jax.random.key(6))
   chex.assert_trees_all_close(whole, parts, rtol=1e-5)
+  update, loop = jax.jit(learner.update), state
+  for step in range(2):
+    loop, _ = update(loop, SOURCE(4 * step, 4), jax.random.fold_in(key, step))
+  chex.assert_trees_all_close(whole, loop, rtol=1e-5)
   assert not np.allclose(whole.phi["layer_1"]["w"], other.phi["layer_1"]["w"], rtol=1e-4)
 
 
@@ -105,7 +109,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path):
   log = tmp_path / "run" / "log.jsonl"
   run(learner, state, 5, checkpoints=keep, callbacks=[sm.json_lines(log)])
   with log.open("a") as file:
-    file.write('{"step": 7, "los')  # a line cut short, of a step that is not saved
+    file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # of steps that are not saved
   resumed, _ = run(learner, state, 9, checkpoints=keep, callbacks=[sm.json_lines(log)])
   chex.assert_trees_all_equal(straight, resumed)
   timeless = lambda row: {k: v for k, v in row.items() if k != "seconds"}
