@@ -16,7 +16,8 @@ from shrinkmeta.partition import moving
 pytestmark = pytest.mark.usefixtures("x64")
 
 T, N = 4, 9
-MODE = sm.Inner(optax.sgd(0.1, momentum=0.9), steps=30_000, tol=1e-13)
+# Stable up to a curvature of 76; the optimum's is 41.
+MODE = sm.Inner(optax.sgd(0.05, momentum=0.9), steps=30_000, tol=1e-13)
 CG = sm.Implicit(curvature="hessian", max_steps=2_000, tol=1e-13)
 PRIOR = sm.hyperprior.normal(3.0)
 
@@ -57,9 +58,12 @@ def optimum(frozen=()):
       p = vectors @ ((vectors.T @ g) / jnp.maximum(jnp.abs(values), 1e-3))
       rates = 0.5 ** jnp.arange(0, 20)
       trial = jax.vmap(lambda r: loss(v - r * p, log_sigma2))(rates)
-      return v - rates[jnp.argmin(trial)] * p
+      # Close to the end the loss no longer tells the rates apart.
+      return v - jnp.where(jnp.linalg.norm(g) < 1e-6, 1.0, rates[jnp.argmin(trial)]) * p
 
-    v = jax.lax.fori_loop(0, 60, step, ravel_pytree(start or (params, zeros))[0])
+    # From a neighbour's optimum Newton's method needs three steps.
+    v = ravel_pytree(start or (params, zeros))[0]
+    v = jax.lax.fori_loop(0, 6 if start else 60, step, v)
     phi, z = unravel(v)
     thetas = thetas_of(phi, z, log_sigma2)
     nll = jax.vmap(lambda th, b: -sm.log_likelihood(likelihood, th, b) / (N + 2))
