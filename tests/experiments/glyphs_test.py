@@ -1,6 +1,7 @@
 """The main job, small: it runs from end to end, repeats itself, and says what is wrong."""
 
 import csv
+import functools
 import pathlib
 import socket
 import subprocess
@@ -43,9 +44,11 @@ def test_end_to_end_and_again(tmp_path):
   assert again.sigma == curves[0].sigma
 
 
-def start(out: pathlib.Path, *arguments: object) -> subprocess.Popen[str]:
+def start(
+  out: pathlib.Path, *arguments: object, algorithm: str = "sigma_imaml"
+) -> subprocess.Popen[str]:
   command = [sys.executable, "-m", "experiments.glyphs", "--preset=smoke", f"--out={out}"]
-  command += ["--algorithms=sigma_imaml", "--set=meta_batch=3", *map(str, arguments)]
+  command += [f"--algorithms={algorithm}", "--set=meta_batch=3", *map(str, arguments)]
   pipe = subprocess.PIPE
   return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
@@ -57,13 +60,16 @@ def test_two_processes_find_what_one_finds_and_the_first_alone_writes(tmp_path):
     address = f"--coordinator_address=localhost:{s.getsockname()[1]}"
   outs = [tmp_path / name for name in ("one", "two", "second")]
   several = [address, "--num_processes=2"]
-  runs = [start(outs[0]), *(start(outs[1 + i], *several, f"--process_id={i}") for i in range(2))]
+  # By SGD throughout: Adam makes a whole step of the rounding of a gradient that is 0, as that of a
+  # bias before a batch norm is, and other numbers of devices round otherwise.
+  run = functools.partial(start, algorithm="reptile")
+  runs = [run(outs[0]), *(run(outs[1 + i], *several, f"--process_id={i}") for i in range(2))]
   for process in runs:
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
   one, two = (results.read_json(out / "results.json")[1][0] for out in outs[:2])
-  np.testing.assert_allclose(one.nll, two.nll, rtol=1e-3)
-  np.testing.assert_allclose(one.history["loss"], two.history["loss"], rtol=1e-4)
+  np.testing.assert_allclose(one.nll, two.nll, rtol=1e-4)
+  np.testing.assert_allclose(one.history["loss"], two.history["loss"], rtol=1e-5)
   assert not [path for path in outs[2].rglob("*") if path.is_file()]
 
 
