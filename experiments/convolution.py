@@ -134,7 +134,7 @@ def _tiles(x: jax.Array, size: int, margin: int) -> _Grid:
   return [[x[:, i : i + h : 2, j : j + w : 2] for j in range(size)] for i in range(size)]
 
 
-def _winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _winograd_conv_at_once(x: jax.Array, kernel: jax.Array) -> jax.Array:
   n, h, w, _ = x.shape
   v = _stack(_both_ways(_bt, _tiles(x, 4, 1)))
   u = jnp.stack([a for row in _both_ways(_g, kernel) for a in row])
@@ -143,11 +143,61 @@ def _winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return y.reshape(n, h + h % 2, w + w % 2, -1)[:, :h, :w]
 
 
-def _winograd_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+def _winograd_kernel_gradient_at_once(x: jax.Array, y: jax.Array) -> jax.Array:
   v = _stack(_both_ways(_bt, _tiles(x, 4, 1)))
   m = _stack(_both_ways(_a, _tiles(y, 2, 0)))
   u = jnp.einsum("spc,spf->scf", v, m)
   return jnp.stack([jnp.stack(row) for row in _both_ways(_gt, u.reshape(4, 4, *u.shape[1:]))])
+
+
+# V is four times as large as x: the images go through in blocks whose V a cache holds. That is
+# faster from some 100 images on, and memory holds one block's V and products in place of all.
+_BLOCK = 2**20  # numbers in V
+
+
+def image_blocks(x: jax.Array, images: int) -> jax.Array:
+  """[N, ...] -> [blocks, at most `images`, ...], blocks of one size, zeros after the last image."""
+  n = x.shape[0]
+  count = -(-n // max(1, images))
+  size = -(-n // count)
+  x = jnp.pad(x, ((0, count * size - n), *[(0, 0)] * (x.ndim - 1)))
+  return x.reshape(count, size, *x.shape[1:])
+
+
+def in_blocks(f: Callable[[jax.Array], jax.Array], x: jax.Array, images: int) -> jax.Array:
+  """f(x) [N, ...] of an f that treats each image of x [N, ...] by itself, block by block."""
+  if len(x) <= images:
+    return f(x)
+  blocks = image_blocks(x, images)
+  if jax.eval_shape(f, blocks[0]) == jax.ShapeDtypeStruct(blocks.shape[1:], blocks.dtype):
+    # Each result takes the place of its block, and needs no other where x is needed no more.
+    replace = lambda i, y: y.at[i].set(f(y[i]))
+    y = jax.lax.fori_loop(0, len(blocks), replace, blocks)
+  else:
+    y = jax.lax.map(f, blocks)
+  return y.reshape(-1, *y.shape[2:])[: len(x)]
+
+
+def _images_a_block(x: jax.Array, features: int) -> int:
+  tiles = (x.shape[1] + 1) // 2 * ((x.shape[2] + 1) // 2)
+  return max(1, _BLOCK // (16 * tiles * max(x.shape[3], features)))
+
+
+def _winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  images = _images_a_block(x, kernel.shape[3])
+  return in_blocks(lambda x: _winograd_conv_at_once(x, kernel), x, images)
+
+
+def _winograd_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+  images = _images_a_block(x, y.shape[3])
+  if len(x) <= images:
+    return _winograd_kernel_gradient_at_once(x, y)
+
+  def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    return total + _winograd_kernel_gradient_at_once(*block), None
+
+  zero = jnp.zeros((3, 3, x.shape[3], y.shape[3]), x.dtype)
+  return jax.lax.scan(add, zero, (image_blocks(x, images), image_blocks(y, images)))[0]
 
 
 # --- what runs where -----------------------------------------------------------------------------

@@ -6,48 +6,115 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.convolution import conv3x3
+from experiments.convolution import conv3x3, in_blocks
 
 Norm = Literal["group", "batch"]
 
 
+def _quarters(x: jax.Array) -> list[jax.Array]:
+  """The four pixels under each 2 x 2 window, row by row."""
+  x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+  return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+
+
+def _order(a: jax.Array, b: jax.Array) -> jax.Array:
+  """0: a < b, 1: a = b, 2: a > b."""
+  return (a >= b).astype(jnp.uint8) + (a > b).astype(jnp.uint8)
+
+
+@jax.custom_jvp
 def max_pool(x: jax.Array) -> jax.Array:
   """2 x 2 maximum, [N, H, W, C] -> [N, H // 2, W // 2, C].
 
   A maximum of four strided slices: its gradient is several times cheaper on a CPU than that of a
-  windowed reduction.
+  windowed reduction. A derivative holds one byte a window: which of its pixels are the maximum.
+  Pixels that tie share it.
   """
-  x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-  rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-  return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+  a, b, c, d = _quarters(x)
+  return jnp.maximum(jnp.maximum(a, c), jnp.maximum(b, d))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+  a, b, c, d = _quarters(primals[0])
+  left, right = jnp.maximum(a, c), jnp.maximum(b, d)
+  orders = _order(a, c) | _order(b, d) << 2 | _order(left, right) << 4
+  # Under `checkpoint` the bytes are what is kept, and not the masks that they unfold to.
+  tangent = jax.checkpoint(_pick, prevent_cse=False)(orders, tangents[0])
+  return jnp.maximum(left, right), tangent
+
+
+def _pick(orders: jax.Array, x: jax.Array) -> jax.Array:
+  """Of every window of x the pixel, or the mean of those, that `orders` points to."""
+
+  def larger(shift: int, a: jax.Array, b: jax.Array) -> jax.Array:
+    order = orders >> shift & 3
+    return jnp.where(order == 1, (a + b) / 2, jnp.where(order == 2, a, b))
+
+  a, b, c, d = _quarters(x)
+  return larger(4, larger(0, a, c), larger(2, b, d))
 
 
 class Conv(nn.Module):
-  """`conv3x3` with its kernel and bias."""
+  """Kernel and bias of a `conv3x3`."""
 
   features: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (3, 3, x.shape[-1], self.features)
+  def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+    shape = (3, 3, channels, self.features)
     kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-    return conv3x3(x, kernel) + self.param("bias", nn.initializers.zeros, (self.features,))
+    return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class BatchStatistics(nn.Module):
-  """Batch norm with the statistics of the batch at hand, in training and in testing.
+  """Scale and shift of a batch norm with the statistics of the batch, in training and in testing.
 
   Predictions for the images of one batch so depend on each other: the transductive protocol.
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    features = x.shape[-1:]
-    mean = x.mean((0, 1, 2))
-    variance = jnp.square(x - mean).mean((0, 1, 2))
-    scale = self.param("scale", nn.initializers.ones, features)
-    bias = self.param("bias", nn.initializers.zeros, features)
-    return (x - mean) * (scale / jnp.sqrt(variance + 1e-5)) + bias
+  def __call__(self, features: int) -> tuple[jax.Array, jax.Array]:
+    scale = self.param("scale", nn.initializers.ones, (features,))
+    return scale, self.param("bias", nn.initializers.zeros, (features,))
+
+
+_EPSILON = 1e-5  # beside the variance
+
+
+def batch_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+  """x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W."""
+  x = x - x.mean((0, 1, 2))
+  variance = (x * x).mean((0, 1, 2))  # of `square` the derivative would hold 2 x beside x
+  return x * (scale / jnp.sqrt(variance + _EPSILON)) + shift
+
+
+def fold_norm(
+  x: jax.Array, kernel: jax.Array, scale: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(k', b') with conv3x3(x, k') + b' = batch_norm(conv3x3(x, kernel), scale, shift).
+
+  A convolution is linear in the 9 C numbers under its kernel, so their mean m and covariance S tell
+  the statistics of its outputs, m k and k^T S k: pays where 9 C is small. A bias would drop out.
+  """
+  h, w, c = x.shape[1:]
+  padded = jnp.pad(jnp.moveaxis(x, 3, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
+  under = [padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  under = jnp.stack(under).reshape(9 * c, -1)
+  mean = under.mean(1)
+  covariance = (under - mean[:, None]) @ (under - mean[:, None]).T / under.shape[1]
+  k = kernel.reshape(9 * c, -1)
+  factor = scale / jnp.sqrt(jnp.sum(k * (covariance @ k), 0) + _EPSILON)
+  return kernel * factor, shift - mean @ k * factor
+
+
+_BLOCK = 2**20  # numbers of a block's convolution
+
+
+def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+  """ReLU of the pooled convolution, a block of images at a time: all of it no memory ever holds."""
+  images = max(1, _BLOCK // (x.shape[1] * x.shape[2] * len(bias)))
+  return in_blocks(lambda x: nn.relu(max_pool(conv3x3(x, kernel) + bias)), x, images)
 
 
 class ConvNet(nn.Module):
@@ -70,11 +137,15 @@ class ConvNet(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> logits [N, ways]."""
     for i in range(self.blocks):
-      x = Conv(self.features, name=f"conv_{i}")(x)
+      kernel, bias = Conv(self.features, name=f"conv_{i}")(x.shape[-1])
       if self.norm == "batch":
-        x = BatchStatistics(name=f"norm_{i}")(x)
+        scale, shift = BatchStatistics(name=f"norm_{i}")(self.features)
+        if 9 * x.shape[-1] <= self.features and min(x.shape[1:3]) > 1:
+          x = conv_pool(x, *fold_norm(x, kernel, scale, shift))
+          continue
+        x = batch_norm(conv3x3(x, kernel) + bias, scale, shift)
       else:
-        x = nn.GroupNorm(num_groups=4, name=f"norm_{i}")(x)
+        x = nn.GroupNorm(num_groups=4, name=f"norm_{i}")(conv3x3(x, kernel) + bias)
       x = max_pool(x) if min(x.shape[1:3]) > 1 else x
       x = nn.relu(x)  # after the pool, with which it commutes, a quarter of the work
     return nn.Dense(self.ways, name="head")(x.reshape(x.shape[0], -1))

@@ -43,6 +43,11 @@ def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+# With it XLA orders the operations of a CPU so that some may run at once, and holds more arrays.
+# Where every core has a device of its own there is no core to run them.
+_SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
+
+
 def start_jax(
   devices: int = 0, cache: str | None = None, processes: Processes | None = None
 ) -> None:
@@ -55,6 +60,9 @@ def start_jax(
       read in place of compiling it again; None is off.
     processes: waits until all of them are there.
   """
+  flags_now = os.environ.get("XLA_FLAGS", "")
+  if (devices or cores()) >= cores() and _SCHEDULER not in flags_now:
+    os.environ["XLA_FLAGS"] = f"{flags_now} {_SCHEDULER}=false".strip()
   jax.config.update("jax_num_cpu_devices", devices or cores())
   if cache is not None:
     jax.config.update("jax_compilation_cache_dir", cache)

@@ -85,6 +85,16 @@ def test_values_and_gradients_equal_those_of_lax(size, both):
   assert_close(*both(lambda conv: jax.grad(loss(conv), (0, 1)), x, kernel))
 
 
+@pytest.mark.parametrize("size", [(5, 5, 4, 32, 32), (5, 5, 4, 32, 33)])
+def test_images_in_blocks_that_do_not_divide_them(size, monkeypatch):
+  """Two images a block, one block filled up; results in the place of their images, or not."""
+  monkeypatch.setattr(convolution, "_BLOCK", 2 * 16 * 6 * max(size[3:]))
+  x, kernel = operands(size)
+  ours, theirs = (jax.jit(jax.grad(loss(conv), (0, 1)))(x, kernel) for conv in (conv3x3, lax_conv))
+  assert_close(ours, theirs)
+  assert "while" in jax.jit(conv3x3).lower(x, kernel).as_text()  # there are blocks
+
+
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
 def test_hessian_products_in_both_modes(size, both):
   def products(conv):
