@@ -35,6 +35,7 @@ def default() -> Config:
       "size": 14,  # pixels
       "features": 16,  # channels of each of the four blocks
       "norm": "batch",
+      "compute": "float32",  # or bfloat16: of the network; all else stays in float32
       "meta_steps": 200,
       "meta_batch": 4,  # tasks a meta-step
       "test_episodes": 24,

@@ -169,7 +169,8 @@ def in_blocks(f: Callable[[jax.Array], jax.Array], x: jax.Array, images: int) ->
   if len(x) <= images:
     return f(x)
   blocks = image_blocks(x, images)
-  if jax.eval_shape(f, blocks[0]) == jax.ShapeDtypeStruct(blocks.shape[1:], blocks.dtype):
+  out = jax.eval_shape(f, blocks[0])
+  if (out.shape, out.dtype) == (blocks.shape[1:], blocks.dtype):
     # Each result takes the place of its block, and needs no other where x is needed no more.
     replace = lambda i, y: y.at[i].set(f(y[i]))
     y = jax.lax.fori_loop(0, len(blocks), replace, blocks)

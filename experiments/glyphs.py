@@ -93,7 +93,7 @@ def run_arm(
   def predict(theta: Any, inputs: Any) -> jax.Array:
     return cast(jax.Array, net.apply({"params": theta}, inputs))
 
-  likelihood = sm.categorical(predict)
+  likelihood = sm.in_precision(sm.categorical(predict), config.compute)
   mesh = training.host_mesh(config.meta_batch)
   learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), mesh)
   sample = jax.jit(Source.sample, static_argnums=3)

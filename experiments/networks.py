@@ -84,9 +84,11 @@ _EPSILON = 1e-5  # beside the variance
 
 def batch_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
   """x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W."""
+  dtype = x.dtype
+  x = x.astype(jnp.promote_types(dtype, jnp.float32))  # sums of many numbers of 8 bits are none
   x = x - x.mean((0, 1, 2))
   variance = (x * x).mean((0, 1, 2))  # of `square` the derivative would hold 2 x beside x
-  return x * (scale / jnp.sqrt(variance + _EPSILON)) + shift
+  return (x * (scale / jnp.sqrt(variance + _EPSILON)) + shift).astype(dtype)
 
 
 def fold_norm(
@@ -98,14 +100,17 @@ def fold_norm(
   the statistics of its outputs, m k and k^T S k: pays where 9 C is small. A bias would drop out.
   """
   h, w, c = x.shape[1:]
+  dtype = jnp.promote_types(x.dtype, jnp.float32)  # k^T S k of an edge filter cancels
+  x, k = x.astype(dtype), kernel.astype(dtype).reshape(9 * c, -1)
   padded = jnp.pad(jnp.moveaxis(x, 3, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
   under = [padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
   under = jnp.stack(under).reshape(9 * c, -1)
   mean = under.mean(1)
   covariance = (under - mean[:, None]) @ (under - mean[:, None]).T / under.shape[1]
-  k = kernel.reshape(9 * c, -1)
-  factor = scale / jnp.sqrt(jnp.sum(k * (covariance @ k), 0) + _EPSILON)
-  return kernel * factor, shift - mean @ k * factor
+  variance = jnp.maximum(jnp.sum(k * (covariance @ k), 0), 0.0)  # rounding may leave less than 0
+  factor = scale / jnp.sqrt(variance + _EPSILON)
+  folded, bias = (k * factor).reshape(kernel.shape), shift - mean @ k * factor
+  return folded.astype(kernel.dtype), bias.astype(shift.dtype)
 
 
 _BLOCK = 2**20  # numbers of a block's convolution
