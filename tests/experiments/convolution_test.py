@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import shrinkmeta as sm
 from experiments import convolution
 from experiments.convolution import conv3x3
 
@@ -93,6 +94,27 @@ def test_images_in_blocks_that_do_not_divide_them(size, monkeypatch):
   ours, theirs = (jax.jit(jax.grad(loss(conv), (0, 1)))(x, kernel) for conv in (conv3x3, lax_conv))
   assert_close(ours, theirs)
   assert "while" in jax.jit(conv3x3).lower(x, kernel).as_text()  # there are blocks
+
+
+def test_blocks_take_the_place_of_their_images_within_a_mesh_too():
+  """A scan that stacks results would begin with an array of zeros beside the images."""
+  mesh = sm.task_mesh(jax.devices()[:1])
+
+  def scans(f):
+    split = jax.P("tasks")
+    mapped = jax.shard_map(
+      lambda x: convolution.in_blocks(f, x, 2),
+      mesh=mesh,
+      in_specs=split,
+      out_specs=split,
+      check_vma=False,
+    )
+    x = jnp.arange(5.0)[:, None]
+    np.testing.assert_array_equal(jax.jit(mapped)(x), f(x))
+    return str(jax.make_jaxpr(mapped)(x))
+
+  assert "num_carry=0" in scans(lambda x: jnp.concatenate([x, x], 1))  # stacks: another shape
+  assert "num_carry=0" not in scans(jnp.sin)
 
 
 @pytest.mark.parametrize("size", [SMALL, MIDDLE, LARGE])
