@@ -56,7 +56,10 @@ def progress_bar(name: str = "fit") -> Callback:
 
 
 def tensorboard(folder: str | os.PathLike[str]) -> Callback:
-  """A scalar for each entry of a row; needs tensorboardX. A run that goes on takes its place."""
+  """A scalar for each finite entry of a row; needs tensorboardX.
+
+  A run that goes on takes the place of what it had written beyond its checkpoint.
+  """
   try:
     import tensorboardX
   except ImportError as error:
@@ -69,7 +72,8 @@ def tensorboard(folder: str | os.PathLike[str]) -> Callback:
 
   def record(step: int, row: Row) -> None:
     for name, value in row.items():
-      writers[-1].add_scalar(name, value, step)
+      if math.isfinite(value):
+        writers[-1].add_scalar(name, value, step)
 
   return Callback(begin, record, lambda: writers.pop().close())
 
