@@ -52,6 +52,8 @@ def finished(*processes: subprocess.Popen[str]) -> None:
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
   a, b = np.asarray(a, float).ravel(), np.asarray(b, float).ravel()
+  if np.array_equal(a, b, equal_nan=True):  # also where sigma is infinite, or a number is not asked
+    return 0.0
   return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))
 
 
