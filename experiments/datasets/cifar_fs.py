@@ -3,9 +3,10 @@
 References: Bertinetto et al., Meta-learning with differentiable closed-form solvers, ICLR 2019.
 """
 
-from experiments.datasets import cache, few_shot, layouts, photographs
+import functools
+
+from experiments.datasets import layouts, photographs
 from experiments.datasets.images import Counts
-from experiments.datasets.source import Problem
 
 DATA_SET = photographs.DataSet(
   name="cifar_fs",
@@ -23,13 +24,4 @@ DATA_SET = photographs.DataSet(
   ),
 )
 
-
-def problem(
-  shape: few_shot.FewShot = few_shot.FewShot(),
-  data_dir: cache.Folder | None = None,
-  size: int | None = None,
-  cache_dir: cache.Folder | None = None,
-) -> Problem:
-  """N-way K-shot episodes; arguments as for `photographs.load`."""
-  splits = photographs.load(DATA_SET, data_dir, size, cache_dir)
-  return photographs.problem(DATA_SET.title, splits, shape, "the standard split")
+problem = functools.partial(photographs.standard, DATA_SET)

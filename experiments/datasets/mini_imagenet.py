@@ -4,9 +4,10 @@ References: Vinyals et al., Matching networks for one shot learning, NeurIPS 201
   Larochelle, Optimization as a model for few-shot learning, ICLR 2017.
 """
 
-from experiments.datasets import cache, few_shot, layouts, photographs
+import functools
+
+from experiments.datasets import layouts, photographs
 from experiments.datasets.images import Counts
-from experiments.datasets.source import Problem
 
 DATA_SET = photographs.DataSet(
   name="mini_imagenet",
@@ -27,13 +28,4 @@ DATA_SET = photographs.DataSet(
   ),
 )
 
-
-def problem(
-  shape: few_shot.FewShot = few_shot.FewShot(),
-  data_dir: cache.Folder | None = None,
-  size: int | None = None,
-  cache_dir: cache.Folder | None = None,
-) -> Problem:
-  """N-way K-shot episodes; arguments as for `photographs.load`."""
-  splits = photographs.load(DATA_SET, data_dir, size, cache_dir)
-  return photographs.problem(DATA_SET.title, splits, shape, "the standard split")
+problem = functools.partial(photographs.standard, DATA_SET)

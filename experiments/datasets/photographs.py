@@ -111,3 +111,15 @@ def problem(
     evaluation="endless episodes of the validation or test classes, by index",
   )
   return Problem(train, validation, test, "categorical", shape.ways, inputs, protocol)
+
+
+def standard(
+  data_set: DataSet,
+  shape: few_shot.FewShot = few_shot.FewShot(),  # noqa: B008 (frozen)
+  data_dir: cache.Folder | None = None,
+  size: int | None = None,
+  cache_dir: cache.Folder | None = None,
+) -> Problem:
+  """N-way K-shot episodes of the published split; arguments as for `load`."""
+  splits = load(data_set, data_dir, size, cache_dir)
+  return problem(data_set.title, splits, shape, "the standard split")

@@ -72,8 +72,7 @@ class OmniglotTest(parameterized.TestCase):
     np.testing.assert_array_equal(train.counts, 20)
     ink = 255.0 * ~drawing(1 + 7)  # the first character written, drawer 7
     want = ink.reshape(21, 5, 21, 5).mean(axis=(1, 3))
-    # Of 255 grey levels: the exact mean, rounded to a whole level, is at most a half away.
-    np.testing.assert_allclose(train.images[2, 6], want, rtol=0, atol=0.5)
+    np.testing.assert_array_equal(train.images[2, 6], np.rint(want))  # 25 pixels: never halfway
 
   def test_a_size_that_does_not_divide_keeps_the_ink(self):
     train, _ = omniglot.load(self.folder, size=32, cache_dir="")
