@@ -2,15 +2,14 @@
 
 A checkpoint is a folder named after its step. Orbax writes it under another name and renames it
 when all is there, so that a process killed at any moment leaves whole checkpoints only. What orbax
-does not see is checked here: beside the arrays lies a description of them with a fingerprint of
-each, so that a damaged file is noticed whatever it decodes to, and a state of another model is
-refused with the difference named.
+does not see is checked here: beside the arrays lies a description of them (`description.py`), so
+that a damaged file is noticed whatever it decodes to, and a state of another model is refused with
+the difference named.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,17 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from shrinkmeta import validate
+from shrinkmeta.description import (
+  FORMAT,
+  describe,
+  differences,
+  digest,
+  fingerprints,
+  named,
+  unnamed,
+)
 from shrinkmeta.learner import MetaLearner, MetaState
 
-PyTree = Any
-
-FORMAT = 1  # of the description; a number for every change that older code cannot read
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
 _STATE, _ABOUT = "state", "about"
 
@@ -70,61 +73,6 @@ class Store(NamedTuple):
   restore: Callable[[MetaState], MetaState | None]
   best: Callable[[], tuple[int, float] | None]
   finish: Callable[[], None]
-
-
-def describe(learner: MetaLearner, state: MetaState) -> dict[str, Any]:
-  """What a checkpoint says of itself, as JSON: what must agree where it is restored."""
-  arrays = {
-    name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
-    for name, leaf in _named(state).items()
-  }
-  labels = dict(validate.leaves_with_names(learner.labels))
-  return {"format": FORMAT, "row": list(learner.row), "modules": labels, "arrays": arrays}
-
-
-def fingerprints(state: PyTree) -> dict[str, int]:
-  """{path: a number of 32 bits}, of every bit of every leaf; jit it.
-
-  Sums modulo 2^32 of words times odd numbers that depend on their places: the same however an
-  array is cut over devices, and another one wherever a single bit differs, as an odd multiplier
-  has an inverse.
-  """
-  return {name: _fingerprint(leaf) for name, leaf in _named(state).items()}
-
-
-def _fingerprint(leaf: jax.Array) -> Any:
-  size = jnp.dtype(leaf.dtype).itemsize
-  words = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
-  words = jax.lax.bitcast_convert_type(words, unsigned).astype(jnp.uint32)  # 8 bytes: two words
-  place = jnp.zeros(words.shape, jnp.uint32)
-  for axis in range(words.ndim):
-    place = place * jnp.uint32(words.shape[axis]) + jax.lax.broadcasted_iota(
-      jnp.uint32, words.shape, axis
-    )
-  mixed = (place ^ (place >> 15)) * jnp.uint32(0x2C1B3C6D)
-  mixed = (mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)
-  return jnp.sum(words * (mixed | jnp.uint32(1)), dtype=jnp.uint32)
-
-
-def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-  """How the description of a checkpoint differs from the one wanted, a sentence each."""
-  if saved["row"] != wanted["row"]:
-    return [f"it is of the row {saved['row']}, and this learner of {wanted['row']}"]
-  found = []
-  for field, what in (("modules", "module"), ("arrays", "array")):
-    old, new = saved[field], wanted[field]
-    for name in sorted(old.keys() | new.keys()):
-      a, b = old.get(name, "absent"), new.get(name, "absent")
-      if a != b:
-        found.append(f"{what} of {name}: {_short(a)} in it, {_short(b)} here")
-  return found
-
-
-def _short(value: Any) -> str:
-  if not isinstance(value, dict):
-    return repr(value) if value != "absent" else value
-  return f"{value['dtype']}{value['shape']}"
 
 
 @contextlib.contextmanager
@@ -169,21 +117,21 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
       return  # a run that was told to stop right after this step was saved
     prints = {name: int(number) for name, number in fingerprint(state).items()}
     about = describe(learner, state) | {"fingerprints": prints, "versions": _versions()}
-    about["digest"] = _digest(about)
+    about["digest"] = digest(about)
     what = ocp.args.Composite(
-      **{_STATE: ocp.args.StandardSave(_named(state)), _ABOUT: ocp.args.JsonSave(about)}
+      **{_STATE: ocp.args.StandardSave(named(state)), _ABOUT: ocp.args.JsonSave(about)}
     )
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
     explained(step, lambda: manager().save(step, args=what, metrics=metrics))
 
   def read(step: int, state: MetaState, about: Mapping[str, Any]) -> MetaState:
-    named = _named(state)
     like = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in named.items()
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+      for name, x in named(state).items()
     }
     with ocp.StandardCheckpointer() as checkpointer:
       restored = checkpointer.restore(folder / str(step) / _STATE, like)
-    new = _unnamed(state, restored)
+    new = unnamed(state, restored)
     prints = {name: int(number) for name, number in fingerprint(new).items()}
     if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
       raise ValueError(f"the fingerprint of {wrong[0]} is another one: a file was changed")
@@ -247,24 +195,6 @@ def _orbax() -> Any:
   return orbax.checkpoint
 
 
-def _named(state: PyTree) -> dict[str, jax.Array]:
-  """{path: leaf}, keys of random numbers as the integers they are."""
-  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
-
-
-def _unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
-  """The inverse of `_named`, with the structure of `state`."""
-
-  def leaf(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
-    new = named[validate.path_name(path)]
-    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-      return new
-    return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-
-  return jax.tree_util.tree_map_with_path(leaf, state)
-
-
 def _steps(folder: pathlib.Path) -> list[int]:
   """Steps of the checkpoints that were written to their end, ascending."""
   return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
@@ -272,13 +202,9 @@ def _steps(folder: pathlib.Path) -> list[int]:
 
 def _read_about(path: pathlib.Path) -> dict[str, Any]:
   about = json.loads((path / _ABOUT / "metadata").read_text(encoding="utf-8"))
-  if about.pop("digest") != _digest(about):
+  if about.pop("digest") != digest(about):
     raise ValueError("its description was changed")
   return about
-
-
-def _digest(about: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta import checkpoints
+from shrinkmeta import checkpoints, description
 
 LIKELIHOOD = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], 1.0)
 PARAMS = {"slope": jnp.zeros(300), "level": jnp.zeros([])}
@@ -86,16 +86,16 @@ def test_random_keys_in_the_state(tmp_path):
 
 def test_every_bit_counts_in_a_fingerprint():
   tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.asarray([True, False])}
-  first = jax.jit(checkpoints.fingerprints)(tree)
+  first = jax.jit(description.fingerprints)(tree)
   bits = np.asarray(tree["a"]).view(np.uint32)
   for entry in range(6):
     for bit in range(32):
       changed = bits.copy().reshape(-1)
       changed[entry] ^= np.uint32(1) << np.uint32(bit)
       other = tree | {"a": jnp.asarray(changed.reshape(2, 3).view(np.float32))}
-      assert checkpoints.fingerprints(other)["a"] != first["a"]
+      assert description.fingerprints(other)["a"] != first["a"]
   swapped = tree | {"a": tree["a"].at[0, 0].set(1.0).at[0, 1].set(0.0), "b": ~tree["b"]}
-  second = checkpoints.fingerprints(swapped)
+  second = description.fingerprints(swapped)
   assert second["a"] != first["a"] and second["b"] != first["b"]
 
 
@@ -158,8 +158,8 @@ def test_other_models_labels_rows_and_formats_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"array of opt_state/phi/0/count: int32\[\] in it, absent"):
     read(tmp_path, make_learner(phi_optimizer=optax.sgd(0.1, momentum=0.9)))
   about = tmp_path / "1" / "about" / "metadata"
-  content = json.loads(about.read_text()) | {"format": checkpoints.FORMAT + 1}
-  content["digest"] = checkpoints._digest({k: v for k, v in content.items() if k != "digest"})
+  content = json.loads(about.read_text()) | {"format": description.FORMAT + 1}
+  content["digest"] = description.digest({k: v for k, v in content.items() if k != "digest"})
   about.write_text(json.dumps(content))
   with pytest.raises(ValueError, match=r"has format 2, written by shrinkmeta .* reads up to 1"):
     read(tmp_path, learner)

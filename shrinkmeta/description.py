@@ -1,0 +1,94 @@
+"""What a saved state says of itself: its structure, and a fingerprint of every array."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta import validate
+from shrinkmeta.learner import MetaLearner, MetaState
+
+PyTree = Any
+
+FORMAT = 1  # of the description; a number for every change that older code cannot read
+
+
+def describe(learner: MetaLearner, state: MetaState) -> dict[str, Any]:
+  """What a checkpoint says of itself, as JSON: what must agree where it is restored."""
+  arrays = {
+    name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+    for name, leaf in named(state).items()
+  }
+  labels = dict(validate.leaves_with_names(learner.labels))
+  return {"format": FORMAT, "row": list(learner.row), "modules": labels, "arrays": arrays}
+
+
+def fingerprints(state: PyTree) -> dict[str, int]:
+  """{path: a number of 32 bits}, of every bit of every leaf; jit it.
+
+  Sums modulo 2^32 of words times odd numbers that depend on their places: the same however an
+  array is cut over devices, and another one wherever a single bit differs, as an odd multiplier
+  has an inverse.
+  """
+  return {name: _fingerprint(leaf) for name, leaf in named(state).items()}
+
+
+def _fingerprint(leaf: jax.Array) -> Any:
+  size = jnp.dtype(leaf.dtype).itemsize
+  words = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
+  words = jax.lax.bitcast_convert_type(words, unsigned).astype(jnp.uint32)  # 8 bytes: two words
+  place = jnp.zeros(words.shape, jnp.uint32)
+  for axis in range(words.ndim):
+    place = place * jnp.uint32(words.shape[axis]) + jax.lax.broadcasted_iota(
+      jnp.uint32, words.shape, axis
+    )
+  mixed = (place ^ (place >> 15)) * jnp.uint32(0x2C1B3C6D)
+  mixed = (mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)
+  return jnp.sum(words * (mixed | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+  """How the description of a checkpoint differs from the one wanted, a sentence each."""
+  if saved["row"] != wanted["row"]:
+    return [f"it is of the row {saved['row']}, and this learner of {wanted['row']}"]
+  found = []
+  for field, what in (("modules", "module"), ("arrays", "array")):
+    old, new = saved[field], wanted[field]
+    for name in sorted(old.keys() | new.keys()):
+      a, b = old.get(name, "absent"), new.get(name, "absent")
+      if a != b:
+        found.append(f"{what} of {name}: {_short(a)} in it, {_short(b)} here")
+  return found
+
+
+def _short(value: Any) -> str:
+  if not isinstance(value, dict):
+    return repr(value) if value != "absent" else value
+  return f"{value['dtype']}{value['shape']}"
+
+
+def named(state: PyTree) -> dict[str, jax.Array]:
+  """{path: leaf}, keys of random numbers as the integers they are."""
+  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
+
+
+def unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
+  """The inverse of `named`, with the structure of `state`."""
+
+  def leaf(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
+    new = named[validate.path_name(path)]
+    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+      return new
+    return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+
+  return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def digest(about: Mapping[str, Any]) -> str:
+  """Of a description that has no digest yet."""
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
