@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from experiments.benchmarks import measure, report, workloads
-from experiments.benchmarks.study_solves import angle
+from experiments.benchmarks.study_solves import against
 from experiments.benchmarks.worker import Config, make_step, spawn
 
 
@@ -48,16 +48,14 @@ def precision(config: Config) -> Iterator[report.Record]:
     ("float32, other tasks", "float32", config.seed + 1),
   ):
     workload = workloads.load(config.workload, config.tiny, tasks=config.tasks, compute=compute)
-    step = make_step(
-      workload,
-      "sigma_imaml",
-      config.seed,
-      batching=config.batching,
-      curvature="gauss_newton",
+    make = lambda seed, workload=workload: make_step(
+      workload, "sigma_imaml", seed, batching=config.batching, curvature="gauss_newton"
     )
-    state, _, key = step.arguments
-    other = make_step(workload, "sigma_imaml", seed, batching=config.batching)
-    arguments = (state, other.arguments[1], key)
+    step = make(config.seed)
+    state, tasks, key = step.arguments
+    if seed != config.seed:
+      tasks = make(seed).arguments[1]
+    arguments = (state, tasks, key)
     gradient = lambda state, tasks, key, step=step: step.learner.meta_gradient(state, tasks, key)
     compiled = measure.compile_step(gradient, *arguments)
     calls[name] = lambda call=compiled.call, arguments=arguments: call(*arguments)
@@ -66,13 +64,9 @@ def precision(config: Config) -> Iterator[report.Record]:
   timings = measure.time_in_turn(calls, config.repetitions, config.max_seconds)
   exact = results["float32"][0]
   for name, (grad, metrics) in results.items():
-    phi, sigma = angle(grad.phi, exact.phi), angle(grad.log_sigma2, exact.log_sigma2)
     yield {
       "network": name,
-      "phi_degrees": phi[0],
-      "phi_norm_ratio": phi[1],
-      "sigma_degrees": sigma[0],
-      "sigma_norm_ratio": sigma[1],
+      **against(grad, exact),
       "loss": float(metrics.loss),
       "temp_bytes": temporaries[name],
       **measure.timing_fields(timings[name]),

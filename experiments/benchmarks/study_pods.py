@@ -16,10 +16,6 @@ The study checks b against programs that XLA compiles for meshes of simulated de
 
 import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
@@ -27,7 +23,7 @@ import jax
 
 import shrinkmeta as sm
 from experiments.benchmarks import flops, hlo, report, workloads
-from experiments.benchmarks.worker import Config
+from experiments.benchmarks.worker import Config, run_python
 
 
 class Chip(NamedTuple):
@@ -82,21 +78,11 @@ def pods(config: Config) -> Iterator[report.Record]:
 
 
 def _spawn(config: Config, devices: int) -> report.Record:
-  root = str(pathlib.Path(__file__).absolute().parents[2])
-  request = {"workload": config.workload, "tiny": config.tiny, "devices": devices}
+  request = json.dumps({"workload": config.workload, "tiny": config.tiny, "devices": devices})
   program = (
     "import sys; from experiments.benchmarks import study_pods; study_pods.main(sys.argv[1])"
   )
-  done = subprocess.run(
-    [sys.executable, "-c", program, json.dumps(request)],
-    env=os.environ | {"PYTHONPATH": root},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  if done.returncode:
-    raise RuntimeError(f"Compiling for {devices} devices failed:\n{done.stderr[-3000:]}")
-  return json.loads(done.stdout.splitlines()[-1])
+  return run_python(["-c", program, request], f"Compiling for {devices} devices")
 
 
 def main(request: str) -> None:

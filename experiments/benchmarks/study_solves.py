@@ -54,6 +54,17 @@ def angle(a: Any, b: Any) -> tuple[float, float]:
   return float(np.degrees(2 * np.arcsin(min(1.0, chord / 2)))), float(norms[0] / norms[1])
 
 
+def against(grad: sm.MetaParams, exact: sm.MetaParams) -> report.Record:
+  """A meta-gradient beside the exact one."""
+  phi, sigma = angle(grad.phi, exact.phi), angle(grad.log_sigma2, exact.log_sigma2)
+  return {
+    "phi_degrees": phi[0],
+    "phi_norm_ratio": phi[1],
+    "sigma_degrees": sigma[0],
+    "sigma_norm_ratio": sigma[1],
+  }
+
+
 def tolerance(config: Config) -> Iterator[report.Record]:
   """The meta-gradient by tolerances and counts of CG steps, against that of a converged solve."""
   trained = _train(config)
@@ -67,13 +78,9 @@ def tolerance(config: Config) -> Iterator[report.Record]:
   timings = measure.time_in_turn(calls, config.repetitions, config.max_seconds)
   exact = results["converged"][0]
   for name, (grad, metrics) in results.items():
-    phi, sigma = angle(grad.phi, exact.phi), angle(grad.log_sigma2, exact.log_sigma2)
     yield {
       "solve": name,
-      "phi_degrees": phi[0],
-      "phi_norm_ratio": phi[1],
-      "sigma_degrees": sigma[0],
-      "sigma_norm_ratio": sigma[1],
+      **against(grad, exact),
       **_solve_fields(metrics),
       **measure.timing_fields(timings[name]),
     }

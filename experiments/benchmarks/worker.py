@@ -174,11 +174,17 @@ def outcome(metrics: sm.Metrics) -> report.Record:
 
 def spawn(config: Config, timeout: float | None = None) -> report.Record:
   """`measure_config` in a process of its own."""
+  payload = json.dumps({"config": dataclasses.asdict(config), "began": time.time()})
+  arguments = ["-m", "experiments.benchmarks", f"--worker={payload}"]
+  return run_python(arguments, f"The measurement of {config}", timeout)
+
+
+def run_python(arguments: list[str], what: str, timeout: float | None = None) -> report.Record:
+  """The record that a Python process prints as its last line; `what` names it in an error."""
   root = str(pathlib.Path(__file__).absolute().parents[2])
   paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-  payload = json.dumps({"config": dataclasses.asdict(config), "began": time.time()})
   done = subprocess.run(
-    [sys.executable, "-m", "experiments.benchmarks", f"--worker={payload}"],
+    [sys.executable, *arguments],
     env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     capture_output=True,
     text=True,
@@ -186,7 +192,7 @@ def spawn(config: Config, timeout: float | None = None) -> report.Record:
     check=False,
   )
   if done.returncode:
-    raise RuntimeError(f"The measurement of {config} failed:\n{done.stderr[-3000:]}")
+    raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
   return json.loads(done.stdout.splitlines()[-1])
 
 
