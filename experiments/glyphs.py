@@ -176,11 +176,16 @@ def run(
   out.mkdir(parents=True, exist_ok=True)
   data = load_data(dataset, data_dir, split, config.ways)
   settings = config.to_dict() | {"dataset": dataset, "split": split}
+  not_of_training = ("arms", "test_episodes", "adapt_steps", "split")
+  shared = {key: value for key, value in settings.items() if key not in not_of_training}
   curves = []
   for seed in seeds:
     for name in algorithms:
       arm = f"{name}-{seed}"
-      keep = None if checkpoints is None else sm.Checkpoints(checkpoints / arm, checkpoint_every)
+      keep = None
+      if checkpoints is not None:
+        own = shared | {"seed": seed, "arm": settings["arms"][name]}
+        keep = sm.Checkpoints(checkpoints / arm, checkpoint_every, settings=own)
       curves.append(run_arm(name, seed, config, data, out / "tensorboard" / arm, keep))
       if jax.process_index() == 0:
         results.write_json(out / "results.json", settings, curves, results.environment())

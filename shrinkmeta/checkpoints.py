@@ -46,12 +46,15 @@ class Checkpoints:
     every: steps between two checkpoints; the last step and a SIGTERM are saved too.
     keep: how many of the latest stay; the best of the evaluations stays beside them.
     asynchronous: whether training goes on while files are written.
+    settings: plain data that must be the same where the run goes on, such as learning rates and
+      seeds, which the state does not show.
   """
 
   folder: str | os.PathLike[str]
   every: int = 100
   keep: int = 3
   asynchronous: bool = True
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     for name in ("every", "keep"):
@@ -116,7 +119,10 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
     if step in manager().all_steps():
       return  # a run that was told to stop right after this step was saved
     prints = {name: int(number) for name, number in fingerprint(state).items()}
-    about = describe(learner, state) | {"fingerprints": prints, "versions": _versions()}
+    about = describe(learner, state, checkpoints.settings) | {
+      "fingerprints": prints,
+      "versions": _versions(),
+    }
     about["digest"] = digest(about)
     what = ocp.args.Composite(
       **{_STATE: ocp.args.StandardSave(named(state)), _ABOUT: ocp.args.JsonSave(about)}
@@ -138,7 +144,7 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
     return new
 
   def restore(state: MetaState) -> MetaState | None:
-    steps, damaged, wanted = _steps(folder), {}, describe(learner, state)
+    steps, damaged, wanted = _steps(folder), {}, describe(learner, state, checkpoints.settings)
     for step in reversed(steps):
       about, error = _attempt(lambda step=step: _read_about(folder / str(step)))
       if about is not None:
@@ -217,8 +223,8 @@ def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: path
   if found := differences(about, wanted):
     more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
     raise ValueError(
-      f"{path} is a checkpoint of another model: {'; '.join(found[:3])}{more}. Build the learner "
-      "that it was written by, or name another folder."
+      f"{path} is a checkpoint of another run: {'; '.join(found[:3])}{more}. Go on with "
+      "what it was written by, or name another folder."
     )
 
 

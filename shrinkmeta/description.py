@@ -16,14 +16,20 @@ PyTree = Any
 FORMAT = 1  # of the description; a number for every change that older code cannot read
 
 
-def describe(learner: MetaLearner, state: MetaState) -> dict[str, Any]:
+def describe(learner: MetaLearner, state: MetaState, settings: Mapping[str, Any]) -> dict[str, Any]:
   """What a checkpoint says of itself, as JSON: what must agree where it is restored."""
   arrays = {
     name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     for name, leaf in named(state).items()
   }
   labels = dict(validate.leaves_with_names(learner.labels))
-  return {"format": FORMAT, "row": list(learner.row), "modules": labels, "arrays": arrays}
+  return {
+    "format": FORMAT,
+    "row": list(learner.row),
+    "settings": json.loads(json.dumps(settings)),  # a tuple is a list when it is read again
+    "modules": labels,
+    "arrays": arrays,
+  }
 
 
 def fingerprints(state: PyTree) -> dict[str, int]:
@@ -56,19 +62,20 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   if saved["row"] != wanted["row"]:
     return [f"it is of the row {saved['row']}, and this learner of {wanted['row']}"]
   found = []
-  for field, what in (("modules", "module"), ("arrays", "array")):
+  fields = (("settings", "setting"), ("modules", "module"), ("arrays", "array"))
+  for field, what in fields:
     old, new = saved[field], wanted[field]
     for name in sorted(old.keys() | new.keys()):
       a, b = old.get(name, "absent"), new.get(name, "absent")
       if a != b:
-        found.append(f"{what} of {name}: {_short(a)} in it, {_short(b)} here")
+        found.append(f"{what} {name}: {_short(a)} in it, {_short(b)} here")
   return found
 
 
 def _short(value: Any) -> str:
-  if not isinstance(value, dict):
-    return repr(value) if value != "absent" else value
-  return f"{value['dtype']}{value['shape']}"
+  if isinstance(value, dict) and value.keys() == {"dtype", "shape"}:
+    return f"{value['dtype']}{value['shape']}"
+  return "absent" if value == "absent" else repr(value)
 
 
 def named(state: PyTree) -> dict[str, jax.Array]:

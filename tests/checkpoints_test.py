@@ -149,13 +149,13 @@ def test_other_models_labels_rows_and_formats_are_named(tmp_path):
   learner = make_learner()
   write(tmp_path, learner, (1,))
   wider = PARAMS | {"slope": jnp.zeros(301)}
-  with pytest.raises(ValueError, match=r"array of .*phi/slope: float32\[300\] in it.*301\] here"):
+  with pytest.raises(ValueError, match=r"array .*phi/slope: float32\[300\] in it.*301\] here"):
     read(tmp_path, learner, wider)
-  with pytest.raises(ValueError, match=r"module of level: 'level' in it, 'all' here"):
+  with pytest.raises(ValueError, match=r"module level: 'level' in it, 'all' here"):
     read(tmp_path, make_learner(labels={"slope": "all", "level": "all"}))
   with pytest.raises(ValueError, match=r"of the row \['learned', 'predictive', 'implicit'\]"):
     read(tmp_path, make_learner(make=sm.maml))
-  with pytest.raises(ValueError, match=r"array of opt_state/phi/0/count: int32\[\] in it, absent"):
+  with pytest.raises(ValueError, match=r"array opt_state/phi/0/count: int32\[\] in it, absent"):
     read(tmp_path, make_learner(phi_optimizer=optax.sgd(0.1, momentum=0.9)))
   about = tmp_path / "1" / "about" / "metadata"
   content = json.loads(about.read_text()) | {"format": description.FORMAT + 1}
@@ -164,6 +164,18 @@ def test_other_models_labels_rows_and_formats_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"has format 2, written by shrinkmeta .* reads up to 1"):
     read(tmp_path, learner)
   assert kept(tmp_path) == ["1"]
+
+
+def test_settings_that_the_state_does_not_show_must_agree(tmp_path):
+  learner, state = make_learner(), make_learner().init(PARAMS)
+  write(tmp_path, learner, (1,), settings={"rate": 0.1, "sizes": (2, 3)})
+  same = sm.Checkpoints(tmp_path, settings={"sizes": (2, 3), "rate": 0.1})
+  with checkpoints.opened(same, learner) as store:
+    chex.assert_trees_all_equal(store.restore(state), state_at(learner, 1))
+  other = sm.Checkpoints(tmp_path, settings={"rate": 0.2, "sizes": (2, 3)})
+  message = r"of another run: setting rate: 0.1 in it, 0.2 here. Go on with what"
+  with checkpoints.opened(other, learner) as store, pytest.raises(ValueError, match=message):
+    store.restore(state)
 
 
 def test_settings_are_checked():
