@@ -9,6 +9,7 @@
 | sigma_maml      | learned | l_PLL       | through the steps     |
 | sigma_imaml     | learned | l_PLL       | implicit              |
 | sigma_reptile   | learned | l_MAP       | implicit, for sigma   |
+| meta_sgd        | learned, as step sizes | l_PLL | through the steps |
 | empirical_bayes | learned | evidence    | implicit; sigma follows the evidence |
 | hand_picked     | mask    | l_PLL       | through the steps     |
 | anil, boil      | mask    | l_PLL       | through the steps     |
@@ -38,6 +39,7 @@ FAMILY: dict[str, Row] = {
   "sigma_maml": Row("learned", "predictive", "unrolled"),
   "sigma_imaml": Row("learned", "predictive", "implicit"),
   "sigma_reptile": Row("learned", "map", "implicit"),
+  "meta_sgd": Row("learned", "predictive", "unrolled", prior=False),
   "empirical_bayes": Row("learned", "evidence", "implicit"),
   "hand_picked": Row("inf", "predictive", "unrolled"),
   "fine_tuning": Row("inf", "pooled", "none"),
@@ -45,6 +47,7 @@ FAMILY: dict[str, Row] = {
 
 # One step size for the objective per example, in theta (sigma = inf) or in z.
 _STEPS = Inner(optax.sgd(0.1), steps=5)
+_UNIT_STEPS = Inner(optax.sgd(1.0), steps=5)  # of sigma^2 each
 _LONG = Inner(optax.sgd(0.1), steps=50)
 _MODE = Inner(optax.lbfgs(), steps=50, tol=1e-4)
 _IMPLICIT = Implicit()
@@ -245,6 +248,38 @@ def sigma_reptile(
     labels,
     inner=inner,
     implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
+def meta_sgd(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner = _UNIT_STEPS,
+  phi_optimizer: optax.GradientTransformation = _PHI,
+  sigma_optimizer: optax.GradientTransformation = _SIGMA,
+  init_sigma: float | dict[str, float] = _INIT_SIGMA,
+  **keywords: Any,
+) -> MetaLearner:
+  """MAML with a learned step size for every module, sigma_m^2 times the rate of `inner`.
+
+  sigma_maml without the prior: nothing pulls theta back to phi, so that what keeps it from
+  overfitting is the number of steps. With plain gradient descent only is sigma^2 a step size:
+  Adam takes steps of sigma.
+
+  References: Li, Zhou, Chen, Li, Meta-SGD, arXiv 1707.09835, there for every parameter; Antoniou,
+    Edwards, Storkey, How to train your MAML, arXiv 1810.09502, by layer (and by step).
+  """
+  return make_learner(
+    FAMILY["meta_sgd"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=_IMPLICIT,
     phi_optimizer=phi_optimizer,
     sigma_optimizer=sigma_optimizer,
     init_sigma=init_sigma,

@@ -42,10 +42,11 @@ def moving_model(
   phi: PyTree,
   log_sigma2: Mapping[str, Any],
   frozen: Frozen,
+  prior: bool = True,
 ) -> Moving:
   """phi, labels, coordinates and likelihood of the modules that move."""
   part, names = moving(phi, labels, frozen), moving(labels, labels, frozen)
-  white = whitening(log_sigma2, names, jnp.result_type(jax.tree.leaves(part)[0]))
+  white = whitening(log_sigma2, names, jnp.result_type(jax.tree.leaves(part)[0]), prior)
   if frozen:
     likelihood = restrict(likelihood, held(phi, labels, frozen))
   return Moving(part, names, white, likelihood)
@@ -60,14 +61,16 @@ def posterior_mode(
   batch: Batch,
   frozen: Frozen,
   steps: int | jax.Array | tuple[int, ...] | None = None,
+  prior: bool = True,
   **keywords: Any,
 ) -> Mode:
   """theta_hat of one task; what the frozen modules make of a fixed batch is computed once.
 
   Args:
-    frozen: modules held at phi. The other arguments are those of `minimise`.
+    frozen: modules held at phi.
+    prior: see `whitening`. The other arguments are those of `minimise`.
   """
-  model, data = moving_model(likelihood, labels, phi, log_sigma2, frozen), batch
+  model, data = moving_model(likelihood, labels, phi, log_sigma2, frozen, prior), batch
   if frozen and inner.batch_size is None:
     predict, features = hoist(model.likelihood.predict, model.phi, batch.inputs)
     model = model._replace(likelihood=likelihood._replace(predict=predict))

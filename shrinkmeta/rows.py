@@ -38,6 +38,7 @@ class Row(NamedTuple):
     "predictive", "map", "evidence", "pooled"
   ]  # what phi follows (for "evidence", sigma too); "pooled": no adaptation in training
   gradient: Literal["unrolled", "first_order", "implicit", "none"]  # of theta_hat
+  prior: bool = True  # False: finite sigma^2 are step sizes and nothing else
 
 
 SigmaGradient = Literal["joint", "per_task", "diagonal"]
@@ -99,7 +100,8 @@ def log_sigma2_of(spec: Spec, params: MetaParams) -> dict[str, Any]:
 def moving_of(spec: Spec, params: MetaParams, frozen: Frozen) -> Moving:
   """The model of the modules that move."""
   log_sigma2 = log_sigma2_of(spec, params)
-  return moving_model(spec.likelihood, spec.labels, params.phi, log_sigma2, frozen)
+  prior = spec.row.prior
+  return moving_model(spec.likelihood, spec.labels, params.phi, log_sigma2, frozen, prior)
 
 
 def mode_of(
@@ -115,6 +117,7 @@ def mode_of(
     batch,
     frozen,
     key=key,
+    prior=spec.row.prior,
     **keywords,
   )
 

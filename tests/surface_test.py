@@ -36,6 +36,7 @@ ALGORITHMS = {
   "fomaml": "inner phi_optimizer",
   "imaml": "inner implicit phi_optimizer init_sigma",
   "reptile": "inner phi_optimizer",
+  "meta_sgd": "inner phi_optimizer sigma_optimizer init_sigma",
   "sigma_maml": "inner phi_optimizer sigma_optimizer init_sigma",
   "sigma_imaml": "inner implicit phi_optimizer sigma_optimizer init_sigma",
   "sigma_reptile": "inner implicit phi_optimizer sigma_optimizer init_sigma",
