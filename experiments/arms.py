@@ -22,8 +22,10 @@ ALL = (
   "reptile",
   "fomaml",
   "maml",
+  "meta_sgd",
   "anil",
   "boil",
+  "hand_picked",
   "fine_tuning",
 )
 DEFAULT = ("sigma_imaml", "reptile", "fomaml")
@@ -48,8 +50,9 @@ def make_learner(
   if name not in ALL:
     raise ValueError(f"{name!r} is no algorithm; choose of {', '.join(ALL)}, or all.")
   arm = config.arms[name]
-  keywords = {
-    "inner": sm.Inner(_OPTIMIZERS[arm.inner](arm.inner_rate), steps=arm.inner_steps),
+  optimizer = _OPTIMIZERS[arm.inner](arm.inner_rate)
+  keywords: dict[str, Any] = {
+    "inner": sm.Inner(optimizer, steps=arm.inner_steps, batch_size=config.batch_size or None),
     "phi_optimizer": _OPTIMIZERS[arm.outer](_decayed(arm.outer_rate, config.meta_steps)),
     "mesh": mesh,
   }
@@ -60,6 +63,8 @@ def make_learner(
     keywords["init_sigma"] = arm.init_sigma
   if row.sigma == "learned":
     keywords["sigma_optimizer"] = optax.adam(_decayed(arm.sigma_rate, config.meta_steps))
+  if name == "hand_picked":
+    keywords["task_specific"] = (arm.task_specific,)
   return getattr(sm, name)(likelihood, labels, **keywords)
 
 

@@ -11,7 +11,7 @@ Config: TypeAlias = Any
 
 
 def _arm(
-  inner: str, rate: float, steps: int, outer: str, outer_rate: float, **sigma: float
+  inner: str, rate: float, steps: int, outer: str, outer_rate: float, **own: float | str
 ) -> Config:
   return ml_collections.ConfigDict(
     {
@@ -20,7 +20,8 @@ def _arm(
       "inner_steps": steps,  # in training
       "outer": outer,  # optimiser of phi
       "outer_rate": outer_rate,
-      **sigma,  # init_sigma, and sigma_rate, the rate of Adam on log sigma^2
+      # init_sigma; sigma_rate, the rate of Adam on log sigma^2; task_specific, a module
+      **own,
     }
   )
 
@@ -40,6 +41,7 @@ def default() -> Config:
       "meta_batch": 4,  # tasks a meta-step
       "test_episodes": 24,
       "adapt_steps": (0, 1, 3, 10, 30, 100, 300, 1000),
+      "batch_size": 0,  # of inner steps; 0: all examples
       "cg_steps": 10,
       "cg_tol": 1e-3,
       "arms": {
@@ -52,6 +54,8 @@ def default() -> Config:
         "maml": _arm("sgd", 0.5, 5, "adam", 1e-2),
         "anil": _arm("sgd", 0.5, 5, "adam", 1e-2),
         "boil": _arm("sgd", 0.5, 5, "adam", 1e-2),
+        "meta_sgd": _arm("sgd", 1.0, 5, "adam", 1e-2, init_sigma=0.7, sigma_rate=6e-2),
+        "hand_picked": _arm("sgd", 0.5, 5, "adam", 1e-2, task_specific="conv_3"),
         "fine_tuning": _arm("sgd", 0.5, 30, "adam", 1e-2),
       },
     }
@@ -104,12 +108,17 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
   """The preset with `overrides` such as "meta_steps=100" or "arms.reptile.inner_rate=0.2"."""
   if preset not in PRESETS:
     raise ValueError(f"{preset!r} is no preset; choose of {', '.join(PRESETS)}.")
-  config = PRESETS[preset]().lock()  # an unknown name is an error
+  return override(PRESETS[preset](), overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+  """`config`, locked, with changes in the words of the flag --set; unknown names are errors."""
+  config.lock()
   flat = {}
-  for override in overrides:
-    name, equals, text = override.partition("=")
+  for change in overrides:
+    name, equals, text = change.partition("=")
     if not equals:
-      raise ValueError(f"--set wants name=value, as in --set=meta_steps=100; got {override!r}.")
+      raise ValueError(f"--set wants name=value, as in --set=meta_steps=100; got {change!r}.")
     try:
       flat[name] = ast.literal_eval(text)
     except (ValueError, SyntaxError):

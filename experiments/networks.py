@@ -156,6 +156,19 @@ class ConvNet(nn.Module):
     return nn.Dense(self.ways, name="head")(x.reshape(x.shape[0], -1))
 
 
+class MLP(nn.Module):
+  """Two hidden layers of ReLU; [N, D] -> [N, outputs]. Parameters: hidden_0, hidden_1, out."""
+
+  outputs: int
+  width: int = 40
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for i in range(2):
+      x = nn.relu(nn.Dense(self.width, name=f"hidden_{i}")(x))
+    return nn.Dense(self.outputs, name="out")(x)
+
+
 class Transformer(nn.Module):
   """Pre-norm Transformer: blocks of [causal self-attention, MLP of four times the width].
 

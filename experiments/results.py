@@ -39,7 +39,7 @@ class Curve(NamedTuple):
   algorithm: str
   seed: int
   steps: np.ndarray  # [S] adaptation steps, ascending integers
-  accuracy: np.ndarray  # [S, E] share of val examples recognised, 0 to 1
+  accuracy: np.ndarray  # [S, E] share of val examples recognised, 0 to 1; nan in regression
   nll: np.ndarray  # [S, E] mean val negative log-likelihood per example, in nats
   sigma: dict[str, float]  # module -> sigma_m; inf: no prior, 0: frozen
   moved: dict[str, float]  # module -> root mean square of theta - phi, after the last step

@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
 class Adapted(NamedTuple):
   """E test episodes at S adaptation steps."""
 
-  accuracy: np.ndarray  # [S, E]
+  accuracy: np.ndarray  # [S, E] nan in regression
   nll: np.ndarray  # [S, E] nats an example
   moved: dict[str, float]  # module -> rms(theta - phi) after the last step
   seconds: dict[str, float]
@@ -55,11 +55,13 @@ def train(
   name: str,
   callbacks: Sequence[sm.Callback] = (),
   checkpoints: sm.Checkpoints | None = None,
+  key: jax.Array | None = None,
 ) -> Trained:
   """`sm.fit`, with the rows of all steps as a history.
 
   Args:
     checkpoints: where the run keeps its states and, in log.jsonl, its rows, and goes on from.
+    key: of the mini-batches of inner steps, where there are any.
   """
   rows: list[dict[str, Any]] = []
   told = [sm.progress_bar(f"{name}: train"), sm.recorder(rows), *callbacks]
@@ -72,14 +74,20 @@ def train(
     episodes,
     meta_steps,
     meta_batch=meta_batch,
+    key=key,
     callbacks=told,
     checkpoints=checkpoints,
   )
   seconds = [row["seconds"] for row in rows] or [0.0]
   if log is not None and jax.process_index() == 0:
     rows = sm.read_json_lines(log)  # with those of earlier starts
-  history = {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+  history = as_history(rows)
   return Trained(state, history, {"compile": seconds[0], "train": sum(seconds[1:])})
+
+
+def as_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+  """Rows of a log, by name."""
+  return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
 
 def adapt(
@@ -91,16 +99,25 @@ def adapt(
   steps: tuple[int, ...],
   block: int,
   name: str,
+  key: jax.Array | None = None,
 ) -> Adapted:
-  """One run of adaptation an episode, judged on its val part at each of `steps`."""
+  """One run of adaptation an episode, judged on its val part at each of `steps`.
 
-  def one(state: sm.MetaState, task: sm.Task) -> tuple[tuple[()], Any]:
-    thetas, _ = learner.adapt(state, task.train, steps)
+  Args:
+    key: folded with an episode's number, of the mini-batches of its steps.
+  """
+
+  def one(state: sm.MetaState, item: tuple[sm.Task, jax.Array]) -> tuple[tuple[()], Any]:
+    task, number = item
+    own = None if key is None else jax.random.fold_in(key, number)
+    thetas, _ = learner.adapt(state, task.train, steps, own)
 
     def judge(theta: PyTree) -> tuple[jax.Array, jax.Array]:
-      logits = likelihood.predict(theta, task.val.inputs)
-      right = jnp.argmax(logits, -1) == task.val.targets
-      return jnp.mean(right), -jnp.mean(likelihood.log_prob(logits, task.val.targets))
+      outputs, targets = likelihood.predict(theta, task.val.inputs), task.val.targets
+      nll = -jnp.mean(likelihood.log_prob(outputs, targets))
+      if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return jnp.full_like(nll, jnp.nan), nll
+      return jnp.mean(jnp.argmax(outputs, -1) == targets), nll
 
     accuracy, nll = jax.lax.map(judge, thetas)  # in sequence: see batching.py on CPUs
     last = jax.tree.map(lambda x, p: jnp.mean(jnp.square(x[-1] - p)), thetas, state.phi)
@@ -113,14 +130,15 @@ def adapt(
   state = sm.place_state(state, mesh)
 
   @jax.jit
-  def run(state: sm.MetaState, tasks: sm.Task) -> Any:
-    return sm.over_tasks(one, state, tasks, mesh=mesh)[1]
+  def run(state: sm.MetaState, tasks: sm.Task, start: jax.typing.ArrayLike) -> Any:
+    numbers = start + jnp.arange(len(jax.tree.leaves(tasks)[0]))
+    return sm.over_tasks(one, state, (tasks, numbers), mesh=mesh)[1]
 
   blocks = []
   quiet = jax.process_index() != 0
   for start in tqdm.tqdm(starts, f"{name}: adapt", unit="block", dynamic_ncols=True, disable=quiet):
     tasks = episodes(start + (offset if mine else 0), max(1, mine))
-    found = run(state, sm.place_tasks(tasks, mesh, share, mine))
+    found = run(state, sm.place_tasks(tasks, mesh, share, mine), start)
     if jax.process_count() > 1:
       found = multihost_utils.process_allgather(found, tiled=True)
     blocks.append(jax.tree.map(lambda x: x[:block], jax.device_get(found)))

@@ -33,5 +33,6 @@ def test_unknown_preset_and_algorithm():
 @pytest.mark.parametrize("name", arms.ALL)
 def test_every_arm_builds_its_row(name):
   likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
-  learner = arms.make_learner(name, configs.load("smoke"), likelihood, {"w": "w"}, None)
+  config = configs.load("smoke", ["arms.hand_picked.task_specific=w"])
+  learner = arms.make_learner(name, config, likelihood, {"w": "w"}, None)
   assert learner.row == sm.FAMILY.get(name, sm.FAMILY["hand_picked"])

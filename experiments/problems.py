@@ -1,0 +1,77 @@
+"""From settings to tasks and a network: which data set goes by which name."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+import shrinkmeta as sm
+from experiments import configs, networks
+from experiments.datasets import (
+  cifar_fs,
+  few_shot,
+  grocery,
+  mini_imagenet,
+  omniglot_alphabets,
+  omniglot_few_shot,
+  sinusoid,
+  spoken_digits,
+  tiered_imagenet,
+)
+from experiments.datasets.source import Problem
+
+PyTree = Any
+
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+  "omniglot_alphabets": omniglot_alphabets.problem,
+  "omniglot_few_shot": omniglot_few_shot.problem,
+  "mini_imagenet": mini_imagenet.problem,
+  "tiered_imagenet": tiered_imagenet.problem,
+  "cifar_fs": cifar_fs.problem,
+  "grocery": grocery.problem,
+  "spoken_digits": spoken_digits.problem,
+  "sinusoid": sinusoid.problem,
+}
+
+
+class Model(NamedTuple):
+  """A network for a problem."""
+
+  init: Callable[[jax.Array], PyTree]  # key -> params
+  likelihood: sm.Likelihood
+  labels: PyTree  # by layer
+
+
+def make_problem(config: configs.Config) -> Problem:
+  """The problem that config.problem names, with the arguments that stand beside the name."""
+  arguments = dict(config.problem)
+  name = arguments.pop("name")
+  if name not in PROBLEMS:
+    raise ValueError(f"{name!r} is no problem; choose of {', '.join(PROBLEMS)}.")
+  if "shape" in arguments:
+    arguments["shape"] = few_shot.FewShot(**arguments["shape"])
+  return PROBLEMS[name](**arguments)
+
+
+def make_model(config: configs.Config, problem: Problem) -> Model:
+  """The network of config.network, with as many outputs as the problem asks for."""
+  network = config.network
+  if network.kind == "conv":
+    net = networks.ConvNet(problem.outputs, network.features, network.norm)
+  elif network.kind == "mlp":
+    net = networks.MLP(problem.outputs, network.width)
+  else:
+    raise ValueError(f'network.kind must be "conv" or "mlp"; got {network.kind!r}.')
+  apply = functools.partial(_apply, net, problem.kind == "gaussian" and problem.outputs == 1)
+  likelihood = sm.in_precision(problem.likelihood(apply), config.compute)
+  example = jnp.zeros((1, *problem.inputs))
+  init = lambda key: net.init(key, example)["params"]
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  return Model(init, likelihood, sm.by_layer(shapes))
+
+
+def _apply(net: Any, squeeze: bool, theta: PyTree, inputs: jax.Array) -> jax.Array:
+  outputs = cast(jax.Array, net.apply({"params": theta}, inputs))
+  return outputs[..., 0] if squeeze else outputs

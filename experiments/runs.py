@@ -1,0 +1,197 @@
+"""A run: one arm trained from one seed, in a folder of its own.
+
+    run.json        settings, protocol, versions, device
+    states/         checkpoints
+    log.jsonl       a row a meta-step (in states/)
+    SPLIT.json      what `evaluate` found, a `results.Curve`; SPLIT-VARIANT.json for variants
+
+One training run consumes three keys: of the initial parameters, of the training tasks, and of the
+mini-batches of inner steps. Test tasks and their mini-batches have keys of their own, the same for
+all arms and seeds, so that differences between arms are paired.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+import shrinkmeta as sm
+from experiments import arms, configs, problems, results, training
+from experiments.datasets.source import Problem, Source
+from shrinkmeta.checkpoints import opened
+
+FORMAT = "shrinkmeta.experiments.run/1"
+_SAMPLE = jax.jit(Source.sample, static_argnums=3)
+_EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
+
+
+class Run(NamedTuple):
+  """What a folder says of itself."""
+
+  folder: pathlib.Path
+  arm: str
+  seed: int
+  config: configs.Config
+
+  @property
+  def checkpoints(self) -> sm.Checkpoints:
+    """Where its states are; settings that training does not read may change."""
+    not_of_training = ("arms", "test_episodes", "validation_episodes", "adapt_steps", "report_step")
+    settings = {k: v for k, v in self.config.to_dict().items() if k not in not_of_training}
+    own = {"arm": self.arm, "seed": self.seed, self.arm: self.config.arms[self.arm].to_dict()}
+    return sm.Checkpoints(self.folder / "states", 50, keep=1, settings=settings | own)
+
+
+class Prepared(NamedTuple):
+  """An arm ready to be trained and to be evaluated."""
+
+  learner: sm.MetaLearner
+  model: problems.Model
+  problem: Problem
+
+
+def prepare(arm: str, config: configs.Config, problem: Problem) -> Prepared:
+  """The learner of an arm for a problem."""
+  model = problems.make_model(config, problem)
+  mesh = training.host_mesh(config.meta_batch)
+  return Prepared(
+    arms.make_learner(arm, config, model.likelihood, model.labels, mesh), model, problem
+  )
+
+
+def train(
+  prepared: Prepared,
+  arm: str,
+  seed: int,
+  config: configs.Config,
+  checkpoints: sm.Checkpoints | None = None,
+) -> training.Trained:
+  """Trains from a seed, or goes on from the last checkpoint."""
+  init_key, task_key, step_key = jax.random.split(jax.random.key(seed), 3)
+  source = prepared.problem.train
+  return training.train(
+    prepared.learner,
+    prepared.model.init(init_key),
+    lambda start, count: _SAMPLE(source, task_key, start, count),
+    config.meta_steps,
+    config.meta_batch,
+    f"{arm}-{seed}",
+    (),
+    checkpoints,
+    step_key,
+  )
+
+
+def evaluate(
+  prepared: Prepared,
+  state: sm.MetaState,
+  config: configs.Config,
+  split: str,
+  steps: Sequence[int],
+  name: str,
+) -> training.Adapted:
+  """Adapts to the first `SPLIT_episodes` tasks of a split, the same for every arm and seed."""
+  source = {"validation": prepared.problem.validation, "test": prepared.problem.test}[split]
+  task_key, step_key = jax.random.split(jax.random.key(_EVALUATION_KEY[split]))
+  count = config[f"{split}_episodes"]
+  return training.adapt(
+    prepared.learner,
+    prepared.model.likelihood,
+    state,
+    lambda start, count: _SAMPLE(source, task_key, start, count),
+    count,
+    tuple(steps),
+    min(20, count),
+    name,
+    step_key,
+  )
+
+
+def begin(
+  folder: pathlib.Path, arm: str, seed: int, config: configs.Config, problem: Problem
+) -> Run:
+  """Writes run.json; a folder that another run has begun is left alone by an error."""
+  run = Run(folder, arm, seed, config)
+  about = {
+    "format": FORMAT,
+    "arm": arm,
+    "seed": seed,
+    "config": config.to_dict() | {"arms": {arm: config.arms[arm].to_dict()}},
+    "protocol": protocol(config, problem),
+    "environment": results.environment(),
+  }
+  file = folder / "run.json"
+  if file.exists():
+    own = json.loads(file.read_text(encoding="utf-8"))
+    came = json.loads(json.dumps(about))
+    different = [k for k in ("arm", "seed", "config") if own.get(k) != came[k]]
+    if different:
+      raise ValueError(
+        f"{folder} holds a run with another {', '.join(different)}. Choose another --out, or "
+        "remove the folder."
+      )
+    return run
+  with results.atomic(file) as temporary:
+    temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+  return run
+
+
+def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
+  """(the run of a folder, all of its run.json)."""
+  file = folder / "run.json"
+  try:
+    about = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{file} cannot be read: {error}. Wanted what experiments.train wrote."
+    ) from error
+  if about.get("format") != FORMAT:
+    raise ValueError(f"{file}: format is {about.get('format')!r}; wanted {FORMAT!r}.")
+  config = ml_collections.ConfigDict(about["config"])
+  return Run(folder, about["arm"], about["seed"], config), about
+
+
+def find(paths: Iterable[str]) -> list[pathlib.Path]:
+  """The folders of runs at or below the paths, sorted."""
+  found: set[pathlib.Path] = set()
+  for path in map(pathlib.Path, paths):
+    own = {file.parent for file in path.rglob("run.json")}
+    if not own:
+      raise ValueError(f"There is no run in {path}: no run.json in it or below it.")
+    found |= own
+  return sorted(found)
+
+
+def restore(run: Run, prepared: Prepared) -> sm.MetaState:
+  """The state after the last meta-step; ValueError where training has not got there."""
+  state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
+  with opened(run.checkpoints, prepared.learner) as store:
+    found = store.restore(state)
+  if found is None or int(found.step) != run.config.meta_steps:
+    at = "no" if found is None else f"{int(found.step)}"
+    raise ValueError(
+      f"{run.folder} was trained for {at} of {run.config.meta_steps} meta-steps: start "
+      "experiments.train again, it goes on from there."
+    )
+  return found
+
+
+def history(run: Run) -> dict[str, list[float]]:
+  """The rows of all meta-steps, by name."""
+  return training.as_history(sm.read_json_lines(run.folder / "states" / "log.jsonl"))
+
+
+def protocol(config: configs.Config, problem: Problem) -> dict[str, Any]:
+  """What a row of results says of how it came about."""
+  norms = {"batch": "statistics of the current batch (transductive)", "group": "none (group norm)"}
+  norm = norms[config.network.norm] if config.network.kind == "conv" else "none"
+  return problem.protocol._asdict() | {"batch norm": norm}
+
+
+def thresholded(state: sm.MetaState, below: float) -> Mapping[str, Any]:
+  """log sigma^2 with the modules whose sigma is below a threshold frozen."""
+  freeze = lambda value: jax.numpy.where(jax.numpy.exp(0.5 * value) < below, -jax.numpy.inf, value)
+  return {module: freeze(value) for module, value in state.log_sigma2.items()}

@@ -1,0 +1,112 @@
+"""The tables of RESULTS.md as data: tasks, network, sizes and the settings of every arm.
+
+A table at size "cpu" takes two CPU cores an hour or less, at size "full" a GPU; "smoke" is for
+tests, and its figures mean nothing. No setting here was tuned yet.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+
+from experiments import configs
+from experiments.configs import Config
+
+SIZES = ("cpu", "full", "smoke")
+
+
+def _table(size: str, **changes: Any) -> Config:
+  """What the tables of characters have in common."""
+  config = configs.default().to_dict()
+  kept = ("compute", "cg_steps", "cg_tol", "arms")
+  config = {key: config[key] for key in kept} | {
+    "network": {"kind": "conv", "features": 64 if size == "full" else 16, "norm": "batch"},
+    "meta_steps": 1_000 if size == "full" else 120,
+    "meta_batch": 20 if size == "full" else 4,
+    "batch_size": 20,
+    "validation_episodes": 8,
+    "report_step": 100,  # of adaptation; by it settings are chosen
+  }
+  return ml_collections.ConfigDict(config | changes)
+
+
+def alphabets(size: str) -> Config:
+  """Augmented Omniglot, long adaptation."""
+  problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "size": 28}
+  if size != "full":
+    problem |= {"size": 14, "copies": 1}
+  return _table(size, problem=problem, test_episodes=10, adapt_steps=(0, 1, 3, 10, 30, 100, 300))
+
+
+def small_data(size: str) -> Config:
+  """Few drawings of each character, without augmentation."""
+  problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "shots": 5, "augment": False}
+  problem["size"] = 28 if size == "full" else 14
+  steps = (0, 1, 10, 100, 400, 1_000)
+  return _table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400)
+
+
+def few_shot(size: str) -> Config:
+  """5-way 1-shot episodes of Omniglot's characters."""
+  shape = {"ways": 5, "shots": 1, "queries": 15, "turns": True}
+  problem = {"name": "omniglot_few_shot", "shape": shape, "size": 28 if size == "full" else 14}
+  return _table(
+    size,
+    problem=problem,
+    batch_size=0,
+    meta_steps=2_000 if size == "full" else 250,
+    test_episodes=600 if size == "full" else 200,
+    validation_episodes=100,
+    adapt_steps=(0, 1, 3, 5, 10, 30, 100),
+    report_step=10,
+  )
+
+
+def sinusoid(size: str) -> Config:
+  """Regression of sinusoids."""
+  config = _table(
+    size,
+    problem={"name": "sinusoid", "shots": 10, "noise": 0.0, "scale": 0.3},
+    network={"kind": "mlp", "width": 40},
+    batch_size=0,
+    meta_steps=10_000 if size == "full" else 2_000,
+    meta_batch=25,
+    test_episodes=200,
+    validation_episodes=100,
+    adapt_steps=(0, 1, 5, 10, 30, 100, 300, 1_000),
+    report_step=100,
+  )
+  config.arms.hand_picked.task_specific = "out"
+  # Where a likelihood has a standard deviation of 0.3, 0.002 is a rate of 0.01 for squared errors.
+  for arm in config.arms.values():
+    if arm.inner == "sgd":
+      arm.inner_rate = 0.002
+  config.arms.sigma_maml.inner_rate = 0.02
+  config.arms.meta_sgd.update({"inner_rate": 1.0, "init_sigma": 0.002**0.5})
+  return config
+
+
+TABLES: dict[str, Callable[[str], Config]] = {
+  "alphabets": alphabets,
+  "small_data": small_data,
+  "few_shot": few_shot,
+  "sinusoid": sinusoid,
+}
+
+
+def load(table: str, size: str, overrides: Sequence[str] = ()) -> Config:
+  """The settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3"."""
+  if table not in TABLES or size not in SIZES:
+    raise ValueError(
+      f"A table is one of {', '.join(TABLES)} and a size one of {', '.join(SIZES)}; got "
+      f"{table!r} and {size!r}."
+    )
+  config = TABLES[table](size)
+  config.table, config.size = table, size
+  if size == "smoke":
+    steps = tuple(config.adapt_steps[:3])
+    small = {"meta_steps": 3, "test_episodes": 4, "validation_episodes": 2, "cg_steps": 3}
+    config.update({**small, "meta_batch": 2, "adapt_steps": steps, "report_step": steps[-1]})
+    for arm in config.arms.values():
+      arm.inner_steps = 2
+  return configs.override(config, overrides)

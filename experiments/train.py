@@ -1,0 +1,52 @@
+"""Trains arms of a table of RESULTS.md.
+
+    python -m experiments.train --table=small_data --set=problem.shots=3 --seeds=0,1,2,3,4
+
+A run that was stopped goes on where it was when the same command is given again.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+from experiments import arms, problems, runs, startup, tables
+
+_TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is run.")
+_SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
+_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "One run for each arm and seed.")
+_SET = flags.DEFINE_multi_string("set", [], "Changes one setting: --set=meta_steps=100.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the runs; default runs/TABLE.")
+_CACHE = flags.DEFINE_string(
+  "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
+)
+startup.define_flags()
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags, once."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  startup.start_jax(cache=_CACHE.value, processes=startup.processes())
+  names = arms.ALL if _ARMS.value == ["all"] else tuple(_ARMS.value)
+  try:
+    seeds = [int(seed) for seed in _SEEDS.value]
+    config = tables.load(_TABLE.value, _SIZE.value, _SET.value)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  if unknown := sorted(set(names) - set(arms.ALL)):
+    raise app.UsageError(f"--arms: {unknown} not of {', '.join(arms.ALL)}, all.")
+  out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
+  problem = problems.make_problem(config)
+  for name in names:
+    prepared = runs.prepare(name, config, problem)
+    for seed in seeds:
+      run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)
+      trained = runs.train(prepared, name, seed, config, run.checkpoints)
+      losses = trained.history.get("loss") or [float("nan")]
+      logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])
+
+
+if __name__ == "__main__":
+  app.run(main)

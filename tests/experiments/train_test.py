@@ -1,0 +1,66 @@
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import arms, configs, problems, results, runs, tables
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def call(module, *arguments):
+  command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
+  flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
+  done = call("train", *flags, "--arms=reptile,sigma_imaml")
+  assert done.returncode == 0, done.stderr
+  assert [folder.name for folder in runs.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
+
+  done = call("evaluate", tmp_path)
+  assert done.returncode == 0, done.stderr
+  for arm in ("reptile", "sigma_imaml"):
+    settings, (curve,) = results.read_json(tmp_path / f"{arm}-0" / "test.json")
+    assert settings["protocol"]["batch norm"] == "none" and settings["split"] == "test"
+    assert (curve.algorithm, curve.seed, curve.nll.shape) == (arm, 0, (3, 4))
+    assert np.isnan(curve.accuracy).all() and np.isfinite(curve.nll).all()
+    assert len(curve.history["loss"]) == 3 and curve.nll[0].std() > 0
+    assert np.abs(curve.nll[0] - curve.nll[-1]).max() > 1e-3  # it adapts
+
+  done = call("evaluate", tmp_path, "--freeze=1e6")
+  assert done.returncode == 0, done.stderr
+  _, (held,) = results.read_json(tmp_path / "sigma_imaml-0" / "test-freeze1e+06.json")
+  assert set(held.sigma.values()) == {0.0}
+  np.testing.assert_array_equal(held.nll[0], held.nll[-1])  # nothing is left to adapt
+  assert not list((tmp_path / "reptile-0").glob("*freeze*"))
+
+  done = call("train", *flags, "--arms=reptile", "--set=problem.shots=3")
+  assert done.returncode != 0 and "holds a run with another config" in done.stderr
+
+
+def test_errors_say_what_was_wanted(tmp_path):
+  with pytest.raises(ValueError, match="no run in"):
+    runs.find([str(tmp_path)])
+  (tmp_path / "run.json").write_text('{"format": "other"}')
+  with pytest.raises(ValueError, match="'other'.*wanted 'shrinkmeta"):
+    runs.read(tmp_path)
+  with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
+    tables.load("imagenet", "cpu")
+  config = tables.load("sinusoid", "smoke")
+  with config.unlocked():
+    config.problem = {"name": "cosinusoid"}
+  with pytest.raises(ValueError, match="'cosinusoid' is no problem; choose of omniglot"):
+    problems.make_problem(config)
+
+
+@pytest.mark.parametrize("table", tables.TABLES)
+@pytest.mark.parametrize("size", tables.SIZES)
+def test_every_table_has_every_arm_and_reports_a_step_that_it_records(table, size):
+  config = tables.load(table, size)
+  assert set(config.arms) == set(arms.ALL)
+  assert config.report_step in config.adapt_steps
+  assert isinstance(config, configs.ml_collections.ConfigDict)
