@@ -73,8 +73,14 @@ _TITLES = {
 _SPARE_HUES = ("#4b4b9b", "#8c6d31", "#637939", "#843c39")  # for algorithms not named above
 
 
+_PANELS = {
+  "accuracy": ("Accuracy on unseen tasks, %", 100.0),
+  "nll": ("Negative log-likelihood on unseen tasks, nats per example", 1.0),
+}
+
+
 def learns_sigma(algorithm: str) -> bool:
-  """True for the rows of the table that learn one sigma a module."""
+  """True for the rows of the table that learn one sigma a module, of a prior."""
   return algorithm.startswith("sigma_") or algorithm == "empirical_bayes"
 
 
@@ -85,16 +91,19 @@ def adaptation_curves(path: Path, curves: Sequence[Curve]) -> None:
     path: the PNG to write.
     curves: at equal steps and on the same episodes; seeds are averaged per episode.
   """
-  panels = {field: results.average_seeds(curves, field) for field in ("accuracy", "nll")}
+  results.group_by_algorithm(curves)  # checks them
+  fields = list(_PANELS) if results.has(curves, "accuracy") else ["nll"]
   steps = np.asarray(curves[0].steps)
   x = _step_positions(steps)
-  with _canvas(path, 6.6) as figure:
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    _adaptation_panel(top, x, panels["accuracy"], 100)
-    _adaptation_panel(bottom, x, panels["nll"], 1)
-    top.set_title("Accuracy on unseen tasks, %")
-    bottom.set_title("Negative log-likelihood on unseen tasks, nats per example")
-    top.tick_params(axis="x", length=0)
+  with _canvas(path, 3.3 * len(fields)) as figure:
+    panels = list(figure.subplots(len(fields), 1, sharex=True, squeeze=False)[:, 0])
+    for ax, field in zip(panels, fields, strict=True):
+      title, scale = _PANELS[field]
+      _adaptation_panel(ax, x, results.average_seeds(curves, field), scale)
+      ax.set_title(title)
+      ax.tick_params(axis="x", length=0)
+    bottom = panels[-1]
+    bottom.tick_params(axis="x", length=3.5)
     bottom.set_xticks(x, [f"{step:,}" for step in steps])
     episodes = np.shape(curves[0].accuracy)[1]
     bottom.set_xlabel(f"Adaptation steps (bands: 95 % intervals over {episodes:,} tasks)")
@@ -108,7 +117,7 @@ def adaptation_curves(path: Path, curves: Sequence[Curve]) -> None:
       bottom.set_yticks([], minor=True)
     if steps[0] == 0 and len(steps) > 1:
       _mark_break(bottom, (x[0] + x[1]) / 2, "x")
-    _label_ends(figure, (top, bottom))
+    _label_ends(figure, panels)
 
 
 def sigma_per_module(path: Path, curves: Sequence[Curve]) -> None:
@@ -176,6 +185,25 @@ def sigma_per_module(path: Path, curves: Sequence[Curve]) -> None:
       handlelength=1.2,
       columnspacing=1.8,
     )
+
+
+def sigma_heat_map(path: Path, curves: Sequence[Curve]) -> None:
+  """log10 sigma of every module over training, geometric mean over seeds; a panel an algorithm."""
+  groups = _learned(curves)
+  with _canvas(path, 1.0 + 2.4 * len(groups)) as figure:
+    axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (algorithm, group) in zip(axes, groups.items(), strict=True):
+      modules = results.network_order(group[0].sigma)
+      log = [[np.log10(c.history[f"sigma/{m}"]) for m in modules] for c in group]
+      mean = np.mean(log, 0)  # [modules, meta-steps]
+      image = ax.imshow(mean, aspect="auto", cmap="viridis", interpolation="nearest")
+      ax.set_yticks(range(len(modules)), modules)
+      ax.set_title(
+        f"{_title(algorithm)}: log10 of sigma, seeds {', '.join(str(c.seed) for c in group)}"
+      )
+      ax.grid(False)
+      figure.colorbar(image, ax=ax)
+    axes[-1].set_xlabel("Meta-steps")
 
 
 def sigma_history(path: Path, curves: Sequence[Curve]) -> None:

@@ -25,6 +25,7 @@ from scipy import stats
 Path: TypeAlias = str | os.PathLike[str]
 
 FORMAT = "shrinkmeta.experiments.results/1"
+_STAGES = ("compile", "train", "adapt")
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "flax", "optax", "numpy")
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
 
@@ -119,6 +120,11 @@ def average_seeds(curves: Sequence[Curve], field: str) -> dict[str, np.ndarray]:
   return {a: np.mean([getattr(c, field) for c in group], 0) for a, group in groups.items()}
 
 
+def has(curves: Sequence[Curve], field: str) -> bool:
+  """Whether any curve has numbers of `field`: in regression there is no accuracy."""
+  return any(not np.isnan(np.asarray(getattr(curve, field), float)).all() for curve in curves)
+
+
 def accuracy_table(curves: Sequence[Curve]) -> str:
   """Accuracy and negative log-likelihood by adaptation step, mean ± 95 % interval over episodes."""
   steps = [str(step) for step in np.asarray(curves[0].steps)] if curves else []
@@ -130,10 +136,13 @@ def accuracy_table(curves: Sequence[Curve]) -> str:
     ]
     return _markdown(["algorithm", *steps], rows)
 
+  title = "Negative log-likelihood in nats per example by adaptation step"
+  if not has(curves, "accuracy"):
+    return f"{title}, {_sample(curves)}\n\n{table('nll', 1, 3)}\n"
   return (
     f"Accuracy in % by adaptation step, {_sample(curves)}\n\n"
     f"{table('accuracy', 100, 1)}\n\n"
-    "Negative log-likelihood in nats per example by adaptation step\n\n"
+    f"{title}\n\n"
     f"{table('nll', 1, 3)}\n"
   )
 
@@ -172,8 +181,11 @@ def paired_table(curves: Sequence[Curve], reference: str = "sigma_imaml", step: 
     for rival in accuracy
     if rival != reference
   ]
+  header = ["rival", "accuracy in points", "nats per example"]
+  if not has(curves, "accuracy"):
+    rows, header = [[row[0], row[2]] for row in rows], [header[0], header[2]]
   title = f"{reference} minus rival after {steps[step]} adaptation steps, paired, {_sample(curves)}"
-  return f"{title}\n\n{_markdown(['rival', 'accuracy in points', 'nats per example'], rows)}\n"
+  return f"{title}\n\n{_markdown(header, rows)}\n"
 
 
 def overfitting_table(curves: Sequence[Curve]) -> str:
@@ -198,6 +210,46 @@ def overfitting_table(curves: Sequence[Curve]) -> str:
   last = np.asarray(curves[0].steps)[-1]
   header = ["algorithm", "best step", "accuracy there in %", f"at step {last} in %", "difference"]
   return f"Best and last adaptation step, {_sample(curves)}\n\n{_markdown(header, rows)}\n"
+
+
+def cost_table(curves: Sequence[Curve], tasks: int) -> str:
+  """What training took, and how well its modes and solves ended, by algorithm.
+
+  Args:
+    tasks: of a meta-step.
+  """
+
+  def mean(group: Sequence[Curve], name: str) -> str:
+    values = [np.mean(c.history[name]) for c in group if c.history.get(name)]
+    return f"{np.mean(values):.3g}" if values else "none"
+
+  rows = []
+  for algorithm, group in group_by_algorithm(curves).items():
+    rates = [tasks / np.median(c.history["seconds"]) for c in group if c.history.get("seconds")]
+    rows.append(
+      [
+        algorithm,
+        f"{np.mean(rates):.3g}" if rates else "none",
+        *(f"{np.mean([c.seconds.get(s, math.nan) for c in group]):.1f}" for s in _STAGES),
+        *(mean(group, n) for n in ("failed", "inner_grad_norm", "solve_residual")),
+        mean(group, "negative_curvature"),
+      ]
+    )
+  header = ["algorithm", "tasks a second", *(f"{s}, s" for s in _STAGES), "failed tasks a step"]
+  header += ["gradient norm at the mode", "relative residual of w", "share of negative curvature"]
+  return f"Cost, means over seeds and meta-steps\n\n{_markdown(header, rows)}\n"
+
+
+def sigma_agreement(curves: Sequence[Curve]) -> dict[str, float]:
+  """Algorithm -> mean over pairs of seeds of Spearman's rank correlation of sigma over modules."""
+  found = {}
+  for algorithm, group in group_by_algorithm(curves).items():
+    sigma = [[c.sigma[m] for m in sorted(c.sigma)] for c in group]
+    ranks = [stats.rankdata(row) for row in sigma]
+    pairs = [(a, b) for i, a in enumerate(ranks) for b in ranks[:i]]
+    if pairs and len(sigma[0]) > 2 and np.isfinite(sigma).all():
+      found[algorithm] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
+  return found
 
 
 def module_table(curve: Curve) -> str:

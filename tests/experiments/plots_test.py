@@ -96,6 +96,10 @@ class PlotsTest(parameterized.TestCase):
     plots.adaptation_curves(self.path, [curve("maml", **changes)])
     self.picture(6.6)
 
+  def test_adaptation_curves_of_regression_have_no_panel_of_accuracy(self):
+    plots.adaptation_curves(self.path, [curve("maml", accuracy=np.full((4, 5), math.nan))])
+    self.picture(3.3)
+
   @parameterized.named_parameters(
     ("finite", {}),
     ("frozen_and_free", {"conv_0": 0.0, "head": math.inf}),

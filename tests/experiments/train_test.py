@@ -31,6 +31,14 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
     assert len(curve.history["loss"]) == 3 and curve.nll[0].std() > 0
     assert np.abs(curve.nll[0] - curve.nll[-1]).max() > 1e-3  # it adapts
 
+  page = tmp_path / "report"
+  done = call("report", tmp_path, f"--out={page}")
+  assert done.returncode == 0, done.stderr
+  text = (page / "index.html").read_text()
+  assert "sigma_imaml minus rival after" in text and 'src="data:image/png;base64' in text
+  assert "http" not in text and "Accuracy" not in text  # self-contained; regression has none
+  assert len(list(page.glob("*.png"))) == 3
+
   done = call("evaluate", tmp_path, "--freeze=1e6")
   assert done.returncode == 0, done.stderr
   _, (held,) = results.read_json(tmp_path / "sigma_imaml-0" / "test-freeze1e+06.json")
@@ -64,3 +72,21 @@ def test_every_table_has_every_arm_and_reports_a_step_that_it_records(table, siz
   assert set(config.arms) == set(arms.ALL)
   assert config.report_step in config.adapt_steps
   assert isinstance(config, configs.ml_collections.ConfigDict)
+
+
+def test_sigma_agreement_is_the_mean_rank_correlation_of_pairs():
+  make = lambda seed, sigma: results.Curve(
+    algorithm="sigma_imaml",
+    seed=seed,
+    steps=np.array([0]),
+    accuracy=np.zeros((1, 2)),
+    nll=np.zeros((1, 2)),
+    sigma=dict(zip("abc", sigma, strict=True)),
+    moved={},
+    sizes=dict.fromkeys("abc", 1),
+    seconds={},
+    history={},
+  )
+  curves = [make(0, (0.1, 0.2, 0.3)), make(1, (1.0, 2.0, 3.0)), make(2, (3.0, 2.0, 1.0))]
+  found = results.sigma_agreement(curves)
+  np.testing.assert_allclose(found["sigma_imaml"], (1 - 1 - 1) / 3)
