@@ -68,6 +68,8 @@ _TITLES = {
   "anil": "ANIL",
   "boil": "BOIL",
   "fine_tuning": "fine-tuning",
+  "meta_sgd": "Meta-SGD",
+  "hand_picked": "hand-picked",
   "empirical_bayes": "empirical Bayes",
 }
 _SPARE_HUES = ("#4b4b9b", "#8c6d31", "#637939", "#843c39")  # for algorithms not named above

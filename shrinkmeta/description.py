@@ -25,7 +25,8 @@ def describe(learner: MetaLearner, state: MetaState, settings: Mapping[str, Any]
   labels = dict(validate.leaves_with_names(learner.labels))
   return {
     "format": FORMAT,
-    "row": list(learner.row),
+    # As before there was a choice of prior, so that what was saved then is known again.
+    "row": [*learner.row[:3], *(() if learner.row.prior else ("no prior",))],
     "settings": json.loads(json.dumps(settings)),  # a tuple is a list when it is read again
     "modules": labels,
     "arrays": arrays,
