@@ -87,6 +87,30 @@ def _without_sigma(
   )
 
 
+def _with_sigma(
+  name: str,
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  inner: Inner,
+  implicit: Implicit,
+  phi_optimizer: optax.GradientTransformation,
+  sigma_optimizer: optax.GradientTransformation,
+  init_sigma: float | dict[str, float],
+  **keywords: Any,
+) -> MetaLearner:
+  return make_learner(
+    FAMILY[name],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    init_sigma=init_sigma,
+    **keywords,
+  )
+
+
 def maml(
   likelihood: Likelihood,
   labels: modules.Labels,
@@ -146,17 +170,8 @@ def imaml(
 
   References: Rajeswaran, Finn, Kakade, Levine, arXiv 1909.04630.
   """
-  return make_learner(
-    FAMILY["imaml"],
-    likelihood,
-    labels,
-    inner=inner,
-    implicit=implicit,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=optax.set_to_zero(),
-    init_sigma=init_sigma,
-    **keywords,
-  )
+  parts = likelihood, labels, inner, implicit, phi_optimizer, optax.set_to_zero(), init_sigma
+  return _with_sigma("imaml", *parts, **keywords)
 
 
 def sigma_maml(
@@ -173,17 +188,8 @@ def sigma_maml(
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
-  return make_learner(
-    FAMILY["sigma_maml"],
-    likelihood,
-    labels,
-    inner=inner,
-    implicit=_IMPLICIT,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=sigma_optimizer,
-    init_sigma=init_sigma,
-    **keywords,
-  )
+  parts = likelihood, labels, inner, _IMPLICIT, phi_optimizer, sigma_optimizer, init_sigma
+  return _with_sigma("sigma_maml", *parts, **keywords)
 
 
 def sigma_imaml(
@@ -201,17 +207,8 @@ def sigma_imaml(
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
-  return make_learner(
-    FAMILY["sigma_imaml"],
-    likelihood,
-    labels,
-    inner=inner,
-    implicit=implicit,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=sigma_optimizer,
-    init_sigma=init_sigma,
-    **keywords,
-  )
+  parts = likelihood, labels, inner, implicit, phi_optimizer, sigma_optimizer, init_sigma
+  return _with_sigma("sigma_imaml", *parts, **keywords)
 
 
 def sigma_reptile(
@@ -242,17 +239,8 @@ def sigma_reptile(
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
-  return make_learner(
-    FAMILY["sigma_reptile"],
-    likelihood,
-    labels,
-    inner=inner,
-    implicit=implicit,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=sigma_optimizer,
-    init_sigma=init_sigma,
-    **keywords,
-  )
+  parts = likelihood, labels, inner, implicit, phi_optimizer, sigma_optimizer, init_sigma
+  return _with_sigma("sigma_reptile", *parts, **keywords)
 
 
 def meta_sgd(
@@ -274,17 +262,8 @@ def meta_sgd(
   References: Li, Zhou, Chen, Li, Meta-SGD, arXiv 1707.09835, there for every parameter; Antoniou,
     Edwards, Storkey, How to train your MAML, arXiv 1810.09502, by layer (and by step).
   """
-  return make_learner(
-    FAMILY["meta_sgd"],
-    likelihood,
-    labels,
-    inner=inner,
-    implicit=_IMPLICIT,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=sigma_optimizer,
-    init_sigma=init_sigma,
-    **keywords,
-  )
+  parts = likelihood, labels, inner, _IMPLICIT, phi_optimizer, sigma_optimizer, init_sigma
+  return _with_sigma("meta_sgd", *parts, **keywords)
 
 
 def empirical_bayes(
@@ -308,17 +287,8 @@ def empirical_bayes(
   References: MacKay, A practical Bayesian framework for backpropagation networks, 1992; Lindley,
     Smith, Bayes estimates for the linear model, 1972.
   """
-  return make_learner(
-    FAMILY["empirical_bayes"],
-    likelihood,
-    labels,
-    inner=inner,
-    implicit=implicit,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=sigma_optimizer,
-    init_sigma=init_sigma,
-    **keywords,
-  )
+  parts = likelihood, labels, inner, implicit, phi_optimizer, sigma_optimizer, init_sigma
+  return _with_sigma("empirical_bayes", *parts, **keywords)
 
 
 def hand_picked(

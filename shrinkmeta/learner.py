@@ -165,7 +165,8 @@ def make_learner(
       "A gradient through the steps needs their number: set Inner.tol=None, or take an implicit "
       "row."
     )
-
+  if not row.prior and row.gradient not in ("unrolled", "first_order"):
+    raise ValueError("Without a prior there is no mode: the gradient goes through the steps.")
   if restricted and row.phi != "evidence":
     raise ValueError("restricted belongs to empirical_bayes, the row that follows the evidence.")
   if isinstance(restricted, str) or not set(restricted) <= set(modules.names(labels)):

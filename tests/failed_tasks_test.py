@@ -26,7 +26,7 @@ LEARNERS = {
   name: functools.partial(getattr(sm, name), phi_optimizer=optax.adam(0.1))
   for name in (
     "maml fomaml imaml reptile sigma_maml sigma_imaml sigma_reptile anil boil fine_tuning"
-    " no_adaptation"
+    " meta_sgd no_adaptation"
   ).split()
 }
 

@@ -505,7 +505,7 @@ def test_update_hands_the_meta_gradient_to_optax():
 
 ALL = (
   "maml", "fomaml", "imaml", "reptile", "sigma_maml", "sigma_imaml", "sigma_reptile", "anil",
-  "boil", "fine_tuning", "no_adaptation",
+  "boil", "meta_sgd", "fine_tuning", "no_adaptation",
 )  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,11 @@ import shrinkmeta as sm
 SCALE, RATE, STEPS, TASKS, SHOWN = 0.7, 0.8, 3, 3, 7
 
 
+REST = {
+  "implicit": sm.Implicit(),
+  "phi_optimizer": optax.sgd(0.1),
+  "sigma_optimizer": optax.sgd(0.1),
+}
 pytestmark = pytest.mark.usefixtures("x64")
 
 
@@ -75,3 +82,11 @@ def test_a_step_size_of_zero_holds_its_module():
   theta, _ = learner.adapt(learner.init(params), jax.tree.map(lambda x: x[0], tasks.train))
   np.testing.assert_array_equal(theta["w"], params["w"])
   assert np.abs(theta["v"] - params["v"]).max() > 0.01
+
+
+def test_without_a_prior_there_is_no_mode():
+  params, _ = problem()
+  for gradient in ("implicit", "none"):
+    row = sm.Row("learned", "predictive", gradient, prior=False)
+    with pytest.raises(ValueError, match="no mode"):
+      learner_of(functools.partial(sm.make_learner, row, **REST), params)
