@@ -4,7 +4,7 @@ Algorithms know nothing of data sets and networks; a data set needs no change he
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optax
@@ -39,6 +39,15 @@ _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 }
 
 
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+  """The algorithms of a flag, where "all" alone stands for all of them."""
+  if list(names) == ["all"]:
+    return ALL
+  if unknown := sorted(set(names) - set(ALL)):
+    raise ValueError(f"{', '.join(unknown)}: no algorithm; choose of {', '.join(ALL)}, or all.")
+  return tuple(names)
+
+
 def make_learner(
   name: str,
   config: configs.Config,
@@ -47,8 +56,7 @@ def make_learner(
   mesh: Mesh | None,
 ) -> sm.MetaLearner:
   """The learner `name` with the settings config.arms[name]; see `configs.py` for their meaning."""
-  if name not in ALL:
-    raise ValueError(f"{name!r} is no algorithm; choose of {', '.join(ALL)}, or all.")
+  chosen([name])
   arm = config.arms[name]
   optimizer = _OPTIMIZERS[arm.inner](arm.inner_rate)
   keywords: dict[str, Any] = {

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 
 import shrinkmeta as sm
@@ -120,19 +119,7 @@ def run_arm(
     min(8, config.test_episodes),
     name,
   )
-  modules = sm.module_summary(learner.labels, trained.state.phi, trained.state.log_sigma2)
-  return results.Curve(
-    algorithm=name,
-    seed=seed,
-    steps=np.asarray(config.adapt_steps),
-    accuracy=adapted.accuracy,
-    nll=adapted.nll,
-    sigma={row.name: row.sigma for row in modules},
-    moved=adapted.moved,
-    sizes={row.name: row.size for row in modules},
-    seconds=trained.seconds | adapted.seconds,
-    history=trained.history,
-  )
+  return training.as_curve(learner, name, seed, config.adapt_steps, trained, adapted)
 
 
 def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
@@ -170,9 +157,10 @@ def run(
   Returns:
     The tables; in processes other than the first, which writes, an empty string.
   """
-  unknown = set(algorithms) - set(arms.ALL)
-  if unknown:
-    raise app.UsageError(f"--algorithms: {sorted(unknown)} not of {', '.join(arms.ALL)}, all.")
+  try:
+    algorithms = arms.chosen(algorithms)
+  except ValueError as error:
+    raise app.UsageError(f"--algorithms: {error}") from error
   out.mkdir(parents=True, exist_ok=True)
   data = load_data(dataset, data_dir, split, config.ways)
   settings = config.to_dict() | {"dataset": dataset, "split": split}
@@ -205,7 +193,6 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  algorithms = arms.ALL if _ALGORITHMS.value == ["all"] else tuple(_ALGORITHMS.value)
   try:
     seeds = [int(seed) for seed in _SEEDS.value]
     config = configs.load(_PRESET.value, _SET.value)
@@ -213,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(str(error)) from error
   out = pathlib.Path(_OUT.value)
   tables = run(
-    algorithms,
+    _ALGORITHMS.value,
     seeds,
     config,
     _DATASET.value,

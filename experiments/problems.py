@@ -1,7 +1,7 @@
 """From settings to tasks and a network: which data set goes by which name."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -44,9 +44,9 @@ class Model(NamedTuple):
   labels: PyTree  # by layer
 
 
-def make_problem(config: configs.Config) -> Problem:
-  """The problem that config.problem names, with the arguments that stand beside the name."""
-  arguments = dict(config.problem)
+def make_problem(settings: Mapping[str, Any]) -> Problem:
+  """The problem that settings["name"] names, with the arguments that stand beside the name."""
+  arguments = dict(settings)
   name = arguments.pop("name")
   if name not in PROBLEMS:
     raise ValueError(f"{name!r} is no problem; choose of {', '.join(PROBLEMS)}.")

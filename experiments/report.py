@@ -1,6 +1,8 @@
 """One self-contained HTML page, and its PNGs, of what `evaluate` found in the folders of runs.
 
-python -m experiments.report runs/small_data runs/sinusoid --out=report
+    python -m experiments.report runs/small_data runs/sinusoid --out=report
+
+Runs are compared where protocol and settings are the same; others have sections of their own.
 """
 
 import base64
@@ -8,11 +10,11 @@ import html
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from experiments import plots, results, runs
+from experiments import arms, plots, results, runs
 
 _OUT = flags.DEFINE_string("out", "report", "Folder of index.html and the pictures.")
 _NAME = flags.DEFINE_string(
@@ -27,33 +29,30 @@ th:first-child, td:first-child { text-align: left }
 """
 
 
-def groups_of(folders: Sequence[pathlib.Path], name: str) -> dict[str, list[tuple[Any, Any]]]:
-  """What is compared, by protocol: the (settings, curve) of all runs of it.
+class Evaluated(NamedTuple):
+  """What `evaluate` found of one run."""
 
-  Raises:
-    ValueError: no run was evaluated, or runs of one protocol were trained unlike.
-  """
-  groups: dict[str, list[tuple[Any, Any]]] = {}
+  settings: dict[str, Any]  # of training and evaluation, those of other arms left out
+  curve: results.Curve
+  environment: dict[str, Any]  # of training
+
+
+def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated]]:
+  """Runs that may be compared, in the order of arms.ALL; a list of them for each section."""
+  found: dict[str, list[Evaluated]] = {}
   for folder in folders:
     file = folder / f"{name}.json"
     if not file.exists():
       logging.warning("%s has no %s.json: left out. Run experiments.evaluate.", folder, name)
       continue
     settings, (curve,) = results.read_json(file)
-    groups.setdefault(json.dumps(settings["protocol"], sort_keys=True), []).append(
-      (settings, curve)
-    )
-  if not groups:
+    del settings["arms"]
+    one = Evaluated(settings, curve, runs.read(folder)[1]["environment"])
+    found.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
+  if not found:
     raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
-  for members in groups.values():
-    shared = [{k: v for k, v in s.items() if k != "arms"} for s, _ in members]
-    for settings, (_, curve) in zip(shared, members, strict=True):
-      if unlike := [k for k in settings if settings[k] != shared[0].get(k)]:
-        raise ValueError(
-          f"{curve.algorithm}, seed {curve.seed}, has another {', '.join(unlike)} than the first "
-          "run of its protocol: such runs are not compared. Report them one by one."
-        )
-  return groups
+  order = lambda one: (arms.ALL.index(one.curve.algorithm), one.curve.seed)
+  return [sorted(members, key=order) for members in found.values()]
 
 
 def as_html(text: str) -> str:
@@ -73,20 +72,27 @@ def as_html(text: str) -> str:
   return "\n".join(parts)
 
 
+def _text(value: object) -> str:
+  return html.escape(str(value))
+
+
 def _picture(file: pathlib.Path, title: str) -> str:
   data = base64.b64encode(file.read_bytes()).decode()
-  return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+  return f'<img alt="{_text(title)}" src="data:image/png;base64,{data}">'
 
 
-def section(out: pathlib.Path, number: int, members: Sequence[tuple[Any, Any]]) -> str:
-  """Tables and pictures of one protocol."""
-  settings, curves = members[0][0], [curve for _, curve in members]
-  parts = [f"<h2>{html.escape(settings['protocol']['data'])}</h2>", "<dl>"]
-  for key, value in settings["protocol"].items():
-    parts.append(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>")
-  seeds = sorted({curve.seed for curve in curves})
-  training = f"{settings['meta_steps']} meta-steps of {settings['meta_batch']} tasks, seeds {seeds}"
-  parts.append(f"<dt>training</dt><dd>{html.escape(training)}</dd></dl>")
+def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str:
+  """Tables and pictures of runs that may be compared."""
+  settings, curves = members[0].settings, [one.curve for one in members]
+  batch = settings["meta_batch"]
+  facts = settings["protocol"] | {
+    "training": f"{settings['meta_steps']} meta-steps of {batch} tasks",
+    "seeds": sorted({curve.seed for curve in curves}),
+    "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
+    "on": " | ".join(sorted({json.dumps(one.environment) for one in members})),
+  }
+  terms = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
+  parts = [f"<h2>{_text(settings['protocol']['data'])}</h2><dl>{terms}</dl>"]
 
   tables = [results.accuracy_table(curves)]
   if results.has(curves, "accuracy"):
@@ -96,7 +102,7 @@ def section(out: pathlib.Path, number: int, members: Sequence[tuple[Any, Any]]) 
   for reference in [name for name in names if plots.learns_sigma(name)]:
     if len(names) > 1:
       tables.append(results.paired_table(curves, reference, at))
-  tables.append(results.cost_table(curves, settings["meta_batch"]))
+  tables.append(results.cost_table(curves, batch))
   parts += map(as_html, tables)
   file = out / f"adaptation_{number}.png"
   plots.adaptation_curves(file, curves)
@@ -121,18 +127,15 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) < 2:
     raise app.UsageError("Name folders of runs: python -m experiments.report runs/small_data")
   try:
-    groups = groups_of(runs.find(argv[1:]), _NAME.value)
+    groups = sections_of(runs.find(argv[1:]), _NAME.value)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  sections = [section(out, i, members) for i, members in enumerate(groups.values())]
-  about = html.escape(json.dumps(results.environment()))
+  sections = [section(out, i, members) for i, members in enumerate(groups)]
   page = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>shrinkmeta: report</title>'
-    f"<style>{_STYLE}</style><h1>Report</h1>\n"
-    + "\n".join(sections)
-    + f"\n<p>Reported on {about}.</p></html>\n"
+    f"<style>{_STYLE}</style><h1>Report</h1>\n" + "\n".join(sections) + "\n</html>\n"
   )
   with results.atomic(out / "index.html") as temporary:
     temporary.write_text(page, encoding="utf-8")

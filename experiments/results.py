@@ -221,7 +221,7 @@ def cost_table(curves: Sequence[Curve], tasks: int) -> str:
 
   def mean(group: Sequence[Curve], name: str) -> str:
     values = [np.mean(c.history[name]) for c in group if c.history.get(name)]
-    return f"{np.mean(values):.3g}" if values else "none"
+    return f"{np.mean(values):.3g}" if np.isfinite(values).any() else "none"
 
   rows = []
   for algorithm, group in group_by_algorithm(curves).items():
@@ -236,7 +236,7 @@ def cost_table(curves: Sequence[Curve], tasks: int) -> str:
       ]
     )
   header = ["algorithm", "tasks a second", *(f"{s}, s" for s in _STAGES), "failed tasks a step"]
-  header += ["gradient norm at the mode", "relative residual of w", "share of negative curvature"]
+  header += ["gradient norm at theta_hat", "relative residual of w", "share of negative curvature"]
   return f"Cost, means over seeds and meta-steps\n\n{_markdown(header, rows)}\n"
 
 

@@ -1,9 +1,8 @@
 """A run: one arm trained from one seed, in a folder of its own.
 
     run.json        settings, protocol, versions, device
-    states/         checkpoints
-    log.jsonl       a row a meta-step (in states/)
-    SPLIT.json      what `evaluate` found, a `results.Curve`; SPLIT-VARIANT.json for variants
+    states/         checkpoints, and log.jsonl, a row a meta-step
+    SPLIT.json      what `evaluate` found, a `results.Curve`; SPLIT-freezeX.json with modules frozen
 
 One training run consumes three keys: of the initial parameters, of the training tasks, and of the
 mini-batches of inner steps. Test tasks and their mini-batches have keys of their own, the same for
@@ -12,10 +11,11 @@ all arms and seeds, so that differences between arms are paired.
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 import shrinkmeta as sm
@@ -38,11 +38,8 @@ class Run(NamedTuple):
 
   @property
   def checkpoints(self) -> sm.Checkpoints:
-    """Where its states are; settings that training does not read may change."""
-    not_of_training = ("arms", "test_episodes", "validation_episodes", "adapt_steps", "report_step")
-    settings = {k: v for k, v in self.config.to_dict().items() if k not in not_of_training}
-    own = {"arm": self.arm, "seed": self.seed, self.arm: self.config.arms[self.arm].to_dict()}
-    return sm.Checkpoints(self.folder / "states", 50, keep=1, settings=settings | own)
+    """Where its states are; `begin` has seen to it that no other run has the folder."""
+    return sm.Checkpoints(self.folder / "states", every=50, keep=1)
 
 
 class Prepared(NamedTuple):
@@ -90,10 +87,9 @@ def evaluate(
   state: sm.MetaState,
   config: configs.Config,
   split: str,
-  steps: Sequence[int],
   name: str,
 ) -> training.Adapted:
-  """Adapts to the first `SPLIT_episodes` tasks of a split, the same for every arm and seed."""
+  """Adapts to the first config.SPLIT_episodes tasks of a split, the same for all arms and seeds."""
   source = {"validation": prepared.problem.validation, "test": prepared.problem.test}[split]
   task_key, step_key = jax.random.split(jax.random.key(_EVALUATION_KEY[split]))
   count = config[f"{split}_episodes"]
@@ -103,7 +99,7 @@ def evaluate(
     state,
     lambda start, count: _SAMPLE(source, task_key, start, count),
     count,
-    tuple(steps),
+    tuple(config.adapt_steps),
     min(20, count),
     name,
     step_key,
@@ -134,8 +130,9 @@ def begin(
         "remove the folder."
       )
     return run
-  with results.atomic(file) as temporary:
-    temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+  if jax.process_index() == 0:
+    with results.atomic(file) as temporary:
+      temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
   return run
 
 
@@ -165,23 +162,17 @@ def find(paths: Iterable[str]) -> list[pathlib.Path]:
   return sorted(found)
 
 
-def restore(run: Run, prepared: Prepared) -> sm.MetaState:
+def restore(run: Run, prepared: Prepared) -> training.Trained:
   """The state after the last meta-step; ValueError where training has not got there."""
   state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
   with opened(run.checkpoints, prepared.learner) as store:
     found = store.restore(state)
   if found is None or int(found.step) != run.config.meta_steps:
-    at = "no" if found is None else f"{int(found.step)}"
     raise ValueError(
-      f"{run.folder} was trained for {at} of {run.config.meta_steps} meta-steps: start "
-      "experiments.train again, it goes on from there."
+      f"{run.folder} was trained for {0 if found is None else int(found.step)} of "
+      f"{run.config.meta_steps} meta-steps: start experiments.train again, it goes on from there."
     )
-  return found
-
-
-def history(run: Run) -> dict[str, list[float]]:
-  """The rows of all meta-steps, by name."""
-  return training.as_history(sm.read_json_lines(run.folder / "states" / "log.jsonl"))
+  return training.trained(found, sm.read_json_lines(run.folder / "states" / "log.jsonl"))
 
 
 def protocol(config: configs.Config, problem: Problem) -> dict[str, Any]:
@@ -191,7 +182,13 @@ def protocol(config: configs.Config, problem: Problem) -> dict[str, Any]:
   return problem.protocol._asdict() | {"batch norm": norm}
 
 
-def thresholded(state: sm.MetaState, below: float) -> Mapping[str, Any]:
-  """log sigma^2 with the modules whose sigma is below a threshold frozen."""
-  freeze = lambda value: jax.numpy.where(jax.numpy.exp(0.5 * value) < below, -jax.numpy.inf, value)
-  return {module: freeze(value) for module, value in state.log_sigma2.items()}
+def learns_sigma(run: Run) -> bool:
+  """Whether the arm has a learned sigma with a prior, by which modules may be frozen."""
+  row = sm.FAMILY.get(run.arm)
+  return row is not None and row.sigma == "learned" and row.prior
+
+
+def frozen_below(state: sm.MetaState, threshold: float) -> sm.MetaState:
+  """The state with the modules frozen whose sigma lies below."""
+  freeze = lambda value: jnp.where(jnp.exp(0.5 * value) < threshold, -jnp.inf, value)
+  return state._replace(log_sigma2=jax.tree.map(freeze, state.log_sigma2))

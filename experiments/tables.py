@@ -1,9 +1,10 @@
 """The tables of RESULTS.md as data: tasks, network, sizes and the settings of every arm.
 
-A table at size "cpu" takes two CPU cores an hour or less, at size "full" a GPU; "smoke" is for
-tests, and its figures mean nothing. No setting here was tuned yet.
+Size "cpu" is for two CPU cores, "full" has the published sizes and is for a GPU; "smoke" is for
+tests, and its figures mean nothing. Nothing has been tuned yet, and "full" has not been run.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,11 +49,19 @@ def small_data(size: str) -> Config:
 
 def few_shot(size: str) -> Config:
   """5-way 1-shot episodes of Omniglot's characters."""
-  shape = {"ways": 5, "shots": 1, "queries": 15, "turns": True}
-  problem = {"name": "omniglot_few_shot", "shape": shape, "size": 28 if size == "full" else 14}
+  return _episodes(size, {"name": "omniglot_few_shot", "size": 28 if size == "full" else 14}, True)
+
+
+def photographs(name: str, pixels: int, size: str) -> Config:
+  """5-way 1-shot episodes of a set of photographs of `pixels` x `pixels`."""
+  return _episodes(size, {"name": name, "size": pixels if size == "full" else 32}, False)
+
+
+def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
+  shape = {"ways": 5, "shots": 1, "queries": 15, "turns": turns}
   return _table(
     size,
-    problem=problem,
+    problem=problem | {"shape": shape},
     batch_size=0,
     meta_steps=2_000 if size == "full" else 250,
     test_episodes=600 if size == "full" else 200,
@@ -91,6 +100,10 @@ TABLES: dict[str, Callable[[str], Config]] = {
   "small_data": small_data,
   "few_shot": few_shot,
   "sinusoid": sinusoid,
+  "grocery": functools.partial(photographs, "grocery", 84),
+  "mini_imagenet": functools.partial(photographs, "mini_imagenet", 84),
+  "tiered_imagenet": functools.partial(photographs, "tiered_imagenet", 84),
+  "cifar_fs": functools.partial(photographs, "cifar_fs", 32),
 }
 
 

@@ -29,16 +29,14 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  names = arms.ALL if _ARMS.value == ["all"] else tuple(_ARMS.value)
   try:
+    names = arms.chosen(_ARMS.value)
     seeds = [int(seed) for seed in _SEEDS.value]
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
-  if unknown := sorted(set(names) - set(arms.ALL)):
-    raise app.UsageError(f"--arms: {unknown} not of {', '.join(arms.ALL)}, all.")
   out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
-  problem = problems.make_problem(config)
+  problem = problems.make_problem(config.problem)
   for name in names:
     prepared = runs.prepare(name, config, problem)
     for seed in seeds:

@@ -12,6 +12,7 @@ import tqdm
 from jax.experimental import multihost_utils
 
 import shrinkmeta as sm
+from experiments import results
 from shrinkmeta.modules import gather
 
 PyTree = Any
@@ -78,16 +79,35 @@ def train(
     callbacks=told,
     checkpoints=checkpoints,
   )
-  seconds = [row["seconds"] for row in rows] or [0.0]
   if log is not None and jax.process_index() == 0:
     rows = sm.read_json_lines(log)  # with those of earlier starts
-  history = as_history(rows)
+  return trained(state, rows)
+
+
+def trained(state: sm.MetaState, rows: Sequence[Mapping[str, Any]]) -> Trained:
+  """A state with the rows of its log; the first row waited for compilation."""
+  history = {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+  seconds = history.get("seconds") or [0.0]
   return Trained(state, history, {"compile": seconds[0], "train": sum(seconds[1:])})
 
 
-def as_history(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-  """Rows of a log, by name."""
-  return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+def as_curve(
+  learner: sm.MetaLearner, name: str, seed: int, steps: Sequence[int], run: Trained, found: Adapted
+) -> results.Curve:
+  """The record of an algorithm trained from a seed and adapted for `steps`."""
+  modules = sm.module_summary(learner.labels, run.state.phi, run.state.log_sigma2)
+  return results.Curve(
+    algorithm=name,
+    seed=seed,
+    steps=np.asarray(steps),
+    accuracy=found.accuracy,
+    nll=found.nll,
+    sigma={row.name: row.sigma for row in modules},
+    moved=found.moved,
+    sizes={row.name: row.size for row in modules},
+    seconds=run.seconds | found.seconds,
+    history=run.history,
+  )
 
 
 def adapt(

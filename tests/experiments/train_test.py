@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -59,10 +60,14 @@ def test_errors_say_what_was_wanted(tmp_path):
   with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
     tables.load("imagenet", "cpu")
   config = tables.load("sinusoid", "smoke")
-  with config.unlocked():
-    config.problem = {"name": "cosinusoid"}
   with pytest.raises(ValueError, match="'cosinusoid' is no problem; choose of omniglot"):
-    problems.make_problem(config)
+    problems.make_problem({"name": "cosinusoid"})
+  problem = problems.make_problem(config.problem)
+  run = runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+  with pytest.raises(ValueError, match="trained for 0 of 3 meta-steps: start experiments.train"):
+    runs.restore(run, runs.prepare("reptile", config, problem))
+  with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
+    arms.chosen(["reptile", "protonet"])
 
 
 @pytest.mark.parametrize("table", tables.TABLES)
@@ -90,3 +95,30 @@ def test_sigma_agreement_is_the_mean_rank_correlation_of_pairs():
   curves = [make(0, (0.1, 0.2, 0.3)), make(1, (1.0, 2.0, 3.0)), make(2, (3.0, 2.0, 1.0))]
   found = results.sigma_agreement(curves)
   np.testing.assert_allclose(found["sigma_imaml"], (1 - 1 - 1) / 3)
+
+
+DATA = os.environ.get("SHRINKMETA_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
+@pytest.mark.parametrize("table", ("alphabets", "small_data", "few_shot", "grocery"))
+def test_tables_of_pictures_train_and_adapt(table):
+  config = tables.load(table, "smoke")
+  problem = problems.make_problem(config.problem)
+  prepared = runs.prepare("sigma_imaml", config, problem)
+  trained = runs.train(prepared, "sigma_imaml", 0, config)
+  found = runs.evaluate(prepared, trained.state, config, "validation", table)
+  again = runs.evaluate(prepared, trained.state, config, "validation", table)
+  assert found.nll.shape == (3, 2) and np.isfinite(found.nll).all()
+  np.testing.assert_array_equal(found.nll, again.nll)  # mini-batches of the test are fixed too
+  test = runs.evaluate(prepared, trained.state, config, "test", table)
+  assert test.nll.shape == (3, 4) and not np.isin(test.nll, found.nll).any()
+
+
+@pytest.mark.parametrize("name", arms.ALL)
+def test_every_arm_trains_on_sinusoids(name):
+  config = tables.load("sinusoid", "smoke")
+  prepared = runs.prepare(name, config, problems.make_problem(config.problem))
+  trained = runs.train(prepared, name, 0, config)
+  found = runs.evaluate(prepared, trained.state, config, "validation", name)
+  assert np.isfinite(trained.history["loss"]).all() and np.isfinite(found.nll).all()
