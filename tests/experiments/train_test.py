@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -32,13 +33,18 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
     assert len(curve.history["loss"]) == 3 and curve.nll[0].std() > 0
     assert np.abs(curve.nll[0] - curve.nll[-1]).max() > 1e-3  # it adapts
 
+  other = shutil.copytree(tmp_path / "reptile-0", tmp_path / "longer" / "reptile-0")
+  text = (other / "test.json").read_text()
+  (other / "test.json").write_text(text.replace('"meta_steps": 3', '"meta_steps": 4'))
   page = tmp_path / "report"
   done = call("report", tmp_path, f"--out={page}")
   assert done.returncode == 0, done.stderr
   text = (page / "index.html").read_text()
   assert "sigma_imaml minus rival after" in text and 'src="data:image/png;base64' in text
   assert "http" not in text and "Accuracy" not in text  # self-contained; regression has none
-  assert len(list(page.glob("*.png"))) == 3
+  assert len(list(page.glob("*.png"))) == 4
+  assert text.count("<h2>") == 2  # of unlike training, so not in one table
+  shutil.rmtree(other)
 
   done = call("evaluate", tmp_path, "--freeze=1e6")
   assert done.returncode == 0, done.stderr
