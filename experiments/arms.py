@@ -60,7 +60,7 @@ def make_learner(
   arm = config.arms[name]
   optimizer = _OPTIMIZERS[arm.inner](arm.inner_rate)
   keywords: dict[str, Any] = {
-    "inner": sm.Inner(optimizer, steps=arm.inner_steps, batch_size=config.batch_size or None),
+    "inner": sm.Inner(optimizer, steps=arm.inner_steps, batch_size=arm.batch_size or None),
     "phi_optimizer": _OPTIMIZERS[arm.outer](_decayed(arm.outer_rate, config.meta_steps)),
     "mesh": mesh,
   }

@@ -18,6 +18,7 @@ def _arm(
       "inner": inner,  # optimiser of theta, or of z where sigma is finite
       "inner_rate": rate,
       "inner_steps": steps,  # in training
+      "batch_size": 0,  # of inner steps; 0: all examples
       "outer": outer,  # optimiser of phi
       "outer_rate": outer_rate,
       # init_sigma; sigma_rate, the rate of Adam on log sigma^2; task_specific, a module
@@ -41,7 +42,6 @@ def default() -> Config:
       "meta_batch": 4,  # tasks a meta-step
       "test_episodes": 24,
       "adapt_steps": (0, 1, 3, 10, 30, 100, 300, 1000),
-      "batch_size": 0,  # of inner steps; 0: all examples
       "cg_steps": 10,
       "cg_tol": 1e-3,
       "arms": {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments import problems, results, runs, startup, training
+from experiments import problems, runs, startup
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "Which tasks.")
 _FREEZE = flags.DEFINE_list(
@@ -44,18 +44,7 @@ def main(argv: Sequence[str]) -> None:
     prepared = runs.prepare(run.arm, run.config, problem(json.dumps(about["config"]["problem"])))
     trained = runs.restore(run, prepared)
     for name, below in missing.items():
-      state = runs.frozen_below(trained.state, below)
-      found = runs.evaluate(prepared, state, run.config, split, f"{run.arm}-{run.seed}")
-      curve = training.as_curve(
-        prepared.learner,
-        run.arm,
-        run.seed,
-        run.config.adapt_steps,
-        trained._replace(state=state),
-        found,
-      )
-      settings = about["config"] | {"protocol": about["protocol"], "split": split, "freeze": below}
-      results.write_json(folder / f"{name}.json", settings, [curve], results.environment())
+      curve = runs.record(run, about, prepared, trained, name, split, below)
       step = run.config.report_step
       at = list(run.config.adapt_steps).index(step)
       accuracy, nll = curve.accuracy[at].mean(), curve.nll[at].mean()

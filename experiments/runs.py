@@ -11,7 +11,7 @@ all arms and seeds, so that differences between arms are paired.
 
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +104,26 @@ def evaluate(
     name,
     step_key,
   )
+
+
+def record(
+  run: Run,
+  about: Mapping[str, Any],
+  prepared: Prepared,
+  trained: training.Trained,
+  name: str,
+  split: str,
+  freeze: float = 0.0,
+) -> results.Curve:
+  """Adapts to a split with the modules frozen whose sigma lies below `freeze`; writes NAME.json."""
+  trained = trained._replace(state=frozen_below(trained.state, freeze))
+  found = evaluate(prepared, trained.state, run.config, split, f"{run.arm}-{run.seed}")
+  curve = training.as_curve(
+    prepared.learner, run.arm, run.seed, run.config.adapt_steps, trained, found
+  )
+  settings = {**about["config"], "protocol": about["protocol"], "split": split, "freeze": freeze}
+  results.write_json(run.folder / f"{name}.json", settings, [curve], results.environment())
+  return curve
 
 
 def begin(

@@ -1,10 +1,15 @@
 """The tables of RESULTS.md as data: tasks, network, sizes and the settings of every arm.
 
 Size "cpu" is for two CPU cores, "full" has the published sizes and is for a GPU; "smoke" is for
-tests, and its figures mean nothing. Nothing has been tuned yet, and "full" has not been run.
+tests, and its figures mean nothing. "full" has not been run.
+
+An arm starts from the settings here, and has those that `experiments.tune` chose where the table
+was searched at that size: tuned/TABLE-SIZE.json.
 """
 
 import functools
+import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,21 +19,28 @@ from experiments import configs
 from experiments.configs import Config
 
 SIZES = ("cpu", "full", "smoke")
+TUNED = "shrinkmeta.experiments.tuned/1"  # format of the files of chosen settings
 
 
 def _table(size: str, **changes: Any) -> Config:
-  """What the tables of characters have in common."""
+  """What the tables have in common."""
   config = configs.default().to_dict()
   kept = ("compute", "cg_steps", "cg_tol", "arms")
   config = {key: config[key] for key in kept} | {
     "network": {"kind": "conv", "features": 64 if size == "full" else 16, "norm": "batch"},
     "meta_steps": 1_000 if size == "full" else 120,
     "meta_batch": 20 if size == "full" else 4,
-    "batch_size": 20,
     "validation_episodes": 8,
     "report_step": 100,  # of adaptation; by it settings are chosen
   }
   return ml_collections.ConfigDict(config | changes)
+
+
+def _long(config: Config) -> Config:
+  """Inner steps on batches of 20, as published for long adaptation."""
+  for arm in config.arms.values():
+    arm.batch_size = 20
+  return config
 
 
 def alphabets(size: str) -> Config:
@@ -36,7 +48,8 @@ def alphabets(size: str) -> Config:
   problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "size": 28}
   if size != "full":
     problem |= {"size": 14, "copies": 1}
-  return _table(size, problem=problem, test_episodes=10, adapt_steps=(0, 1, 3, 10, 30, 100, 300))
+  steps = (0, 1, 3, 10, 30, 100, 300)
+  return _long(_table(size, problem=problem, test_episodes=10, adapt_steps=steps))
 
 
 def small_data(size: str) -> Config:
@@ -44,7 +57,7 @@ def small_data(size: str) -> Config:
   problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "shots": 5, "augment": False}
   problem["size"] = 28 if size == "full" else 14
   steps = (0, 1, 10, 100, 400, 1_000)
-  return _table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400)
+  return _long(_table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400))
 
 
 def few_shot(size: str) -> Config:
@@ -62,7 +75,6 @@ def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
   return _table(
     size,
     problem=problem | {"shape": shape},
-    batch_size=0,
     meta_steps=2_000 if size == "full" else 250,
     test_episodes=600 if size == "full" else 200,
     validation_episodes=100,
@@ -77,7 +89,6 @@ def sinusoid(size: str) -> Config:
     size,
     problem={"name": "sinusoid", "shots": 10, "noise": 0.0, "scale": 0.3},
     network={"kind": "mlp", "width": 40},
-    batch_size=0,
     meta_steps=10_000 if size == "full" else 2_000,
     meta_batch=25,
     test_episodes=200,
@@ -107,8 +118,17 @@ TABLES: dict[str, Callable[[str], Config]] = {
 }
 
 
-def load(table: str, size: str, overrides: Sequence[str] = ()) -> Config:
-  """The settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3"."""
+def tuned_file(table: str, size: str) -> pathlib.Path:
+  """Where the settings that were chosen for a table are kept, and the search that chose them."""
+  return pathlib.Path(__file__).parent / "tuned" / f"{table}-{size}.json"
+
+
+def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = True) -> Config:
+  """The settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3".
+
+  Args:
+    tuned: False for the settings that a search starts from.
+  """
   if table not in TABLES or size not in SIZES:
     raise ValueError(
       f"A table is one of {', '.join(TABLES)} and a size one of {', '.join(SIZES)}; got "
@@ -122,4 +142,11 @@ def load(table: str, size: str, overrides: Sequence[str] = ()) -> Config:
     config.update({**small, "meta_batch": 2, "adapt_steps": steps, "report_step": steps[-1]})
     for arm in config.arms.values():
       arm.inner_steps = 2
+  file = tuned_file(table, size)
+  if tuned and file.exists():
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found.get("format") != TUNED:
+      raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
+    for name, search in found["arms"].items():
+      config.arms[name].update(search["chosen"])
   return configs.override(config, overrides)

@@ -1,0 +1,158 @@
+"""Chooses the settings of the arms of a table on its validation tasks, by searches of one length.
+
+    python -m experiments.tune --table=small_data --trials=8
+
+Trial 0 of an arm has the settings that the table starts from. The others are points of one Halton
+sequence, the same for all arms: rates and init_sigma up to a factor of 4 away; half, all or twice
+the inner steps; all examples at an inner step or a batch. The most accurate after `report_step`
+steps, in regression the likeliest, goes with the whole search into
+experiments/tuned/TABLE-SIZE.json, from where `experiments.train` has it.
+
+A trial is a run; a search that was stopped goes on where it was when started again.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from scipy.stats import qmc
+
+from experiments import arms, configs, problems, results, runs, startup, tables
+from experiments.datasets.source import Problem
+
+_TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is searched.")
+_SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
+_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
+_TRIALS = flags.DEFINE_integer("trials", 8, "Trials an arm.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "Changes one setting of all trials.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the runs; default runs/tune/TABLE.")
+_CHOSEN = flags.DEFINE_string(
+  "chosen", None, "File of what was chosen; default is where experiments.train looks for it."
+)
+_CACHE = flags.DEFINE_string(
+  "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
+)
+
+_FACTOR = 4.0  # a rate, or init_sigma, lies between start / _FACTOR and start * _FACTOR
+_SEARCHED: tuple[str, ...] = (
+  "batch_size",
+  "inner_rate",
+  "outer_rate",
+  "inner_steps",
+  "init_sigma",
+  "sigma_rate",
+  "task_specific",
+)
+
+
+def draw(start: configs.Config, trial: int, modules: Sequence[str]) -> dict[str, Any]:
+  """The settings of a trial, those that `start`, config.arms[ARM], has among _SEARCHED.
+
+  Args:
+    modules: what `task_specific` is one of.
+  """
+  searched = {name: start[name] for name in _SEARCHED if name in start}
+  if trial == 0:
+    return searched
+  point = qmc.Halton(len(_SEARCHED), rng=0).random(trial + 1)[trial]
+  at = dict(zip(_SEARCHED, map(float, point), strict=True))  # in [0, 1)
+  choices: dict[str, Sequence[Any]] = {
+    "batch_size": sorted({0, start.batch_size}),
+    "inner_steps": [math.ceil(start.inner_steps * factor) for factor in (0.5, 1, 2)],
+    "task_specific": modules,
+  }
+
+  def setting(name: str, value: Any) -> Any:
+    if name in choices:
+      return choices[name][int(at[name] * len(choices[name]))]
+    return float(f"{value * _FACTOR ** (2 * at[name] - 1):.3g}")
+
+  return {name: setting(name, value) for name, value in searched.items()}
+
+
+def run_trial(
+  folder: pathlib.Path, arm: str, config: configs.Config, problem: Problem
+) -> dict[str, float]:
+  """Trains and adapts to the validation tasks, unless the folder has it; accuracy and nats."""
+  file = folder / "validation.json"
+  run = runs.begin(folder, arm, 0, config, problem)
+  if not file.exists():
+    prepared = runs.prepare(arm, config, problem)
+    trained = runs.train(prepared, arm, 0, config, run.checkpoints)
+    runs.record(run, runs.read(folder)[1], prepared, trained, "validation", "validation")
+    jax.clear_caches()  # programs of other settings; none of them is met again
+  _, (curve,) = results.read_json(file)
+  found = {"accuracy": curve.accuracy[-1].mean(), "nll": curve.nll[-1].mean()}
+  return {name: float(value) for name, value in found.items()} | {
+    "seconds": sum(curve.seconds.values())
+  }
+
+
+def better(one: dict[str, float], other: dict[str, float]) -> bool:
+  """More accurate; in regression likelier. What diverged is worse than all else."""
+
+  def score(found: dict[str, float]) -> float:
+    if not math.isfinite(found["nll"]):
+      return -math.inf
+    return -found["nll"] if math.isnan(found["accuracy"]) else found["accuracy"]
+
+  return score(one) > score(other)
+
+
+def search(
+  arm: str, start: configs.Config, trials: int, problem: Problem, out: pathlib.Path
+) -> dict[str, Any]:
+  """{"chosen": settings, "trials": of each its settings and what it found}."""
+  labels = set(jax.tree.leaves(problems.make_model(start, problem).labels))
+  modules = results.network_order(m for m in labels if "norm" not in m)
+  done: list[dict[str, Any]] = []
+  for trial in range(trials):
+    settings = draw(start.arms[arm], trial, modules)
+    config = start.copy_and_resolve_references()
+    config.arms[arm].update(settings)
+    found = run_trial(out / f"{arm}-{trial}", arm, config, problem)
+    done.append({"settings": settings, **found})
+    logging.info("%s, trial %d, %s: %s", arm, trial, settings, found)
+  best = done[0]
+  for one in done:
+    best = one if better(one, best) else best
+  return {"chosen": best["settings"], "trials": done}
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags, once."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  startup.start_jax(cache=_CACHE.value)
+  try:
+    names = arms.chosen(_ARMS.value)
+    config = tables.load(_TABLE.value, _SIZE.value, _SET.value, tuned=False)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  with config.unlocked():
+    config.adapt_steps = (config.report_step,)
+  problem = problems.make_problem(config.problem)
+  out = pathlib.Path(_OUT.value or f"runs/tune/{_TABLE.value}")
+  file = pathlib.Path(_CHOSEN.value or tables.tuned_file(_TABLE.value, _SIZE.value))
+  for name in names:
+    found = search(name, config, _TRIALS.value, problem, out)
+    # Read anew: searches of other arms may run beside this one.
+    others = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.exists() else {}
+    shared = {key: value for key, value in config.to_dict().items() if key != "arms"}
+    content = {
+      "format": tables.TUNED,
+      "config": shared,
+      "protocol": runs.protocol(config, problem),
+      "arms": {arm: {**others, name: found}[arm] for arm in arms.ALL if arm in {*others, name}},
+    }
+    results.write_document(file, content)
+    logging.info("%s: %s", name, found["chosen"])
+  logging.info("The settings are in %s", file)
+
+
+if __name__ == "__main__":
+  app.run(main)
