@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 
 import shrinkmeta as sm
-from experiments import arms, configs, networks, plots, results, startup, training
+from experiments import arms, configs, networks, plots, results, startup, summaries, training
 from experiments.datasets import characters, episodes, glyphs, omniglot
 from experiments.datasets.source import Source
 
@@ -130,11 +130,11 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
   if learned:
     plots.sigma_per_module(out / "sigma.png", learned)
     plots.sigma_history(out / "sigma_history.png", learned)
-  parts = [results.accuracy_table(curves), results.overfitting_table(curves)]
+  parts = [summaries.accuracy_table(curves), summaries.overfitting_table(curves)]
   if {"sigma_imaml"} < {c.algorithm for c in curves}:
-    parts.append(results.paired_table(curves))
+    parts.append(summaries.paired_table(curves))
   shown = {c.algorithm: c for c in reversed(learned)}  # the first seed of each
-  parts += [results.module_table(curve) for curve in shown.values()]
+  parts += [summaries.module_table(curve) for curve in shown.values()]
   return "\n\n".join(parts)
 
 

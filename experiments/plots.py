@@ -8,7 +8,7 @@ thick solid line with filled dots that it learns sigma.
 import contextlib
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -119,6 +119,40 @@ def adaptation_curves(path: Path, curves: Sequence[Curve]) -> None:
       bottom.set_yticks([], minor=True)
     if steps[0] == 0 and len(steps) > 1:
       _mark_break(bottom, (x[0] + x[1]) / 2, "x")
+    _label_ends(figure, panels)
+
+
+def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, label: str) -> None:
+  """As `adaptation_curves`, after one number of adaptation steps, against how much data there is.
+
+  Args:
+    path: the PNG to write.
+    found: amount of data -> curves; each amount has its own tasks.
+    step: index into `Curve.steps`.
+    label: what the amount is.
+  """
+  amounts = sorted(found)
+  whole = [results.group_by_algorithm(found[amount]) for amount in amounts]
+  fields = [field for field in _PANELS if all(results.has(found[a], field) for a in amounts)]
+  with _canvas(path, 3.3 * len(fields)) as figure:
+    panels = list(figure.subplots(len(fields), 1, sharex=True, squeeze=False)[:, 0])
+    for ax, field in zip(panels, fields, strict=True):
+      title, scale = _PANELS[field]
+      means = [results.average_seeds(found[amount], field) for amount in amounts]
+      series = {
+        name: np.stack([mean[name][step] for mean in means])
+        for name in whole[0]
+        if all(name in group for group in whole)
+      }
+      _adaptation_panel(ax, np.log10(amounts), series, scale)
+      ax.set_title(title)
+      ax.tick_params(axis="x", length=0)
+    panels[-1].tick_params(axis="x", length=3.5)
+    panels[-1].set_xticks(np.log10(amounts), [f"{amount:g}" for amount in amounts])
+    steps = np.asarray(found[amounts[0]][0].steps)
+    panels[-1].set_xlabel(
+      f"{label} (after {steps[step]:,} adaptation steps; bands: 95 % intervals)"
+    )
     _label_ends(figure, panels)
 
 

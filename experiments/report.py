@@ -6,15 +6,18 @@ Runs are compared where protocol and settings are the same; others have sections
 """
 
 import base64
+import collections
+import copy
 import html
+import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from experiments import arms, plots, results, runs
+from experiments import arms, plots, results, runs, summaries
 
 _OUT = flags.DEFINE_string("out", "report", "Folder of index.html and the pictures.")
 _NAME = flags.DEFINE_string(
@@ -32,6 +35,7 @@ th:first-child, td:first-child { text-align: left }
 class Evaluated(NamedTuple):
   """What `evaluate` found of one run."""
 
+  folder: pathlib.Path
   settings: dict[str, Any]  # of training and evaluation, those of other arms left out
   curve: results.Curve
   environment: dict[str, Any]  # of training
@@ -47,7 +51,7 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
       continue
     settings, (curve,) = results.read_json(file)
     del settings["arms"]
-    one = Evaluated(settings, curve, runs.read(folder)[1]["environment"])
+    one = Evaluated(folder, settings, curve, runs.read(folder)[1]["environment"])
     found.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
   if not found:
     raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
@@ -81,6 +85,57 @@ def _picture(file: pathlib.Path, title: str) -> str:
   return f'<img alt="{_text(title)}" src="data:image/png;base64,{data}">'
 
 
+def freezing(members: Sequence[Evaluated], step: int) -> list[str]:
+  """For each algorithm and split with files of frozen modules, what freezing them loses."""
+  tables = []
+  names = dict.fromkeys(one.curve.algorithm for one in members)
+  for name, split in itertools.product(names, ("validation", "test")):
+    folders = [one.folder for one in members if one.curve.algorithm == name]
+    if not all((folder / f"{split}.json").exists() for folder in folders):
+      continue
+    read = lambda file: results.read_json(file)[1][0]
+    frozen: dict[float, list[results.Curve]] = collections.defaultdict(list)
+    for file in (file for folder in folders for file in folder.glob(f"{split}-freeze*.json")):
+      frozen[float(file.stem.partition("-freeze")[2])].append(read(file))
+    if frozen:
+      whole = [read(folder / f"{split}.json") for folder in folders]
+      title = "Chosen on: validation tasks" if split == "validation" else "Reported on: test tasks"
+      tables += [title, summaries.freezing_table(whole, frozen, step)]
+  return tables
+
+
+def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
+  """Pictures against data, where sections differ in shots or training alphabets alone; modules."""
+  parts, learned = [], {}
+  for members in groups:
+    settings = members[0].settings
+    own = [one.curve for one in members if plots.learns_sigma(one.curve.algorithm)]
+    data = f"{settings['protocol']['data']}, {settings['protocol']['shots']} shots"
+    if own:
+      learned[f"{len(learned) + 1}. {data}"] = own
+  for key, label in (("shots", "Examples of a class"), ("train_alphabets", "Training alphabets")):
+    series: dict[str, dict[float, Sequence[Evaluated]]] = collections.defaultdict(dict)
+    for members in groups:
+      settings = copy.deepcopy(members[0].settings)
+      amount = settings["problem"].pop(key, None)
+      if isinstance(amount, int):
+        del settings["protocol"]  # tells the amount in words
+        series[json.dumps(settings, sort_keys=True)][amount] = members
+    for found in (found for found in series.values() if len(found) > 1):
+      settings = next(iter(found.values()))[0].settings
+      file = out / f"data_{len(parts)}.png"
+      curves = {amount: [one.curve for one in found[amount]] for amount in found}
+      plots.data_curves(file, curves, _report_step(settings), label)
+      parts.append(f"<h2>{_text(settings['table'])}</h2>{_picture(file, label)}")
+  if learned:
+    parts.append("<h2>Modules found</h2>" + as_html(summaries.found_modules(learned)))
+  return "\n".join(parts)
+
+
+def _report_step(settings: Mapping[str, Any]) -> int:
+  return list(settings["adapt_steps"]).index(settings["report_step"])
+
+
 def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str:
   """Tables and pictures of runs that may be compared."""
   settings, curves = members[0].settings, [one.curve for one in members]
@@ -94,15 +149,15 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   terms = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
   parts = [f"<h2>{_text(settings['protocol']['data'])}</h2><dl>{terms}</dl>"]
 
-  tables = [results.accuracy_table(curves)]
+  tables = [summaries.accuracy_table(curves)]
   if results.has(curves, "accuracy"):
-    tables.append(results.overfitting_table(curves))
+    tables.append(summaries.overfitting_table(curves))
   names = list(results.group_by_algorithm(curves))
-  at = list(settings["adapt_steps"]).index(settings["report_step"])
+  at = _report_step(settings)
   for reference in [name for name in names if plots.learns_sigma(name)]:
     if len(names) > 1:
-      tables.append(results.paired_table(curves, reference, at))
-  tables.append(results.cost_table(curves, batch))
+      tables.append(summaries.paired_table(curves, reference, at))
+  tables += [*freezing(members, at), summaries.cost_table(curves, batch)]
   parts += map(as_html, tables)
   file = out / f"adaptation_{number}.png"
   plots.adaptation_curves(file, curves)
@@ -114,7 +169,7 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
       file = out / f"{draw.__name__}_{number}.png"
       draw(file, learned)
       parts.append(_picture(file, draw.__name__.replace("_", " ")))
-    agreement = results.sigma_agreement(learned)
+    agreement = summaries.sigma_agreement(learned)
     rows = "".join(f"\n| {name} | {value:.2f} |" for name, value in agreement.items())
     if rows:
       title = "Rank correlation of sigma over modules, mean over pairs of seeds"
@@ -126,13 +181,14 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) < 2:
     raise app.UsageError("Name folders of runs: python -m experiments.report runs/small_data")
-  try:
-    groups = sections_of(runs.find(argv[1:]), _NAME.value)
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  sections = [section(out, i, members) for i, members in enumerate(groups)]
+  try:
+    groups = sections_of(runs.find(argv[1:]), _NAME.value)
+    sections = [section(out, i, members) for i, members in enumerate(groups)]
+    sections.append(over_data(out, groups))
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
   page = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>shrinkmeta: report</title>'
     f"<style>{_STYLE}</style><h1>Report</h1>\n" + "\n".join(sections) + "\n</html>\n"

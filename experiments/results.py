@@ -1,4 +1,4 @@
-"""What a run of an experiment found: its record, its tables and its files.
+"""What a run of an experiment found: its record and its files.
 
 Letters in shapes: S adaptation steps recorded, E test episodes, K seeds. Every algorithm and every
 seed meets the same E episodes in the same order, so differences between algorithms are paired.
@@ -25,7 +25,6 @@ from scipy import stats
 Path: TypeAlias = str | os.PathLike[str]
 
 FORMAT = "shrinkmeta.experiments.results/1"
-_STAGES = ("compile", "train", "adapt")
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "flax", "optax", "numpy")
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
 
@@ -97,7 +96,7 @@ def group_by_algorithm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
   if not curves:
     raise ValueError("Wanted at least one Curve; got none.")
   groups: dict[str, list[Curve]] = collections.defaultdict(list)
-  checked = [_check(curve, f"curves[{i}]") for i, curve in enumerate(curves)]
+  checked = [check(curve, f"curves[{i}]") for i, curve in enumerate(curves)]
   first = checked[0]
   for curve in checked:
     name = f"{curve.algorithm}, seed {curve.seed}"
@@ -125,156 +124,13 @@ def has(curves: Sequence[Curve], field: str) -> bool:
   return any(not np.isnan(np.asarray(getattr(curve, field), float)).all() for curve in curves)
 
 
-def accuracy_table(curves: Sequence[Curve]) -> str:
-  """Accuracy and negative log-likelihood by adaptation step, mean ± 95 % interval over episodes."""
-  steps = [str(step) for step in np.asarray(curves[0].steps)] if curves else []
-
-  def table(field: str, scale: float, digits: int) -> str:
-    rows = [
-      [a, *(_plus_minus(scale * v, digits) for v in values)]
-      for a, values in average_seeds(curves, field).items()
-    ]
-    return _markdown(["algorithm", *steps], rows)
-
-  title = "Negative log-likelihood in nats per example by adaptation step"
-  if not has(curves, "accuracy"):
-    return f"{title}, {_sample(curves)}\n\n{table('nll', 1, 3)}\n"
-  return (
-    f"Accuracy in % by adaptation step, {_sample(curves)}\n\n"
-    f"{table('accuracy', 100, 1)}\n\n"
-    f"{title}\n\n"
-    f"{table('nll', 1, 3)}\n"
-  )
-
-
-def paired_table(curves: Sequence[Curve], reference: str = "sigma_imaml", step: int = -1) -> str:
-  """Reference − rival on the same episodes: accuracy in points, and negative log-likelihood.
-
-  Better than a rival: accuracy above 0, negative log-likelihood below 0. The intervals hold for
-  one rival at a time; they are not widened for the number of rivals.
-
-  Args:
-    curves: at equal steps and on the same episodes.
-    reference: the algorithm the others are subtracted from.
-    step: index into `Curve.steps`, the last by default.
-  """
-  accuracy, nll = average_seeds(curves, "accuracy"), average_seeds(curves, "nll")
-  if reference not in accuracy:
-    raise ValueError(
-      f"reference is one of {', '.join(accuracy)}; got {reference!r}. "
-      "Pass one of these, or train it too."
-    )
-  steps = np.asarray(curves[0].steps)
-  if not -len(steps) <= step < len(steps):
-    raise ValueError(
-      f"step indexes the {len(steps)} recorded steps {steps.tolist()}; got {step}. "
-      "Pass a position, not a number of steps."
-    )
-
-  def difference(values: dict[str, np.ndarray], rival: str, scale: float, digits: int) -> str:
-    with np.errstate(invalid="ignore"):  # inf − inf, where both diverged
-      paired = scale * (values[reference][step] - values[rival][step])
-    return _plus_minus(paired, digits, "+")
-
-  rows = [
-    [rival, difference(accuracy, rival, 100, 2), difference(nll, rival, 1, 3)]
-    for rival in accuracy
-    if rival != reference
-  ]
-  header = ["rival", "accuracy in points", "nats per example"]
-  if not has(curves, "accuracy"):
-    rows, header = [[row[0], row[2]] for row in rows], [header[0], header[2]]
-  title = f"{reference} minus rival after {steps[step]} adaptation steps, paired, {_sample(curves)}"
-  return f"{title}\n\n{_markdown(header, rows)}\n"
-
-
-def overfitting_table(curves: Sequence[Curve]) -> str:
-  """What adapting for too long costs: accuracy at the last step against the best step.
-
-  The best step is picked on these very episodes, so the loss is never positive, and 0 says that
-  the last step is the best. The interval is paired over episodes and takes the pick as given.
-  """
-  rows = []
-  for algorithm, values in average_seeds(curves, "accuracy").items():
-    values = 100 * values
-    best = int(np.argmax(values.mean(1)))
-    rows.append(
-      [
-        algorithm,
-        str(np.asarray(curves[0].steps)[best]),
-        _plus_minus(values[best], 1),
-        _plus_minus(values[-1], 1),
-        _plus_minus(values[-1] - values[best], 2, "+"),
-      ]
-    )
-  last = np.asarray(curves[0].steps)[-1]
-  header = ["algorithm", "best step", "accuracy there in %", f"at step {last} in %", "difference"]
-  return f"Best and last adaptation step, {_sample(curves)}\n\n{_markdown(header, rows)}\n"
-
-
-def cost_table(curves: Sequence[Curve], tasks: int) -> str:
-  """What training took, and how well its modes and solves ended, by algorithm.
-
-  Args:
-    tasks: of a meta-step.
-  """
-
-  def mean(group: Sequence[Curve], name: str) -> str:
-    values = [np.mean(c.history[name]) for c in group if c.history.get(name)]
-    return f"{np.mean(values):.3g}" if np.isfinite(values).any() else "none"
-
-  rows = []
-  for algorithm, group in group_by_algorithm(curves).items():
-    rates = [tasks / np.median(c.history["seconds"]) for c in group if c.history.get("seconds")]
-    rows.append(
-      [
-        algorithm,
-        f"{np.mean(rates):.3g}" if rates else "none",
-        *(f"{np.mean([c.seconds.get(s, math.nan) for c in group]):.1f}" for s in _STAGES),
-        *(mean(group, n) for n in ("failed", "inner_grad_norm", "solve_residual")),
-        mean(group, "negative_curvature"),
-      ]
-    )
-  header = ["algorithm", "tasks a second", *(f"{s}, s" for s in _STAGES), "failed tasks a step"]
-  header += ["gradient norm at theta_hat", "relative residual of w", "share of negative curvature"]
-  return f"Cost, means over seeds and meta-steps\n\n{_markdown(header, rows)}\n"
-
-
-def sigma_agreement(curves: Sequence[Curve]) -> dict[str, float]:
-  """Algorithm -> mean over pairs of seeds of Spearman's rank correlation of sigma over modules."""
-  found = {}
-  for algorithm, group in group_by_algorithm(curves).items():
-    sigma = [[c.sigma[m] for m in sorted(c.sigma)] for c in group]
-    ranks = [stats.rankdata(row) for row in sigma]
-    pairs = [(a, b) for i, a in enumerate(ranks) for b in ranks[:i]]
-    if pairs and len(sigma[0]) > 2 and np.isfinite(sigma).all():
-      found[algorithm] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
-  return found
-
-
-def module_table(curve: Curve) -> str:
-  """Per module in network order: parameters, sigma_m, and how far adaptation moved it."""
-  curve = _check(curve, "curve")
-
-  def sigma(module: str) -> str:
-    value = curve.sigma.get(module, math.nan)
-    return {math.inf: "∞ (no prior)", 0.0: "0 (frozen)"}.get(value, f"{value:.3g}")
-
-  rows = [
-    [m, f"{curve.sizes[m]:,}", sigma(m), f"{curve.moved.get(m, math.nan):.3g}"]
-    for m in network_order(curve.sizes)
-  ]
-  title = f"{curve.algorithm}, seed {curve.seed}, moved after {curve.steps[-1]} adaptation steps"
-  return f"{title}\n\n{_markdown(['module', 'parameters', 'sigma', 'rms moved'], rows)}\n"
-
-
 def write_csv(path: Path, curves: Sequence[Curve]) -> None:
   """Writes algorithm, seed, episode, step, accuracy, nll: one row an episode and step."""
   with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("algorithm", "seed", "episode", "step", "accuracy", "nll"))
     for i, curve in enumerate(curves):
-      curve = _check(curve, f"curves[{i}]")
+      curve = check(curve, f"curves[{i}]")
       for e, s in np.ndindex(curve.accuracy.shape[::-1]):
         writer.writerow(
           (curve.algorithm, curve.seed, e, curve.steps[s], curve.accuracy[s, e], curve.nll[s, e])
@@ -304,7 +160,7 @@ def write_json(
   }
   dump = lambda value, where: json.dumps(_encode(value, where), allow_nan=False, ensure_ascii=False)
   lines = [f"{json.dumps(key)}: {dump(value, key)}" for key, value in head.items()]
-  rows = [dump(_check(c, f"curves[{i}]"), f"curves[{i}]") for i, c in enumerate(curves)]
+  rows = [dump(check(c, f"curves[{i}]"), f"curves[{i}]") for i, c in enumerate(curves)]
   text = "{\n" + ",\n".join(lines) + ',\n"curves": [\n' + ",\n".join(rows) + "\n]\n}\n"
   with atomic(path) as temporary:
     temporary.write_text(text, encoding="utf-8")
@@ -340,7 +196,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
     fields = set(entry) if isinstance(entry, dict) else set()
     if wrong := sorted(fields.symmetric_difference(Curve._fields)):
       raise ValueError(f"{where}: missing or unknown {', '.join(wrong)}. {advice}")
-    curves.append(_check(Curve(**entry), where))
+    curves.append(check(Curve(**entry), where))
   return _decode(document["config"]), curves
 
 
@@ -385,7 +241,7 @@ def atomic(path: Path) -> Iterator[pathlib.Path]:
     temporary.unlink(missing_ok=True)
 
 
-def _check(curve: Curve, where: str) -> Curve:
+def check(curve: Curve, where: str) -> Curve:
   """The curve with numpy arrays, or a ValueError that names the field."""
 
   def refuse(field: str, wanted: str, came: object) -> ValueError:
@@ -463,30 +319,3 @@ def _decode(value: Any) -> Any:
   if isinstance(value, list):
     return [_decode(v) for v in value]
   return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _sample(curves: Sequence[Curve]) -> str:
-  """What the intervals of a table are taken over, in words."""
-  groups = group_by_algorithm(curves)
-  seeds = sorted({len(group) for group in groups.values()})
-  count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-  episodes = np.asarray(curves[0].accuracy).shape[1]
-  return (
-    f"mean ± 95 % interval over {episodes} episodes, "
-    f"each the mean of {count} seed{'s' * (count != '1')}"
-  )
-
-
-def _plus_minus(values: np.ndarray, digits: int, sign: str = "") -> str:
-  mean, half = interval(values)
-  return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table that reads as text and as Markdown: first column left, the others right."""
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-  line = lambda cells: (
-    "| " + " | ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) + " |"
-  )
-  rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-  return "\n".join([line(header), rule, *map(line, rows)])

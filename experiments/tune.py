@@ -14,7 +14,7 @@ A trial is a run; a search that was stopped goes on where it was when started ag
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,8 +76,12 @@ def draw(start: configs.Config, trial: int, modules: Sequence[str]) -> dict[str,
 
 def run_trial(
   folder: pathlib.Path, arm: str, config: configs.Config, problem: Problem
-) -> dict[str, float]:
-  """Trains and adapts to the validation tasks, unless the folder has it; accuracy and nats."""
+) -> dict[str, float | None]:
+  """Trains and adapts to the validation tasks, unless the folder has it.
+
+  Returns:
+    "accuracy", "nll" and "seconds"; None is an accuracy in regression, and what diverged.
+  """
   file = folder / "validation.json"
   run = runs.begin(folder, arm, 0, config, problem)
   if not file.exists():
@@ -86,19 +90,21 @@ def run_trial(
     runs.record(run, runs.read(folder)[1], prepared, trained, "validation", "validation")
     jax.clear_caches()  # programs of other settings; none of them is met again
   _, (curve,) = results.read_json(file)
-  found = {"accuracy": curve.accuracy[-1].mean(), "nll": curve.nll[-1].mean()}
-  return {name: float(value) for name, value in found.items()} | {
-    "seconds": sum(curve.seconds.values())
+  found = {
+    "accuracy": float(curve.accuracy[-1].mean()),
+    "nll": float(curve.nll[-1].mean()),
+    "seconds": sum(curve.seconds.values()),
   }
+  return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def better(one: dict[str, float], other: dict[str, float]) -> bool:
+def better(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> bool:
   """More accurate; in regression likelier. What diverged is worse than all else."""
 
-  def score(found: dict[str, float]) -> float:
-    if not math.isfinite(found["nll"]):
+  def score(found: Mapping[str, float | None]) -> float:
+    if found["nll"] is None:
       return -math.inf
-    return -found["nll"] if math.isnan(found["accuracy"]) else found["accuracy"]
+    return -found["nll"] if found["accuracy"] is None else found["accuracy"]
 
   return score(one) > score(other)
 

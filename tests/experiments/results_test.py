@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from experiments import results
+from experiments import results, summaries
 from experiments.results import Curve
 
 
@@ -93,7 +93,7 @@ class TablesTest(parameterized.TestCase):
 
   def test_accuracy_is_the_mean_over_seeds(self):
     curves = [curve("maml", seed, accuracy=np.full((3, 6), 0.5 + 0.1 * seed)) for seed in (0, 1)]
-    table = results.accuracy_table(curves)
+    table = summaries.accuracy_table(curves)
     self.assertEqual(rows(table.split("Negative")[0])["maml"], ["55.0 ± 0.0"] * 3)
     self.assertIn("6 episodes, each the mean of 2 seeds", table)
 
@@ -102,7 +102,7 @@ class TablesTest(parameterized.TestCase):
     noise = np.array([0.0, 0.01, 0.02, 0.0, 0.01, 0.02])
     ours = curve(accuracy=hard + 0.1 + noise, nll=hard)
     rival = curve("reptile", accuracy=hard, nll=hard + 0.25)
-    cells = rows(results.paired_table([rival, ours]))
+    cells = rows(summaries.paired_table([rival, ours]))
     half = 100 * stats.t.ppf(0.975, 5) * noise.std(ddof=1) / math.sqrt(6)
     self.assertEqual(cells["reptile"], [f"+11.00 ± {half:.2f}", "-0.250 ± 0.000"])
     self.assertNotIn("sigma_imaml", cells)
@@ -110,20 +110,41 @@ class TablesTest(parameterized.TestCase):
   def test_paired_at_another_step(self):
     a, b = curve(), curve("maml")
     mean, half = results.interval(100 * (b.accuracy[1] - a.accuracy[1]))
-    cells = rows(results.paired_table([a, b], reference="maml", step=1))
+    cells = rows(summaries.paired_table([a, b], reference="maml", step=1))
     self.assertEqual(cells["sigma_imaml"][0], f"{mean:+.2f} ± {half:.2f}")
 
   def test_overfitting(self):
     accuracy = np.array([0.2, 0.8, 0.7])[:, None] * np.ones(6)
-    cells = rows(results.overfitting_table([curve("maml", accuracy=accuracy)]))
+    cells = rows(summaries.overfitting_table([curve("maml", accuracy=accuracy)]))
     self.assertEqual(cells["maml"], ["1", "80.0 ± 0.0", "70.0 ± 0.0", "-10.00 ± 0.00"])
 
   def test_modules(self):
-    cells = rows(results.module_table(curve()))
+    cells = rows(summaries.module_table(curve()))
     self.assertEqual(list(cells)[2:], ["conv_0", "norm_0", "head"])
     self.assertEqual(cells["conv_0"], ["320", "0 (frozen)", "0"])
     self.assertEqual(cells["norm_0"], ["64", "0.25", "0.125"])
     self.assertEqual(cells["head"], ["1,290", "∞ (no prior)", "0.5"])
+
+  def test_freezing(self):
+    whole = [curve(seed=seed) for seed in (0, 1)]
+    sigma = {"conv_0": 0.0, "norm_0": 0.0, "head": 0.5}
+    held = [
+      c._replace(accuracy=c.accuracy - 0.01, nll=c.nll + 0.125, sigma={**sigma, "norm_0": norm})
+      for c, norm in zip(whole, (0.0, 0.3), strict=True)
+    ]
+    cells = rows(summaries.freezing_table(whole, {0.2: held, 0.1: whole}))
+    share = 100 * (1_290 + 64 / 2) / (320 + 64 + 1_290)
+    self.assertEqual(list(cells)[2:], ["0.1", "0.2"])
+    wanted = ["norm_0 (1 of 2), head", f"{share:.1f}", "-1.00 ± 0.00", "+0.125 ± 0.000"]
+    self.assertEqual(cells["0.2"], wanted)
+    self.assertEqual(cells["0.1"][2:], ["+0.00 ± 0.00", "+0.000 ± 0.000"])
+    with self.assertRaisesRegex(ValueError, r"below 0.1 are frozen in seeds \[0\].*\[0, 1\]"):
+      summaries.freezing_table(whole, {0.1: held[:1]})
+
+  def test_found_modules(self):
+    make = lambda seed, head: curve(seed=seed, sigma={"conv_0": 0.2, "norm_0": 0.0, "head": head})
+    table = summaries.found_modules({"Omniglot": [make(0, 0.1), make(1, 1.6)]})
+    self.assertEqual(rows(table)["Omniglot"], ["sigma_imaml", "head 0.4, conv_0 0.2, norm_0 0"])
 
   @parameterized.named_parameters(
     ("none", [], "at least one"),
@@ -132,15 +153,15 @@ class TablesTest(parameterized.TestCase):
     ("twice", [curve(), curve()], "two of sigma_imaml, seed 0"),
   )
   def test_refuses_what_cannot_be_compared(self, curves, message):
-    for table in (results.accuracy_table, results.paired_table, results.overfitting_table):
+    for table in (summaries.accuracy_table, summaries.paired_table, summaries.overfitting_table):
       with self.assertRaisesRegex(ValueError, message):
         table(curves)
 
   def test_refuses_an_unknown_reference_or_step(self):
     with self.assertRaisesRegex(ValueError, "one of maml; got 'sigma_imaml'"):
-      results.paired_table([curve("maml")])
+      summaries.paired_table([curve("maml")])
     with self.assertRaisesRegex(ValueError, "got 10. Pass a position"):
-      results.paired_table([curve()], step=10)
+      summaries.paired_table([curve()], step=10)
 
 
 class FilesTest(parameterized.TestCase):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import arms, configs, problems, results, runs, tables
+from experiments import arms, configs, problems, results, runs, summaries, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert "sigma_imaml minus rival after" in text and 'src="data:image/png;base64' in text
   assert "http" not in text and "Accuracy" not in text  # self-contained; regression has none
   assert len(list(page.glob("*.png"))) == 4
-  assert text.count("<h2>") == 2  # of unlike training, so not in one table
+  assert text.count("<h2>sinusoids") == 2  # of unlike training, so not in one table
   shutil.rmtree(other)
 
   done = call("evaluate", tmp_path, "--freeze=1e6")
@@ -52,6 +52,16 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert set(held.sigma.values()) == {0.0}
   np.testing.assert_array_equal(held.nll[0], held.nll[-1])  # nothing is left to adapt
   assert not list((tmp_path / "reptile-0").glob("*freeze*"))
+  shots = tmp_path / "shots" / "sigma_imaml-0"
+  shutil.copytree(tmp_path / "sigma_imaml-0", shots)
+  text = (shots / "test.json").read_text()
+  (shots / "test.json").write_text(text.replace('"shots": 10', '"shots": 20'))
+  done = call("report", tmp_path, f"--out={page}")
+  assert done.returncode == 0, done.stderr
+  text = (page / "index.html").read_text()
+  assert "1e+06" in text and "<td>none</td><td>0.0</td>" in text  # frozen: nothing task-specific
+  assert (page / "data_0.png").exists() and "Modules found" in text
+  shutil.rmtree(tmp_path / "shots")
 
   done = call("train", *flags, "--arms=reptile", "--set=problem.shots=3")
   assert done.returncode != 0 and "holds a run with another config" in done.stderr
@@ -99,7 +109,7 @@ def test_sigma_agreement_is_the_mean_rank_correlation_of_pairs():
     history={},
   )
   curves = [make(0, (0.1, 0.2, 0.3)), make(1, (1.0, 2.0, 3.0)), make(2, (3.0, 2.0, 1.0))]
-  found = results.sigma_agreement(curves)
+  found = summaries.sigma_agreement(curves)
   np.testing.assert_allclose(found["sigma_imaml"], (1 - 1 - 1) / 3)
 
 
