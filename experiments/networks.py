@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from experiments.convolution import conv3x3, in_blocks
 
-Norm = Literal["group", "batch"]
+Norm = Literal["group", "batch", "support"]
 
 
 def _quarters(x: jax.Array) -> list[jax.Array]:
@@ -70,7 +70,8 @@ class Conv(nn.Module):
 class BatchStatistics(nn.Module):
   """Scale and shift of a batch norm with the statistics of the batch, in training and in testing.
 
-  Predictions for the images of one batch so depend on each other: the transductive protocol.
+  Where they are those of all its images, predictions for the images of one batch depend on each
+  other: the transductive protocol.
   """
 
   @nn.compact
@@ -82,19 +83,39 @@ class BatchStatistics(nn.Module):
 _EPSILON = 1e-5  # beside the variance
 
 
-def batch_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-  """x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W."""
+def batch_norm(
+  x: jax.Array, scale: jax.Array, shift: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+  """x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W.
+
+  Args:
+    weights: [N] of the images in mean and standard deviation; None: all alike.
+  """
   dtype = x.dtype
   x = x.astype(jnp.promote_types(dtype, jnp.float32))  # sums of many numbers of 8 bits are none
-  x = x - x.mean((0, 1, 2))
-  variance = (x * x).mean((0, 1, 2))  # of `square` the derivative would hold 2 x beside x
+
+  def mean(x: jax.Array) -> jax.Array:
+    if weights is None:
+      return x.mean((0, 1, 2))
+    return jnp.tensordot(_normalised(weights, x.dtype), x.mean((1, 2)), 1)
+
+  x = x - mean(x)
+  variance = mean(x * x)  # of `square` the derivative would hold 2 x beside x
   return (x * (scale / jnp.sqrt(variance + _EPSILON)) + shift).astype(dtype)
 
 
+def _normalised(weights: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+  return weights.astype(dtype) / jnp.sum(weights, dtype=dtype)
+
+
 def fold_norm(
-  x: jax.Array, kernel: jax.Array, scale: jax.Array, shift: jax.Array
+  x: jax.Array,
+  kernel: jax.Array,
+  scale: jax.Array,
+  shift: jax.Array,
+  weights: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """(k', b') with conv3x3(x, k') + b' = batch_norm(conv3x3(x, kernel), scale, shift).
+  """(k', b') with conv3x3(x, k') + b' = batch_norm(conv3x3(x, kernel), scale, shift, weights).
 
   A convolution is linear in the 9 C numbers under its kernel, so their mean m and covariance S tell
   the statistics of its outputs, m k and k^T S k: pays where 9 C is small. A bias would drop out.
@@ -105,8 +126,13 @@ def fold_norm(
   padded = jnp.pad(jnp.moveaxis(x, 3, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
   under = [padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
   under = jnp.stack(under).reshape(9 * c, -1)
-  mean = under.mean(1)
-  covariance = (under - mean[:, None]) @ (under - mean[:, None]).T / under.shape[1]
+  if weights is None:
+    mean = under.mean(1)
+    covariance = (under - mean[:, None]) @ (under - mean[:, None]).T / under.shape[1]
+  else:
+    each = jnp.repeat(_normalised(weights, dtype) / (h * w), h * w)
+    mean = under @ each
+    covariance = (each * (under - mean[:, None])) @ (under - mean[:, None]).T
   variance = jnp.maximum(jnp.sum(k * (covariance @ k), 0), 0.0)  # rounding may leave less than 0
   factor = scale / jnp.sqrt(variance + _EPSILON)
   folded, bias = (k * factor).reshape(kernel.shape), shift - mean @ k * factor
@@ -130,7 +156,8 @@ class ConvNet(nn.Module):
   Attributes:
     ways: number of classes.
     features: channels of every block.
-    norm: "group": each image by itself, four groups of channels; "batch": see `BatchStatistics`.
+    norm: "group": each image by itself, four groups of channels; "batch": `BatchStatistics` of all
+      images; "support": `BatchStatistics` of the images that `support` weighs.
   """
 
   ways: int
@@ -139,16 +166,18 @@ class ConvNet(nn.Module):
   blocks: int = 4
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> logits [N, ways]."""
+  def __call__(self, x: jax.Array, support: jax.Array | None = None) -> jax.Array:
+    """[N, H, W, C], and with norm "support" weights [N] -> logits [N, ways]."""
+    if (self.norm == "support") != (support is not None):
+      raise ValueError(f'support is for norm "support", and needed there; norm is "{self.norm}".')
     for i in range(self.blocks):
       kernel, bias = Conv(self.features, name=f"conv_{i}")(x.shape[-1])
-      if self.norm == "batch":
+      if self.norm != "group":
         scale, shift = BatchStatistics(name=f"norm_{i}")(self.features)
         if 9 * x.shape[-1] <= self.features and min(x.shape[1:3]) > 1:
-          x = conv_pool(x, *fold_norm(x, kernel, scale, shift))
+          x = conv_pool(x, *fold_norm(x, kernel, scale, shift, support))
           continue
-        x = batch_norm(conv3x3(x, kernel) + bias, scale, shift)
+        x = batch_norm(conv3x3(x, kernel) + bias, scale, shift, support)
       else:
         x = nn.GroupNorm(num_groups=4, name=f"norm_{i}")(conv3x3(x, kernel) + bias)
       x = max_pool(x) if min(x.shape[1:3]) > 1 else x

@@ -66,12 +66,15 @@ def make_model(config: configs.Config, problem: Problem) -> Model:
     raise ValueError(f'network.kind must be "conv" or "mlp"; got {network.kind!r}.')
   apply = functools.partial(_apply, net, problem.kind == "gaussian" and problem.outputs == 1)
   likelihood = sm.in_precision(problem.likelihood(apply), config.compute)
-  example = jnp.zeros((1, *problem.inputs))
-  init = lambda key: net.init(key, example)["params"]
+  example = [jnp.zeros((1, *problem.inputs))]
+  if network.kind == "conv" and network.norm == "support":
+    example.append(jnp.ones(1))
+  init = lambda key: net.init(key, *example)["params"]
   shapes = jax.eval_shape(init, jax.random.key(0))
   return Model(init, likelihood, sm.by_layer(shapes))
 
 
-def _apply(net: Any, squeeze: bool, theta: PyTree, inputs: jax.Array) -> jax.Array:
-  outputs = cast(jax.Array, net.apply({"params": theta}, inputs))
+def _apply(net: Any, squeeze: bool, theta: PyTree, inputs: PyTree) -> jax.Array:
+  given = (inputs["x"], inputs["support"]) if isinstance(inputs, dict) else (inputs,)
+  outputs = cast(jax.Array, net.apply({"params": theta}, *given))
   return outputs[..., 0] if squeeze else outputs

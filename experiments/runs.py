@@ -20,6 +20,7 @@ import ml_collections
 
 import shrinkmeta as sm
 from experiments import arms, configs, problems, results, training
+from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
 from shrinkmeta.checkpoints import opened
 
@@ -51,7 +52,9 @@ class Prepared(NamedTuple):
 
 
 def prepare(arm: str, config: configs.Config, problem: Problem) -> Prepared:
-  """The learner of an arm for a problem."""
+  """The learner of an arm for a problem, whose tasks carry what the network's norm needs."""
+  if config.network.kind == "conv" and config.network.norm == "support":
+    problem = support.beside(problem)
   model = problems.make_model(config, problem)
   mesh = training.host_mesh(config.meta_batch)
   return Prepared(
@@ -197,7 +200,11 @@ def restore(run: Run, prepared: Prepared) -> training.Trained:
 
 def protocol(config: configs.Config, problem: Problem) -> dict[str, Any]:
   """What a row of results says of how it came about."""
-  norms = {"batch": "statistics of the current batch (transductive)", "group": "none (group norm)"}
+  norms = {
+    "batch": "statistics of the current batch (transductive)",
+    "support": "statistics of the support set",
+    "group": "none (group norm)",
+  }
   norm = norms[config.network.norm] if config.network.kind == "conv" else "none"
   return problem.protocol._asdict() | {"batch norm": norm}
 

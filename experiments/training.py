@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 import shrinkmeta as sm
 from experiments import results
 from shrinkmeta.modules import gather
+from shrinkmeta.tasks import weights
 
 PyTree = Any
 Episodes = Callable[[Any, int], sm.Task]  # (first index, number of tasks) -> tasks [T]
@@ -134,10 +135,12 @@ def adapt(
 
     def judge(theta: PyTree) -> tuple[jax.Array, jax.Array]:
       outputs, targets = likelihood.predict(theta, task.val.inputs), task.val.targets
-      nll = -jnp.mean(likelihood.log_prob(outputs, targets))
+      judged = weights(task.val, outputs.dtype)
+      mean = lambda x: jnp.sum(jnp.where(judged > 0, x, 0) * judged) / jnp.sum(judged)
+      nll = -mean(likelihood.log_prob(outputs, targets))
       if not jnp.issubdtype(targets.dtype, jnp.integer):
         return jnp.full_like(nll, jnp.nan), nll
-      return jnp.mean(jnp.argmax(outputs, -1) == targets), nll
+      return mean(jnp.argmax(outputs, -1) == targets), nll
 
     accuracy, nll = jax.lax.map(judge, thetas)  # in sequence: see batching.py on CPUs
     last = jax.tree.map(lambda x, p: jnp.mean(jnp.square(x[-1] - p)), thetas, state.phi)

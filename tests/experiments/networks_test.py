@@ -140,6 +140,30 @@ def test_folded_norm_in_lower_precisions(dtype, tolerance):
   np.testing.assert_allclose(folded.astype(jnp.float64), want, rtol=tolerance)
 
 
+@pytest.mark.parametrize("features", [16, 2])  # the first norm folded into its convolution, or not
+def test_statistics_of_the_support_are_those_of_its_images_alone(features):
+  x, weights = draw(7, 8, 8, 1), jnp.array([1.0, 1.0, 0.0, 1.0, 0.5, 0.5, 0.0])
+  net = networks.ConvNet(ways=3, features=features, norm="support", blocks=2)
+  params = {"params": net.init(jax.random.key(0), x, weights)["params"]}
+  params = jax.tree.map(lambda p: p + 0.1 * draw(*p.shape), params)
+  outputs = net.apply(params, x, weights)
+  all_alike = networks.ConvNet(ways=3, features=features, norm="batch", blocks=2)
+  # An image twice with half the weight is one image.
+  twice, rows = x.at[5].set(x[4]), jnp.array([0, 1, 3, 4])
+  wanted = all_alike.apply(params, x[rows])
+  np.testing.assert_allclose(net.apply(params, twice, weights)[rows], wanted, rtol=1e-10)
+  ones = net.apply(params, x, jnp.ones(7))
+  np.testing.assert_allclose(ones, all_alike.apply(params, x), rtol=1e-10)
+  # No image out of the support is seen by any other.
+  other = net.apply(params, x.at[2].add(1.0), weights)
+  np.testing.assert_array_equal(
+    other[jnp.array([0, 1, 3, 4, 5, 6])], outputs[jnp.array([0, 1, 3, 4, 5, 6])]
+  )
+  assert (other[2] != outputs[2]).all()
+  with pytest.raises(ValueError, match='norm is "support"'):
+    net.apply(params, x)
+
+
 def test_folded_norm_where_the_variance_is_zero_but_for_rounding():
   x = 1e4 * draw(1, 2, 2, 1)
   under = networks.conv3x3(x, jnp.eye(9).reshape(3, 3, 1, 9)).reshape(4, 9)
