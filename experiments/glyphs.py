@@ -18,7 +18,18 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 
 import shrinkmeta as sm
-from experiments import arms, configs, networks, plots, results, startup, summaries, training
+from experiments import (
+  arms,
+  canvas,
+  configs,
+  networks,
+  plots,
+  results,
+  sigma_plots,
+  startup,
+  summaries,
+  training,
+)
 from experiments.datasets import characters, episodes, glyphs, omniglot
 from experiments.datasets.source import Source
 
@@ -126,10 +137,10 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
   """Writes the pictures and the CSV; returns the tables."""
   results.write_csv(out / "results.csv", curves)
   plots.adaptation_curves(out / "adaptation.png", curves)
-  learned = [c for c in curves if plots.learns_sigma(c.algorithm)]
+  learned = [c for c in curves if canvas.learns_sigma(c.algorithm)]
   if learned:
-    plots.sigma_per_module(out / "sigma.png", learned)
-    plots.sigma_history(out / "sigma_history.png", learned)
+    sigma_plots.sigma_per_module(out / "sigma.png", learned)
+    sigma_plots.sigma_history(out / "sigma_history.png", learned)
   parts = [summaries.accuracy_table(curves), summaries.overfitting_table(curves)]
   if {"sigma_imaml"} < {c.algorithm for c in curves}:
     parts.append(summaries.paired_table(curves))

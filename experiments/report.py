@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from experiments import arms, plots, results, runs, summaries
+from experiments import arms, canvas, plots, results, runs, sigma_plots, summaries
 
 _OUT = flags.DEFINE_string("out", "report", "Folder of index.html and the pictures.")
 _NAME = flags.DEFINE_string(
@@ -109,7 +109,7 @@ def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   parts, learned = [], {}
   for members in groups:
     settings = members[0].settings
-    own = [one.curve for one in members if plots.learns_sigma(one.curve.algorithm)]
+    own = [one.curve for one in members if canvas.learns_sigma(one.curve.algorithm)]
     data = f"{settings['protocol']['data']}, {settings['protocol']['shots']} shots"
     if own:
       learned[f"{len(learned) + 1}. {data}"] = own
@@ -154,7 +154,7 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
     tables.append(summaries.overfitting_table(curves))
   names = list(results.group_by_algorithm(curves))
   at = _report_step(settings)
-  for reference in [name for name in names if plots.learns_sigma(name)]:
+  for reference in [name for name in names if canvas.learns_sigma(name)]:
     if len(names) > 1:
       tables.append(summaries.paired_table(curves, reference, at))
   tables += [*freezing(members, at), summaries.cost_table(curves, batch)]
@@ -163,9 +163,9 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   plots.adaptation_curves(file, curves)
   parts.append(_picture(file, "against adaptation steps"))
 
-  learned = [curve for curve in curves if plots.learns_sigma(curve.algorithm)]
+  learned = [curve for curve in curves if canvas.learns_sigma(curve.algorithm)]
   if learned:
-    for draw in (plots.sigma_per_module, plots.sigma_heat_map):
+    for draw in (sigma_plots.sigma_per_module, sigma_plots.sigma_heat_map):
       file = out / f"{draw.__name__}_{number}.png"
       draw(file, learned)
       parts.append(_picture(file, draw.__name__.replace("_", " ")))

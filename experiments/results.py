@@ -32,7 +32,7 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has 
 class Curve(NamedTuple):
   """One algorithm, trained from one seed and adapted to E unseen tasks.
 
-  `history` holds training curves of equal length. `experiments.plots.sigma_history` reads "step"
+  `history` holds training curves of equal length. `sigma_plots.sigma_history` reads "step"
   (meta-steps) and "sigma/<module>" from it.
   """
 

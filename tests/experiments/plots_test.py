@@ -7,10 +7,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from matplotlib import colors, image
 
-from experiments import plots
+from experiments import canvas, plots, sigma_plots
 from experiments.results import Curve
 
-DPI = plots.DPI
+DPI = canvas.DPI
 MODULES: tuple[str, ...] = ("conv_0", "norm_0", "conv_1", "norm_1", "head")
 
 
@@ -37,27 +37,27 @@ def curve(algorithm, seed=0, steps=(0, 1, 10, 100), num_episodes=5, **changes):
 class PlotsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.enterContext(mock.patch.object(plots, "DPI", 80))  # small pictures are quick ones
+    self.enterContext(mock.patch.object(canvas, "DPI", 80))  # small pictures are quick ones
     self.path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())) / "picture.png"
 
   def picture(self, height):
     """The pixels drawn, after checks that they are of the promised size and not blank."""
     pixels = image.imread(self.path)
-    self.assertEqual(pixels.shape[1], round(plots.WIDTH * plots.DPI))
+    self.assertEqual(pixels.shape[1], round(canvas.WIDTH * canvas.DPI))
     if height:
-      self.assertEqual(pixels.shape[0], round(height * plots.DPI))
+      self.assertEqual(pixels.shape[0], round(height * canvas.DPI))
     self.assertBetween(np.mean(pixels[..., :3].min(-1) < 0.9), 0.005, 0.8)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     np.testing.assert_array_equal(border, 1.0, "something is cut off at the border")
     return pixels
 
   def shows(self, pixels, algorithm):
-    color = np.array(colors.to_rgb(plots._hue(algorithm)))
+    color = np.array(colors.to_rgb(canvas.hue(algorithm)))
     return bool(np.any(np.abs(pixels[..., :3] - color).max(-1) < 0.01))
 
   def test_is_1800_dots_wide(self):
-    with mock.patch.object(plots, "DPI", DPI):
-      plots.sigma_per_module(self.path, [curve("sigma_maml")])
+    with mock.patch.object(canvas, "DPI", DPI):
+      sigma_plots.sigma_per_module(self.path, [curve("sigma_maml")])
       self.assertEqual(self.picture(3.9).shape[:2], (936, 1800))
 
   @parameterized.named_parameters(
@@ -115,24 +115,24 @@ class PlotsTest(parameterized.TestCase):
     history = {f"sigma/{m}": [0.1, s] for m, s in sigma.items()}
     curves = [base._replace(seed=s, sigma=sigma, history=history) for s in (0, 1)]
     curves.append(curve("maml", sigma=dict.fromkeys(MODULES, math.inf)))
-    plots.sigma_per_module(self.path, curves)
+    sigma_plots.sigma_per_module(self.path, curves)
     self.assertTrue(self.shows(self.picture(3.9), "sigma_imaml"))
-    plots.sigma_history(self.path, curves)
+    sigma_plots.sigma_history(self.path, curves)
     self.picture(None)
 
   def test_history_of_several_algorithms(self):
     curves = [curve(a, s) for a in ("sigma_imaml", "sigma_maml") for s in (0, 1)]
     short = {k: v[:1] for k, v in curves[0].history.items()}  # a seed cut short
-    plots.sigma_history(self.path, [curves[0]._replace(history=short), *curves[1:]])
+    sigma_plots.sigma_history(self.path, [curves[0]._replace(history=short), *curves[1:]])
     self.picture(0.7 + 2 * 2.2)
 
   def test_refuses_what_it_cannot_draw(self):
     with self.assertRaisesRegex(ValueError, "learns sigma; got maml"):
-      plots.sigma_per_module(self.path, [curve("maml")])
+      sigma_plots.sigma_per_module(self.path, [curve("maml")])
     with self.assertRaisesRegex(ValueError, "Record sigma while training"):
-      plots.sigma_history(self.path, [curve("sigma_maml", history={"loss": [1.0]})])
+      sigma_plots.sigma_history(self.path, [curve("sigma_maml", history={"loss": [1.0]})])
     with self.assertRaisesRegex(ValueError, "got 1 steps"):
-      plots.sigma_history(
+      sigma_plots.sigma_history(
         self.path, [curve("sigma_maml", history={"step": [1.0], "sigma/head": [0.1, 0.2]})]
       )
     with self.assertRaisesRegex(ValueError, "at least one Curve"):
@@ -140,16 +140,16 @@ class PlotsTest(parameterized.TestCase):
 
   def test_labels_keep_their_distance_order_and_bounds(self):
     y = np.array([0.5, 0.51, 0.0, 0.5, 0.99, 1.0])
-    places = plots._spread(y, 0.1, 0.05, 0.95)
+    places = canvas.spread(y, 0.1, 0.05, 0.95)
     self.assertGreaterEqual(np.diff(np.sort(places)).min(), 0.1 - 1e-12)
     self.assertBetween(places.min(), 0.05, 0.95)
     self.assertBetween(places.max(), 0.05, 0.95 + 1e-12)
     np.testing.assert_array_equal(np.argsort(places), np.argsort(y, kind="stable"))
     far = np.array([0.2, 0.8, 0.5])
-    np.testing.assert_allclose(plots._spread(far, 0.1, 0.05, 0.95), far)
+    np.testing.assert_allclose(canvas.spread(far, 0.1, 0.05, 0.95), far)
 
   def test_scale_keeps_0_and_inf_beyond_the_others(self):
-    scale = plots._sigma_scale(np.array([0.0, 0.1, 0.4, np.inf]))
+    scale = sigma_plots._sigma_scale(np.array([0.0, 0.1, 0.4, np.inf]))
     placed = scale.place(np.array([0.0, 0.1, 0.4, np.inf]))
     self.assertTrue(np.all(np.isfinite(placed)) and np.all(np.diff(placed) > 0))
     self.assertEqual(placed[1:3].tolist(), [0.1, 0.4])
