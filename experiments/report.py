@@ -37,6 +37,7 @@ class Evaluated(NamedTuple):
 
   folder: pathlib.Path
   settings: dict[str, Any]  # of training and evaluation, those of other arms left out
+  trials: int  # of the search that chose the settings of its arm
   curve: results.Curve
   environment: dict[str, Any]  # of training
 
@@ -50,8 +51,8 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
       logging.warning("%s has no %s.json: left out. Run experiments.evaluate.", folder, name)
       continue
     settings, (curve,) = results.read_json(file)
-    del settings["arms"]
-    one = Evaluated(folder, settings, curve, runs.read(folder)[1]["environment"])
+    trials = settings.pop("arms")[curve.algorithm]["trials"]
+    one = Evaluated(folder, settings, trials, curve, runs.read(folder)[1]["environment"])
     found.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
   if not found:
     raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
@@ -132,6 +133,14 @@ def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   return "\n".join(parts)
 
 
+def _searches(members: Sequence[Evaluated]) -> str:
+  trials: dict[int, list[str]] = collections.defaultdict(list)
+  for name, n in dict.fromkeys((one.curve.algorithm, one.trials) for one in members):
+    trials[n].append(name)
+  told = [f"{n} trials for {', '.join(names)}" for n, names in sorted(trials.items()) if n]
+  return "; ".join([*told, *([f"none for {', '.join(trials[0])}"] if 0 in trials else [])])
+
+
 def _report_step(settings: Mapping[str, Any]) -> int:
   return list(settings["adapt_steps"]).index(settings["report_step"])
 
@@ -143,6 +152,7 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   facts = settings["protocol"] | {
     "training": f"{settings['meta_steps']} meta-steps of {batch} tasks",
     "seeds": sorted({curve.seed for curve in curves}),
+    "search for settings": _searches(members),
     "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
     "on": " | ".join(sorted({json.dumps(one.environment) for one in members})),
   }

@@ -148,5 +148,5 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
     if found.get("format") != TUNED:
       raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
     for name, search in found["arms"].items():
-      config.arms[name].update(search["chosen"])
+      config.arms[name].update({**search["chosen"], "trials": len(search["trials"])})
   return configs.override(config, overrides)

@@ -81,6 +81,7 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
   monkeypatch.setattr(tables, "tuned_file", lambda table, size: file)
   config = tables.load("sinusoid", "smoke")
   assert config.arms.reptile.inner_rate == document["arms"]["reptile"]["chosen"]["inner_rate"]
+  assert (config.arms.reptile.trials, config.arms.maml.trials) == (3, 0)
   assert config.arms.maml == tables.load("sinusoid", "smoke", tuned=False).arms.maml
   file.write_text('{"format": "other"}')
   with pytest.raises(ValueError, match="'other'; wanted 'shrinkmeta.experiments.tuned/1'"):
