@@ -1,4 +1,4 @@
-"""One self-contained HTML page, and its PNGs, of what `evaluate` found in the folders of runs.
+"""What `evaluate` found in the folders of runs: one self-contained HTML page, PNGs, tables.
 
     python -m experiments.report runs/small_data runs/sinusoid --out=report
 
@@ -37,7 +37,7 @@ class Evaluated(NamedTuple):
 
   folder: pathlib.Path
   settings: dict[str, Any]  # of training and evaluation, those of other arms left out
-  trials: int  # of the search that chose the settings of its arm
+  arm: dict[str, Any]  # the settings of its arm
   curve: results.Curve
   environment: dict[str, Any]  # of training
 
@@ -51,8 +51,8 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
       logging.warning("%s has no %s.json: left out. Run experiments.evaluate.", folder, name)
       continue
     settings, (curve,) = results.read_json(file)
-    trials = settings.pop("arms")[curve.algorithm]["trials"]
-    one = Evaluated(folder, settings, trials, curve, runs.read(folder)[1]["environment"])
+    arm = settings.pop("arms")[curve.algorithm]
+    one = Evaluated(folder, settings, arm, curve, runs.read(folder)[1]["environment"])
     found.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
   if not found:
     raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
@@ -133,14 +133,6 @@ def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   return "\n".join(parts)
 
 
-def _searches(members: Sequence[Evaluated]) -> str:
-  trials: dict[int, list[str]] = collections.defaultdict(list)
-  for name, n in dict.fromkeys((one.curve.algorithm, one.trials) for one in members):
-    trials[n].append(name)
-  told = [f"{n} trials for {', '.join(names)}" for n, names in sorted(trials.items()) if n]
-  return "; ".join([*told, *([f"none for {', '.join(trials[0])}"] if 0 in trials else [])])
-
-
 def _report_step(settings: Mapping[str, Any]) -> int:
   return list(settings["adapt_steps"]).index(settings["report_step"])
 
@@ -152,7 +144,6 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   facts = settings["protocol"] | {
     "training": f"{settings['meta_steps']} meta-steps of {batch} tasks",
     "seeds": sorted({curve.seed for curve in curves}),
-    "search for settings": _searches(members),
     "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
     "on": " | ".join(sorted({json.dumps(one.environment) for one in members})),
   }
@@ -167,7 +158,11 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   for reference in [name for name in names if canvas.learns_sigma(name)]:
     if len(names) > 1:
       tables.append(summaries.paired_table(curves, reference, at))
-  tables += [*freezing(members, at), summaries.cost_table(curves, batch)]
+  own = {one.curve.algorithm: one.arm for one in members}
+  tables += [*freezing(members, at), summaries.cost_table(curves, batch, own)]
+  tables.append(summaries.settings_table(own))
+  with results.atomic(out / f"tables_{number}.md") as temporary:
+    temporary.write_text("\n".join(tables), encoding="utf-8")
   parts += map(as_html, tables)
   file = out / f"adaptation_{number}.png"
   plots.adaptation_curves(file, curves)

@@ -41,7 +41,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert done.returncode == 0, done.stderr
   text = (page / "index.html").read_text()
   assert "sigma_imaml minus rival after" in text and 'src="data:image/png;base64' in text
-  assert "none for sigma_imaml, reptile" in text  # nothing was searched at this size
+  assert "<th>trials</th>" in text and "| reptile " in (page / "tables_0.md").read_text()
   assert "http" not in text and "Accuracy" not in text  # self-contained; regression has none
   assert len(list(page.glob("*.png"))) == 4
   assert text.count("<h2>sinusoids") == 2  # of unlike training, so not in one table
