@@ -20,6 +20,7 @@ def _arm(
       "inner_steps": steps,  # in training
       "batch_size": 0,  # of inner steps; 0: all examples
       "trials": 0,  # of the search that chose these settings; 0: none did
+      "searched_with": "",  # where it had other tasks: what differed
       "outer": outer,  # optimiser of phi
       "outer_rate": outer_rate,
       # init_sigma; sigma_rate, the rate of Adam on log sigma^2; task_specific, a module

@@ -1,6 +1,7 @@
 """Networks of the experiments, in flax. They know nothing of tasks or algorithms."""
 
-from typing import Literal
+import functools
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -97,7 +98,7 @@ def batch_norm(
   def mean(x: jax.Array) -> jax.Array:
     if weights is None:
       return x.mean((0, 1, 2))
-    return jnp.tensordot(_normalised(weights, x.dtype), x.mean((1, 2)), 1)
+    return jnp.sum(_normalised(weights, x.dtype)[:, None] * x.mean((1, 2)), 0)
 
   x = x - mean(x)
   variance = mean(x * x)  # of `square` the derivative would hold 2 x beside x
@@ -121,21 +122,23 @@ def fold_norm(
   the statistics of its outputs, m k and k^T S k: pays where 9 C is small. A bias would drop out.
   """
   h, w, c = x.shape[1:]
-  dtype = jnp.promote_types(x.dtype, jnp.float32)  # k^T S k of an edge filter cancels
+  # k^T S k of an edge filter cancels, so no 8 bits here, and no 10 as in products on GPUs.
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   x, k = x.astype(dtype), kernel.astype(dtype).reshape(9 * c, -1)
   padded = jnp.pad(jnp.moveaxis(x, 3, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
   under = [padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
   under = jnp.stack(under).reshape(9 * c, -1)
   if weights is None:
     mean = under.mean(1)
-    covariance = (under - mean[:, None]) @ (under - mean[:, None]).T / under.shape[1]
+    covariance = times(under - mean[:, None], (under - mean[:, None]).T) / under.shape[1]
   else:
     each = jnp.repeat(_normalised(weights, dtype) / (h * w), h * w)
-    mean = under @ each
-    covariance = (each * (under - mean[:, None])) @ (under - mean[:, None]).T
-  variance = jnp.maximum(jnp.sum(k * (covariance @ k), 0), 0.0)  # rounding may leave less than 0
-  factor = scale / jnp.sqrt(variance + _EPSILON)
-  folded, bias = (k * factor).reshape(kernel.shape), shift - mean @ k * factor
+    mean = times(under, each)
+    covariance = times(each * (under - mean[:, None]), (under - mean[:, None]).T)
+  variance = jnp.sum(k * times(covariance, k), 0)
+  factor = scale / jnp.sqrt(jnp.maximum(variance, 0.0) + _EPSILON)  # rounding may leave less than 0
+  folded, bias = (k * factor).reshape(kernel.shape), shift - times(mean, k) * factor
   return folded.astype(kernel.dtype), bias.astype(shift.dtype)
 
 
@@ -168,8 +171,14 @@ class ConvNet(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, support: jax.Array | None = None) -> jax.Array:
     """[N, H, W, C], and with norm "support" weights [N] -> logits [N, ways]."""
+    if self.norm not in get_args(Norm):
+      raise ValueError(f"norm is one of {', '.join(get_args(Norm))}; got {self.norm!r}.")
     if (self.norm == "support") != (support is not None):
-      raise ValueError(f'support is for norm "support", and needed there; norm is "{self.norm}".')
+      raise ValueError(
+        f"norm is {self.norm!r}, and weights of the support set were "
+        f"{'not ' if support is None else ''}given: norm 'support' wants them, and no other does. "
+        "experiments.train gives them, with --set=network.norm=support."
+      )
     for i in range(self.blocks):
       kernel, bias = Conv(self.features, name=f"conv_{i}")(x.shape[-1])
       if self.norm != "group":

@@ -62,6 +62,8 @@ def adaptation_curves(path: Path, curves: Sequence[Curve]) -> None:
 def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, label: str) -> None:
   """As `adaptation_curves`, after one number of adaptation steps, against how much data there is.
 
+  An algorithm that lacks at one of the amounts is a ValueError.
+
   Args:
     path: the PNG to write.
     found: amount of data -> curves; each amount has its own tasks.
@@ -70,17 +72,19 @@ def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, l
   """
   amounts = sorted(found)
   whole = [results.group_by_algorithm(found[amount]) for amount in amounts]
+  for amount, group in zip(amounts, whole, strict=True):
+    if unlike := sorted(set(whole[0]) ^ set(group)):
+      raise ValueError(
+        f"{label}: {', '.join(unlike)} has curves at {amounts[0]:g} or at {amount:g}, not at both. "
+        "Train and evaluate it there too, or leave it out."
+      )
   fields = [field for field in _PANELS if all(results.has(found[a], field) for a in amounts)]
   with canvas(path, 3.3 * len(fields)) as figure:
     panels = list(figure.subplots(len(fields), 1, sharex=True, squeeze=False)[:, 0])
     for ax, field in zip(panels, fields, strict=True):
       title, scale = _PANELS[field]
       means = [results.average_seeds(found[amount], field) for amount in amounts]
-      series = {
-        name: np.stack([mean[name][step] for mean in means])
-        for name in whole[0]
-        if all(name in group for group in whole)
-      }
+      series = {name: np.stack([mean[name][step] for mean in means]) for name in whole[0]}
       _adaptation_panel(ax, np.log10(amounts), series, scale)
       ax.set_title(title)
       ax.tick_params(axis="x", length=0)

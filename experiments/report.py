@@ -53,7 +53,14 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
     settings, (curve,) = results.read_json(file)
     arm = settings.pop("arms")[curve.algorithm]
     one = Evaluated(folder, settings, arm, curve, runs.read(folder)[1]["environment"])
-    found.setdefault(json.dumps(settings, sort_keys=True), []).append(one)
+    members = found.setdefault(json.dumps(settings, sort_keys=True), [])
+    for other in members:
+      if other.curve.algorithm == curve.algorithm and other.arm != arm:
+        raise ValueError(
+          f"{other.folder} and {folder} are runs of one arm with unlike settings, {other.arm} and "
+          f"{arm}: no mean over them has a meaning. Leave one of them out."
+        )
+    members.append(one)
   if not found:
     raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
   order = lambda one: (arms.ALL.index(one.curve.algorithm), one.curve.seed)
@@ -92,13 +99,16 @@ def freezing(members: Sequence[Evaluated], step: int) -> list[str]:
   names = dict.fromkeys(one.curve.algorithm for one in members)
   for name, split in itertools.product(names, ("validation", "test")):
     folders = [one.folder for one in members if one.curve.algorithm == name]
-    if not all((folder / f"{split}.json").exists() for folder in folders):
-      continue
     read = lambda file: results.read_json(file)[1][0]
     frozen: dict[float, list[results.Curve]] = collections.defaultdict(list)
     for file in (file for folder in folders for file in folder.glob(f"{split}-freeze*.json")):
       frozen[float(file.stem.partition("-freeze")[2])].append(read(file))
     if frozen:
+      if missing := [str(f) for f in folders if not (f / f"{split}.json").exists()]:
+        raise ValueError(
+          f"Modules were frozen for {split} tasks, and without any frozen nothing was evaluated in "
+          f"{', '.join(missing)}. Run experiments.evaluate --split={split} on them."
+        )
       whole = [read(folder / f"{split}.json") for folder in folders]
       title = "Chosen on: validation tasks" if split == "validation" else "Reported on: test tasks"
       tables += [title, summaries.freezing_table(whole, frozen, step)]
@@ -108,24 +118,43 @@ def freezing(members: Sequence[Evaluated], step: int) -> list[str]:
 def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   """Pictures against data, where sections differ in shots or training alphabets alone; modules."""
   parts, learned = [], {}
-  for members in groups:
+  for number, members in enumerate(groups, 1):
     settings = members[0].settings
     own = [one.curve for one in members if canvas.learns_sigma(one.curve.algorithm)]
-    data = f"{settings['protocol']['data']}, {settings['protocol']['shots']} shots"
+    protocol = settings["protocol"]
     if own:
-      learned[f"{len(learned) + 1}. {data}"] = own
+      learned[f"{number}. {protocol['data']}, {protocol['shots']} shots"] = own
   for key, label in (("shots", "Examples of a class"), ("train_alphabets", "Training alphabets")):
     series: dict[str, dict[float, Sequence[Evaluated]]] = collections.defaultdict(dict)
     for members in groups:
       settings = copy.deepcopy(members[0].settings)
-      amount = settings["problem"].pop(key, None)
+      problem = settings["problem"]
+      amount = problem.get("shape", problem).pop(key, None)
       if isinstance(amount, int):
         del settings["protocol"]  # tells the amount in words
-        series[json.dumps(settings, sort_keys=True)][amount] = members
+        if amount in (same := series[json.dumps(settings, sort_keys=True)]):
+          raise ValueError(
+            f"{same[amount][0].folder} and {members[0].folder} differ in their protocol alone, not "
+            "in their settings: were they made by one version? Leave one of them out."
+          )
+        same[amount] = members
     for found in (found for found in series.values() if len(found) > 1):
       settings = next(iter(found.values()))[0].settings
       file = out / f"data_{len(parts)}.png"
       curves = {amount: [one.curve for one in found[amount]] for amount in found}
+      names = [{curve.algorithm for curve in group} for group in curves.values()]
+      if lacking := set.union(*names) - (shared := set.intersection(*names)):
+        logging.warning(
+          "Against %s, %s left out: no run at every one of %s",
+          label.lower(),
+          ", ".join(sorted(lacking)),
+          sorted(curves),
+        )
+        curves = {
+          amount: [c for c in group if c.algorithm in shared] for amount, group in curves.items()
+        }
+        if not shared:
+          continue
       plots.data_curves(file, curves, _report_step(settings), label)
       parts.append(f"<h2>{_text(settings['table'])}</h2>{_picture(file, label)}")
   if learned:
@@ -148,7 +177,7 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
     "on": " | ".join(sorted({json.dumps(one.environment) for one in members})),
   }
   terms = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
-  parts = [f"<h2>{_text(settings['protocol']['data'])}</h2><dl>{terms}</dl>"]
+  parts = [f"<h2>{number}. {_text(settings['protocol']['data'])}</h2><dl>{terms}</dl>"]
 
   tables = [summaries.accuracy_table(curves)]
   if results.has(curves, "accuracy"):
@@ -190,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
   out.mkdir(parents=True, exist_ok=True)
   try:
     groups = sections_of(runs.find(argv[1:]), _NAME.value)
-    sections = [section(out, i, members) for i, members in enumerate(groups)]
+    sections = [section(out, i, members) for i, members in enumerate(groups, 1)]
     sections.append(over_data(out, groups))
   except ValueError as error:
     raise app.UsageError(str(error)) from error

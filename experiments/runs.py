@@ -24,7 +24,7 @@ from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
 from shrinkmeta.checkpoints import opened
 
-FORMAT = "shrinkmeta.experiments.run/1"
+FORMAT = "shrinkmeta.experiments.run/2"
 _SAMPLE = jax.jit(Source.sample, static_argnums=3)
 _EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
 
@@ -169,7 +169,7 @@ def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
       f"{file} cannot be read: {error}. Wanted what experiments.train wrote."
     ) from error
   if about.get("format") != FORMAT:
-    raise ValueError(f"{file}: format is {about.get('format')!r}; wanted {FORMAT!r}.")
+    raise ValueError(f"{file}: format is {about.get('format')!r}; wanted {FORMAT!r}. Train again.")
   config = ml_collections.ConfigDict(about["config"])
   return Run(folder, about["arm"], about["seed"], config), about
 

@@ -3,14 +3,14 @@
 Size "cpu" is for two CPU cores, "full" has the published sizes and is for a GPU; "smoke" is for
 tests, and its figures mean nothing. "full" has not been run.
 
-An arm starts from the settings here, and has those that `experiments.tune` chose where the table
-was searched at that size: tuned/TABLE-SIZE.json.
+An arm has the settings that `experiments.tune` chose for it, tuned/TABLE-SIZE/ARM.json, and where
+there are none the settings here, from which searches start.
 """
 
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -118,16 +118,19 @@ TABLES: dict[str, Callable[[str], Config]] = {
 }
 
 
-def tuned_file(table: str, size: str) -> pathlib.Path:
-  """Where the settings that were chosen for a table are kept, and the search that chose them."""
-  return pathlib.Path(__file__).parent / "tuned" / f"{table}-{size}.json"
+def chosen_file(table: str, size: str, arm: str) -> pathlib.Path:
+  """Where the settings that were chosen for an arm are kept, with the search that chose them."""
+  return pathlib.Path(__file__).parent / "tuned" / f"{table}-{size}" / f"{arm}.json"
 
 
 def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = True) -> Config:
   """The settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3".
 
   Args:
-    tuned: False for the settings that a search starts from.
+    tuned: False for the settings that searches start from.
+
+  Raises:
+    ValueError: among others where the test tasks may be among those that settings were chosen on.
   """
   if table not in TABLES or size not in SIZES:
     raise ValueError(
@@ -142,11 +145,31 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
     config.update({**small, "meta_batch": 2, "adapt_steps": steps, "report_step": steps[-1]})
     for arm in config.arms.values():
       arm.inner_steps = 2
-  file = tuned_file(table, size)
-  if tuned and file.exists():
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if found.get("format") != TUNED:
-      raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
-    for name, search in found["arms"].items():
-      config.arms[name].update({**search["chosen"], "trials": len(search["trials"])})
-  return configs.override(config, overrides)
+  searches = {}
+  for name in config.arms if tuned else ():
+    file = chosen_file(table, size, name)
+    if file.exists():
+      searches[name] = found = json.loads(file.read_text(encoding="utf-8"))
+      if found.get("format") != TUNED:
+        raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
+      config.arms[name].update(found["chosen"])
+  configs.override(config, overrides)
+  for name, found in searches.items():
+    arm = config.arms[name]
+    if all(arm[key] == value for key, value in found["chosen"].items()):
+      arm.trials = len(found["trials"])
+      arm.searched_with = _difference(found["config"]["problem"], config.problem.to_dict(), name)
+  return config
+
+
+def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -> str:
+  """What the problem of a search had otherwise, where its settings may be used all the same."""
+  differs = {key for key in {*searched, *now} if searched.get(key) != now.get(key)}
+  fewer = searched.get("train_alphabets", 0) >= now.get("train_alphabets", 0)
+  if differs - {"shots", "train_alphabets"} or not fewer:
+    raise ValueError(
+      f"The settings of {arm} were chosen on {dict(searched)}, and the problem is {dict(now)}: its "
+      "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "
+      "take the settings that searches start from, experiments.train --tuned=false."
+    )
+  return ", ".join(f"{key}={searched.get(key)}" for key in sorted(differs))

@@ -17,6 +17,9 @@ _SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.
 _ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "One run for each arm and seed.")
 _SET = flags.DEFINE_multi_string("set", [], "Changes one setting: --set=meta_steps=100.")
+_TUNED = flags.DEFINE_bool(
+  "tuned", True, "Settings that experiments.tune chose; false: those that searches start from."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs; default runs/TABLE.")
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
@@ -32,12 +35,14 @@ def main(argv: Sequence[str]) -> None:
   try:
     names = arms.chosen(_ARMS.value)
     seeds = [int(seed) for seed in _SEEDS.value]
-    config = tables.load(_TABLE.value, _SIZE.value, _SET.value)
+    config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
   problem = problems.make_problem(config.problem)
   for name in names:
+    if not config.arms[name].trials:
+      logging.warning("%s: no search chose its settings", name)
     prepared = runs.prepare(name, config, problem)
     for seed in seeds:
       run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)

@@ -4,14 +4,14 @@
 
 Trial 0 of an arm has the settings that the table starts from. The others are points of one Halton
 sequence, the same for all arms: rates and init_sigma up to a factor of 4 away; half, all or twice
-the inner steps; all examples at an inner step or a batch. The most accurate after `report_step`
-steps, in regression the likeliest, goes with the whole search into
-experiments/tuned/TABLE-SIZE.json, from where `experiments.train` has it.
+the inner steps; all examples at an inner step or a batch. Where both are searched, a step of theta
+goes with inner_rate and with init_sigma, or its square, and varies by their product. The most
+accurate after `report_step` steps, in regression the likeliest, goes with the whole search into
+experiments/tuned/TABLE-SIZE/ARM.json, from where `experiments.train` has it.
 
 A trial is a run; a search that was stopped goes on where it was when started again.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ _SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.
 _ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials an arm.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "Changes one setting of all trials.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the runs; default runs/tune/TABLE.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the trials; default searches/TABLE-SIZE.")
 _CHOSEN = flags.DEFINE_string(
-  "chosen", None, "File of what was chosen; default is where experiments.train looks for it."
+  "chosen", None, "Folder of ARM.json; default is where experiments.train looks for them."
 )
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
@@ -82,13 +82,18 @@ def run_trial(
   Returns:
     "accuracy", "nll" and "seconds"; None is an accuracy in regression, and what diverged.
   """
-  file = folder / "validation.json"
+  file, diverged = folder / "validation.json", folder / "diverged.txt"
   run = runs.begin(folder, arm, 0, config, problem)
-  if not file.exists():
+  if not file.exists() and not diverged.exists():
     prepared = runs.prepare(arm, config, problem)
-    trained = runs.train(prepared, arm, 0, config, run.checkpoints)
-    runs.record(run, runs.read(folder)[1], prepared, trained, "validation", "validation")
+    try:
+      trained = runs.train(prepared, arm, 0, config, run.checkpoints)
+      runs.record(run, runs.read(folder)[1], prepared, trained, "validation", "validation")
+    except FloatingPointError as error:
+      diverged.write_text(f"{error}\n", encoding="utf-8")
     jax.clear_caches()  # programs of other settings; none of them is met again
+  if diverged.exists():
+    return {"accuracy": None, "nll": None, "seconds": None}
   _, (curve,) = results.read_json(file)
   found = {
     "accuracy": float(curve.accuracy[-1].mean()),
@@ -126,6 +131,11 @@ def search(
   best = done[0]
   for one in done:
     best = one if better(one, best) else best
+  if best["nll"] is None:
+    raise ValueError(
+      f"All {trials} trials of {arm} diverged: nothing was chosen. See {out}, and lower its rates "
+      "by --set, or in experiments/tables.py."
+    )
   return {"chosen": best["settings"], "trials": done}
 
 
@@ -134,30 +144,25 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax(cache=_CACHE.value)
+  table, size = _TABLE.value, _SIZE.value
   try:
     names = arms.chosen(_ARMS.value)
-    config = tables.load(_TABLE.value, _SIZE.value, _SET.value, tuned=False)
+    config = tables.load(table, size, _SET.value, tuned=False)
   except ValueError as error:
     raise app.UsageError(str(error)) from error
   with config.unlocked():
     config.adapt_steps = (config.report_step,)
   problem = problems.make_problem(config.problem)
-  out = pathlib.Path(_OUT.value or f"runs/tune/{_TABLE.value}")
-  file = pathlib.Path(_CHOSEN.value or tables.tuned_file(_TABLE.value, _SIZE.value))
+  out = pathlib.Path(_OUT.value or f"searches/{table}-{size}")
+  shared = {key: value for key, value in config.to_dict().items() if key != "arms"}
   for name in names:
     found = search(name, config, _TRIALS.value, problem, out)
-    # Read anew: searches of other arms may run beside this one.
-    others = json.loads(file.read_text(encoding="utf-8"))["arms"] if file.exists() else {}
-    shared = {key: value for key, value in config.to_dict().items() if key != "arms"}
-    content = {
-      "format": tables.TUNED,
-      "config": shared,
-      "protocol": runs.protocol(config, problem),
-      "arms": {arm: {**others, name: found}[arm] for arm in arms.ALL if arm in {*others, name}},
-    }
-    results.write_document(file, content)
-    logging.info("%s: %s", name, found["chosen"])
-  logging.info("The settings are in %s", file)
+    file = tables.chosen_file(table, size, name)
+    file = file if _CHOSEN.value is None else pathlib.Path(_CHOSEN.value) / file.name
+    about = {"format": tables.TUNED, "arm": name, "start": config.arms[name].to_dict()}
+    about |= {"config": shared, "protocol": runs.protocol(config, problem)}
+    results.write_document(file, about | found)
+    logging.info("%s: %s, in %s", name, found["chosen"], file)
 
 
 if __name__ == "__main__":

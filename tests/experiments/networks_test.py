@@ -160,8 +160,10 @@ def test_statistics_of_the_support_are_those_of_its_images_alone(features):
     other[jnp.array([0, 1, 3, 4, 5, 6])], outputs[jnp.array([0, 1, 3, 4, 5, 6])]
   )
   assert (other[2] != outputs[2]).all()
-  with pytest.raises(ValueError, match='norm is "support"'):
+  with pytest.raises(ValueError, match="norm is 'support', and weights .* were not given"):
     net.apply(params, x)
+  with pytest.raises(ValueError, match="group, batch, support; got 'layer'"):
+    networks.ConvNet(ways=3, norm="layer").init(jax.random.key(0), x)  # pyright: ignore
 
 
 def test_folded_norm_where_the_variance_is_zero_but_for_rounding():

@@ -41,10 +41,10 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert done.returncode == 0, done.stderr
   text = (page / "index.html").read_text()
   assert "sigma_imaml minus rival after" in text and 'src="data:image/png;base64' in text
-  assert "<th>trials</th>" in text and "| reptile " in (page / "tables_0.md").read_text()
+  assert "<th>trials</th>" in text and "| reptile " in (page / "tables_1.md").read_text()
   assert "http" not in text and "Accuracy" not in text  # self-contained; regression has none
   assert len(list(page.glob("*.png"))) == 4
-  assert text.count("<h2>sinusoids") == 2  # of unlike training, so not in one table
+  assert text.count(". sinusoids") == 2  # of unlike training, so not in one table
   shutil.rmtree(other)
 
   done = call("evaluate", tmp_path, "--freeze=1e6")
@@ -63,6 +63,21 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert "1e+06" in text and "<td>none</td><td>0.0</td>" in text  # frozen: nothing task-specific
   assert (page / "data_0.png").exists() and "Modules found" in text
   shutil.rmtree(tmp_path / "shots")
+
+  (tmp_path / "sigma_imaml-0" / "test.json").rename(tmp_path / "whole.json")
+  (tmp_path / "sigma_imaml-0" / "test-freeze1e+06.json").rename(tmp_path / "f.json")
+  (tmp_path / "f.json").rename(tmp_path / "sigma_imaml-0" / "validation-freeze0.1.json")
+  (tmp_path / "whole.json").rename(tmp_path / "sigma_imaml-0" / "test.json")
+  done = call("report", tmp_path, f"--out={page}")
+  assert done.returncode != 0 and "Run experiments.evaluate --split=validation" in done.stderr
+  (tmp_path / "sigma_imaml-0" / "validation-freeze0.1.json").unlink()
+
+  again = shutil.copytree(tmp_path / "reptile-0", tmp_path / "reptile-1")
+  text = (again / "test.json").read_text().replace('"inner_rate": 0.002', '"inner_rate": 0.003')
+  (again / "test.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+  done = call("report", tmp_path, f"--out={page}")
+  assert done.returncode != 0 and "runs of one arm with unlike settings" in done.stderr
+  shutil.rmtree(again)
 
   done = call("train", *flags, "--arms=reptile", "--set=problem.shots=3")
   assert done.returncode != 0 and "holds a run with another config" in done.stderr

@@ -57,32 +57,59 @@ def test_trials_are_the_same_points_for_every_arm():
 
 
 def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
-  file = tmp_path / "chosen.json"
   command = [sys.executable, "-m", "experiments.tune", "--table=sinusoid", "--size=smoke"]
-  command += ["--trials=3", f"--out={tmp_path}", f"--chosen={file}"]
+  command += ["--trials=3", f"--out={tmp_path}", f"--chosen={tmp_path / 'chosen'}"]
 
-  def call(arm):
-    done = subprocess.run([*command, f"--arms={arm}"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(file.read_text())
+  def call(*flags):
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
-  call("sigma_imaml")
-  document = call("reptile")
-  assert list(document["arms"]) == ["sigma_imaml", "reptile"]  # one by one, in the order of arms
-  for found in document["arms"].values():
-    trials = found["trials"]
+  def read(arm):
+    return json.loads((tmp_path / "chosen" / f"{arm}.json").read_text())
+
+  code, told = call("--arms=sigma_imaml,reptile")
+  assert code == 0, told
+  for arm in ("sigma_imaml", "reptile"):
+    trials = read(arm)["trials"]
     best = min(trials, key=lambda trial: math.inf if trial["nll"] is None else trial["nll"])
-    assert len(trials) == 3 and found["chosen"] == best["settings"]
+    assert len(trials) == 3 and read(arm)["chosen"] == best["settings"]
     assert len({trial["nll"] for trial in trials}) == 3
-  written = (tmp_path / "reptile-1" / "validation.json").stat().st_mtime_ns
-  assert call("reptile")["arms"] == document["arms"]  # nothing is trained twice
+  first, written = read("reptile"), (tmp_path / "reptile-1" / "validation.json").stat().st_mtime_ns
+  assert call("--arms=reptile")[0] == 0 and read("reptile") == first  # nothing is trained twice
   assert (tmp_path / "reptile-1" / "validation.json").stat().st_mtime_ns == written
 
-  monkeypatch.setattr(tables, "tuned_file", lambda table, size: file)
-  config = tables.load("sinusoid", "smoke")
-  assert config.arms.reptile.inner_rate == document["arms"]["reptile"]["chosen"]["inner_rate"]
-  assert (config.arms.reptile.trials, config.arms.maml.trials) == (3, 0)
-  assert config.arms.maml == tables.load("sinusoid", "smoke", tuned=False).arms.maml
-  file.write_text('{"format": "other"}')
+  # One that diverges is a trial like others; where all do, nothing is chosen.
+  code, told = call("--arms=maml", "--set=arms.maml.inner_rate=1e30")
+  assert code != 0 and "All 3 trials of maml diverged" in told
+  assert not (tmp_path / "chosen" / "maml.json").exists()
+
+  monkeypatch.setattr(tables, "chosen_file", lambda table, size, arm: tmp_path / f"{arm}.json")
+  path = tmp_path / "reptile.json"
+  path.write_text(json.dumps(first))
+  arm = tables.load("sinusoid", "smoke").arms.reptile
+  assert {name: arm[name] for name in first["chosen"]} == first["chosen"]
+  assert (arm.trials, arm.searched_with) == (3, "")
+  arm = tables.load("sinusoid", "smoke", ["problem.shots=5"]).arms.reptile
+  assert (arm.trials, arm.searched_with) == (3, "shots=10")
+  arm = tables.load("sinusoid", "smoke", ["arms.reptile.outer_rate=9.0"]).arms.reptile
+  assert (arm.outer_rate, arm.trials) == (9.0, 0)  # no search chose these
+  plain = tables.load("sinusoid", "smoke", tuned=False).arms
+  assert (plain.reptile.trials, tables.load("sinusoid", "smoke").arms.maml) == (0, plain.maml)
+  with pytest.raises(ValueError, match="test tasks may be among those .* --tuned=false"):
+    tables.load("sinusoid", "smoke", ["problem.noise=0.1"])
+  path.write_text('{"format": "other"}')
   with pytest.raises(ValueError, match="'other'; wanted 'shrinkmeta.experiments.tuned/1'"):
     tables.load("sinusoid", "smoke")
+
+
+def test_settings_are_not_used_where_they_may_have_seen_the_test_alphabets(tmp_path, monkeypatch):
+  """Alphabets behind the T that train are for the test: with a larger T, those that validated."""
+  monkeypatch.setattr(tables, "chosen_file", lambda table, size, arm: tmp_path / f"{arm}.json")
+  config = tables.load("small_data", "cpu").to_dict()
+  found = {"format": tables.TUNED, "config": config, "chosen": {"inner_rate": 0.7}, "trials": [{}]}
+  (tmp_path / "reptile.json").write_text(json.dumps(found))
+  arm = tables.load("small_data", "cpu", ["problem.train_alphabets=10"]).arms.reptile
+  assert (arm.inner_rate, arm.trials, arm.searched_with) == (0.7, 1, "train_alphabets=25")
+  for change in ("train_alphabets=30", "augment=True"):
+    with pytest.raises(ValueError, match="may be among those"):
+      tables.load("small_data", "cpu", [f"problem.{change}"])
