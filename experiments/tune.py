@@ -90,7 +90,8 @@ def run_trial(
       trained = runs.train(prepared, arm, 0, config, run.checkpoints)
       runs.record(run, runs.read(folder)[1], prepared, trained, "validation", "validation")
     except FloatingPointError as error:
-      diverged.write_text(f"{error}\n", encoding="utf-8")
+      with results.atomic(diverged) as temporary:
+        temporary.write_text(f"{error}\n", encoding="utf-8")
     jax.clear_caches()  # programs of other settings; none of them is met again
   if diverged.exists():
     return {"accuracy": None, "nll": None, "seconds": None}
@@ -103,15 +104,11 @@ def run_trial(
   return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def better(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> bool:
-  """More accurate; in regression likelier. What diverged is worse than all else."""
-
-  def score(found: Mapping[str, float | None]) -> float:
-    if found["nll"] is None:
-      return -math.inf
-    return -found["nll"] if found["accuracy"] is None else found["accuracy"]
-
-  return score(one) > score(other)
+def score(found: Mapping[str, float | None]) -> float:
+  """Accuracy; in regression the mean log-likelihood. What diverged is worse than all else."""
+  if found["nll"] is None:
+    return -math.inf
+  return -found["nll"] if found["accuracy"] is None else found["accuracy"]
 
 
 def search(
@@ -128,9 +125,7 @@ def search(
     found = run_trial(out / f"{arm}-{trial}", arm, config, problem)
     done.append({"settings": settings, **found})
     logging.info("%s, trial %d, %s: %s", arm, trial, settings, found)
-  best = done[0]
-  for one in done:
-    best = one if better(one, best) else best
+  best = max(done, key=score)  # of equals the first
   if best["nll"] is None:
     raise ValueError(
       f"All {trials} trials of {arm} diverged: nothing was chosen. See {out}, and lower its rates "
