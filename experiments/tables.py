@@ -32,6 +32,7 @@ def _table(size: str, **changes: Any) -> Config:
     "meta_batch": 20 if size == "full" else 4,
     "validation_episodes": 8,
     "report_step": 100,  # of adaptation; by it settings are chosen
+    "fixed": (),  # settings of arms that the protocol fixes, and searches leave
   }
   return ml_collections.ConfigDict(config | changes)
 
@@ -49,7 +50,9 @@ def alphabets(size: str) -> Config:
   if size != "full":
     problem |= {"size": 14, "copies": 1}
   steps = (0, 1, 3, 10, 30, 100, 300)
-  return _long(_table(size, problem=problem, test_episodes=10, adapt_steps=steps))
+  config = _table(size, problem=problem, test_episodes=10, adapt_steps=steps)
+  config.fixed = ("batch_size",)
+  return _long(config)
 
 
 def small_data(size: str) -> Config:

@@ -9,15 +9,19 @@ goes with inner_rate and with init_sigma, or its square, and varies by their pro
 accurate after `report_step` steps, in regression the likeliest, goes with the whole search into
 experiments/tuned/TABLE-SIZE/ARM.json, from where `experiments.train` has it.
 
-A trial is a run; a search that was stopped goes on where it was when started again.
+A trial is a run, with --seeds=3 the mean of three: a trial then costs three times as much, and less
+hangs on luck. What the table's protocol fixes, config.fixed, is not searched. A search that was
+stopped goes on where it was when started again.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from scipy.stats import qmc
 
@@ -28,6 +32,7 @@ _TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is se
 _SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
 _ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials an arm.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Runs a trial, whose mean counts.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "Changes one setting of all trials.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the trials; default searches/TABLE-SIZE.")
 _CHOSEN = flags.DEFINE_string(
@@ -49,13 +54,16 @@ _SEARCHED: tuple[str, ...] = (
 )
 
 
-def draw(start: configs.Config, trial: int, modules: Sequence[str]) -> dict[str, Any]:
+def draw(
+  start: configs.Config, trial: int, modules: Sequence[str], fixed: Sequence[str] = ()
+) -> dict[str, Any]:
   """The settings of a trial, those that `start`, config.arms[ARM], has among _SEARCHED.
 
   Args:
     modules: what `task_specific` is one of.
+    fixed: settings left as they are.
   """
-  searched = {name: start[name] for name in _SEARCHED if name in start}
+  searched = {name: start[name] for name in _SEARCHED if name in start and name not in fixed}
   if trial == 0:
     return searched
   point = qmc.Halton(len(_SEARCHED), rng=0).random(trial + 1)[trial]
@@ -75,33 +83,39 @@ def draw(start: configs.Config, trial: int, modules: Sequence[str]) -> dict[str,
 
 
 def run_trial(
-  folder: pathlib.Path, arm: str, config: configs.Config, problem: Problem
+  folder: pathlib.Path, arm: str, config: configs.Config, problem: Problem, seeds: int
 ) -> dict[str, float | None]:
-  """Trains and adapts to the validation tasks, unless the folder has it.
+  """Trains from each seed and adapts to the validation tasks, unless FOLDER-SEED has it.
 
   Returns:
-    "accuracy", "nll" and "seconds"; None is an accuracy in regression, and what diverged.
+    "accuracy" and "nll", means over seeds, and "seconds", their sum; None is an accuracy in
+    regression, and all three where one seed diverged.
   """
-  file, diverged = folder / "validation.json", folder / "diverged.txt"
-  run = runs.begin(folder, arm, 0, config, problem)
-  if not file.exists() and not diverged.exists():
-    prepared = runs.prepare(arm, config, problem)
-    try:
-      trained = runs.train(prepared, arm, 0, config, run.checkpoints)
-      runs.record(run, runs.read(folder)[1], prepared, trained, "validation", "validation")
-    except FloatingPointError as error:
-      with results.atomic(diverged) as temporary:
-        temporary.write_text(f"{error}\n", encoding="utf-8")
-    jax.clear_caches()  # programs of other settings; none of them is met again
-  if diverged.exists():
+  prepared = functools.cache(lambda: runs.prepare(arm, config, problem))
+  found: list[dict[str, float]] = []
+  for seed in range(seeds):
+    own = folder.with_name(f"{folder.name}-{seed}")
+    run = runs.begin(own, arm, seed, config, problem)
+    file, diverged = own / "validation.json", own / "diverged.txt"
+    if not file.exists() and not diverged.exists():
+      try:
+        trained = runs.train(prepared(), arm, seed, config, run.checkpoints)
+        runs.record(run, runs.read(own)[1], prepared(), trained, "validation", "validation")
+      except FloatingPointError as error:
+        with results.atomic(diverged) as temporary:
+          temporary.write_text(f"{error}\n", encoding="utf-8")
+    if diverged.exists():
+      found = []
+      break  # the trial is the worst already
+    _, (curve,) = results.read_json(file)
+    means = {"accuracy": curve.accuracy[-1].mean(), "nll": curve.nll[-1].mean()}
+    found.append({**means, "seconds": sum(curve.seconds.values())})
+  jax.clear_caches()  # programs of other settings; none of them is met again
+  if not found or not all(math.isfinite(one["nll"]) for one in found):
     return {"accuracy": None, "nll": None, "seconds": None}
-  _, (curve,) = results.read_json(file)
-  found = {
-    "accuracy": float(curve.accuracy[-1].mean()),
-    "nll": float(curve.nll[-1].mean()),
-    "seconds": sum(curve.seconds.values()),
-  }
-  return {name: value if math.isfinite(value) else None for name, value in found.items()}
+  mean = {name: float(np.mean([one[name] for one in found])) for name in ("accuracy", "nll")}
+  total = {"seconds": sum(one["seconds"] for one in found)}
+  return {name: value if math.isfinite(value) else None for name, value in (mean | total).items()}
 
 
 def score(found: Mapping[str, float | None]) -> float:
@@ -112,17 +126,17 @@ def score(found: Mapping[str, float | None]) -> float:
 
 
 def search(
-  arm: str, start: configs.Config, trials: int, problem: Problem, out: pathlib.Path
+  arm: str, start: configs.Config, trials: int, seeds: int, problem: Problem, out: pathlib.Path
 ) -> dict[str, Any]:
   """{"chosen": settings, "trials": of each its settings and what it found}."""
   labels = set(jax.tree.leaves(problems.make_model(start, problem).labels))
   modules = results.network_order(m for m in labels if "norm" not in m)
   done: list[dict[str, Any]] = []
   for trial in range(trials):
-    settings = draw(start.arms[arm], trial, modules)
+    settings = draw(start.arms[arm], trial, modules, start.fixed)
     config = start.copy_and_resolve_references()
     config.arms[arm].update(settings)
-    found = run_trial(out / f"{arm}-{trial}", arm, config, problem)
+    found = run_trial(out / f"{arm}-{trial}", arm, config, problem, seeds)
     done.append({"settings": settings, **found})
     logging.info("%s, trial %d, %s: %s", arm, trial, settings, found)
   best = max(done, key=score)  # of equals the first
@@ -151,11 +165,11 @@ def main(argv: Sequence[str]) -> None:
   out = pathlib.Path(_OUT.value or f"searches/{table}-{size}")
   shared = {key: value for key, value in config.to_dict().items() if key != "arms"}
   for name in names:
-    found = search(name, config, _TRIALS.value, problem, out)
+    found = search(name, config, _TRIALS.value, _SEEDS.value, problem, out)
     file = tables.chosen_file(table, size, name)
     file = file if _CHOSEN.value is None else pathlib.Path(_CHOSEN.value) / file.name
     about = {"format": tables.TUNED, "arm": name, "start": config.arms[name].to_dict()}
-    about |= {"config": shared, "protocol": runs.protocol(config, problem)}
+    about |= {"seeds": _SEEDS.value, "config": shared, "protocol": runs.protocol(config, problem)}
     results.write_document(file, about | found)
     logging.info("%s: %s, in %s", name, found["chosen"], file)
 

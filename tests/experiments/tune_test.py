@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import tables
+from experiments import results, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = ("conv_0", "conv_1", "head")
@@ -27,7 +27,9 @@ better = [
   tune.score(make(0.1, 3.0)) > tune.score(make(0.9, None)),  # one that diverged is below any
   tune.score(make(0.5, 1.0)) == tune.score(make(0.5, 2.0)),
 ]
-print(json.dumps([drawn, better]))
+long = tables.load("alphabets", "cpu", tuned=False)
+fixed = [tune.draw(long.arms.maml, i, modules, long.fixed) for i in range(3)]
+print(json.dumps([drawn, better, fixed]))
 """
 )
 
@@ -35,7 +37,8 @@ print(json.dumps([drawn, better]))
 def test_trials_are_the_same_points_for_every_arm():
   done = subprocess.run([sys.executable, "-c", DRAW], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  drawn, better = json.loads(done.stdout)
+  drawn, better, fixed = json.loads(done.stdout)
+  assert all(trial.keys() == {"inner_rate", "outer_rate", "inner_steps"} for trial in fixed)
   assert better == [True] * 4
   start = tables.load("small_data", "cpu", tuned=False).arms
   factors = {}
@@ -76,9 +79,22 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
     best = min(trials, key=lambda trial: math.inf if trial["nll"] is None else trial["nll"])
     assert len(trials) == 3 and read(arm)["chosen"] == best["settings"]
     assert len({trial["nll"] for trial in trials}) == 3
-  first, written = read("reptile"), (tmp_path / "reptile-1" / "validation.json").stat().st_mtime_ns
+  first, written = (
+    read("reptile"),
+    (tmp_path / "reptile-1-0" / "validation.json").stat().st_mtime_ns,
+  )
   assert call("--arms=reptile")[0] == 0 and read("reptile") == first  # nothing is trained twice
-  assert (tmp_path / "reptile-1" / "validation.json").stat().st_mtime_ns == written
+  assert (tmp_path / "reptile-1-0" / "validation.json").stat().st_mtime_ns == written
+
+  # With several seeds a trial is their mean.
+  assert call("--arms=reptile", "--seeds=2")[0] == 0
+  several, one = read("reptile"), first["trials"]
+  assert (first["seeds"], several["seeds"]) == (1, 2)
+  for i, trial in enumerate(several["trials"]):
+    curves = [results.read_json(tmp_path / f"reptile-{i}-{s}" / "validation.json") for s in (0, 1)]
+    nll = [curve.nll[-1].mean() for _, (curve,) in curves]
+    assert nll[0] == one[i]["nll"] != nll[1]
+    np.testing.assert_allclose(trial["nll"], np.mean(nll), rtol=1e-6)
 
   # One that diverges is a trial like others; where all do, nothing is chosen.
   code, told = call("--arms=maml", "--set=arms.maml.inner_rate=1e30")
