@@ -58,7 +58,7 @@ def make_learner(
   """The learner `name` with the settings config.arms[name]; see `configs.py` for their meaning."""
   chosen([name])
   arm = config.arms[name]
-  optimizer = _OPTIMIZERS[arm.inner](arm.inner_rate)
+  optimizer = _OPTIMIZERS[arm.inner](_halving(arm.inner_rate, arm.inner_decay))
   keywords: dict[str, Any] = {
     "inner": sm.Inner(optimizer, steps=arm.inner_steps, batch_size=arm.batch_size or None),
     "phi_optimizer": _OPTIMIZERS[arm.outer](_decayed(arm.outer_rate, config.meta_steps)),
@@ -74,6 +74,11 @@ def make_learner(
   if name == "hand_picked":
     keywords["task_specific"] = (arm.task_specific,)
   return getattr(sm, name)(likelihood, labels, **keywords)
+
+
+def _halving(rate: float, steps: int) -> optax.Schedule | float:
+  """rate / (1 + t / steps); constant where steps is 0."""
+  return (lambda t: rate / (1.0 + t / steps)) if steps else rate
 
 
 def _decayed(rate: float, meta_steps: int) -> optax.Schedule:

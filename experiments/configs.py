@@ -18,6 +18,7 @@ def _arm(
       "inner": inner,  # optimiser of theta, or of z where sigma is finite
       "inner_rate": rate,
       "inner_steps": steps,  # in training
+      "inner_decay": 0,  # steps after which inner_rate has halved, as in 1 / (1 + t); 0: never
       "batch_size": 0,  # of inner steps; 0: all examples
       "trials": 0,  # of the search that chose these settings; 0: none did
       "searched_with": "",  # where it had other tasks: what differed

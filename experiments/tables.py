@@ -38,9 +38,15 @@ def _table(size: str, **changes: Any) -> Config:
 
 
 def _long(config: Config) -> Config:
-  """Inner steps on batches of 20, as published for long adaptation."""
-  for arm in config.arms.values():
+  """Inner steps on batches of 20, as published for long adaptation.
+
+  With a constant rate such steps end in noise around the mode, and implicit gradients are those of
+  the mode: their rows begin with a rate that decays.
+  """
+  for name, arm in config.arms.items():
     arm.batch_size = 20
+    if name in ("imaml", "sigma_imaml", "sigma_reptile"):
+      arm.inner_decay = 10
   return config
 
 
@@ -155,14 +161,20 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
       searches[name] = found = json.loads(file.read_text(encoding="utf-8"))
       if found.get("format") != TUNED:
         raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
-      config.arms[name].update(found["chosen"])
+      config.arms[name].update(_settings(found))
   configs.override(config, overrides)
   for name, found in searches.items():
     arm = config.arms[name]
-    if all(arm[key] == value for key, value in found["chosen"].items()):
+    if all(arm[key] == value for key, value in _settings(found).items()):
       arm.trials = len(found["trials"])
       arm.searched_with = _difference(found["config"]["problem"], config.problem.to_dict(), name)
   return config
+
+
+def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
+  """What a search chose, and beside it what it was started with."""
+  told = ("trials", "searched_with")  # of a search, not settings
+  return {k: v for k, v in (found["start"] | found["chosen"]).items() if k not in told}
 
 
 def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -> str:

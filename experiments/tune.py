@@ -4,10 +4,11 @@
 
 Trial 0 of an arm has the settings that the table starts from. The others are points of one Halton
 sequence, the same for all arms: rates and init_sigma up to a factor of 4 away; half, all or twice
-the inner steps; all examples at an inner step or a batch. Where both are searched, a step of theta
-goes with inner_rate and with init_sigma, or its square, and varies by their product. The most
-accurate after `report_step` steps, in regression the likeliest, goes with the whole search into
-experiments/tuned/TABLE-SIZE/ARM.json, from where `experiments.train` has it.
+the inner steps; all examples at an inner step or a batch; an inner rate that is constant or decays.
+Where both are searched, a step of theta goes with inner_rate and with init_sigma, or its square,
+and varies by their product. The most accurate after `report_step` steps, in regression the
+likeliest, goes with the whole search into experiments/tuned/TABLE-SIZE/ARM.json, from where
+`experiments.train` has it.
 
 A trial is a run, with --seeds=3 the mean of three: a trial then costs three times as much, and less
 hangs on luck. What the table's protocol fixes, config.fixed, is not searched. A search that was
@@ -51,7 +52,9 @@ _SEARCHED: tuple[str, ...] = (
   "init_sigma",
   "sigma_rate",
   "task_specific",
+  "inner_decay",
 )
+_HALVED = 10  # steps after which a rate that decays has halved
 
 
 def draw(
@@ -72,6 +75,7 @@ def draw(
     "batch_size": sorted({0, start.batch_size}),
     "inner_steps": [math.ceil(start.inner_steps * factor) for factor in (0.5, 1, 2)],
     "task_specific": modules,
+    "inner_decay": (0, _HALVED),
   }
 
   def setting(name: str, value: Any) -> Any:

@@ -38,7 +38,9 @@ def test_trials_are_the_same_points_for_every_arm():
   done = subprocess.run([sys.executable, "-c", DRAW], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   drawn, better, fixed = json.loads(done.stdout)
-  assert all(trial.keys() == {"inner_rate", "outer_rate", "inner_steps"} for trial in fixed)
+  assert all(
+    trial.keys() == {"inner_rate", "outer_rate", "inner_steps", "inner_decay"} for trial in fixed
+  )
   assert better == [True] * 4
   start = tables.load("small_data", "cpu", tuned=False).arms
   factors = {}
@@ -56,6 +58,7 @@ def test_trials_are_the_same_points_for_every_arm():
         found, factors.setdefault(name, found), atol=2 * math.log(1.005, 4)
       )
     assert {trial["batch_size"] for trial in trials} == {0, 20}
+    assert {trial["inner_decay"] for trial in trials} == {0, 10}
     steps = start[arm].inner_steps
     assert {trial["inner_steps"] for trial in trials} == {math.ceil(steps / 2), steps, 2 * steps}
   assert {trial["task_specific"] for trial in drawn["hand_picked"]} >= set(MODULES)
@@ -124,10 +127,12 @@ def test_settings_are_not_used_where_they_may_have_seen_the_test_alphabets(tmp_p
   """Alphabets behind the T that train are for the test: with a larger T, those that validated."""
   monkeypatch.setattr(tables, "chosen_file", lambda table, size, arm: tmp_path / f"{arm}.json")
   config = tables.load("small_data", "cpu").to_dict()
-  found = {"format": tables.TUNED, "config": config, "chosen": {"inner_rate": 0.7}, "trials": [{}]}
+  found = {"format": tables.TUNED, "config": config, "trials": [{}]}
+  found |= {"start": {"inner_decay": 7}, "chosen": {"inner_rate": 0.7}}
   (tmp_path / "reptile.json").write_text(json.dumps(found))
   arm = tables.load("small_data", "cpu", ["problem.train_alphabets=10"]).arms.reptile
   assert (arm.inner_rate, arm.trials, arm.searched_with) == (0.7, 1, "train_alphabets=25")
+  assert arm.inner_decay == 7  # what was not searched is as in the search too
   for change in ("train_alphabets=30", "augment=True"):
     with pytest.raises(ValueError, match="may be among those"):
       tables.load("small_data", "cpu", [f"problem.{change}"])
