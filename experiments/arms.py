@@ -66,7 +66,10 @@ def make_learner(
   }
   row = sm.FAMILY.get(name, sm.FAMILY["hand_picked"])
   if row.gradient == "implicit":
-    keywords["implicit"] = sm.Implicit(max_steps=config.cg_steps, tol=config.cg_tol)
+    size = config.cg_batch or None
+    keywords["implicit"] = sm.Implicit(
+      max_steps=config.cg_steps, tol=config.cg_tol, batch_size=size
+    )
   if row.sigma != "inf":
     keywords["init_sigma"] = arm.init_sigma
   if row.sigma == "learned":

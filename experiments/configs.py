@@ -47,6 +47,7 @@ def default() -> Config:
       "adapt_steps": (0, 1, 3, 10, 30, 100, 300, 1000),
       "cg_steps": 10,
       "cg_tol": 1e-3,
+      "cg_batch": 0,  # examples of which the solve takes the curvature; 0: all
       "arms": {
         "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
         "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),

@@ -25,7 +25,7 @@ TUNED = "shrinkmeta.experiments.tuned/1"  # format of the files of chosen settin
 def _table(size: str, **changes: Any) -> Config:
   """What the tables have in common."""
   config = configs.default().to_dict()
-  kept = ("compute", "cg_steps", "cg_tol", "arms")
+  kept = ("compute", "cg_steps", "cg_tol", "cg_batch", "arms")
   config = {key: config[key] for key in kept} | {
     "network": {"kind": "conv", "features": 64 if size == "full" else 16, "norm": "batch"},
     "meta_steps": 1_000 if size == "full" else 120,
@@ -57,7 +57,9 @@ def alphabets(size: str) -> Config:
     problem |= {"size": 14, "copies": 1}
   steps = (0, 1, 3, 10, 30, 100, 300)
   config = _table(size, problem=problem, test_episodes=10, adapt_steps=steps)
-  config.fixed = ("batch_size",)
+  config.update({"fixed": ("batch_size",), "cg_batch": 60})
+  if size == "cpu":
+    config.meta_steps = 240  # rotated drawings are hard: after 120 all arms are near chance
   return _long(config)
 
 

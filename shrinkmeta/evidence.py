@@ -23,7 +23,7 @@ import optax
 from shrinkmeta import modules, validate
 from shrinkmeta.curvature import output_curvature
 from shrinkmeta.density import masked_log_prob
-from shrinkmeta.implicit import Implicit, MetaParams, implicit_gradient
+from shrinkmeta.implicit import Implicit, MetaParams, check_whole, implicit_gradient
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet, log_det, whitened_jacobian
@@ -134,6 +134,7 @@ def log_evidence(
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
   _no_infinite_sigma(log_sigma2)
+  check_whole(implicit)
   check_batch("batch", batch)
   taken = frozen_modules(log_sigma2, frozen)
   phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, dict.fromkeys(taken, 0.0))

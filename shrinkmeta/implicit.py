@@ -31,15 +31,16 @@ from shrinkmeta.curvature import (
   curvature_product,
   scaled_jacobian,
 )
-from shrinkmeta.inner import Inner, InnerInfo, objective
+from shrinkmeta.inner import Inner, InnerInfo, draw, objective
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, frozen_modules, hold, merge, moving
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, check_batch, num_examples
+from shrinkmeta.tasks import Batch, check_batch, num_examples, num_rows, weights
 from shrinkmeta.whitening import to_theta
 
 PyTree = Any
+_NO_STEP = 2**32 - 1  # folded into a key whose inner step i draws with i folded in
 
 
 class MetaParams(NamedTuple):
@@ -61,6 +62,9 @@ class Implicit:
     max_steps: limit of CG and Neumann iterations.
     tol: relative residual at which they stop, and under which a solve counts as converged.
     damping: added to the operator's diagonal; biases the gradient towards "identity" / damping.
+    batch_size: None is the curvature of all examples; else that of as many, drawn once a solve with
+      a key that the caller passes and scaled to all: cost and memory of the solve no longer grow
+      with N, at the price of noise in the gradient that the mean over tasks makes smaller.
   """
 
   curvature: Curvature = "gauss_newton"
@@ -68,6 +72,7 @@ class Implicit:
   max_steps: int = 30
   tol: float = 1e-4
   damping: float = 0.0
+  batch_size: int | None = None
 
   def __post_init__(self) -> None:
     if self.curvature not in ("gauss_newton", "hessian"):
@@ -85,6 +90,8 @@ class Implicit:
         "max_steps must be positive, tol and damping not negative; got "
         f"{self.max_steps}, {self.tol}, {self.damping}."
       )
+    if self.batch_size is not None and self.batch_size < 1:
+      raise ValueError(f"Implicit.batch_size must be positive, or None; got {self.batch_size}.")
 
 
 def implicit_gradient(
@@ -99,6 +106,7 @@ def implicit_gradient(
   *,
   frozen: Frozen = frozenset(),
   start: PyTree | None = None,
+  key: jax.Array | None = None,
 ) -> tuple[MetaParams, PyTree, SolveInfo]:
   """The two formulas at the head of this file, for one task.
 
@@ -108,6 +116,7 @@ def implicit_gradient(
     frozen: modules held at phi. The solve leaves them out; of the gradient with respect to phi
       they have their share, which goes through the curvature too.
     start: w to begin CG from.
+    key: for implicit.batch_size; may be that of the mode's mini-batches, from which it draws apart.
 
   Returns:
     the gradient of the loss with respect to (phi, log_sigma2), w, and how the solve went.
@@ -124,6 +133,7 @@ def implicit_gradient(
   if implicit.solver == "identity":
     return result(g, b, SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False))))
 
+  batch = _sample(implicit, batch, key)
   theta = to_theta(model.phi, s, z)
   product = curvature_product(implicit.curvature, model.likelihood, theta, batch)
 
@@ -149,6 +159,34 @@ def implicit_gradient(
   return result(d_phi, w, info)
 
 
+def check_whole(implicit: Implicit) -> None:
+  """Raises ValueError where the curvature is sampled: the evidence and the joint solve need all."""
+  if implicit.batch_size is not None:
+    raise ValueError(
+      f"Implicit.batch_size is {implicit.batch_size}: it is for imaml, sigma_imaml and "
+      'sigma_reptile, with a solve a task. The evidence and sigma_gradient="joint" take all '
+      "examples: leave it None."
+    )
+
+
+def _sample(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
+  """The examples of which the curvature is taken, each with the weight of N / batch_size."""
+  size = implicit.batch_size
+  if size is None:
+    return batch
+  if key is None:
+    raise ValueError("Implicit.batch_size draws examples: pass key=jax.random.key(...) along.")
+  if size > num_rows(batch):
+    raise ValueError(
+      f"Implicit.batch_size is {size}, but the task has {num_rows(batch)} rows; choose a smaller "
+      "size, or None for all examples."
+    )
+  drawn = draw(jax.random.fold_in(key, _NO_STEP), batch, size)
+  mask = weights(drawn, jnp.float32)
+  share = num_examples(batch, mask.dtype) / jnp.maximum(jnp.sum(mask), 1.0)
+  return drawn._replace(mask=share * mask)
+
+
 def map_estimate(
   likelihood: Likelihood,
   labels: modules.Labels,
@@ -171,7 +209,7 @@ def map_estimate(
     log_sigma2: {module: scalar}; -inf holds a module at phi, +inf takes its prior away.
     batch: one task's training data, without the T axis; `jax.vmap` over it for many.
     steps: replaces inner.steps.
-    key: for inner.batch_size; consumed.
+    key: for inner.batch_size and implicit.batch_size; consumed.
     frozen: modules to leave out of the work beside those whose log_sigma2 is known here to be
       -inf; for use under jit, where log_sigma2 is not known.
 
@@ -208,13 +246,13 @@ def map_estimate(
 
   def forward(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[Any, Any]:
     found = solve(phi, log_s2, batch, key)
-    return (moving(found.theta, labels, taken), found.info), (phi, log_s2, batch, found.z)
+    return (moving(found.theta, labels, taken), found.info), (phi, log_s2, batch, key, found.z)
 
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    phi, log_s2, batch, z = residuals
+    phi, log_s2, batch, key, z = residuals
     g = merge(cotangents[0], optax.tree.zeros_like(phi))
     grad, w, _ = implicit_gradient(
-      implicit, likelihood, labels, phi, log_s2, batch, z, g, frozen=taken
+      implicit, likelihood, labels, phi, log_s2, batch, z, g, frozen=taken, key=key
     )
     model = moving_model(likelihood, labels, phi, log_s2, taken)
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from shrinkmeta import modules, validate
 from shrinkmeta.batching import Batching, check_batching, num_tasks, over_tasks
 from shrinkmeta.hyperprior import SigmaPrior
-from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
+from shrinkmeta.implicit import Implicit, MetaParams, check_whole, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet
@@ -89,10 +89,10 @@ class MetaLearner(NamedTuple):
   sums(state, tasks, key=None, warm=None, first=0) -> (Sums, PerTask)
   apply(state, sums, per_task) -> (MetaState, Metrics)
 
-  `key` is needed with Inner.batch_size or a stochastic log-determinant only. `steps` replaces the
-  learner's own: an int, or an increasing tuple [S] that records one run, so that theta and info
-  lead with [S]. `warm` starts recurring tasks of a row with a mode where they ended before: see
-  `warm.py`.
+  `key` is needed with a batch_size, of Inner or Implicit, or a stochastic log-determinant only.
+  `steps` replaces the learner's own: an int, or an increasing tuple [S] that records one run, so
+  that theta and info lead with [S]. `warm` starts recurring tasks of a row with a mode where they
+  ended before: see `warm.py`.
 
   `adapt_tasks` runs tasks as `update` does, by the learner's batching and mesh. Frozen modules are
   not copied T times: their leaves of `thetas` are None, and `sm.merge(thetas, state.phi)` is whole.
@@ -175,6 +175,8 @@ def make_learner(
       f"{modules.names(labels)}."
     )
   check_sigma_gradient(row, sigma_gradient)
+  if row.phi == "evidence" or sigma_gradient == "joint":
+    check_whole(implicit)
   if sigma_gradient == "diagonal":
     implicit = dataclasses.replace(implicit, solver="identity")
   if row.phi == "evidence" and math.inf in sigma.values():

@@ -196,6 +196,7 @@ def stationary(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Fro
     g,
     frozen=frozen,
     start=None if start is None else start.w,
+    key=key,
   )
   warm = None if start is None else WarmStart(mode.z, w)
   if spec.row.phi == "predictive":

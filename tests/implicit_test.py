@@ -11,6 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
+from shrinkmeta.implicit import implicit_gradient
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -265,6 +266,109 @@ def test_vmap_is_a_loop(solver):
   want = jax.tree.map(lambda *x: jnp.stack(x), *loop)
   assert bool(got[2].converged.all())
   assert_relative(got[:2], want[:2], 1e-8)
+
+
+def sampled(size, **keywords):
+  return sm.Implicit(max_steps=400, tol=1e-13, batch_size=size, **keywords)
+
+
+@pytest.mark.parametrize("solver", ("cg", "dual"))
+def test_a_sampled_curvature_is_scaled_to_all_examples(solver):
+  """Rows alike up to sign and padding in between: every sample then has the curvature of all."""
+  _, phi, batch = linear_problem()
+  rng = np.random.default_rng(5)
+  signs = jnp.asarray(rng.choice([-1.0, 1.0], size=(N, 1)))
+  mask = jnp.asarray(rng.permutation(N) < 50, jnp.float64)
+  inputs = jnp.where(mask[:, None] != 0, signs * batch.inputs[:1], 9.0)
+  batch = batch._replace(inputs=inputs, mask=mask)
+  z, g = (ravel_pytree(phi)[1](jnp.asarray(rng.normal(size=D))) for _ in range(2))
+
+  def gradient(implicit):
+    labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
+    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels)
+    return jax.jit(solve)(phi, log_s2, batch, z, g, key=jax.random.key(3))[:2]
+
+  # 7 of 50, and 60, more than there are.
+  want = gradient(SOLVERS["cg"])
+  for size in (7, 60):
+    assert_relative(gradient(sampled(size, solver=solver)), want, 1e-8, size)
+
+
+def test_a_sample_depends_on_the_key_alone_and_its_noise_averages_out():
+  labels, phi, batch = linear_problem()
+  tasks = jax.tree.map(lambda x: x[None], sm.Task(batch, linear_problem(seed=1)[2]))
+  moving = {m: 0.0 if np.isneginf(v) else np.exp(0.5 * v) for m, v in LOG_SIGMA2.items()}
+
+  def gradients(size):
+    learner = sm.sigma_imaml(LINEAR, labels, inner=MODE, implicit=sampled(size), init_sigma=moving)
+    state = learner.init(phi)
+    of = lambda seed: learner.meta_gradient(state, tasks, jax.random.key(seed))[0]
+    return jax.jit(jax.vmap(lambda seed: flat(of(seed))))(jnp.arange(200))
+
+  whole = gradients(None)[0]
+  off = {}
+  for size in (20, 60):
+    found = gradients(size)
+    assert len(np.unique(np.round(found[:, 0], 12))) == 200
+    np.testing.assert_array_equal(gradients(size)[7], found[7])
+    distance = jnp.linalg.norm(found - whole, axis=1) / jnp.linalg.norm(whole)
+    off[size] = float(jnp.mean(distance))
+    # Nearer by more than the half: errors of single samples point in different directions.
+    assert jnp.linalg.norm(found.mean(0) - whole) < 0.5 * off[size] * jnp.linalg.norm(whole)
+  assert 0.01 < off[60] < 0.5 * off[20]
+
+
+def test_a_sample_costs_what_it_holds(optimising_jit):
+  rng = np.random.default_rng(0)
+  labels = {"w": "w", "v": "v"}
+  phi = {"w": jnp.asarray(rng.normal(size=(8, 64))), "v": jnp.asarray(rng.normal(size=64))}
+  likelihood = sm.gaussian(lambda theta, x: jnp.tanh(x @ theta["w"]) @ theta["v"])
+  batch = sm.Batch(jnp.asarray(rng.normal(size=(4096, 8))), jnp.zeros(4096))
+
+  def temporaries(size):
+    solve = functools.partial(
+      implicit_gradient, sm.Implicit(max_steps=5, batch_size=size), likelihood, labels
+    )
+    call = lambda phi, key: solve(phi, {"w": 0.0, "v": 0.0}, batch, phi, phi, key=key)
+    compiled = optimising_jit(call).lower(phi, jax.random.key(0)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporaries(128) < 0.2 * temporaries(None)
+
+
+def test_sampling_says_what_it_wants():
+  labels, phi, batch = linear_problem()
+  tasks = jax.tree.map(lambda x: x[None], sm.Task(batch, batch))
+
+  def step(size, key=None):
+    learner = sm.sigma_imaml(LINEAR, labels, implicit=sm.Implicit(batch_size=size))
+    return learner.meta_gradient(learner.init(phi), tasks, key)
+
+  with pytest.raises(ValueError, match="batch_size must be positive, or None; got 0"):
+    step(0)
+  with pytest.raises(ValueError, match="Implicit.batch_size draws examples: pass key="):
+    step(5)
+  mode = lambda phi, key: sm.map_estimate(
+    LINEAR, labels, phi, LOG_SIGMA2, batch, sm.Inner(steps=3), sampled(N), key=key
+  )[0]["a"].sum()  # fmt: skip
+  with pytest.raises(ValueError, match="Implicit.batch_size draws examples: pass key="):
+    jax.grad(mode)(phi, None)
+  every = jax.grad(mode)(phi, jax.random.key(0))  # a sample of all examples
+  none = lambda phi: sm.map_estimate(
+    LINEAR, labels, phi, LOG_SIGMA2, batch, sm.Inner(steps=3), sampled(None)
+  )[0]["a"].sum()  # fmt: skip
+  assert_relative(every, jax.grad(none)(phi), 1e-8)
+  with pytest.raises(ValueError, match="is 71, but the task has 70 rows"):
+    step(71, jax.random.key(0))
+  whole = "The evidence and .* take all examples: leave it None"
+  with pytest.raises(ValueError, match=whole):
+    sm.empirical_bayes(LINEAR, labels, implicit=sm.Implicit(batch_size=5))
+  with pytest.raises(ValueError, match=whole):
+    sm.sigma_reptile(LINEAR, labels, implicit=sm.Implicit(batch_size=5), sigma_gradient="joint")
+  with pytest.raises(ValueError, match=whole):
+    sm.log_evidence(
+      LINEAR, labels, phi, dict.fromkeys(SIZES, 0.0), batch, implicit=sm.Implicit(batch_size=5)
+    )
 
 
 # --- networks: differences of the whole procedure ------------------------------------------------
