@@ -3,32 +3,41 @@
 import dataclasses
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
+import shrinkmeta as sm
 from experiments.benchmarks import measure, report, workloads
 from experiments.benchmarks.study_solves import against
 from experiments.benchmarks.worker import Config, make_step, spawn
 
 
 def memory(config: Config) -> Iterator[report.Record]:
-  """Temporaries of an update on W2 by XLA's analysis: compiled, never run."""
+  """Temporaries of an update on W2 by XLA's analysis: compiled, never run.
+
+  `sample` is Implicit.batch_size, there the size of an inner step's batch too.
+  """
   long = 4 if config.tiny else 100
-  cases = (("sigma_imaml", long), ("sigma_imaml", 4 * long), ("maml", long // 4))
-  for algorithm, steps in cases:
+  cases = (
+    ("sigma_imaml", long, False),
+    ("sigma_imaml", 4 * long, False),
+    ("sigma_imaml", long, True),
+    ("maml", long // 4, False),
+  )
+  for algorithm, steps, sampled in cases:
     workload = workloads.load("w2", config.tiny, steps=steps, mode_steps=steps, tasks=config.tasks)
-    step = make_step(
-      workload,
-      algorithm,
-      config.seed,
-      batching=config.batching,
-      curvature="gauss_newton",
-    )
+    keywords: dict[str, Any] = {"batching": config.batching, "curvature": "gauss_newton"}
+    sample = workload.batch_size if sampled else None
+    if sampled:
+      keywords["implicit"] = sm.Implicit(max_steps=workload.cg, tol=0.0, batch_size=sample)
+    step = make_step(workload, algorithm, config.seed, **keywords)
     compiled = measure.compile_step(step.call, *step.arguments)
     temp = None if compiled.temp_bytes is None else compiled.temp_bytes / 2**20
     yield {
       "algorithm": algorithm,
       "steps": steps,
+      "sample": sample,
       "devices": jax.device_count(),
       "temp_MB_a_device": temp,
       "trace_seconds": compiled.trace_seconds,
