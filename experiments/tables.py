@@ -40,8 +40,8 @@ def _table(size: str, **changes: Any) -> Config:
 def _long(config: Config) -> Config:
   """Inner steps on batches of 20, as published for long adaptation.
 
-  With a constant rate such steps end in noise around the mode, and implicit gradients are those of
-  the mode: their rows begin with a rate that decays.
+  Arms with a prior begin with a rate that decays, since at the mode the gradients of single batches
+  are not 0 and a constant rate ends in noise around it.
   """
   for name, arm in config.arms.items():
     arm.batch_size = 20
