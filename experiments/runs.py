@@ -24,7 +24,7 @@ from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
 from shrinkmeta.checkpoints import opened
 
-FORMAT = "shrinkmeta.experiments.run/2"
+FORMAT = "shrinkmeta.experiments.run/3"
 _SAMPLE = jax.jit(Source.sample, static_argnums=3)
 _EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
 

@@ -45,7 +45,7 @@ def _long(config: Config) -> Config:
   """
   for name, arm in config.arms.items():
     arm.batch_size = 20
-    if name in ("imaml", "sigma_imaml", "sigma_reptile"):
+    if name in ("imaml", "sigma_imaml", "sigma_maml", "sigma_reptile"):
       arm.inner_decay = 10
   return config
 
@@ -163,13 +163,16 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
       searches[name] = found = json.loads(file.read_text(encoding="utf-8"))
       if found.get("format") != TUNED:
         raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
-      config.arms[name].update(_settings(found))
+      settings = _settings(found)
+      if unknown := sorted(set(settings) - set(config.arms[name])):
+        raise ValueError(f"{file}: {name} has no setting {', '.join(unknown)}. Search anew.")
+      config.arms[name].update(settings)
   configs.override(config, overrides)
   for name, found in searches.items():
     arm = config.arms[name]
     if all(arm[key] == value for key, value in _settings(found).items()):
       arm.trials = len(found["trials"])
-      arm.searched_with = _difference(found["config"]["problem"], config.problem.to_dict(), name)
+      arm.searched_with = _difference(found["config"], config.to_dict(), name)
   return config
 
 
@@ -180,13 +183,22 @@ def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -> str:
-  """What the problem of a search had otherwise, where its settings may be used all the same."""
-  differs = {key for key in {*searched, *now} if searched.get(key) != now.get(key)}
-  fewer = searched.get("train_alphabets", 0) >= now.get("train_alphabets", 0)
-  if differs - {"shots", "train_alphabets"} or not fewer:
+  """What a search had otherwise, where its settings may be used all the same.
+
+  Args:
+    searched, now: settings that arms share; those of the evaluation differ always.
+  """
+  then, problem = searched["problem"], now["problem"]
+  changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}
+  fewer = then.get("train_alphabets", 0) >= problem.get("train_alphabets", 0)
+  if changed - {"shots", "train_alphabets"} or not fewer:
     raise ValueError(
-      f"The settings of {arm} were chosen on {dict(searched)}, and the problem is {dict(now)}: its "
+      f"The settings of {arm} were chosen on {dict(then)}, and the problem is {dict(problem)}: its "
       "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "
       "take the settings that searches start from, experiments.train --tuned=false."
     )
-  return ", ".join(f"{key}={searched.get(key)}" for key in sorted(differs))
+  training = ("meta_steps", "meta_batch", "network", "compute", "cg_steps", "cg_tol", "cg_batch")
+  told = {key: searched[key] for key in training if searched.get(key, now[key]) != now[key]}
+  return ", ".join(
+    f"{k}={v}" for k, v in sorted(({k: then.get(k) for k in changed} | told).items())
+  )

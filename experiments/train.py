@@ -1,6 +1,6 @@
 """Trains arms of a table of RESULTS.md.
 
-    python -m experiments.train --table=small_data --set=problem.shots=3 --seeds=0,1,2,3,4
+    python -m experiments.train --table=small_data --set=problem.shots=3 --seeds=10,11,12
 
 A run that was stopped goes on where it was when the same command is given again.
 """
@@ -15,7 +15,11 @@ from experiments import arms, problems, runs, startup, tables
 _TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is run.")
 _SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
 _ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "One run for each arm and seed.")
+_SEEDS = flags.DEFINE_list(
+  "seeds",
+  ["10", "11", "12", "13", "14"],
+  "A run each; those of trials of experiments.tune begin at 0.",
+)
 _SET = flags.DEFINE_multi_string("set", [], "Changes one setting: --set=meta_steps=100.")
 _TUNED = flags.DEFINE_bool(
   "tuned", True, "Settings that experiments.tune chose; false: those that searches start from."

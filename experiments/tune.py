@@ -75,7 +75,7 @@ def draw(
     "batch_size": sorted({0, start.batch_size}),
     "inner_steps": [math.ceil(start.inner_steps * factor) for factor in (0.5, 1, 2)],
     "task_specific": modules,
-    "inner_decay": (0, _HALVED),
+    "inner_decay": (0, start.inner_decay or _HALVED),
   }
 
   def setting(name: str, value: Any) -> Any:
@@ -96,6 +96,7 @@ def run_trial(
     regression, and all three where one seed diverged.
   """
   prepared = functools.cache(lambda: runs.prepare(arm, config, problem))
+  none: dict[str, float | None] = {"accuracy": None, "nll": None, "seconds": None}
   found: list[dict[str, float]] = []
   for seed in range(seeds):
     own = folder.with_name(f"{folder.name}-{seed}")
@@ -109,14 +110,13 @@ def run_trial(
         with results.atomic(diverged) as temporary:
           temporary.write_text(f"{error}\n", encoding="utf-8")
     if diverged.exists():
-      found = []
-      break  # the trial is the worst already
+      return none  # the worst already, whatever other seeds do
     _, (curve,) = results.read_json(file)
-    means = {"accuracy": curve.accuracy[-1].mean(), "nll": curve.nll[-1].mean()}
-    found.append({**means, "seconds": sum(curve.seconds.values())})
+    accuracy, nll = float(curve.accuracy[-1].mean()), float(curve.nll[-1].mean())
+    if not math.isfinite(nll):
+      return none
+    found.append({"accuracy": accuracy, "nll": nll, "seconds": sum(curve.seconds.values())})
   jax.clear_caches()  # programs of other settings; none of them is met again
-  if not found or not all(math.isfinite(one["nll"]) for one in found):
-    return {"accuracy": None, "nll": None, "seconds": None}
   mean = {name: float(np.mean([one[name] for one in found])) for name in ("accuracy", "nll")}
   total = {"seconds": sum(one["seconds"] for one in found)}
   return {name: value if math.isfinite(value) else None for name, value in (mean | total).items()}

@@ -60,15 +60,16 @@ def check_meta_gradient(
 
   The unrolled derivative and the differences belong to the program as it runs, inexact modes
   included; so for an implicit row the distance to them tells how far theta_hat is from the mode,
-  how good the solve is, and what the curvature neglects. phi of reptile follows no loss: its rows
-  are NaN. Differences are precise to about 1e-8 in float64 and 1e-2 in float32.
+  how good the solve is, and what the curvature neglects or a sample of it leaves out. phi of
+  reptile follows no loss: its rows are NaN. Differences are precise to about 1e-8 in float64 and
+  1e-2 in float32.
 
   After L-BFGS trust the differences alone: a derivative through its line search and memory of past
   steps need not be near that of the point they end in, even where that point is exact.
 
   Args:
     state, tasks: where to compare; a few tasks do.
-    key: for the mini-batches of Inner.batch_size; the same for all evaluations.
+    key: for what Inner.batch_size and Implicit.batch_size draw; the same for all evaluations.
     direction_key: for the random directions; None is jax.random.key(0).
   """
   direction_key = jax.random.key(0) if direction_key is None else direction_key

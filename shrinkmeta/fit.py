@@ -97,7 +97,7 @@ def fit(
       mesh; a number that the mesh does not divide is filled up with tasks of no account.
     micro_batches: parts in which the tasks of an update are drawn, placed and run one after
       another, their gradients added up, where all do not fit at once.
-    key: folded with the step, for learners that draw (Inner.batch_size, stochastic log_det).
+    key: folded with the step, for learners that draw (a batch_size, a stochastic log_det).
     evaluate: state -> numbers, called after every `evaluate_every` updates, in every process;
       they join that step's row as "eval/<name>".
     best: the name of the one of them that is to be small: the best such state is kept.

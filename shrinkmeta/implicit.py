@@ -63,8 +63,10 @@ class Implicit:
     tol: relative residual at which they stop, and under which a solve counts as converged.
     damping: added to the operator's diagonal; biases the gradient towards "identity" / damping.
     batch_size: None is the curvature of all examples; else that of as many, drawn once a solve with
-      a key that the caller passes and scaled to all: cost and memory of the solve no longer grow
-      with N, at the price of noise in the gradient that the mean over tasks makes smaller.
+      a key that the caller passes and scaled to all, so that a solve's cost does not grow with N.
+      Noise goes with the mean over tasks, a bias stays: in directions that no drawn example
+      determines w is that of "identity". Take as many as determine what N examples do. (Under batch
+      statistics a sample's outputs are others than in the whole: the curvature is theirs.)
   """
 
   curvature: Curvature = "gauss_newton"
@@ -92,6 +94,8 @@ class Implicit:
       )
     if self.batch_size is not None and self.batch_size < 1:
       raise ValueError(f"Implicit.batch_size must be positive, or None; got {self.batch_size}.")
+    if self.batch_size is not None and self.solver == "identity":
+      raise ValueError('solver="identity" takes no curvature: leave Implicit.batch_size None.')
 
 
 def implicit_gradient(
@@ -183,7 +187,8 @@ def _sample(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
     )
   drawn = draw(jax.random.fold_in(key, _NO_STEP), batch, size)
   mask = weights(drawn, jnp.float32)
-  share = num_examples(batch, mask.dtype) / jnp.maximum(jnp.sum(mask), 1.0)
+  total = jnp.sum(mask)
+  share = num_examples(batch, mask.dtype) / jnp.where(total > 0.0, total, 1.0)
   return drawn._replace(mask=share * mask)
 
 
@@ -239,14 +244,22 @@ def map_estimate(
 
   # Of theta only what moves leaves this function. What is held would be the same for all tasks of a
   # vmap, its cotangent summed over tasks before `backward` runs, and then once more after it.
+  # So would a theta that is the same for all keys of a vmap, while `backward` draws by the key.
+  def part_of(found: Mode, key: Any) -> PyTree:
+    part = moving(found.theta, labels, taken)
+    if implicit.batch_size is None or key is None:
+      return part
+    zero = 0 * jax.random.key_data(key).ravel()[0]
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), part)
+
   @jax.custom_vjp
   def mode(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo]:
     found = solve(phi, log_s2, batch, key)
-    return moving(found.theta, labels, taken), found.info
+    return part_of(found, key), found.info
 
   def forward(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> tuple[Any, Any]:
     found = solve(phi, log_s2, batch, key)
-    return (moving(found.theta, labels, taken), found.info), (phi, log_s2, batch, key, found.z)
+    return (part_of(found, key), found.info), (phi, log_s2, batch, key, found.z)
 
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     phi, log_s2, batch, key, z = residuals

@@ -178,7 +178,7 @@ def make_learner(
   if row.phi == "evidence" or sigma_gradient == "joint":
     check_whole(implicit)
   if sigma_gradient == "diagonal":
-    implicit = dataclasses.replace(implicit, solver="identity")
+    implicit = dataclasses.replace(implicit, solver="identity", batch_size=None)
   if row.phi == "evidence" and math.inf in sigma.values():
     raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
 

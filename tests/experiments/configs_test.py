@@ -1,3 +1,5 @@
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import shrinkmeta as sm
@@ -36,3 +38,18 @@ def test_every_arm_builds_its_row(name):
   config = configs.load("smoke", ["arms.hand_picked.task_specific=w"])
   learner = arms.make_learner(name, config, likelihood, {"w": "w"}, None)
   assert learner.row == sm.FAMILY.get(name, sm.FAMILY["hand_picked"])
+
+
+def test_settings_reach_the_learner():
+  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
+  changes = ["cg_batch=7", "arms.reptile.inner_decay=4", "arms.reptile.inner_rate=0.5"]
+  config = configs.load("smoke", changes)
+  solve = arms.make_learner("sigma_imaml", config, likelihood, {"w": "w"}, None).spec.implicit
+  assert (solve.batch_size, solve.max_steps) == (7, config.cg_steps)
+  descent = arms.make_learner("reptile", config, likelihood, {"w": "w"}, None).spec.inner.optimizer
+  one = jnp.ones([])
+  state, rates = descent.init(one), []
+  for _ in range(13):
+    step, state = descent.update(one, state)
+    rates.append(-float(step))
+  np.testing.assert_allclose(rates, 0.5 / (1 + np.arange(13) / 4), rtol=1e-6)

@@ -34,6 +34,46 @@ print(json.dumps([drawn, better, fixed]))
 )
 
 
+# Three seeds, of which the second diverges; nothing is trained.
+DIVERGES = """
+import json, pathlib, sys, types
+import numpy as np
+from experiments import tables, tune
+
+def train(prepared, arm, seed, config, checkpoints):
+  trained.append(seed)
+  if seed == 1:
+    raise FloatingPointError("seed 1 diverges")
+
+def record(run, about, prepared, state, name, split):
+  (run.folder / f"{name}.json").touch()
+
+def begin(folder, *settings):
+  folder.mkdir(exist_ok=True)
+  return types.SimpleNamespace(folder=folder, checkpoints=None)
+
+curve = types.SimpleNamespace(accuracy=np.ones([1, 2]), nll=np.ones([1, 2]), seconds={"train": 2.0})
+trained = []
+tune.runs.train, tune.runs.record, tune.runs.begin = train, record, begin
+tune.runs.prepare, tune.runs.read = lambda *settings: None, lambda folder: (None, {})
+tune.results.read_json = lambda file: ({}, (curve,))
+config, folder = tables.load("sinusoid", "smoke", tuned=False), pathlib.Path(sys.argv[1])
+one, three = (tune.run_trial(folder / "maml-0", "maml", config, None, n) for n in (1, 3))
+print(json.dumps([one, three, trained]))
+"""
+
+
+def test_a_trial_that_diverges_on_one_seed_is_the_worst(tmp_path):
+  command = [sys.executable, "-c", DIVERGES, str(tmp_path)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  one, three, trained = json.loads(done.stdout)
+  assert one == {"accuracy": 1.0, "nll": 1.0, "seconds": 2.0}
+  assert three == {"accuracy": None, "nll": None, "seconds": None}
+  assert trained == [0, 1]  # seed 0 once, and no seed after the one that diverged
+  assert "diverges" in (tmp_path / "maml-0-1" / "diverged.txt").read_text()
+
+
 def test_trials_are_the_same_points_for_every_arm():
   done = subprocess.run([sys.executable, "-c", DRAW], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
@@ -112,12 +152,17 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
   assert (arm.trials, arm.searched_with) == (3, "")
   arm = tables.load("sinusoid", "smoke", ["problem.shots=5"]).arms.reptile
   assert (arm.trials, arm.searched_with) == (3, "shots=10")
+  arm = tables.load("sinusoid", "smoke", ["meta_steps=5", "problem.shots=5"]).arms.reptile
+  assert (arm.trials, arm.searched_with) == (3, "meta_steps=3, shots=10")
   arm = tables.load("sinusoid", "smoke", ["arms.reptile.outer_rate=9.0"]).arms.reptile
   assert (arm.outer_rate, arm.trials) == (9.0, 0)  # no search chose these
   plain = tables.load("sinusoid", "smoke", tuned=False).arms
   assert (plain.reptile.trials, tables.load("sinusoid", "smoke").arms.maml) == (0, plain.maml)
   with pytest.raises(ValueError, match="test tasks may be among those .* --tuned=false"):
     tables.load("sinusoid", "smoke", ["problem.noise=0.1"])
+  path.write_text(json.dumps(first | {"chosen": {"outer_rat": 1.0}}))
+  with pytest.raises(ValueError, match="reptile has no setting outer_rat. Search anew"):
+    tables.load("sinusoid", "smoke")
   path.write_text('{"format": "other"}')
   with pytest.raises(ValueError, match="'other'; wanted 'shrinkmeta.experiments.tuned/1'"):
     tables.load("sinusoid", "smoke")
