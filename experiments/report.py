@@ -29,6 +29,7 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric:
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto } img { max-width: 100% } dt { font-weight: bold }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dd { margin: 0 }
 """
 
 
@@ -121,9 +122,8 @@ def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   for number, members in enumerate(groups, 1):
     settings = members[0].settings
     own = [one.curve for one in members if canvas.learns_sigma(one.curve.algorithm)]
-    protocol = settings["protocol"]
     if own:
-      learned[f"{number}. {protocol['data']}, {protocol['shots']} shots"] = own
+      learned[f"{number}. {_heading(settings)}"] = own
   for key, label in (("shots", "Examples of a class"), ("train_alphabets", "Training alphabets")):
     series: dict[str, dict[float, Sequence[Evaluated]]] = collections.defaultdict(dict)
     for members in groups:
@@ -162,6 +162,16 @@ def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   return "\n".join(parts)
 
 
+def _heading(settings: Mapping[str, Any]) -> str:
+  protocol = settings["protocol"]
+  shots = protocol["shots"]
+  return f"{protocol['data']}, {shots} shot{'s' * (shots != 1)}"
+
+
+def _listed(environment: Mapping[str, Any]) -> str:
+  return ", ".join(f"{name} {value}" for name, value in environment.items())
+
+
 def _report_step(settings: Mapping[str, Any]) -> int:
   return list(settings["adapt_steps"]).index(settings["report_step"])
 
@@ -172,12 +182,12 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   batch = settings["meta_batch"]
   facts = settings["protocol"] | {
     "training": f"{settings['meta_steps']} meta-steps of {batch} tasks",
-    "seeds": sorted({curve.seed for curve in curves}),
+    "seeds": ", ".join(map(str, sorted({curve.seed for curve in curves}))),
     "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
-    "on": " | ".join(sorted({json.dumps(one.environment) for one in members})),
+    "on": "; and ".join(sorted({_listed(one.environment) for one in members})),
   }
   terms = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
-  parts = [f"<h2>{number}. {_text(settings['protocol']['data'])}</h2><dl>{terms}</dl>"]
+  parts = [f"<h2>{number}. {_text(_heading(settings))}</h2><dl>{terms}</dl>"]
 
   tables = [summaries.accuracy_table(curves)]
   if results.has(curves, "accuracy"):

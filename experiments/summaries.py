@@ -110,12 +110,13 @@ def overfitting_table(curves: Sequence[Curve]) -> str:
 
 
 def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-  """The settings that each algorithm ran with.
+  """The settings that each algorithm ran with, those that are 0 or empty in all left out.
 
   Args:
     arms: algorithm -> settings; of `trials`, the length of the search that chose them, 0 is none.
   """
-  names = list(dict.fromkeys(name for settings in arms.values() for name in settings))
+  names = dict.fromkeys(name for settings in arms.values() for name in settings)
+  names = [name for name in names if any(settings.get(name) for settings in arms.values())]
   rows = [[a, *(str(settings.get(n, "")) for n in names)] for a, settings in arms.items()]
   return f"Settings\n\n{_markdown(['algorithm', *names], rows)}\n"
 
