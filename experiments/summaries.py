@@ -110,13 +110,14 @@ def overfitting_table(curves: Sequence[Curve]) -> str:
 
 
 def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-  """The settings that each algorithm ran with, those that are 0 or empty in all left out.
+  """The settings that each algorithm ran with, `trials` and those that one of them uses.
 
   Args:
     arms: algorithm -> settings; of `trials`, the length of the search that chose them, 0 is none.
   """
   names = dict.fromkeys(name for settings in arms.values() for name in settings)
-  names = [name for name in names if any(settings.get(name) for settings in arms.values())]
+  used = lambda name: name == "trials" or any(settings.get(name) for settings in arms.values())
+  names = [name for name in names if used(name)]
   rows = [[a, *(str(settings.get(n, "")) for n in names)] for a, settings in arms.items()]
   return f"Settings\n\n{_markdown(['algorithm', *names], rows)}\n"
 
