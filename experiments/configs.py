@@ -18,10 +18,10 @@ def _arm(
       "inner": inner,  # optimiser of theta, or of z where sigma is finite
       "inner_rate": rate,
       "inner_steps": steps,  # in training
-      "inner_decay": 0,  # steps after which inner_rate has halved, as in 1 / (1 + t); 0: never
+      "inner_decay": 0,  # n: inner_rate / (1 + t / n) after t steps; 0: constant
       "batch_size": 0,  # of inner steps; 0: all examples
       "trials": 0,  # of the search that chose these settings; 0: none did
-      "searched_with": "",  # where it had other tasks: what differed
+      "searched_with": "",  # where it had other tasks or training: what differed
       "outer": outer,  # optimiser of phi
       "outer_rate": outer_rate,
       # init_sigma; sigma_rate, the rate of Adam on log sigma^2; task_specific, a module

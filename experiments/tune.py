@@ -116,7 +116,6 @@ def run_trial(
     if not math.isfinite(nll):
       return none
     found.append({"accuracy": accuracy, "nll": nll, "seconds": sum(curve.seconds.values())})
-  jax.clear_caches()  # programs of other settings; none of them is met again
   mean = {name: float(np.mean([one[name] for one in found])) for name in ("accuracy", "nll")}
   total = {"seconds": sum(one["seconds"] for one in found)}
   return {name: value if math.isfinite(value) else None for name, value in (mean | total).items()}
@@ -141,6 +140,7 @@ def search(
     config = start.copy_and_resolve_references()
     config.arms[arm].update(settings)
     found = run_trial(out / f"{arm}-{trial}", arm, config, problem, seeds)
+    jax.clear_caches()  # programs of these settings, none of which is met again
     done.append({"settings": settings, **found})
     logging.info("%s, trial %d, %s: %s", arm, trial, settings, found)
   best = max(done, key=score)  # of equals the first

@@ -33,9 +33,8 @@ class Inner:
     tol: stop once the norm of grad J / N is at most this; None runs all steps. A loop that may
       stop early can be differentiated forwards and implicitly, not backwards through its steps.
     batch_size: None is the full batch; else every step draws that many examples without
-      replacement, from a key that the caller passes. With a prior let the rate
-      decrease: at the mode the gradients of single batches are not 0, and a constant rate ends in
-      noise around it.
+      replacement, from a key that the caller passes. With a prior let the rate decrease: at the
+      mode the gradients of single batches are not 0, and a constant rate ends in noise around it.
     remat: recompute each step in the backward pass (`jax.checkpoint`) instead of storing it;
       for gradients through the steps.
   """
