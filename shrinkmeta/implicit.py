@@ -17,7 +17,7 @@ w . (I + s C s) z_m / 2, and the sum of the two is w . z_m.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,16 +31,15 @@ from shrinkmeta.curvature import (
   curvature_product,
   scaled_jacobian,
 )
-from shrinkmeta.inner import Inner, InnerInfo, draw, objective
+from shrinkmeta.inner import Inner, InnerInfo, draw_at_end, objective
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, frozen_modules, hold, merge, moving
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, check_batch, num_examples, num_rows, weights
+from shrinkmeta.tasks import Batch, check_batch, num_examples, num_rows
 from shrinkmeta.whitening import to_theta
 
 PyTree = Any
-_NO_STEP = 2**32 - 1  # folded into a key whose inner step i draws with i folded in
 
 
 class MetaParams(NamedTuple):
@@ -62,11 +61,15 @@ class Implicit:
     max_steps: limit of CG and Neumann iterations.
     tol: relative residual at which they stop, and under which a solve counts as converged.
     damping: added to the operator's diagonal; biases the gradient towards "identity" / damping.
-    batch_size: None is the curvature of all examples; else that of as many, drawn once a solve with
-      a key that the caller passes and scaled to all, so that a solve's cost does not grow with N.
-      Noise goes with the mean over tasks, a bias stays: in directions that no drawn example
-      determines w is that of "identity". Take as many as determine what N examples do. (Under batch
-      statistics a sample's outputs are others than in the whole: the curvature is theirs.)
+    batch_size: None is the curvature of all examples at once; else that of `num_batches` batches of
+      as many, drawn once a solve with a key that the caller passes and scaled to all. (Under batch
+      statistics outputs in a batch are others than in the whole: the curvature is theirs, as are
+      the gradients of inner steps on batches.)
+    num_batches: with 1 a solve's cost does not grow with N. Noise goes with the mean over tasks, a
+      bias stays: in directions that no drawn example determines w is that of "identity". Take as
+      many as determine what N examples do. None: as many as hold all examples, nothing being left
+      to chance but which go together. More than one are taken in turn and linearised anew in every
+      product, in the memory of one: about 1.5 times the work.
   """
 
   curvature: Curvature = "gauss_newton"
@@ -75,6 +78,7 @@ class Implicit:
   tol: float = 1e-4
   damping: float = 0.0
   batch_size: int | None = None
+  num_batches: int | None = 1
 
   def __post_init__(self) -> None:
     if self.curvature not in ("gauss_newton", "hessian"):
@@ -96,6 +100,13 @@ class Implicit:
       raise ValueError(f"Implicit.batch_size must be positive, or None; got {self.batch_size}.")
     if self.batch_size is not None and self.solver == "identity":
       raise ValueError('solver="identity" takes no curvature: leave Implicit.batch_size None.')
+    if self.num_batches is not None and self.num_batches < 1:
+      raise ValueError(f"Implicit.num_batches must be positive, or None; got {self.num_batches}.")
+    if self.num_batches != 1 and (self.batch_size is None or self.solver == "dual"):
+      raise ValueError(
+        f"Implicit.num_batches is {self.num_batches}: it goes with a batch_size, and with the "
+        f'solvers "cg" and "neumann"; got batch_size={self.batch_size} and solver={self.solver!r}.'
+      )
 
 
 def implicit_gradient(
@@ -137,9 +148,20 @@ def implicit_gradient(
   if implicit.solver == "identity":
     return result(g, b, SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False))))
 
-  batch = _sample(implicit, batch, key)
+  batches = _batches(implicit, batch, key)
+  first = jax.tree.map(lambda x: x[0], batches)
   theta = to_theta(model.phi, s, z)
-  product = curvature_product(implicit.curvature, model.likelihood, theta, batch)
+
+  def total(make: Callable[[Batch], Callable[[PyTree], PyTree]], like: PyTree) -> Callable:
+    """v -> sum over the batches of make(batch)(v), a tree like `like`."""
+    if len(jax.tree.leaves(batches.targets)[0]) == 1:
+      return make(first)
+    add = lambda v: lambda sum_, mini: (optax.tree.add(sum_, make(mini)(v)), None)
+    return lambda v: jax.lax.scan(add(v), optax.tree.zeros_like(like), batches)[0]
+
+  product = total(
+    lambda mini: curvature_product(implicit.curvature, model.likelihood, theta, mini), theta
+  )
 
   def operator(v: PyTree) -> PyTree:
     curved = product(jax.tree.map(jnp.multiply, s, v))
@@ -148,7 +170,7 @@ def implicit_gradient(
     )
 
   if implicit.solver == "dual":
-    rows, negative = scaled_jacobian(model.likelihood, theta, s, batch)
+    rows, negative = scaled_jacobian(model.likelihood, theta, s, first)
     w, info = solvers.dual(rows, operator, b, 1.0 + implicit.damping, implicit.tol)
     info = info._replace(negative_curvature=negative)
   elif implicit.solver == "neumann":
@@ -158,7 +180,9 @@ def implicit_gradient(
   column = product
   if frozen:
     whole = merge(theta, phi)
-    column = curvature_column(implicit.curvature, likelihood, whole, theta, batch)
+    column = total(
+      lambda mini: curvature_column(implicit.curvature, likelihood, whole, theta, mini), whole
+    )
   d_phi = optax.tree.sub(g, column(jax.tree.map(jnp.multiply, s, w)))
   return result(d_phi, w, info)
 
@@ -173,20 +197,20 @@ def check_whole(implicit: Implicit) -> None:
     )
 
 
-def _sample(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
-  """The examples of which the curvature is taken, each with the weight of N / batch_size."""
-  size = implicit.batch_size
+def _batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
+  """The examples of which the curvature is taken, [B, n, ...], with weights that sum to N."""
+  size, count = implicit.batch_size, implicit.num_batches
   if size is None:
-    return batch
+    return jax.tree.map(lambda x: x[None], batch)
   if key is None:
     raise ValueError("Implicit.batch_size draws examples: pass key=jax.random.key(...) along.")
-  if size > num_rows(batch):
+  if size * (count or 1) > num_rows(batch):
     raise ValueError(
-      f"Implicit.batch_size is {size}, but the task has {num_rows(batch)} rows; choose a smaller "
-      "size, or None for all examples."
+      f"Implicit asks for {count or 1} x {size} examples (num_batches x batch_size), but the task "
+      f"has {num_rows(batch)} rows; choose less, or None for all examples."
     )
-  drawn = draw(jax.random.fold_in(key, _NO_STEP), batch, size)
-  mask = weights(drawn, jnp.float32)
+  drawn = draw_at_end(key, batch, size, count)
+  mask = jnp.asarray(drawn.mask)
   total = jnp.sum(mask)
   share = num_examples(batch, mask.dtype) / jnp.where(total > 0.0, total, 1.0)
   return drawn._replace(mask=share * mask)

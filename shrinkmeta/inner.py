@@ -19,6 +19,7 @@ from shrinkmeta.tasks import Batch, num_examples, num_rows, weights
 from shrinkmeta.whitening import Whitening, to_theta
 
 PyTree = Any
+_AT_END = 2**32 - 1  # folded into a key whose inner step i draws with i folded in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Inner:
     batch_size: None is the full batch; else every step draws that many examples without
       replacement, from a key that the caller passes. With a prior let the rate decrease: at the
       mode the gradients of single batches are not 0, and a constant rate ends in noise around it.
+      InnerInfo is of all examples, in such batches one after the other.
     remat: recompute each step in the backward pass (`jax.checkpoint`) instead of storing it;
       for gradients through the steps.
   """
@@ -55,7 +57,7 @@ class Inner:
 
 
 class InnerInfo(NamedTuple):
-  """How the optimisation of one task ended: at theta_hat, on the full batch.
+  """How the optimisation of one task ended: at theta_hat, on all examples.
 
   In the metrics of rows whose gradient asks for no mode (`maml`, `fomaml`, `reptile`, ...) the
   objective is that where the last step began, on its batch, NaN where no step was taken, and
@@ -84,7 +86,7 @@ class Loop(NamedTuple):
 
   begin: Callable[[PyTree], Descent]
   step: Callable[[Descent], Descent]
-  info: Callable[[Descent], InnerInfo]  # at z, on the full batch
+  info: Callable[[Descent], InnerInfo]  # at z, on all examples
 
 
 def objective(
@@ -120,10 +122,72 @@ def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
 
 def draw(key: jax.Array, batch: Batch, size: int) -> Batch:
   """`size` examples of `batch` without replacement; padding only once the examples run out."""
-  mask = weights(batch, jnp.float32)
+  return jax.tree.map(lambda x: x[0], _draw_batches(key, batch, size, 1))
+
+
+def draw_at_end(key: jax.Array, batch: Batch, size: int, count: int | None = None) -> Batch:
+  """Batches [count, size, ...] of a task whose steps draw with `key`, without replacement.
+
+  Args:
+    count: None: as many as hold all examples. The last is filled up with examples of the first, of
+      weight 0: statistics of a batch see examples, and no sum counts one twice.
+  """
+  count = -(-num_rows(batch) // size) if count is None else count
+  return _draw_batches(jax.random.fold_in(key, _AT_END), batch, size, count)
+
+
+def _draw_batches(key: jax.Array, batch: Batch, size: int, count: int) -> Batch:
+  n = num_rows(batch)
+  mask = weights(batch, jnp.float32 if batch.mask is None else jnp.result_type(batch.mask, 1.0))
   score = jnp.where(mask != 0, jax.random.uniform(key, mask.shape), -1.0)
-  rows = jax.lax.top_k(score, size)[1]
-  return jax.tree.map(lambda x: x[rows], batch._replace(mask=mask))
+  rows = jax.lax.top_k(score, min(n, count * size))[1]
+  rows = jnp.resize(rows, (count * size,))
+  drawn = jax.tree.map(lambda x: x[rows], batch._replace(mask=mask))
+  drawn = drawn._replace(mask=jnp.where(jnp.arange(count * size) < n, drawn.mask, 0.0))
+  return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), drawn)
+
+
+def nll_and_gradient(
+  inner: Inner, likelihood: Likelihood, theta: PyTree, batch: Batch, key: jax.Array | None
+) -> tuple[jax.Array, PyTree]:
+  """Mean over all examples of -log p(x_n | theta) [] and its gradient, a tree like theta.
+
+  In batches of inner.batch_size where steps take such, one after the other: in the memory of one,
+  and under batch statistics with those that the steps have seen.
+  """
+  of = lambda mini: jax.value_and_grad(lambda t: mean_nll(likelihood, t, mini))(theta)
+  if inner.batch_size is None or key is None:
+    return of(batch)
+  dtype = jnp.result_type(jax.tree.leaves(theta)[0])
+  n = jnp.maximum(num_examples(batch, dtype), 1.0)
+
+  def add(total: tuple[jax.Array, PyTree], mini: Batch) -> tuple[tuple[jax.Array, PyTree], None]:
+    share = num_examples(mini, dtype) / n
+    return jax.tree.map(lambda a, x: a + share * x, total, of(mini)), None
+
+  zero = (jnp.zeros([], dtype), optax.tree.zeros_like(theta))
+  return jax.lax.scan(add, zero, draw_at_end(key, batch, inner.batch_size))[0]
+
+
+def value_and_grad_z(
+  white: Whitening, z: PyTree, nll: jax.Array, g: PyTree, n: jax.Array
+) -> tuple[jax.Array, PyTree]:
+  """J / N and s * grad_theta + precision * z / N: the prior's half needs no autodiff.
+
+  Args:
+    nll, g: mean negative log-likelihood at theta = phi + s z and its gradient in theta.
+    n: number of examples [].
+  """
+  pull = lambda s, p, g, v: s * g if _none(p) else s * g + p * v / n
+  grad = jax.tree.map(pull, white.scale, white.precision, g, z)
+  return nll + _neg_log_prior(white, z) / n, grad
+
+
+def info_at(inner: Inner, steps: jax.Array, value_and_grad: tuple[jax.Array, PyTree]) -> InnerInfo:
+  """The report of a loop that ended with J / N and its gradient in z."""
+  value, grad = value_and_grad
+  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+  return InnerInfo(steps, value, norm, norm <= (inner.tol or 1e-3))
 
 
 def loop(
@@ -148,12 +212,9 @@ def loop(
   optimizer = optax.with_extra_args_support(inner.optimizer)
 
   def value_and_grad(z: PyTree, mini: Batch) -> tuple[jax.Array, PyTree]:
-    """J / N and s * grad_theta + precision * z / N: the prior's half needs no autodiff."""
     theta = to_theta(phi, white.scale, z)
     nll, g = jax.value_and_grad(lambda t: mean_nll(likelihood, t, mini))(theta)
-    pull = lambda s, p, g, v: s * g if _none(p) else s * g + p * v / n
-    grad = jax.tree.map(pull, white.scale, white.precision, g, z)
-    return nll + _neg_log_prior(white, z) / n, grad
+    return value_and_grad_z(white, z, nll, g, n)
 
   def begin(z: PyTree) -> Descent:
     nan = jnp.full([], jnp.nan, dtype)
@@ -177,9 +238,8 @@ def loop(
     return Descent(z, opt_state, steps, done, value, norm)
 
   def info(at: Descent) -> InnerInfo:
-    value, grad = value_and_grad(at.z, batch)
-    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    return InnerInfo(at.step, value, norm, norm <= (inner.tol or 1e-3))
+    nll, g = nll_and_gradient(inner, likelihood, to_theta(phi, white.scale, at.z), batch, key)
+    return info_at(inner, at.step, value_and_grad_z(white, at.z, nll, g, n))
 
   return Loop(begin, jax.checkpoint(step) if inner.remat else step, info)
 
@@ -215,7 +275,7 @@ def minimise(
   _check_steps(steps)
   task = loop(inner, likelihood, phi, white, batch, key)
   if end is not None:
-    return end.z, task.info(end)
+    return end.z, task.info(end) if info_at_end else _info_on_the_way(inner, end)
 
   def run(at: Descent, until: int | jax.Array) -> Descent:
     if inner.tol is None:

@@ -15,13 +15,20 @@ from jax.sharding import Mesh
 
 from shrinkmeta import evidence, modules
 from shrinkmeta.batching import Batching
-from shrinkmeta.density import masked_log_prob
 from shrinkmeta.implicit import Implicit, MetaParams, implicit_gradient
-from shrinkmeta.inner import Descent, Inner, InnerInfo, mean_nll
+from shrinkmeta.inner import (
+  Descent,
+  Inner,
+  InnerInfo,
+  info_at,
+  mean_nll,
+  nll_and_gradient,
+  value_and_grad_z,
+)
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet
 from shrinkmeta.mode import Mode, Moving, moving_model, posterior_mode
-from shrinkmeta.partition import Frozen, merge
+from shrinkmeta.partition import Frozen, merge, moving
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, Task, num_examples
 from shrinkmeta.warm import WarmStart
@@ -183,7 +190,8 @@ def reptile(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen
 def stationary(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
   """Gradients by the implicit function theorem, for sigma and, where phi follows it, l_PLL."""
   task, start = item.task, item.start
-  mode = _mode_of_item(spec, params, item, key, frozen)
+  follows_map = spec.row.phi == "map"
+  mode = _mode_of_item(spec, params, item, key, frozen, info_at_end=not follows_map)
   nll, g = jax.value_and_grad(lambda theta: _val_nll(spec, theta, task))(mode.theta)
   grad, w, solve = implicit_gradient(
     spec.implicit,
@@ -199,21 +207,21 @@ def stationary(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Fro
     key=key,
   )
   warm = None if start is None else WarmStart(mode.z, w)
-  if spec.row.phi == "predictive":
+  if not follows_map:
     return TaskResult(grad, nll, nll, mode.info, solve, warm)
-  d_phi, phi_loss = _map_gradient(spec, mode, moving_of(spec, params, frozen), task.train)
-  return TaskResult(grad._replace(phi=d_phi), nll, phi_loss, mode.info, solve, warm)
+  d_phi, phi_loss, info = _map_gradient(spec, params, mode, task.train, key, frozen)
+  return TaskResult(grad._replace(phi=d_phi), nll, phi_loss, info, solve, warm)
 
 
 def joint(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
   """phi's gradient as in `stationary`; sigma's is left to `joint.py`, which sees all tasks."""
   task = item.task
-  mode = _mode_of_item(spec, params, item, key, frozen)
+  mode = _mode_of_item(spec, params, item, key, frozen, info_at_end=False)
   nll, g = jax.value_and_grad(lambda theta: _val_nll(spec, theta, task))(mode.theta)
-  d_phi, phi_loss = _map_gradient(spec, mode, moving_of(spec, params, frozen), task.train)
+  d_phi, phi_loss, info = _map_gradient(spec, params, mode, task.train, key, frozen)
   grad = optax.tree.zeros_like(params)._replace(phi=d_phi)
   warm = _only_z(item, mode)
-  return TaskResult(grad, nll, phi_loss, mode.info, warm=warm, ends=Ends(mode.z, g))
+  return TaskResult(grad, nll, phi_loss, info, warm=warm, ends=Ends(mode.z, g))
 
 
 def by_evidence(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
@@ -281,24 +289,26 @@ def check_sigma_gradient(row: Row, sigma_gradient: SigmaGradient) -> None:
     )
 
 
-def _map_gradient(spec: Spec, mode: Mode, model: Moving, batch: Batch) -> tuple[PyTree, jax.Array]:
+def _map_gradient(
+  spec: Spec, params: MetaParams, mode: Mode, batch: Batch, key: Any, frozen: Frozen
+) -> tuple[PyTree, jax.Array, InnerInfo]:
   """d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
 
   At the mode it equals both -z / s and G = grad -log p(D | theta), and so for every c >= 0
   (G - c s z) / (1 + c s^2), which is finite from sigma = 0 to sigma -> inf. The error of the first
   form, dz / s, and of the second, H s dz, of an inexact mode balance at c = H: c = N, a curvature
-  of one an example, is taken. Also returns the negative log joint less its normaliser [].
+  of one an example, is taken. Also returns the negative log joint less its normaliser [] and, as G
+  is at hand, how the inner loop ended.
   """
-  likelihood = spec.likelihood
-
-  def nll(theta: PyTree) -> jax.Array:
-    return -masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
-
-  value, g = jax.value_and_grad(nll)(mode.theta)
-  c = num_examples(batch, value.dtype)
-  balanced = lambda s, v, g: (g - c * s * v) / (1.0 + c * s * s)
+  model = moving_of(spec, params, frozen)
+  nll, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
+  n = num_examples(batch, nll.dtype)
+  balanced = lambda s, v, g: n * (g - s * v) / (1.0 + n * s * s)
   # Of frozen modules, None in s and z, sigma is 0: G it is.
   none = lambda x: x is None
-  moved = lambda s, v, g: g if s is None else balanced(s, v, g)
+  moved = lambda s, v, g: n * g if s is None else balanced(s, v, g)
   grad = jax.tree.map(moved, model.white.scale, mode.z, g, is_leaf=none)
-  return grad, value + 0.5 * optax.tree.norm(mode.z, squared=True)
+  own = moving(g, spec.labels, frozen)
+  judged = value_and_grad_z(model.white, mode.z, nll, own, jnp.maximum(n, 1.0))
+  info = info_at(spec.inner, mode.info.steps, judged)
+  return grad, n * nll + 0.5 * optax.tree.norm(mode.z, squared=True), info

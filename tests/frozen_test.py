@@ -72,6 +72,7 @@ close = functools.partial(chex.assert_trees_all_close, rtol=1e-9, atol=1e-11)
     (sm.sigma_imaml, {"inner": TOL, "batching": 2, "implicit": IMPLICITS[0]}),
     (sm.sigma_imaml, {"inner": MINI, "batching": 2, "implicit": IMPLICITS[0]}),
     (sm.sigma_reptile, {"implicit": IMPLICITS[0]}),
+    (sm.sigma_reptile, {"inner": MINI, "batching": 2, "implicit": IMPLICITS[0]}),
     (sm.sigma_maml, {}),
   ],
 )

@@ -11,7 +11,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
-from shrinkmeta import implicit as implicit_lib
 from shrinkmeta import inner as inner_lib
 from shrinkmeta.implicit import implicit_gradient
 
@@ -344,10 +343,47 @@ def test_a_sample_is_none_of_the_mini_batches():
   _, _, batch = linear_problem()
   batch = batch._replace(targets=jnp.arange(N))
   key = jax.random.key(0)
-  rows = implicit_lib._sample(sampled(9), batch, key).targets
+  rows = inner_lib.draw_at_end(key, batch, 9, 1).targets[0]
   for step in range(50):
     mini = inner_lib.draw(jax.random.fold_in(key, step), batch, 9).targets
     assert sorted(np.asarray(mini)) != sorted(np.asarray(rows))
+
+
+@pytest.mark.parametrize("size", (8, 35, N))  # 8: the last of nine batches is filled up
+@pytest.mark.parametrize("curvature", ("gauss_newton", "hessian"))
+def test_batches_of_all_examples_in_turn_are_all_examples(size, curvature):
+  _, phi, batch = linear_problem()
+  rng = np.random.default_rng(7)
+  mask = jnp.asarray(rng.uniform(0.2, 1.0, N) * (rng.permutation(N) < 61))
+  batch = batch._replace(mask=mask)
+  z, g = (ravel_pytree(phi)[1](jnp.asarray(rng.normal(size=D))) for _ in range(2))
+
+  def gradient(frozen, **keywords):
+    labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
+    implicit = sm.Implicit(curvature, max_steps=400, tol=1e-13, **keywords)
+    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels, frozen=frozen)
+    moving = {m: None if m in frozen else v for m, v in z.items()}
+    return jax.jit(solve)(phi, log_s2, batch, moving, g, key=jax.random.key(3))[:2]
+
+  for frozen in (frozenset(), frozenset({"b"})):
+    want = gradient(frozen)
+    assert_relative(gradient(frozen, batch_size=size, num_batches=None), want, 1e-8, frozen)
+
+
+def test_some_batches_in_turn_are_a_sample_of_as_many():
+  """Without batch statistics it is the same whether 24 examples come at once or eight by eight."""
+  _, phi, batch = linear_problem()
+  z, g = (
+    ravel_pytree(phi)[1](jnp.asarray(np.random.default_rng(8).normal(size=D))) for _ in range(2)
+  )
+
+  def gradient(size, count):
+    implicit = sm.Implicit(max_steps=400, tol=1e-13, batch_size=size, num_batches=count)
+    labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
+    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels)
+    return jax.jit(solve)(phi, log_s2, batch, z, g, key=jax.random.key(3))[:2]
+
+  assert_relative(gradient(8, 3), gradient(24, 1), 1e-8)
 
 
 def test_the_gradient_of_a_mean_over_keys_is_the_mean_of_the_gradients():
@@ -372,15 +408,15 @@ def test_a_sample_costs_what_it_holds(optimising_jit):
   likelihood = sm.gaussian(lambda theta, x: jnp.tanh(x @ theta["w"]) @ theta["v"])
   batch = sm.Batch(jnp.asarray(rng.normal(size=(4096, 8))), jnp.zeros(4096))
 
-  def temporaries(size):
-    solve = functools.partial(
-      implicit_gradient, sm.Implicit(max_steps=5, batch_size=size), likelihood, labels
-    )
+  def temporaries(size, count):
+    implicit = sm.Implicit(max_steps=5, batch_size=size, num_batches=count)
+    solve = functools.partial(implicit_gradient, implicit, likelihood, labels)
     call = lambda phi, key: solve(phi, {"w": 0.0, "v": 0.0}, batch, phi, phi, key=key)
     compiled = optimising_jit(call).lower(phi, jax.random.key(0)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert temporaries(128) < 0.2 * temporaries(None)
+  assert temporaries(128, 1) < 0.2 * temporaries(None, 1)
+  assert temporaries(128, None) < 0.4 * temporaries(None, 1)  # order and shuffled copy are whole
 
 
 def test_sampling_says_what_it_wants():
@@ -405,8 +441,17 @@ def test_sampling_says_what_it_wants():
     LINEAR, labels, phi, LOG_SIGMA2, batch, sm.Inner(steps=3), sampled(None)
   )[0]["a"].sum()  # fmt: skip
   assert_relative(every, jax.grad(none)(phi), 1e-8)
-  with pytest.raises(ValueError, match="is 71, but the task has 70 rows"):
+  with pytest.raises(ValueError, match=r"asks for 1 x 71 examples .* but the task has 70 rows"):
     step(71, jax.random.key(0))
+  with pytest.raises(ValueError, match=r"asks for 3 x 30 examples .* but the task has 70 rows"):
+    solve = sm.Implicit(batch_size=30, num_batches=3)
+    learner = sm.sigma_imaml(LINEAR, labels, implicit=solve)
+    learner.meta_gradient(learner.init(phi), tasks, jax.random.key(0))
+  with pytest.raises(ValueError, match="num_batches must be positive, or None; got 0"):
+    sm.Implicit(batch_size=5, num_batches=0)
+  for keywords in ({}, {"batch_size": 5, "solver": "dual"}):
+    with pytest.raises(ValueError, match=r'goes with a batch_size, and .* "cg" and "neumann"'):
+      sm.Implicit(num_batches=None, **keywords)
   whole = "The evidence and .* take all examples: leave it None"
   with pytest.raises(ValueError, match=whole):
     sm.empirical_bayes(LINEAR, labels, implicit=sm.Implicit(batch_size=5))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.inner import draw, minimise, objective
+from shrinkmeta.inner import draw, draw_at_end, mean_nll, minimise, objective
 from shrinkmeta.whitening import whitening
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -242,6 +242,49 @@ def test_mini_batches():
   whole = solve(dataclasses.replace(inner, batch_size=N), phi, batch, key=jax.random.key(0))[0]
   full = solve(sm.Inner(optax.sgd(0.1), 4), phi, batch)[0]
   np.testing.assert_allclose(whole["w"], full["w"], rtol=1e-12)
+
+
+def test_batches_at_the_end_hold_every_example_once():
+  rows = jnp.arange(10)
+  batch = sm.Batch(rows, rows, jnp.array([1, 0, 1, 1, 0, 1, 1, 0, 1, 0.5]))
+  orders = set()
+  for seed in range(5):
+    batches = draw_at_end(jax.random.key(seed), batch, 3)
+    assert batches.inputs.shape == (4, 3)
+    total = np.zeros(10)
+    np.add.at(total, batches.inputs.ravel(), batches.mask.ravel())
+    np.testing.assert_array_equal(total, batch.mask)
+    assert len(set(batches.inputs[-1].tolist())) == 3  # filled up with others, and no one twice
+    assert set(batches.inputs[:2].ravel().tolist()) == {0, 2, 3, 5, 6, 8, 9} - set(
+      batches.inputs[2].tolist()
+    )  # padding comes last
+    orders.add(tuple(batches.inputs[:2].ravel().tolist()))
+  assert len(orders) == 5
+
+
+@pytest.mark.parametrize("size", (3, 4, N))
+def test_the_report_of_mini_batches_is_of_all_examples(size):
+  phi, batch = problem()
+  batch = batch._replace(mask=jnp.array([1, 0, 1, 1, 1, 0, 1, 1.0]))
+  inner, key = sm.Inner(optax.sgd(0.1), 4, batch_size=size), jax.random.key(0)
+  z, info = solve(inner, phi, batch, key=key)
+  value, grad = jax.value_and_grad(objective(LINEAR, phi, white(), batch))(z, batch)
+  np.testing.assert_allclose(info.objective, value, rtol=1e-12)
+  np.testing.assert_allclose(info.grad_norm, optax.tree.norm(grad), rtol=1e-12)
+
+
+def test_the_report_sees_the_statistics_that_steps_see():
+  """Outputs that depend on the mean of their batch: the report is of batches, not of the whole."""
+  centred = sm.gaussian(lambda theta, x: (x - x.mean(0)) @ theta["w"])
+  phi, batch = problem()
+  inner, key = sm.Inner(optax.sgd(0.1), 0, batch_size=4), jax.random.key(2)
+  _, info = minimise(inner, centred, phi, white(), batch, key=key)
+  order = draw_at_end(key, batch, 4)
+  of = lambda theta: jnp.mean(jax.vmap(lambda mini: mean_nll(centred, theta, mini))(order))
+  np.testing.assert_allclose(info.objective, of(phi), rtol=1e-12)
+  grad = SIGMA * jax.grad(of)(phi)["w"]
+  np.testing.assert_allclose(info.grad_norm, jnp.linalg.norm(grad), rtol=1e-12)
+  assert abs(mean_nll(centred, phi, batch) - of(phi)) > 1e-2
 
 
 def test_mini_batch_gradients_are_unbiased():

@@ -380,6 +380,33 @@ def test_sigma_reptile_follows_the_joint(sigma):
   assert_close(grad.phi, want, 1e-8)
 
 
+@pytest.mark.parametrize("inner", (
+  sm.Inner(optax.sgd(0.01), steps=7, batch_size=8),
+  sm.Inner(optax.sgd(0.1), steps=100, tol=0.3),
+))  # fmt: skip
+@pytest.mark.parametrize("keywords", ({}, {"batching": 2}, {"sigma_gradient": "joint"}))
+def test_sigma_reptile_short_of_the_mode(inner, keywords):
+  """phi's gradient from G on all examples and from z; the report is that of `adapt`."""
+  likelihood, params, tasks = linear_tasks()
+  sigma, key = 0.3, jax.random.key(3)
+  learner = sm.sigma_reptile(
+    likelihood, {"w": "w"}, inner=inner, implicit=EXACT, init_sigma=sigma, **keywords
+  )
+  state = learner.init(params)
+  grad, metrics = jax.jit(learner.meta_gradient)(state, tasks, key)
+  thetas, info = jax.jit(learner.adapt_tasks)(state, tasks.train, key=key)
+  chex.assert_trees_all_close(metrics.inner, info, rtol=1e-9)
+  assert not info.grad_norm.max() < 1e-3 and (inner.tol is None or info.converged.all())
+  count = tasks.train.targets.shape[0]
+  want = 0.0
+  for t in range(count):
+    x, y, _ = task(tasks, t).train
+    nll = lambda w, x=x, y=y: jnp.sum(0.5 * ((y - x @ w) / SCALE) ** 2)
+    n, apart = len(y), thetas["w"][t] - params["w"]
+    want += (jax.grad(nll)(thetas["w"][t]) - n * apart) / (1 + n * sigma**2) / count
+  assert_close(grad.phi["w"], want, 1e-8)
+
+
 # --- differences of the whole procedure ----------------------------------------------------------
 
 

@@ -16,28 +16,32 @@ from experiments.benchmarks.worker import Config, make_step, spawn
 def memory(config: Config) -> Iterator[report.Record]:
   """Temporaries of an update on W2 by XLA's analysis: compiled, never run.
 
-  `sample` is Implicit.batch_size, there the size of an inner step's batch too.
+  `sample` is Implicit.batch_size, there the size of an inner step's batch too, and `batches` its
+  num_batches, None for all examples.
   """
   long = 4 if config.tiny else 100
-  cases = (
-    ("sigma_imaml", long, False),
-    ("sigma_imaml", 4 * long, False),
-    ("sigma_imaml", long, True),
-    ("maml", long // 4, False),
-  )
-  for algorithm, steps, sampled in cases:
+  w2 = workloads.load("w2", config.tiny)
+  whole = sm.Implicit(max_steps=w2.cg, tol=0.0)
+  one = dataclasses.replace(whole, batch_size=w2.batch_size)
+  all_in_turn = dataclasses.replace(one, num_batches=None)
+  for algorithm, steps, implicit in (
+    ("sigma_imaml", long, whole),
+    ("sigma_imaml", 4 * long, whole),
+    ("sigma_imaml", long, one),
+    ("sigma_imaml", long, all_in_turn),
+    ("sigma_imaml", 4 * long, all_in_turn),
+    ("maml", long // 4, None),
+  ):
     workload = workloads.load("w2", config.tiny, steps=steps, mode_steps=steps, tasks=config.tasks)
-    keywords: dict[str, Any] = {"batching": config.batching, "curvature": "gauss_newton"}
-    sample = workload.batch_size if sampled else None
-    if sampled:
-      keywords["implicit"] = sm.Implicit(max_steps=workload.cg, tol=0.0, batch_size=sample)
-    step = make_step(workload, algorithm, config.seed, **keywords)
+    keywords: dict[str, Any] = {} if implicit is None else {"implicit": implicit}
+    step = make_step(workload, algorithm, config.seed, batching=config.batching, **keywords)
     compiled = measure.compile_step(step.call, *step.arguments)
     temp = None if compiled.temp_bytes is None else compiled.temp_bytes / 2**20
     yield {
       "algorithm": algorithm,
       "steps": steps,
-      "sample": sample,
+      "sample": implicit and implicit.batch_size,
+      "batches": implicit and implicit.num_batches,
       "devices": jax.device_count(),
       "temp_MB_a_device": temp,
       "trace_seconds": compiled.trace_seconds,
