@@ -35,7 +35,7 @@ from shrinkmeta.evidence import EvidenceInfo, log_evidence, restriction
 from shrinkmeta.fit import Estimate, estimate, fit
 from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
-from shrinkmeta.learner import MetaLearner, MetaState, Metrics, make_learner
+from shrinkmeta.learner import make_learner
 from shrinkmeta.likelihood import (
   Likelihood,
   bernoulli,
@@ -60,6 +60,7 @@ from shrinkmeta.placement import place_state, place_tasks, share_of_tasks, task_
 from shrinkmeta.posterior import Posterior, Predictive, posterior
 from shrinkmeta.rows import Row
 from shrinkmeta.solvers import SolveInfo
+from shrinkmeta.state import MetaLearner, MetaState, Metrics
 from shrinkmeta.tasks import Batch, Task, stack_batches, stack_tasks
 from shrinkmeta.warm import WarmStart, put, take
 

@@ -28,8 +28,10 @@ import optax
 from shrinkmeta import modules
 from shrinkmeta.implicit import Implicit
 from shrinkmeta.inner import Inner
-from shrinkmeta.learner import MetaLearner, Row, make_learner
+from shrinkmeta.learner import make_learner
 from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.rows import Row
+from shrinkmeta.state import MetaLearner
 
 FAMILY: dict[str, Row] = {
   "maml": Row("inf", "predictive", "unrolled"),

@@ -13,7 +13,7 @@ import optax
 
 from shrinkmeta import modules
 from shrinkmeta.implicit import MetaParams
-from shrinkmeta.learner import MetaLearner, MetaState
+from shrinkmeta.state import MetaLearner, MetaState
 from shrinkmeta.tasks import Task
 
 PyTree = Any

@@ -31,7 +31,7 @@ from shrinkmeta.description import (
   named,
   unnamed,
 )
-from shrinkmeta.learner import MetaLearner, MetaState
+from shrinkmeta.state import MetaLearner, MetaState
 
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
 _STATE, _ABOUT = "state", "about"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
-from shrinkmeta.learner import MetaLearner, MetaState
+from shrinkmeta.state import MetaLearner, MetaState
 
 PyTree = Any
 

@@ -20,8 +20,8 @@ from jax.experimental import multihost_utils
 
 from shrinkmeta.callbacks import Callback
 from shrinkmeta.checkpoints import Checkpoints, Store, opened
-from shrinkmeta.learner import MetaLearner, MetaState, Metrics
 from shrinkmeta.placement import Rules, place_state, place_tasks, share_of_tasks
+from shrinkmeta.state import MetaLearner, MetaState, Metrics
 from shrinkmeta.sums import PerTask, Sums, sees_all_tasks
 from shrinkmeta.tasks import Task
 

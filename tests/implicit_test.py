@@ -455,6 +455,9 @@ def test_sampling_says_what_it_wants():
   whole = "The evidence and .* take all examples: leave it None"
   with pytest.raises(ValueError, match=whole):
     sm.empirical_bayes(LINEAR, labels, implicit=sm.Implicit(batch_size=5))
+  in_turn = sm.Implicit(batch_size=5, num_batches=None)
+  diagonal = sm.sigma_reptile(LINEAR, labels, implicit=in_turn, sigma_gradient="diagonal")
+  assert diagonal.spec.implicit.solver == "identity"  # which asks for no key
   with pytest.raises(ValueError, match="takes no curvature: leave"):
     sm.Implicit(solver="identity", batch_size=5)
   with pytest.raises(ValueError, match=whole):
