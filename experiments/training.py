@@ -38,13 +38,14 @@ class Adapted(NamedTuple):
 
 
 def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
-  """The largest number of devices that divides num_tasks; None where that is one.
+  """As many devices as shorten the longest share of the tasks; None where that is one.
 
-  Of several processes all devices: `fit` fills up what they do not divide.
+  Of several processes all devices. What they do not divide is filled up: see `sm.over_tasks`.
   """
   if jax.process_count() > 1:
     return sm.task_mesh()
-  count = max(d for d in range(1, jax.device_count() + 1) if num_tasks % d == 0)
+  share = -(-num_tasks // jax.device_count())
+  count = -(-num_tasks // share)
   return None if count == 1 else sm.task_mesh(jax.devices()[:count])
 
 

@@ -155,15 +155,16 @@ def nll_and_gradient(
   In batches of inner.batch_size where steps take such, one after the other: in the memory of one,
   and under batch statistics with those that the steps have seen.
   """
-  of = lambda mini: jax.value_and_grad(lambda t: mean_nll(likelihood, t, mini))(theta)
   if inner.batch_size is None or key is None:
-    return of(batch)
+    return jax.value_and_grad(lambda t: mean_nll(likelihood, t, batch))(theta)
   dtype = jnp.result_type(jax.tree.leaves(theta)[0])
   n = jnp.maximum(num_examples(batch, dtype), 1.0)
 
+  def share(theta: PyTree, mini: Batch) -> jax.Array:
+    return -masked_log_prob(likelihood, likelihood.predict(theta, mini.inputs), mini) / n
+
   def add(total: tuple[jax.Array, PyTree], mini: Batch) -> tuple[tuple[jax.Array, PyTree], None]:
-    share = num_examples(mini, dtype) / n
-    return jax.tree.map(lambda a, x: a + share * x, total, of(mini)), None
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(theta, mini)), None
 
   zero = (jnp.zeros([], dtype), optax.tree.zeros_like(theta))
   return jax.lax.scan(add, zero, draw_at_end(key, batch, inner.batch_size))[0]

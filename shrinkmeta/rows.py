@@ -301,14 +301,15 @@ def _map_gradient(
   is at hand, how the inner loop ended.
   """
   model = moving_of(spec, params, frozen)
-  nll, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
-  n = num_examples(batch, nll.dtype)
-  balanced = lambda s, v, g: n * (g - s * v) / (1.0 + n * s * s)
+  mean, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
+  c = num_examples(batch, mean.dtype)
+  n = jnp.maximum(c, 1.0)  # by which the means divide
+  balanced = lambda s, v, g: (n * g - c * s * v) / (1.0 + c * s * s)
   # Of frozen modules, None in s and z, sigma is 0: G it is.
   none = lambda x: x is None
   moved = lambda s, v, g: n * g if s is None else balanced(s, v, g)
   grad = jax.tree.map(moved, model.white.scale, mode.z, g, is_leaf=none)
   own = moving(g, spec.labels, frozen)
-  judged = value_and_grad_z(model.white, mode.z, nll, own, jnp.maximum(n, 1.0))
+  judged = value_and_grad_z(model.white, mode.z, mean, own, n)
   info = info_at(spec.inner, mode.info.steps, judged)
-  return grad, n * nll + 0.5 * optax.tree.norm(mode.z, squared=True), info
+  return grad, n * mean + 0.5 * optax.tree.norm(mode.z, squared=True), info

@@ -262,10 +262,11 @@ def test_batches_at_the_end_hold_every_example_once():
   assert len(orders) == 5
 
 
+@pytest.mark.parametrize("weight", (1.0, 0.3))  # 0.3: the examples of a batch weigh less than one
 @pytest.mark.parametrize("size", (3, 4, N))
-def test_the_report_of_mini_batches_is_of_all_examples(size):
+def test_the_report_of_mini_batches_is_of_all_examples(size, weight):
   phi, batch = problem()
-  batch = batch._replace(mask=jnp.array([1, 0, 1, 1, 1, 0, 1, 1.0]))
+  batch = batch._replace(mask=weight * jnp.array([1, 0, 1, 1, 1, 0, 1, 1.0]))
   inner, key = sm.Inner(optax.sgd(0.1), 4, batch_size=size), jax.random.key(0)
   z, info = solve(inner, phi, batch, key=key)
   value, grad = jax.value_and_grad(objective(LINEAR, phi, white(), batch))(z, batch)

@@ -19,7 +19,7 @@ import jax
 import shrinkmeta as sm
 from experiments import startup, training
 from experiments.benchmarks import flops, measure, report, workloads
-from shrinkmeta.batching import Batching
+from shrinkmeta.batching import Batching, num_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,11 @@ class Step(NamedTuple):
 
 
 def place(mesh: jax.sharding.Mesh | None, state: Any, tasks: Any) -> tuple[Any, Any]:
-  """The state on every device and the tasks split over them, as `update` takes and leaves them."""
+  """The state on every device and the tasks split over them, filled up as `sm.fit` does."""
   if mesh is None:
     return state, tasks
-  sharding = lambda spec: jax.NamedSharding(mesh, spec)
-  state = jax.device_put(state, sharding(jax.P()))
-  return state, jax.device_put(tasks, sharding(jax.P(mesh.axis_names[0])))
+  share = sm.share_of_tasks(num_tasks(tasks), mesh)[2]
+  return sm.place_state(state, mesh), sm.place_tasks(tasks, mesh, share)
 
 
 def make_step(workload: workloads.Workload, algorithm: str, seed: int, **keywords: Any) -> Step:

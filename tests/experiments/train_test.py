@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import arms, configs, problems, results, runs, summaries, tables
+import shrinkmeta as sm
+from experiments import arms, configs, problems, results, runs, summaries, tables, training
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -15,6 +17,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 def call(module, *arguments):
   command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_tasks_take_the_devices_that_shorten_the_longest_share(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 4)
+  monkeypatch.setattr(jax, "devices", lambda: ["a", "b", "c", "d"])
+  monkeypatch.setattr(sm, "task_mesh", len)
+  devices = [training.host_mesh(tasks) for tasks in (1, 2, 3, 4, 5, 6, 7, 8, 9, 25)]
+  assert devices == [None, 2, 3, 4, 3, 3, 4, 4, 3, 4]
 
 
 def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
