@@ -40,7 +40,7 @@ class Fit(NamedTuple):
   log_likelihood: float  # (Laplace's where the family is not gaussian), at these estimates
   singular: tuple[str, ...]  # terms whose sd is 0
   undetermined: tuple[str, ...]  # what the data leave open, or nearly so
-  converged: bool
+  converged: bool  # the gradient is below 1e-6, or a Newton step would gain less than 1e-9 nats
   gradient: float  # largest entry at the maximum, of the criterion per example, scaled data
 
 
@@ -228,7 +228,8 @@ def _report(
     criterion -= count * np.log(units.response)
   if estimator == "reml" and formula.fixed:
     criterion += sum(np.log(ratio(term)) for term in formula.fixed)
-  largest = float(np.max(np.abs(np.asarray(grad)))) / count
+  grad = np.asarray(grad)
+  largest, gain = float(np.max(np.abs(grad))) / count, 0.5 * float(grad @ covariance @ grad)
   return Fit(
     fixed,
     fixed_se,
@@ -240,7 +241,9 @@ def _report(
     log_p,
     boundary,
     undetermined,
-    bool(largest < 1e-6),
+    # Rounding of a criterion of curvature h hides gradients up to the root of h times its error:
+    # of large counts that is beyond any fixed number.
+    bool(largest < 1e-6 or 0.0 <= gain < 1e-9),
     largest,
   )
 
