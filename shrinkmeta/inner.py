@@ -138,7 +138,8 @@ def draw_at_end(key: jax.Array, batch: Batch, size: int, count: int | None = Non
 
 def _draw_batches(key: jax.Array, batch: Batch, size: int, count: int) -> Batch:
   n = num_rows(batch)
-  mask = weights(batch, jnp.float32 if batch.mask is None else jnp.result_type(batch.mask, 1.0))
+  own = jnp.float32 if batch.mask is None else jnp.result_type(batch.mask)
+  mask = weights(batch, jnp.promote_types(own, jnp.float32))
   score = jnp.where(mask != 0, jax.random.uniform(key, mask.shape), -1.0)
   rows = jax.lax.top_k(score, min(n, count * size))[1]
   rows = jnp.resize(rows, (count * size,))
