@@ -152,7 +152,7 @@ def _winograd_kernel_gradient_at_once(x: jax.Array, y: jax.Array) -> jax.Array:
 
 # V is four times as large as x: the images go through in blocks whose V a cache holds. That is
 # faster from some 100 images on, and memory holds one block's V and products in place of all.
-_BLOCK = 2**20  # numbers in V
+_BLOCK = 2**18  # numbers in V
 
 
 def image_blocks(x: jax.Array, images: int) -> jax.Array:
