@@ -150,8 +150,9 @@ def _winograd_kernel_gradient_at_once(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.stack([jnp.stack(row) for row in _both_ways(_gt, u.reshape(4, 4, *u.shape[1:]))])
 
 
-# V is four times as large as x: the images go through in blocks whose V a cache holds. That is
-# faster from some 100 images on, and memory holds one block's V and products in place of all.
+# V is four times as large as x: the images go through in blocks whose V, 1 MB in float32, a core's
+# own cache holds. The kernel gradient of 75 images of 14 x 14 x 64 takes 7.6 ms so, and 9.7 at once,
+# of 300 images 31 and 55; and memory holds one block's V and products in place of all.
 _BLOCK = 2**18  # numbers in V
 
 

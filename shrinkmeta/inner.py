@@ -188,7 +188,10 @@ def value_and_grad_z(
 def info_at(inner: Inner, steps: jax.Array, value_and_grad: tuple[jax.Array, PyTree]) -> InnerInfo:
   """The report of a loop that ended with J / N and its gradient in z."""
   value, grad = value_and_grad
-  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+  return _report(inner, steps, value, optax.tree.norm(jax.lax.stop_gradient(grad)))
+
+
+def _report(inner: Inner, steps: jax.Array, value: jax.Array, norm: jax.Array) -> InnerInfo:
   return InnerInfo(steps, value, norm, norm <= (inner.tol or 1e-3))
 
 
@@ -276,8 +279,14 @@ def minimise(
   steps = inner.steps if steps is None else steps
   _check_steps(steps)
   task = loop(inner, likelihood, phi, white, batch, key)
+
+  def ended(at: Descent) -> tuple[PyTree, InnerInfo]:
+    if info_at_end:
+      return at.z, task.info(at)
+    return at.z, _report(inner, at.step, at.objective, at.grad_norm)
+
   if end is not None:
-    return end.z, task.info(end) if info_at_end else _info_on_the_way(inner, end)
+    return ended(end)
 
   def run(at: Descent, until: int | jax.Array) -> Descent:
     if inner.tol is None:
@@ -287,19 +296,13 @@ def minimise(
 
   begin = task.begin(optax.tree.zeros_like(phi) if start is None else start)
   if not isinstance(steps, tuple):
-    last = run(begin, steps)
-    return last.z, task.info(last) if info_at_end else _info_on_the_way(inner, last)
+    return ended(run(begin, steps))
 
   def segment(at: Descent, until: jax.Array) -> tuple[Descent, tuple[PyTree, InnerInfo]]:
     at = run(at, until)
     return at, (at.z, task.info(at))
 
   return jax.lax.scan(segment, begin, jnp.asarray(steps, jnp.int32))[1]
-
-
-def _info_on_the_way(inner: Inner, at: Descent) -> InnerInfo:
-  """What the last step saw where it began."""
-  return InnerInfo(at.step, at.objective, at.grad_norm, at.grad_norm <= (inner.tol or 1e-3))
 
 
 def _check_steps(steps: Any) -> None:
