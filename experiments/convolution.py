@@ -151,8 +151,8 @@ def _winograd_kernel_gradient_at_once(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 # V is four times as large as x: the images go through in blocks whose V, 1 MB in float32, a core's
-# own cache holds. The kernel gradient of 75 images of 14 x 14 x 64 takes 7.6 ms so, and 9.7 at once,
-# of 300 images 31 and 55; and memory holds one block's V and products in place of all.
+# own cache holds. The kernel gradient of 75 images of 14 x 14 x 64 takes 7.6 ms so and 9.7 at once,
+# of 300 images 31 and 55. And memory holds one block's V and products in place of all.
 _BLOCK = 2**18  # numbers in V
 
 
