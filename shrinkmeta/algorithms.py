@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import optax
+from absl import logging
 
 from shrinkmeta import modules
 from shrinkmeta.implicit import Implicit
@@ -64,6 +65,15 @@ def _mask(labels: modules.Labels, task_specific: Sequence[str]) -> dict[str, flo
     if name not in known:
       raise ValueError(f"{name!r} is no module; the modules are {known}.")
   return {name: float("inf") if name in task_specific else 0.0 for name in known}
+
+
+def _last_module(name: str, labels: modules.Labels) -> str:
+  """Paths are sorted: in some networks the last is the output layer, and in others it is not."""
+  head = modules.names(labels)[-1]
+  logging.warning(
+    "%s takes %r for the head, the last module by path: else say head=...", name, head
+  )
+  return head
 
 
 def _without_sigma(
@@ -311,23 +321,29 @@ def hand_picked(
 def anil(
   likelihood: Likelihood, labels: modules.Labels, *, head: str | None = None, **keywords: Any
 ) -> MetaLearner:
-  """Almost no inner loop: only the head moves. `head` None is the last module in network order.
+  """Almost no inner loop: only the head moves.
+
+  Args:
+    head: the module of the output layer; None is the last one by path, which the log tells.
 
   References: Raghu, Raghu, Bengio, Vinyals, arXiv 1909.09157.
   """
-  head = modules.names(labels)[-1] if head is None else head
+  head = _last_module("anil", labels) if head is None else head
   return hand_picked(likelihood, labels, task_specific=(head,), **keywords)
 
 
 def boil(
   likelihood: Likelihood, labels: modules.Labels, *, head: str | None = None, **keywords: Any
 ) -> MetaLearner:
-  """Body only update: all but the head move. `head` None is the last module in network order.
+  """Body only update: all but the head move.
+
+  Args:
+    head: the module of the output layer; None is the last one by path, which the log tells.
 
   References: Oh, Yoo, Kim, Yun, arXiv 2008.08882.
   """
-  _mask(labels, () if head is None else (head,))
-  head = modules.names(labels)[-1] if head is None else head
+  head = _last_module("boil", labels) if head is None else head
+  _mask(labels, (head,))
   body = [name for name in modules.names(labels) if name != head]
   return hand_picked(likelihood, labels, task_specific=body, **keywords)
 

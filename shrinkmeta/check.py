@@ -13,8 +13,8 @@ import optax
 
 from shrinkmeta import modules
 from shrinkmeta.implicit import MetaParams
-from shrinkmeta.state import MetaLearner, MetaState
-from shrinkmeta.tasks import Task
+from shrinkmeta.state import MetaLearner, MetaState, Metrics
+from shrinkmeta.tasks import Task, num_examples
 
 PyTree = Any
 
@@ -73,13 +73,15 @@ def check_meta_gradient(
     direction_key: for the random directions; None is jax.random.key(0).
   """
   direction_key = jax.random.key(0) if direction_key is None else direction_key
-  start = MetaParams(state.phi, state.log_sigma2)
+  start, log_p_sigma = MetaParams(state.phi, state.log_sigma2), learner.spec.log_p_sigma
   grad = jax.jit(learner.meta_gradient)(state, tasks, key)[0]
 
   def loss_of_each(params: MetaParams) -> dict[str, jax.Array]:
     moved = state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
     metrics = learner.meta_gradient(moved, tasks, key)[1]
     followed = metrics.phi_loss if learner.row.phi == "evidence" else metrics.loss
+    if log_p_sigma is not None:  # reported in no loss, see `make_learner` for its weight
+      followed -= log_p_sigma(params.log_sigma2) / _units(learner, tasks, metrics)
     return {"phi": metrics.phi_loss, "log_sigma2": followed}
 
   losses = jax.jit(loss_of_each)
@@ -108,6 +110,14 @@ def check_meta_gradient(
       )
     )
   return GradientCheck(tuple(rows))
+
+
+def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
+  """What a prior on sigma is divided by: sound tasks, or their validation examples []."""
+  if learner.row.phi == "evidence" or tasks.val is None:
+    return metrics.num_sound
+  count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.val)
+  return jnp.sum(jnp.where(metrics.failed, 0.0, count))
 
 
 def _only(labels: modules.Labels, tree: PyTree, module: str) -> PyTree:

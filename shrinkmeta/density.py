@@ -51,14 +51,17 @@ def log_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.A
 def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:
   """sum_n mask_n log p(y_n | outputs_n). Returns [].
 
-  Padding is 0 before and after log_prob: an overflow there would make the gradient NaN, 0 * inf.
+  Padding is 0 before and after log_prob: an overflow there would make the gradient NaN, 0 * inf,
+  and a target there may be anything.
   """
+  targets = batch.targets
   if batch.mask is not None:
     keep = weights(batch, bool)
-    outputs = jax.tree.map(
-      lambda f: jnp.where(keep.reshape(-1, *[1] * (f.ndim - 1)), f, jnp.zeros_like(f)), outputs
+    outputs, targets = jax.tree.map(
+      lambda x: jnp.where(keep.reshape(-1, *[1] * (jnp.ndim(x) - 1)), x, jnp.zeros_like(x)),
+      (outputs, targets),
     )
-  log_prob = likelihood.log_prob(outputs, batch.targets)
+  log_prob = likelihood.log_prob(outputs, targets)
   want = jnp.shape(jax.tree.leaves(batch.targets)[0])[:1]
   if jnp.shape(log_prob) != want:
     raise ValueError(

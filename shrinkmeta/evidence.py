@@ -133,7 +133,7 @@ def log_evidence(
   dtype = validate.parameters("phi", phi)
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
-  _no_infinite_sigma(log_sigma2)
+  modules.check_finite_sigma(log_sigma2, "evidence")
   check_whole(implicit)
   check_batch("batch", batch)
   taken = frozen_modules(log_sigma2, frozen)
@@ -192,6 +192,9 @@ def restriction(
     batches: leaves lead with [T].
     integrated: modules of phi; a variance parameter, such as a log scale, is none of them.
   """
+  modules.check_labels(labels, phi)
+  modules.check_modules("log_sigma2", log_sigma2, labels)
+  modules.check_finite_sigma(log_sigma2, "evidence")
   for module in integrated:
     if module not in modules.names(labels):
       raise ValueError(f"{module!r} is no module; the modules are {modules.names(labels)}.")
@@ -218,12 +221,3 @@ def restriction(
   factor = jnp.linalg.cholesky(total)
   half = jnp.sum(jnp.log(jnp.diag(factor)))
   return 0.5 * total.shape[0] * jnp.log(2 * jnp.pi) - half
-
-
-def _no_infinite_sigma(log_sigma2: Mapping[str, Any]) -> None:
-  for module, value in log_sigma2.items():
-    if (number := validate.known(value)) is not None and number == jnp.inf:
-      raise ValueError(
-        f"log_sigma2[{module!r}] is +inf: without a prior on theta there is no evidence. Give a "
-        "finite sigma."
-      )

@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from shrinkmeta.batching import num_tasks
 from shrinkmeta.callbacks import Callback
 from shrinkmeta.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.placement import Rules, place_state, place_tasks, share_of_tasks
@@ -202,11 +203,20 @@ def _update(
   offset, mine, share = share_of_tasks(count, mesh)
   key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
 
+  def drawn(first: int, wanted: int) -> Task:
+    tasks = source(first, wanted)
+    if (found := num_tasks(tasks)) != wanted:
+      raise ValueError(
+        f"source({first}, {wanted}) returned {found} tasks; {wanted} were asked for. Its second "
+        "argument is how many to return, here this process' share of meta_batch."
+      )
+    return tasks
+
   def draw(first: int) -> Task:
     """This process' share of `count` tasks, placed and filled up."""
     if not mine:  # fewer tasks than devices: one of them is a pattern to fill up with
-      return place_tasks(source(first, 1), mesh, share, 0)
-    return place_tasks(source(first + offset, mine), mesh, share)
+      return place_tasks(drawn(first, 1), mesh, share, 0)
+    return place_tasks(drawn(first + offset, mine), mesh, share)
 
   def whole(state: MetaState, tasks: Task) -> tuple[MetaState, PyTree]:
     state, metrics = learner.update(state, tasks, key_at(state))

@@ -142,7 +142,9 @@ def implicit_gradient(
 
   def result(d_phi: PyTree, w: PyTree, info: SolveInfo) -> tuple[MetaParams, PyTree, SolveInfo]:
     zero = {m: jnp.zeros([], jnp.result_type(v)) for m, v in log_sigma2.items()}
-    d_sigma = modules.gather(jax.tree.map(jnp.multiply, w, z), model.labels)
+    # Without a prior there is no sigma to depend on: precision 0.
+    own = jax.tree.map(lambda p, w, z: p * w * z, model.white.precision, w, z)
+    d_sigma = modules.gather(own, model.labels)
     return MetaParams(d_phi, zero | d_sigma), w, info
 
   if implicit.solver == "identity":
@@ -171,7 +173,9 @@ def implicit_gradient(
 
   if implicit.solver == "dual":
     rows, negative = scaled_jacobian(model.likelihood, theta, s, first)
-    w, info = solvers.dual(rows, operator, b, 1.0 + implicit.damping, implicit.tol)
+    free = jnp.any(jnp.stack([jnp.isposinf(jnp.asarray(v)) for v in log_sigma2.values()]))
+    shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
+    w, info = solvers.dual(rows, operator, b, shift, implicit.tol)
     info = info._replace(negative_curvature=negative)
   elif implicit.solver == "neumann":
     w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
@@ -195,6 +199,12 @@ def check_whole(implicit: Implicit) -> None:
       'sigma_reptile, with a solve a task. The evidence and sigma_gradient="joint" take all '
       "examples: leave it None."
     )
+
+
+def check_dual(implicit: Implicit, log_sigma2: Mapping[str, Any]) -> None:
+  """Raises ValueError where a sigma is known to be inf: dual solves have a prior in every entry."""
+  if implicit.solver == "dual":
+    modules.check_finite_sigma(log_sigma2, 'dual solve: use solver="cg"')
 
 
 def _batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
@@ -258,6 +268,7 @@ def map_estimate(
   modules.check_modules("log_sigma2", log_sigma2, labels)
   check_batch("batch", batch)
 
+  check_dual(implicit, log_sigma2)
   taken = frozen_modules(log_sigma2, frozen)
   phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, dict.fromkeys(taken, 0.0))
 

@@ -117,6 +117,12 @@ def _none(precision: jax.Array | float) -> bool:
 def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
   """Mean over examples of -log p(x_n | theta) []."""
   log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
+  dtype = jnp.result_type(jax.tree.leaves(theta)[0])
+  if log_p.dtype != dtype:
+    raise ValueError(
+      f"log p(D | theta) is {log_p.dtype}, the parameters are {dtype}: data or predict promote it. "
+      f"Cast inputs and targets to {dtype}, or the parameters to {log_p.dtype}."
+    )
   return -log_p / jnp.maximum(num_examples(batch, log_p.dtype), 1.0)
 
 
@@ -306,6 +312,8 @@ def minimise(
 
 
 def _check_steps(steps: Any) -> None:
+  if isinstance(steps, list):
+    raise ValueError(f"Steps to record are a tuple; got the list {steps}.")
   if isinstance(steps, tuple):
     ordered = all(isinstance(s, int) for s in steps) and list(steps) == sorted(set(steps))
     if not steps or not ordered or steps[0] < 0:

@@ -4,7 +4,8 @@ Under l_MAP both levels are stationary: for the whole of phi and for every task,
 
     sum_t grad L_t(theta_t) - grad log p(phi) = 0,      s grad L_t(theta_t) + z_t = 0,
 
-with L_t = -log p(D_t | theta) and theta_t = phi + s z_t. The Jacobian of this system is an
+with L_t = -log p(D_t | theta) and theta_t = phi + s z_t. (Without a prior, at sigma_m = inf, z_t is
+missing from the second, and 1 from K_tt below.) The Jacobian of this system is an
 arrowhead: K_phiphi = sum_t C_t, K_phit = C_t s, K_tt = I + s C_t s. With (a, b_1:T) solving
 
     K (a, b_1:T) = (sum_t g_t, s g_1, ..., s g_T),      g_t = d loss / d theta_t,
@@ -63,7 +64,7 @@ def joint_sigma_gradient(
     log_p_phi: the prior under which phi is a mode.
   """
   model = moving_model(likelihood, labels, params.phi, params.log_sigma2, frozen)
-  s = model.white.scale
+  s, precision = model.white
   dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
   # phi's block is larger than the tasks' by about the number of examples: balanced by r, a = r a'.
   count = jnp.sum(jax.vmap(lambda batch: num_examples(batch, dtype))(batches))
@@ -96,10 +97,11 @@ def joint_sigma_gradient(
     if log_p_phi is not None:
       curved = jax.jvp(jax.grad(log_p_phi), (params.phi,), (optax.tree.scale(r, a),))[1]
       top = optax.tree.add_scale(top, -r, curved)
-    rows = optax.tree.add(b, jax.vmap(pull)(u))
+    rows = jax.tree.map(lambda p, b, v: p * b + v, precision, b, jax.vmap(pull)(u))
     return optax.tree.add_scale((top, rows), implicit.damping, v)
 
   right = jax.tree.map(lambda x: r * jnp.sum(x, 0), g), jax.vmap(pull)(g)
   (_, b), info = solvers.cg(operator, right, implicit.max_steps, implicit.tol)
   zero = {m: jnp.zeros([], jnp.result_type(v)) for m, v in params.log_sigma2.items()}
-  return zero | modules.gather(jax.tree.map(jnp.multiply, b, z), model.labels), info
+  own = jax.tree.map(lambda p, b, z: p * b * z, precision, b, z)
+  return zero | modules.gather(own, model.labels), info

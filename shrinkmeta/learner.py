@@ -21,12 +21,20 @@ from jax.sharding import Mesh
 from shrinkmeta import modules, validate
 from shrinkmeta.batching import Batching, check_batching, num_tasks, over_tasks
 from shrinkmeta.hyperprior import SigmaPrior
-from shrinkmeta.implicit import Implicit, MetaParams, check_whole, map_estimate
+from shrinkmeta.implicit import Implicit, MetaParams, check_dual, check_whole, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet
 from shrinkmeta.partition import Frozen, frozen_modules, hold, moving
-from shrinkmeta.rows import Item, Row, SigmaGradient, Spec, check_sigma_gradient, mode_of
+from shrinkmeta.rows import (
+  Item,
+  Row,
+  SigmaGradient,
+  Spec,
+  check_row,
+  check_sigma_gradient,
+  mode_of,
+)
 from shrinkmeta.state import MetaLearner, MetaState, Metrics, OptState
 from shrinkmeta.sums import (
   PerTask,
@@ -68,8 +76,8 @@ def make_learner(
       Modules that start at 0 are frozen for good: their parameters are held at phi, have no task
       axis and no part in the inner loop. (Outside jit, so are those whose log_sigma2 is -inf.)
     log_p_phi, log_p_sigma: log densities added to the meta-loss, negated, once for the tasks of a
-      step and in its units: over the number of their validation examples (phi following l_MAP, and
-      both following the evidence: over the number of tasks).
+      step and in its units: over the number of their validation examples (pooled rows: of all their
+      examples; phi following l_MAP, and both following the evidence: over the number of tasks).
     log_det, restricted: of rows that follow the evidence. `restricted` names modules of phi that
       are integrated out too (REML), for linear-Gaussian models: see `restriction`.
     sigma_gradient: of sigma where phi follows l_MAP: through both levels, "joint" (see `joint.py`);
@@ -77,6 +85,7 @@ def make_learner(
     batching, mesh: see `over_tasks`. With Inner.tol and blocks of tasks, a task that has converged
       leaves its block to the next: see `queue.py`.
   """
+  check_row(row)
   check_batching(batching)
   sigma = _sigma_by_module(init_sigma, labels)
   built_frozen = frozen_modules({module: -jnp.inf if s == 0 else s for module, s in sigma.items()})
@@ -99,6 +108,8 @@ def make_learner(
     check_whole(implicit)
   if sigma_gradient == "diagonal":
     implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
+  if row.gradient == "implicit":
+    check_dual(implicit, {m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()})
   if row.phi == "evidence" and math.inf in sigma.values():
     raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
 
@@ -113,6 +124,7 @@ def make_learner(
     sigma_gradient,
     tuple(restricted),
     log_p_phi,
+    log_p_sigma,
     batching,
     mesh,
   )
@@ -206,7 +218,10 @@ def make_learner(
     sigma_opt = state.opt_state.log_sigma2
     if row.sigma == "learned":
       sigma_step, sigma_opt = sigma_optimizer.update(grad.log_sigma2, sigma_opt, log_s2)
-      log_s2 = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
+      moved = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
+      # Frozen and free modules stay: with weight decay a step from -inf is NaN.
+      keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
+      log_s2 = jax.tree.map(keep, log_s2, moved)
     new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
     any_task = sums.sound > 0  # a step on nothing must move nothing
     new = jax.tree.map(lambda a, b: jnp.where(any_task, a, b), new, state)

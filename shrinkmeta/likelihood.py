@@ -56,6 +56,14 @@ def _same_shape(outputs: jax.Array, targets: jax.Array) -> None:
     )
 
 
+def _in_range(targets: jax.Array, dtype: Any, most: float, what: str) -> jax.Array:
+  """The targets as floats, NaN where they are not in [0, most]; ValueError where that is known."""
+  if (value := validate.known(targets)) is not None and ((value < 0) | (value > most)).any():
+    raise ValueError(f"targets must be {what}; got {value.min()} to {value.max()}.")
+  y = jnp.asarray(targets).astype(dtype)
+  return jnp.where((y >= 0) & (y <= most), y, jnp.nan)
+
+
 def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
   """y ~ N(f, scale^2): -((y - f) / scale)^2 / 2 - log scale - log(2 pi) / 2, summed over [...].
 
@@ -147,21 +155,28 @@ def categorical(predict: Predict) -> Likelihood:
 
 
 def bernoulli(predict: Predict) -> Likelihood:
-  """y ~ Bernoulli(sigmoid(f)): y f - log(1 + exp f), summed over [...]; y in [0, 1]."""
+  """y ~ Bernoulli(sigmoid(f)): y f - log(1 + exp f), summed over [...]; y in [0, 1].
+
+  Labels -1 and 1, say, are treated as labels out of range are by `categorical`.
+  """
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     _same_shape(outputs, targets)
-    return _sum_trailing(targets.astype(outputs.dtype) * outputs - jax.nn.softplus(outputs))
+    y = _in_range(targets, outputs.dtype, 1.0, "between 0 and 1")
+    return _sum_trailing(y * outputs - jax.nn.softplus(outputs))
 
   return Likelihood(predict, log_prob)
 
 
 def poisson(predict: Predict) -> Likelihood:
-  """y ~ Poisson(exp f): y f - exp f - log y!, summed over [...]; y a count."""
+  """y ~ Poisson(exp f): y f - exp f - log y!, summed over [...]; y a count.
+
+  Negative ones are treated as labels out of range are by `categorical`.
+  """
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     _same_shape(outputs, targets)
-    y = targets.astype(outputs.dtype)
+    y = _in_range(targets, outputs.dtype, math.inf, "counts, not negative")
     return _sum_trailing(y * outputs - jnp.exp(outputs) - gammaln(y + 1))
 
   return Likelihood(predict, log_prob)

@@ -76,7 +76,10 @@ def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
 
 
 def names(labels: Labels) -> tuple[str, ...]:
-  """The modules in network order: the tree's order, with numbers inside a path compared as numbers.
+  """The modules sorted by path, with numbers inside a path compared as numbers.
+
+  With layers numbered or named in order that is the order of the network. It is not where names
+  say otherwise, as of "decoder" and "encoder", and of a flax module's attributes.
 
   >>> names({"layer_10": "layer_10", "layer_9": "layer_9"})
   ('layer_9', 'layer_10')
@@ -122,6 +125,16 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
       raise ValueError(f"{name}[{module!r}] is NaN.")
 
 
+def check_finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> None:
+  """Raises ValueError where a log sigma^2 is known to be +inf and `what` needs a prior on theta."""
+  for module, value in log_sigma2.items():
+    if (number := validate.known(value)) is not None and number == jnp.inf:
+      raise ValueError(
+        f"log_sigma2[{module!r}] is +inf: without a prior on theta there is no {what}. Give a "
+        "finite sigma."
+      )
+
+
 def spread(values: Mapping[str, Any], labels: Labels) -> PyTree:
   """{module: scalar} to a pytree of scalars with the structure of the parameters."""
   return jax.tree.map(lambda label: values[label], labels)
@@ -147,11 +160,12 @@ class ModuleSummary(NamedTuple):
 def module_summary(
   labels: Labels, phi: PyTree, log_sigma2: Mapping[str, Any], thetas: PyTree | None = None
 ) -> tuple[ModuleSummary, ...]:
-  """One row a module, in network order.
+  """One row a module, in the order of `names`.
 
   Args:
     labels, phi, log_sigma2: as everywhere; concrete values (not for use under jit).
-    thetas: adapted parameters, leaves with a leading axis T, or None.
+    thetas: adapted parameters, leaves with a leading axis T, or None; modules of which it has None,
+      as `learner.adapt_tasks` returns them, did not move.
   """
   check_labels(labels, phi)
   check_modules("log_sigma2", log_sigma2, labels)
@@ -159,6 +173,10 @@ def module_summary(
   if thetas is None:
     moved = dict.fromkeys(sizes, jnp.nan)
   else:
+    none = lambda x: x is None
+    if jax.tree.structure(thetas, is_leaf=none) == jax.tree.structure(phi):
+      fill = lambda t, p: jnp.asarray(p)[None] if t is None else t
+      thetas = jax.tree.map(fill, thetas, phi, is_leaf=none)
     validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
     square = gather(jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - p), 0), thetas, phi), labels)
     moved = {m: jnp.sqrt(square[m] / sizes[m]) for m in sizes}

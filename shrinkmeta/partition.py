@@ -23,11 +23,18 @@ def frozen_modules(log_sigma2: Mapping[str, Any], also: Iterable[str] = ()) -> F
   """Modules whose log sigma^2 is known to be -inf (outside jit, or a constant inside), and `also`.
 
   Empty where that is all of them: a model without parameters is none. sigma = 0 then holds them.
+
+  Raises:
+    ValueError: `also` names what is no module.
   """
+  if isinstance(also, str) or not set(also := tuple(also)) <= log_sigma2.keys():
+    raise ValueError(
+      f"frozen must be a tuple of modules; got {also!r}, and the modules are {tuple(log_sigma2)}."
+    )
   values = {module: validate.known(value) for module, value in log_sigma2.items()}
   known = {m for m, value in values.items() if value is not None and value == -jnp.inf}
   frozen = frozenset(known | set(also))
-  return frozen if frozen < log_sigma2.keys() else frozenset()
+  return frozen if frozen != log_sigma2.keys() else frozenset()
 
 
 def hold(
@@ -50,8 +57,8 @@ def hold(
     if value is not None and value != want:
       state = "frozen (init_sigma 0, or a mask)" if sigma == 0 else "free (sigma infinite)"
       raise ValueError(
-        f"Module {module!r} was {state} when this learner was built, but log_sigma2[{module!r}] is "
-        f"{value}, not {want}. Build a learner for it: with another init_sigma, row or mask."
+        f"Module {module!r} is {state} here, but log_sigma2[{module!r}] is {value}, not {want}. "
+        "Build a learner for it, with another init_sigma, row or mask; or leave it out of `frozen`."
       )
 
   def leaf(label: str, p: jax.Array) -> jax.Array:

@@ -153,6 +153,7 @@ def posterior(
   dtype = validate.parameters("phi", phi)
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
+  modules.check_finite_sigma(log_sigma2, "posterior of this kind")
   validate.same_shapes("theta", theta, "phi", phi)
   check_batch("batch", batch)
   if rank is not None and rank < 1:

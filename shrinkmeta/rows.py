@@ -64,6 +64,7 @@ class Spec(NamedTuple):
   sigma_gradient: SigmaGradient
   restricted: Sequence[str]
   log_p_phi: Callable[[PyTree], jax.Array] | None
+  log_p_sigma: Callable[[dict[str, jax.Array]], jax.Array] | None
   batching: Batching
   mesh: Mesh | None
 
@@ -224,10 +225,15 @@ def joint(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) 
   return TaskResult(grad, nll, phi_loss, info, warm=warm, ends=Ends(mode.z, g))
 
 
+def key_of_loop(spec: Spec, key: Any) -> Any:
+  """What a task's inner loop draws with; the determinant of the evidence draws with another."""
+  return jax.random.split(key)[0] if key is not None and spec.row.phi == "evidence" else key
+
+
 def by_evidence(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
   """phi and sigma both follow the log evidence of the training data, Laplace's."""
-  mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
-  mode = _mode_of_item(spec, params, item, mode_key, frozen)
+  probe_key = None if key is None else jax.random.split(key)[1]
+  mode = _mode_of_item(spec, params, item, key_of_loop(spec, key), frozen)
   value, grad, info = evidence.evidence_at(
     spec.likelihood,
     spec.labels,
@@ -277,6 +283,26 @@ def gradient_of(spec: Spec) -> Callable[..., TaskResult]:
   return {"unrolled": unrolled, "first_order": first_order, "none": reptile}[row.gradient]
 
 
+_GRADIENTS = {
+  "predictive": ("unrolled", "first_order", "implicit"),
+  "map": ("implicit", "none"),
+  "evidence": ("implicit",),
+  "pooled": ("none",),
+}
+
+
+def check_row(row: Row) -> None:
+  """Raises ValueError unless there is such a row: `gradient_of` would take another for it."""
+  if row.sigma not in ("inf", "fixed", "learned") or row.gradient not in _GRADIENTS.get(
+    row.phi, ()
+  ):
+    choices = "; ".join(f"{phi}: {' or '.join(found)}" for phi, found in _GRADIENTS.items())
+    raise ValueError(
+      f"There is no {row}: sigma is inf, fixed or learned, and phi goes with a gradient so: "
+      f"{choices}. See sm.FAMILY."
+    )
+
+
 def check_sigma_gradient(row: Row, sigma_gradient: SigmaGradient) -> None:
   """Raises ValueError unless the row has that choice."""
   if sigma_gradient not in ("joint", "per_task", "diagonal"):
@@ -295,7 +321,8 @@ def _map_gradient(
   """d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
 
   At the mode it equals both -z / s and G = grad -log p(D | theta), and so for every c >= 0
-  (G - c s z) / (1 + c s^2), which is finite from sigma = 0 to sigma -> inf. The error of the first
+  (G - c s z) / (1 + c s^2), which is finite from sigma = 0 to sigma -> inf; where there is no prior
+  it is G, which is 0 there. The error of the first
   form, dz / s, and of the second, H s dz, of an inexact mode balance at c = H: c = N, a curvature
   of one an example, is taken. Also returns the negative log joint less its normaliser [] and, as G
   is at hand, how the inner loop ended.
@@ -304,12 +331,12 @@ def _map_gradient(
   mean, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
   c = num_examples(batch, mean.dtype)
   n = jnp.maximum(c, 1.0)  # by which the means divide
-  balanced = lambda s, v, g: (n * g - c * s * v) / (1.0 + c * s * s)
+  balanced = lambda s, p, v, g: (n * g - c * p * s * v) / (1.0 + c * p * s * s)
   # Of frozen modules, None in s and z, sigma is 0: G it is.
   none = lambda x: x is None
-  moved = lambda s, v, g: n * g if s is None else balanced(s, v, g)
-  grad = jax.tree.map(moved, model.white.scale, mode.z, g, is_leaf=none)
+  moved = lambda s, p, v, g: n * g if s is None else balanced(s, p, v, g)
+  grad = jax.tree.map(moved, *model.white, mode.z, g, is_leaf=none)
   own = moving(g, spec.labels, frozen)
   judged = value_and_grad_z(model.white, mode.z, mean, own, n)
   info = info_at(spec.inner, mode.info.steps, judged)
-  return grad, n * mean + 0.5 * optax.tree.norm(mode.z, squared=True), info
+  return grad, n * judged[0], info

@@ -131,7 +131,7 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[
 
 
 def dual(
-  rows: PyTree, operator: Operator, b: PyTree, shift: float, tol: float
+  rows: PyTree, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
 ) -> tuple[PyTree, SolveInfo]:
   """(shift I + A^T A)^-1 b = (b - A^T (shift I + A A^T)^-1 A b) / shift, by one small Cholesky.
 

@@ -19,7 +19,7 @@ from shrinkmeta.inner import InnerInfo
 from shrinkmeta.joint import joint_sigma_gradient
 from shrinkmeta.mode import run_loops
 from shrinkmeta.partition import Frozen
-from shrinkmeta.rows import Item, Row, Spec, gradient_of, moving_of
+from shrinkmeta.rows import Item, Row, Spec, gradient_of, key_of_loop, moving_of
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, Task, num_examples, weights
 from shrinkmeta.warm import WarmStart
@@ -33,7 +33,7 @@ class Sums(NamedTuple):
   grad: MetaParams
   loss: jax.Array  # [] of mean validation negative log-likelihoods
   phi_loss: jax.Array  # [] of what phi follows
-  judged: jax.Array  # [] examples of the last part that tasks have: val, or train without one
+  judged: jax.Array  # [] examples that phi's loss is of: val, train without it, pooled both
   sound: jax.Array  # [] int32, tasks that count
   inner: InnerInfo  # [] each, of the parameters' dtype
   solve: SolveInfo | None  # likewise; None where each task solves no system of its own
@@ -66,7 +66,8 @@ def run_first(
   """The inner loops of tasks in blocks, each leaving its block when it has converged."""
   params, key = shared
   slots = tasks_at_once(spec.batching, shared, num_tasks(items))
-  keys = None if key is None else jax.vmap(lambda number: key_of(key, number))(items.number)
+  own = lambda number: key_of_loop(spec, key_of(key, number))
+  keys = None if key is None else jax.vmap(own)(items.number)
   starts = None if items.start is None else items.start.z
   train, model = items.task.train, moving_of(spec, params, frozen)
   return items._replace(end=run_loops(spec.inner, model, train, keys, starts, steps, slots))
@@ -104,7 +105,8 @@ def sums_over_tasks(
       finite.append(jnp.isfinite(result.phi_loss))
     ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
     numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
-    kept = (result.grad, result.val_nll, result.phi_loss, counts[-1], jnp.ones([], jnp.int32))
+    examples = jnp.sum(counts) if row.phi == "pooled" else counts[-1]
+    kept = (result.grad, result.val_nll, result.phi_loss, examples, jnp.ones([], jnp.int32))
     # A task that failed begins anew, and has no part in a joint solve.
     again = (result.warm, result.ends)
     kept, (warm, ends) = jax.tree.map(

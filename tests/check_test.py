@@ -72,3 +72,13 @@ def test_mini_batches_are_the_same_for_all_evaluations():
   check = sm.check_meta_gradient(learner, state, tasks, key=jax.random.key(3))
   for row in check.rows:
     np.testing.assert_allclose(row.learner, row.differences, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [sm.sigma_imaml, sm.sigma_reptile, sm.empirical_bayes])
+def test_a_prior_on_sigma_is_part_of_what_is_compared(make):
+  keywords = {"inner": MODE, "init_sigma": 0.6, "implicit": sm.Implicit(tol=1e-12)}
+  prior = sm.hyperprior.log_normal(0.1, 0.2)
+  check = sm.check_meta_gradient(*problem(make, **keywords, log_p_sigma=prior))
+  for row in check.rows:
+    np.testing.assert_allclose(row.learner, row.differences, rtol=1e-6, atol=1e-9)
+  assert any(abs(row.learner) > 0.1 for row in check.rows if row.parameter == "log_sigma2")

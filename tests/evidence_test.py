@@ -195,6 +195,15 @@ def test_the_learner_follows_the_mean_negative_log_evidence(restricted, batching
     chex.assert_trees_all_close(again[0], grad, rtol=1e-6, atol=1e-9)
 
 
+def test_a_task_draws_the_same_however_tasks_are_batched():
+  labels, phi, batches = linear_problem(num_tasks=3)
+  inner = sm.Inner(optax.sgd(0.02), steps=5, tol=1e-12, batch_size=4)
+  make = functools.partial(MAKE, LINEAR, labels, init_sigma=INIT, inner=inner)
+  state, tasks, key = make().init(phi), sm.Task(batches, None), jax.random.key(1)
+  found = [make(batching=b).meta_gradient(state, tasks, key)[0] for b in ("vmap", 2)]
+  chex.assert_trees_all_close(*found, rtol=1e-9, atol=1e-12)
+
+
 def test_check_meta_gradient_knows_the_evidence():
   rng = np.random.default_rng(5)
   likelihood = sm.gaussian_with_scale(lambda th, x: (x * th["slope"] + th["level"], th["s"]))

@@ -217,3 +217,35 @@ def test_reml_of_a_phi_that_the_tasks_leave_open_moves_nothing():
   close(new.log_sigma2, state.log_sigma2)
   with pytest.raises(ValueError, match="restricted must be a tuple of modules"):
     sm.empirical_bayes(likelihood, {"w": "w", "b": "b"}, restricted=("nobody",))
+
+
+@pytest.mark.parametrize("name", ["maml", "sigma_imaml"])
+def test_data_in_another_precision_than_the_parameters(name):
+  """As under jax_enable_x64, where NumPy's data are float64 and a network's parameters float32."""
+  params = {"w": jnp.ones(2, jnp.float32)}
+  learner = getattr(sm, name)(sm.gaussian(lambda p, x: x @ p["w"]), sm.by_leaf(params))
+  batch = sm.Batch(np.ones([2, 3, 2]), np.ones([2, 3]))
+  with pytest.raises(ValueError, match="is float64, the parameters are float32.*Cast inputs"):
+    learner.update(learner.init(params), sm.Task(batch, batch))
+
+
+@pytest.mark.parametrize(
+  "row",
+  [
+    sm.Row("learned", "map", "unrolled"),
+    sm.Row("Learned", "predictive", "unrolled"),
+    sm.Row("learned", "joint", "implicit"),
+  ],
+)
+def test_there_is_no_such_row(row):
+  with pytest.raises(ValueError, match="There is no Row.*predictive: unrolled or first_order"):
+    sm.make_learner(
+      row,
+      sm.gaussian(lambda p, x: x),
+      {"w": "w"},
+      inner=sm.Inner(),
+      implicit=sm.Implicit(),
+      phi_optimizer=optax.sgd(0.1),
+      sigma_optimizer=optax.sgd(0.1),
+      init_sigma=1.0,
+    )

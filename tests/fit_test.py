@@ -175,6 +175,11 @@ def test_wrong_arguments():
       run(learner, state, 1, **keywords)
   with pytest.raises(ValueError, match="that of step 7, beyond the 2 asked for"):
     run(learner, state._replace(step=jnp.asarray(7)), 2)
+  for more in (1, -1):
+    with pytest.raises(
+      ValueError, match=rf"source\(0, 3\) returned {3 + more} tasks; 3 were asked"
+    ):
+      run(learner, state, 1, lambda first, count, more=more: SOURCE(first, count + more))
   joint = sm.sigma_reptile(learner.spec.likelihood, learner.labels, sigma_gradient="joint")
   with pytest.raises(ValueError, match="micro_batches must be 1; got 3"):
     run(joint, state, 1, micro_batches=3)

@@ -128,3 +128,27 @@ def test_in_precision_computes_the_network_alone_in_bfloat16():
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(other))
   for name in one:
     assert jnp.linalg.norm(one[name] - other[name]) < 0.03 * jnp.linalg.norm(one[name])
+
+
+@pytest.mark.parametrize(
+  ("make", "bad", "message"),
+  [
+    (sm.bernoulli, [-1, 1], "between 0 and 1; got -1 to 1"),
+    (sm.bernoulli, [0.0, 7.0], "between 0 and 1; got 0.0 to 7.0"),
+    (sm.poisson, [-1.5, 2.0], "counts, not negative; got -1.5 to 2.0"),
+  ],
+)
+def test_targets_out_of_range(make, bad, message):
+  log_prob = make(identity).log_prob
+  with pytest.raises(ValueError, match=message):
+    log_prob(jnp.zeros([2, 1]), jnp.array(bad)[:, None])
+  wrong = np.array([not 0 <= y <= (1 if make is sm.bernoulli else np.inf) for y in bad])
+  got = jax.jit(log_prob)(jnp.zeros([2, 1]), jnp.array(bad)[:, None])
+  np.testing.assert_array_equal(np.isnan(got), wrong)
+
+
+def test_a_target_of_padding_may_be_anything():
+  likelihood = sm.categorical(identity)
+  batch = sm.Batch(jnp.zeros([3, 4]), jnp.array([0, 3, -1]), mask=jnp.array([1.0, 1.0, 0.0]))
+  for call in (sm.log_likelihood, jax.jit(sm.log_likelihood, static_argnums=0)):
+    np.testing.assert_allclose(call(likelihood, {}, batch), -2 * np.log(4.0), rtol=1e-12)

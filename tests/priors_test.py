@@ -8,13 +8,13 @@ import shrinkmeta as sm
 pytestmark = pytest.mark.usefixtures("x64")
 
 PHI = {"w": np.array([0.7, -1.2]), "b": np.array(0.4)}
-T, N = 3, 5  # tasks, validation examples of each
+T, M, N = 3, 4, 5  # tasks, examples of each to adapt on, and to be judged by
 
 
 def meta_gradient(algorithm, **priors):
   random = np.random.default_rng(0)
   batch = lambda n: sm.Batch(random.normal(size=(T, n, 2)), random.normal(size=(T, n)))
-  tasks = sm.Task(batch(4), batch(N))
+  tasks = sm.Task(batch(M), batch(N))
   likelihood = sm.gaussian(lambda p, x: x @ p["w"] + p["b"], 1.0)
   learner = getattr(sm, algorithm)(likelihood, sm.by_leaf(PHI), **priors)
   return learner.meta_gradient(learner.init(PHI), tasks)
@@ -24,7 +24,7 @@ def meta_gradient(algorithm, **priors):
   ("algorithm", "phi_weight", "sigma_weight"),
   [
     ("maml", 1 / (T * N), None),
-    ("fine_tuning", 1 / (T * N), None),
+    ("fine_tuning", 1 / (T * (M + N)), None),  # whose loss is of all examples
     ("imaml", 1 / (T * N), None),
     ("sigma_imaml", 1 / (T * N), 1 / (T * N)),
     ("sigma_reptile", 1 / T, 1 / (T * N)),
