@@ -293,13 +293,12 @@ _GRADIENTS = {
 
 def check_row(row: Row) -> None:
   """Raises ValueError unless there is such a row: `gradient_of` would take another for it."""
-  if row.sigma not in ("inf", "fixed", "learned") or row.gradient not in _GRADIENTS.get(
-    row.phi, ()
-  ):
-    choices = "; ".join(f"{phi}: {' or '.join(found)}" for phi, found in _GRADIENTS.items())
+  fits = row.sigma in ("inf", "fixed", "learned") and row.gradient in _GRADIENTS.get(row.phi, ())
+  if not fits or (row.sigma == "learned" and row.gradient == "none"):
+    choices = "; ".join(f"{phi}: {' or '.join(own)}" for phi, own in _GRADIENTS.items())
     raise ValueError(
-      f"There is no {row}: sigma is inf, fixed or learned, and phi goes with a gradient so: "
-      f"{choices}. See sm.FAMILY."
+      f"There is no {row}. sigma is inf, fixed or, but for gradient none, learned; phi goes with a "
+      f"gradient so: {choices}. See sm.FAMILY."
     )
 
 

@@ -235,6 +235,7 @@ def test_data_in_another_precision_than_the_parameters(name):
     sm.Row("learned", "map", "unrolled"),
     sm.Row("Learned", "predictive", "unrolled"),
     sm.Row("learned", "joint", "implicit"),
+    sm.Row("learned", "map", "none"),
   ],
 )
 def test_there_is_no_such_row(row):
