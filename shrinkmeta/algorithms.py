@@ -67,13 +67,17 @@ def _mask(labels: modules.Labels, task_specific: Sequence[str]) -> dict[str, flo
   return {name: float("inf") if name in task_specific else 0.0 for name in known}
 
 
-def _last_module(name: str, labels: modules.Labels) -> str:
-  """Paths are sorted: in some networks the last is the output layer, and in others it is not."""
-  head = modules.names(labels)[-1]
+def _head(name: str, labels: modules.Labels) -> str:
+  """The module called "head"; else the last by path, in some networks the output layer."""
+  known = modules.names(labels)
+  if "head" in known:
+    return "head"
   logging.warning(
-    "%s takes %r for the head, the last module by path: else say head=...", name, head
+    "%s takes %r for the head, the last module by path: if it is another, say head=...",
+    name,
+    known[-1],
   )
-  return head
+  return known[-1]
 
 
 def _without_sigma(
@@ -324,11 +328,12 @@ def anil(
   """Almost no inner loop: only the head moves.
 
   Args:
-    head: the module of the output layer; None is the last one by path, which the log tells.
+    head: the module of the output layer. None is the one called "head", and where there is none the
+      last by path, which the log tells.
 
   References: Raghu, Raghu, Bengio, Vinyals, arXiv 1909.09157.
   """
-  head = _last_module("anil", labels) if head is None else head
+  head = _head("anil", labels) if head is None else head
   return hand_picked(likelihood, labels, task_specific=(head,), **keywords)
 
 
@@ -338,11 +343,12 @@ def boil(
   """Body only update: all but the head move.
 
   Args:
-    head: the module of the output layer; None is the last one by path, which the log tells.
+    head: the module of the output layer. None is the one called "head", and where there is none the
+      last by path, which the log tells.
 
   References: Oh, Yoo, Kim, Yun, arXiv 2008.08882.
   """
-  head = _last_module("boil", labels) if head is None else head
+  head = _head("boil", labels) if head is None else head
   _mask(labels, (head,))
   body = [name for name in modules.names(labels) if name != head]
   return hand_picked(likelihood, labels, task_specific=body, **keywords)

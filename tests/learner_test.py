@@ -609,3 +609,13 @@ def test_a_compiled_update_of_a_convolutional_learner_repeats_itself(batching, o
       again = jax.device_get(update(state, tasks))
       for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  ("names", "head"), [(("conv", "head", "norm"), "head"), (("layer_10", "layer_9"), "layer_10")]
+)
+def test_the_head_is_the_module_of_that_name_or_the_last_by_path(names, head):
+  labels = {name: name for name in names}
+  anil, boil = (make(GAUSSIAN, labels).spec.sigma for make in (sm.anil, sm.boil))
+  assert {name for name, sigma in anil.items() if sigma} == {head}
+  assert {name for name, sigma in boil.items() if sigma} == set(names) - {head}
