@@ -32,7 +32,7 @@ from shrinkmeta.check import GradientCheck, check_meta_gradient
 from shrinkmeta.checkpoints import Checkpoints
 from shrinkmeta.density import log_joint, log_likelihood, log_predictive, log_prior
 from shrinkmeta.evidence import EvidenceInfo, log_evidence, restriction
-from shrinkmeta.fit import Estimate, estimate, fit
+from shrinkmeta.fit import fit
 from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.learner import make_learner
@@ -55,6 +55,7 @@ from shrinkmeta.modules import (
   format_summary,
   module_summary,
 )
+from shrinkmeta.needs import Estimate, estimate
 from shrinkmeta.partition import merge
 from shrinkmeta.placement import place_state, place_tasks, share_of_tasks, task_mesh
 from shrinkmeta.posterior import Posterior, Predictive, posterior

@@ -10,7 +10,7 @@ import faulthandler
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from shrinkmeta.batching import num_tasks
 from shrinkmeta.callbacks import Callback
 from shrinkmeta.checkpoints import Checkpoints, Store, opened
+from shrinkmeta.needs import Estimate, estimate
 from shrinkmeta.placement import Rules, place_state, place_tasks, share_of_tasks
 from shrinkmeta.state import MetaLearner, MetaState, Metrics
 from shrinkmeta.sums import PerTask, Sums, sees_all_tasks
@@ -29,44 +30,6 @@ from shrinkmeta.tasks import Task
 PyTree = Any
 Source = Callable[[int, int], Task]  # (first, count) -> the tasks first to first + count - 1
 Evaluate = Callable[[MetaState], Mapping[str, float]]
-
-
-class Estimate(NamedTuple):
-  """What one call of a compiled program takes on one device, by XLA's analysis."""
-
-  arguments: int  # bytes
-  outputs: int  # bytes, those that take the place of a donated argument left out
-  temporaries: int  # bytes
-  flops: float
-
-  @property
-  def bytes(self) -> int:
-    """All that must fit at once."""
-    return self.arguments + self.outputs + self.temporaries
-
-  def __str__(self) -> str:
-    mega = lambda count: f"{count / 1e6:,.1f} MB"
-    return (
-      f"{mega(self.bytes)} a device (arguments {mega(self.arguments)}, outputs "
-      f"{mega(self.outputs)}, temporaries {mega(self.temporaries)}), {self.flops / 1e9:,.2f} GFLOP"
-    )
-
-
-def estimate(compiled: jax.stages.Compiled) -> Estimate | None:
-  """Memory and work of `jax.jit(f).lower(...).compile()`; None where the backend does not tell.
-
-  XLA counts a loop's body once, so that the flops of programs with loops are a lower bound.
-  """
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  flops = float((cost or {}).get("flops", 0.0))
-  if memory is None:
-    return None
-  return Estimate(
-    memory.argument_size_in_bytes,
-    memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    memory.temp_size_in_bytes,
-    flops,
-  )
 
 
 def fit(

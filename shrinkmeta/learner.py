@@ -88,7 +88,8 @@ def make_learner(
   check_row(row)
   check_batching(batching)
   sigma = _sigma_by_module(init_sigma, labels)
-  built_frozen = frozen_modules({module: -jnp.inf if s == 0 else s for module, s in sigma.items()})
+  log_sigma2 = {m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()}
+  built_frozen = frozen_modules(log_sigma2)
   if row.gradient == "unrolled" and inner.tol is not None:
     raise ValueError(
       "A gradient through the steps needs their number: set Inner.tol=None, or take an implicit "
@@ -109,7 +110,7 @@ def make_learner(
   if sigma_gradient == "diagonal":
     implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
   if row.gradient == "implicit":
-    check_dual(implicit, {m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()})
+    check_dual(implicit, log_sigma2)
   if row.phi == "evidence" and math.inf in sigma.values():
     raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
 
@@ -134,7 +135,7 @@ def make_learner(
     dtype = validate.parameters("params", params)
     modules.check_labels(labels, params)
     phi = jax.tree.map(jnp.array, params)  # copies: donation never reaches the caller's arrays
-    log_s2 = {m: jnp.asarray(2.0 * math.log(s) if s else -jnp.inf, dtype) for m, s in sigma.items()}
+    log_s2 = {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}
     opt_state = OptState(phi_optimizer.init(phi), sigma_optimizer.init(log_s2))
     return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32))
 
