@@ -265,7 +265,10 @@ def _sample(curves: Sequence[Curve]) -> str:
 
 def _plus_minus(values: np.ndarray, digits: int, sign: str = "") -> str:
   mean, half = interval(values)
-  return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"
+  if not math.isfinite(mean):
+    return "diverged"  # one episode of one seed is enough
+  form = ".1e" if abs(mean) >= 1e5 else f".{digits}f"
+  return f"{mean:{sign}{form}} ± {half:{form}}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

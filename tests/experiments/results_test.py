@@ -97,6 +97,15 @@ class TablesTest(parameterized.TestCase):
     self.assertEqual(rows(table.split("Negative")[0])["maml"], ["55.0 ± 0.0"] * 3)
     self.assertIn("6 episodes, each the mean of 2 seeds", table)
 
+  def test_a_mean_of_one_run_that_diverged_is_called_so_and_a_huge_one_stays_short(self):
+    nll = np.ones((3, 6))
+    nll[1, 0], nll[2] = math.inf, 2.34e17
+    table = summaries.accuracy_table([curve("boil", nll=nll)])
+    found = rows(table.split("Negative")[1])["boil"]
+    self.assertEqual(found, ["1.000 ± 0.000", "diverged", "2.3e+17 ± 0.0e+00"])
+    paired = summaries.paired_table([curve("boil", nll=nll), curve()], step=1)
+    self.assertEqual(rows(paired)["boil"][1], "diverged")
+
   def test_paired_difference_is_narrower_than_its_parts(self):
     hard = np.linspace(0.1, 0.8, 6) * np.ones((3, 1))  # tasks differ far more than algorithms
     noise = np.array([0.0, 0.01, 0.02, 0.0, 0.01, 0.02])
