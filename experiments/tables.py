@@ -52,7 +52,7 @@ def _long(config: Config) -> Config:
 
 def alphabets(size: str) -> Config:
   """Augmented Omniglot, long adaptation."""
-  problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "size": 28}
+  problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "relabel": False, "size": 28}
   if size != "full":
     problem |= {"size": 14, "copies": 1}
   steps = (0, 1, 3, 10, 30, 100, 300)
@@ -65,8 +65,8 @@ def alphabets(size: str) -> Config:
 
 def small_data(size: str) -> Config:
   """Few drawings of each character, without augmentation."""
-  problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "shots": 5, "augment": False}
-  problem["size"] = 28 if size == "full" else 14
+  problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "relabel": False}
+  problem |= {"shots": 5, "augment": False, "size": 28 if size == "full" else 14}
   steps = (0, 1, 10, 100, 400, 1_000)
   return _long(_table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400))
 
@@ -194,7 +194,7 @@ def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -
   then, problem = searched["problem"], now["problem"]
   changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}
   fewer = then.get("train_alphabets", 0) >= problem.get("train_alphabets", 0)
-  if changed - {"shots", "train_alphabets"} or not fewer:
+  if changed - {"shots", "train_alphabets", "relabel"} or not fewer:
     raise ValueError(
       f"The settings of {arm} were chosen on {dict(then)}, and the problem is {dict(problem)}: its "
       "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "

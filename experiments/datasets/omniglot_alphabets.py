@@ -55,12 +55,14 @@ class _Config:
   size: int
   copies: int
   augmentation: distortions.Distortions | None
+  relabel: bool
 
 
 def problem(
   train_alphabets: int = 25,
   shots: int = DRAWINGS,
   augment: bool = True,
+  relabel: bool = False,
   size: int = 28,
   copies: int | None = None,
   seed: int = 0,
@@ -76,6 +78,8 @@ def problem(
     train_alphabets: T; 1 to the number of alphabets with 20 characters, less 11.
     shots: K, drawings of each character to adapt on, 1 to 15.
     augment: whether pictures are distorted, to adapt on and to be judged by.
+    relabel: whether the characters of a training alphabet are numbered anew in every draw. Where
+      they keep their numbers, phi can learn all training alphabets by heart.
     size: height and width in pixels.
     copies: distorted copies of every drawing to adapt on; default 7 with `augment`, else 1.
     seed: of the order of the alphabets, their 20 characters, and the drawings held out.
@@ -99,10 +103,10 @@ def problem(
       f"validate; got train_alphabets = {train_alphabets}."
     )
   augmentation = AUGMENTATION if augment else None
-  config = _Config(shots, size, copies, augmentation)
 
-  def source(part: np.ndarray, shuffle: bool) -> Source:
-    return Source(_task, config, jnp.asarray(part), len(part), shuffle)
+  def source(part: np.ndarray, train: bool) -> Source:
+    config = _Config(shots, size, copies, augmentation, relabel and train)
+    return Source(_task, config, jnp.asarray(part), len(part), shuffle=train)
 
   train, test, validation = np.split(drawings, [train_alphabets, train_alphabets + TEST])
   protocol = Protocol(
@@ -112,7 +116,8 @@ def problem(
     ways=WAYS,
     shots=shots,
     queries=HELD_OUT,
-    augmentation=f"{augmentation}; {copies} copies to adapt on" if augmentation else "none",
+    augmentation=(f"{augmentation}; {copies} copies to adapt on" if augmentation else "none")
+    + ("; training alphabets numbered anew" if relabel else ""),
     evaluation="a finite list: each validation or test alphabet once, then again"
     + (", distorted anew" if augment else ""),
   )
@@ -152,6 +157,8 @@ def arrange(data: characters.Characters, seed: int) -> tuple[tuple[str, ...], np
 
 def _task(config: _Config, drawings: jax.Array, number: jax.Array, key: jax.Array) -> Task:
   images = drawings[number].astype(jnp.float32) / 255.0  # [20, 20, H, W]
+  if config.relabel:
+    images = jax.random.permutation(jax.random.fold_in(key, 2), images)
   train_key, val_key = jax.random.split(key)
   shown = jnp.repeat(images[:, : config.shots], config.copies, axis=1)
   train = _batch(config, train_key, shown)

@@ -140,6 +140,21 @@ class SmallDataTest(parameterized.TestCase):
       np.testing.assert_array_equal(train, everything(full)[0][:, :, :shots])
       np.testing.assert_array_equal(val, everything(full)[1])
 
+  def test_relabelled_training_alphabets_are_numbered_anew_in_every_draw_and_no_other(self):
+    kept, anew = small(), problem(4, augment=False, relabel=True, size=SIDE)
+    for one, other in ((kept.validation, anew.validation), (kept.test, anew.test)):
+      chex.assert_trees_all_equal(SAMPLE(one, KEY, 0, count=4), SAMPLE(other, KEY, 0, count=4))
+    tasks = SAMPLE(anew.train, KEY, 0, count=12)  # three rounds
+    train, val = decode(tasks.train), decode(tasks.val)
+    np.testing.assert_array_equal(train[:, :, 0, 1], val[:, :, 0, 1])  # alike in both parts
+    numbered = {}
+    for alphabet, characters_ in zip(train[:, 0, 0, 0], train[:, :, 0, 1], strict=True):
+      numbered.setdefault(int(alphabet), set()).add(tuple(map(int, characters_)))
+    self.assertEqual([len(orders) for orders in numbered.values()], [3] * 4)
+    for orders in numbered.values():
+      self.assertLen({tuple(sorted(order)) for order in orders}, 1)  # the same 20 characters
+    self.assertIn("numbered anew", anew.protocol.augmentation)
+
   def test_indices_enumerate_test_alphabets_and_shuffle_training_ones(self):
     p = small()
     tested = decode(SAMPLE(p.test, KEY, 0, count=20).val)
