@@ -24,7 +24,8 @@ from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import whitened_factor
 from shrinkmeta.mode import Moving, moving_model
 from shrinkmeta.partition import frozen_modules, merge
-from shrinkmeta.tasks import Batch, check_batch
+from shrinkmeta.solvers import split
+from shrinkmeta.tasks import Batch, check_batch, weights
 
 PyTree = Any
 
@@ -65,7 +66,6 @@ class Posterior:
     """
     part, rest = self._cut()
     outputs, vjp = jax.vjp(lambda p: self.predict(merge(p, rest), inputs), part)
-    shrink = self.eigenvalues / (1.0 + self.eigenvalues)
 
     def row(cotangent: jax.Array) -> jax.Array:
       g = jax.tree.map(jnp.multiply, self.scale, vjp(cotangent.reshape(outputs.shape))[0])
@@ -73,8 +73,8 @@ class Posterior:
 
     def example(cotangents: jax.Array) -> jax.Array:  # [C, N C] -> [C, C]
       rows = jax.vmap(row)(cotangents)
-      along = rows @ self.basis.T
-      return rows @ rows.T - (along * shrink) @ along.T
+      along, off = split(rows, self.basis)
+      return off @ off.T + (along / (1.0 + self.eigenvalues)) @ along.T
 
     n = outputs.shape[0]
     eye = jnp.eye(outputs.size, dtype=outputs.dtype).reshape(n, -1, outputs.size)
@@ -97,10 +97,19 @@ class Posterior:
   def log_predictive(
     self, key: jax.Array, batch: Batch, n: int, linearised: bool = True
   ) -> jax.Array:
-    """log of the mean over n draws of p(y | f), for every example [N]; padding included."""
-    f = self.outputs(key, batch.inputs, n, linearised)
-    log_p = jax.vmap(lambda f: self.log_prob(f, batch.targets))(f)
-    return jax.scipy.special.logsumexp(log_p, 0) - jnp.log(n)
+    """log of the mean over n draws of p(y | f), for every example [N]; 0 for padding."""
+    f, targets = self.outputs(key, batch.inputs, n, linearised), batch.targets
+    if batch.mask is not None:  # as `masked_log_prob` does: padding may be anything
+      clear = lambda x, at: jnp.where(at.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
+      real = weights(batch, bool)
+      f = jax.vmap(lambda f: clear(f, real))(f)
+      targets = jax.tree.map(lambda x: clear(x, real), targets)
+    log_p = jax.vmap(lambda f: self.log_prob(f, targets))(f)
+    # XLA on CPUs loses a NaN, the mark of a label out of range, in a sum of exponentials.
+    mean = jnp.where(
+      jnp.isnan(log_p).any(0), jnp.nan, jax.scipy.special.logsumexp(log_p, 0) - jnp.log(n)
+    )
+    return mean if batch.mask is None else jnp.where(weights(batch, bool), mean, 0.0)
 
   def _cut(self) -> tuple[PyTree, PyTree]:
     """theta of the modules that move, and of the others."""
@@ -153,13 +162,13 @@ def posterior(
   dtype = validate.parameters("phi", phi)
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
-  modules.check_finite_sigma(log_sigma2, "posterior of this kind")
+  log_s2 = modules.finite_sigma(log_sigma2, "posterior of this kind")
   validate.same_shapes("theta", theta, "phi", phi)
   check_batch("batch", batch)
   if rank is not None and rank < 1:
     raise ValueError(f"rank must be positive, or None; got {rank}.")
   frozen = frozen_modules(log_sigma2)
-  log_s2 = {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}
+  log_s2 = {m: v.astype(dtype) for m, v in log_s2.items()}
   model = moving_model(likelihood, labels, theta, log_s2, frozen)
   outputs = jax.eval_shape(model.likelihood.predict, model.phi, batch.inputs)
   size = sum(x.size for x in jax.tree.leaves(model.phi))

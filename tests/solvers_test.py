@@ -257,3 +257,21 @@ def test_results_keep_float32():
     for solve in (solvers.cg, solvers.neumann):
       w, info = solve(lambda v: matrix @ v, b, 50, 1e-5)
       assert w.dtype == jnp.float32 and info.residual.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("width", (3, 60))  # fewer and more entries than the 20 rows
+@pytest.mark.parametrize("size", (1.0, 1e2, 1e4))
+def test_dual_in_float32_where_the_rows_are_large(size, width):
+  """w along the rows is 1e-8 of b there, which a difference of two numbers like b cannot show."""
+  rng = np.random.default_rng(0)
+  rows, b = size * rng.normal(size=(20, width)), rng.normal(size=width)
+  _, singular, basis = np.linalg.svd(rows, full_matrices=False)
+  exact = np.linalg.solve(np.eye(width) + rows.T @ rows, b)
+  narrow = lambda x: jnp.asarray(x, jnp.float32)
+  a = narrow(rows)
+  w, info = solvers.dual(
+    {"w": a}, lambda v: {"w": v["w"] + a.T @ (a @ v["w"])}, {"w": narrow(b)}, 1.0, 1e-3
+  )
+  np.testing.assert_allclose(w["w"], exact, rtol=1e-3, atol=2e-5 * np.linalg.norm(exact))
+  along = basis @ np.asarray(w["w"], np.float64)
+  np.testing.assert_allclose(along, basis @ exact, rtol=2e-3, atol=2e-7 * np.linalg.norm(exact))
