@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta import validate
 from shrinkmeta.density import masked_log_prob
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.partition import merge
@@ -106,6 +107,7 @@ def scaled_jacobian(
 
 def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
   """R_n with R_n^T R_n = Lambda_n, [N, C, C], negative eigenvalues cut at 0; and if any were."""
+  validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
   values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
   negative = jnp.any(values[:, 0] < -1e-4 * jnp.max(values))
   return jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2), negative
@@ -121,8 +123,19 @@ def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -
 
   def loss_hessian(f: jax.Array, target: PyTree) -> jax.Array:  # [C] -> [C, C]
     row = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
-    loss = lambda flat: -likelihood.log_prob(flat.reshape(1, *shape), row(target))[0]
+    loss = lambda flat: -_only(likelihood.log_prob(flat.reshape(1, *shape), row(target)))
     return jax.hessian(loss)(f)
 
   lam = jax.vmap(loss_hessian)(outputs.reshape(n, -1), batch.targets)
   return jnp.where(mask[:, None, None] != 0, mask[:, None, None] * lam, 0.0)
+
+
+def _only(log_prob: jax.Array) -> jax.Array:
+  """The number of one example."""
+  if log_prob.shape != (1,):
+    raise ValueError(
+      "Likelihood.log_prob must return one number an example, and depend on that example alone: of "
+      f"one it returned shape {log_prob.shape}. What belongs to an example, such as its noise "
+      "scale, goes into the targets."
+    )
+  return log_prob[0]

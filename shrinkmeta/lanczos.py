@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta import validate
+
 
 class Lanczos(NamedTuple):
   """V K V^T = T on the Krylov space of a start v."""
@@ -29,6 +31,7 @@ def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: 
   An exhausted space leaves T in two blocks without connection: what a function of T says about the
   start is then exact.
   """
+  validate.wide(start.dtype, "Lanczos' method")
   steps = min(steps, start.size)
   small = 10 * jnp.finfo(start.dtype).eps
 

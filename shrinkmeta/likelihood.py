@@ -69,14 +69,22 @@ def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
 
   Args:
     predict: outputs f [N, ...], the mean.
-    scale: standard deviation, in the unit of y; broadcasts against the outputs.
+    scale: standard deviation, in the unit of y; one number, or one an output, which broadcasts
+      against [...]. One of each example is data, and belongs into the targets: with
+      y = (values, scales), write `Likelihood(predict, log_prob)`.
   """
   if (value := validate.known(scale)) is not None and not (value > 0).all():
     raise ValueError(f"scale is a standard deviation and must be positive; got {value}.")
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     _same_shape(outputs, targets)
-    s = jnp.asarray(scale, outputs.dtype)
+    s, one = jnp.asarray(scale, outputs.dtype), (1, *outputs.shape[1:])
+    aligned = zip(s.shape[::-1], one[::-1], strict=False)
+    if s.ndim > len(one) or any(a not in (1, b) for a, b in aligned):
+      raise ValueError(
+        f"scale has shape {s.shape}; it must broadcast against the outputs of one example, shape "
+        f"{one[1:]}. Scales of examples belong into the targets, with a Likelihood of your own."
+      )
     residual = (targets - outputs) / s
     return _sum_trailing(-0.5 * jnp.square(residual) - jnp.log(s) - 0.5 * math.log(2 * math.pi))
 
@@ -146,8 +154,8 @@ def categorical(predict: Predict) -> Likelihood:
         f"labels must lie in 0..{classes - 1} (predict returned {classes} logits); got "
         f"{value.min()}..{value.max()}."
       )
-    one_hot = jax.nn.one_hot(targets, classes, dtype=outputs.dtype)
-    picked = jnp.sum(one_hot * jax.nn.log_softmax(outputs), -1)
+    chosen = jax.nn.one_hot(targets, classes, dtype=bool)
+    picked = jnp.sum(jnp.where(chosen, jax.nn.log_softmax(outputs), 0.0), -1)  # logits may be -inf
     in_range = (targets >= 0) & (targets < classes)
     return _sum_trailing(jnp.where(in_range, picked, jnp.nan))
 

@@ -20,9 +20,19 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
-  """[(name/path, leaf)] in the order of `jax.tree.leaves`."""
+  """[(name/path, leaf)] in the order of `jax.tree.leaves`.
+
+  Raises:
+    ValueError: two paths read alike.
+  """
   prefix = f"{name}/" if name else ""
-  return [(prefix + path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+  named = [(prefix + path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+  seen: set[str] = set()
+  for path, _ in named:
+    if path in seen:
+      raise ValueError(f'Two leaves are at {path!r}: rename the key that has a "/" in it.')
+    seen.add(path)
+  return named
 
 
 def known(x: Any) -> np.ndarray | None:
@@ -69,6 +79,15 @@ def parameters(name: str, tree: PyTree) -> jnp.dtype:
       )
   finite(name, tree)
   return jnp.result_type(leaves[0][1])
+
+
+def wide(dtype: jax.typing.DTypeLike, what: str) -> None:
+  """Raises ValueError unless `what`, which factorises matrices, has float32 or float64."""
+  if jnp.dtype(dtype).itemsize < 4:
+    raise ValueError(
+      f"{what} factorises matrices, in float32 or float64; got {jnp.dtype(dtype)}. Keep parameters "
+      "in float32, and compute the network in less by sm.in_precision(likelihood, jnp.bfloat16)."
+    )
 
 
 def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: int = 0) -> None:

@@ -152,3 +152,46 @@ def test_a_target_of_padding_may_be_anything():
   batch = sm.Batch(jnp.zeros([3, 4]), jnp.array([0, 3, -1]), mask=jnp.array([1.0, 1.0, 0.0]))
   for call in (sm.log_likelihood, jax.jit(sm.log_likelihood, static_argnums=0)):
     np.testing.assert_allclose(call(likelihood, {}, batch), -2 * np.log(4.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("scale", "outputs"), [((4,), (4,)), ((4, 1), (4,)), ((4, 1), (4, 3)), ((2,), (4, 3))]
+)
+def test_a_scale_of_each_example_is_refused(scale, outputs):
+  log_prob = sm.gaussian(identity, np.ones(scale)).log_prob
+  with pytest.raises(ValueError, match="outputs of one example.*belong into the targets"):
+    log_prob(jnp.zeros(outputs), jnp.zeros(outputs))
+
+
+def test_what_belongs_to_an_example_must_be_in_its_targets():
+  """Curvature is taken example by example: a scale closed over would be that of the first."""
+  scales = jnp.array([0.1, 1.0, 10.0])
+
+  def log_prob(f, y):
+    return -0.5 * jnp.square((y - f) / scales) - jnp.log(scales)
+
+  likelihood = sm.Likelihood(lambda theta, x: x * theta["w"], log_prob)
+  batch, theta = sm.Batch(jnp.ones(3), jnp.arange(3.0)), {"w": jnp.zeros([])}
+  with pytest.raises(ValueError, match="depend on that example alone.*noise scale"):
+    sm.log_evidence(likelihood, {"w": "w"}, theta, {"w": 0.0}, batch)
+
+  def with_scale(f, targets):
+    y, s = targets
+    return -0.5 * jnp.square((y - f) / s) - jnp.log(s) - 0.5 * np.log(2 * np.pi)
+
+  likelihood = likelihood._replace(log_prob=with_scale)
+  value, _ = sm.log_evidence(
+    likelihood, {"w": "w"}, theta, {"w": 0.0}, batch._replace(targets=(batch.targets, scales))
+  )
+  cov = np.ones((3, 3)) + np.diag(np.square(scales))
+  exact = scipy.stats.multivariate_normal.logpdf(np.arange(3.0), cov=cov)
+  np.testing.assert_allclose(value, exact, rtol=1e-6)
+
+
+def test_classes_masked_by_logits_of_minus_infinity():
+  logits = jnp.array([[0.0, 1.0, -jnp.inf], [2.0, -jnp.inf, 0.0]])
+  labels = jnp.array([1, 0])
+  want = [1.0 - np.logaddexp(0.0, 1.0), 2.0 - np.logaddexp(2.0, 0.0)]
+  log_prob = sm.categorical(identity).log_prob
+  for f in (log_prob, jax.jit(log_prob)):
+    np.testing.assert_allclose(f(logits, labels), want, rtol=1e-12)
