@@ -28,7 +28,7 @@ from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet, log_det, whitened_jacobian
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
-from shrinkmeta.partition import Frozen, frozen_modules, hold, merge
+from shrinkmeta.partition import Frozen, freeze, merge
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, check_batch
 from shrinkmeta.whitening import to_theta
@@ -133,11 +133,10 @@ def log_evidence(
   dtype = validate.parameters("phi", phi)
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
-  modules.check_finite_sigma(log_sigma2, "evidence")
+  log_s2 = modules.finite_sigma(log_sigma2, "evidence")
   check_whole(implicit)
   check_batch("batch", batch)
-  taken = frozen_modules(log_sigma2, frozen)
-  phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, dict.fromkeys(taken, 0.0))
+  phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, frozen)
   mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
 
   def find(phi: PyTree, log_s2: PyTree) -> Mode:
@@ -169,7 +168,7 @@ def log_evidence(
     return tuple(optax.tree.scale(cotangents[0], part) for part in grad)
 
   value.defvjp(forward, backward)
-  return value(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
+  return value(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
 
 
 def restriction(
@@ -194,12 +193,12 @@ def restriction(
   """
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
-  modules.check_finite_sigma(log_sigma2, "evidence")
+  log_s2 = modules.finite_sigma(log_sigma2, "evidence")
   for module in integrated:
     if module not in modules.names(labels):
       raise ValueError(f"{module!r} is no module; the modules are {modules.names(labels)}.")
-  taken = frozen_modules(log_sigma2, frozen)
-  model = moving_model(likelihood, labels, phi, log_sigma2, taken)
+  phi, taken = freeze(phi, log_sigma2, labels, frozen)
+  model = moving_model(likelihood, labels, phi, log_s2, taken)
   part = jax.tree.map(lambda label, p: p if label in integrated else None, labels, phi)
   ones = jax.tree.map(lambda _: jnp.ones([]), part)
   fixed = likelihood._replace(predict=lambda p, x: likelihood.predict(merge(p, phi), x))
@@ -220,4 +219,6 @@ def restriction(
   total = jnp.sum(jax.vmap(information)(batches), 0)
   factor = jnp.linalg.cholesky(total)
   half = jnp.sum(jnp.log(jnp.diag(factor)))
-  return 0.5 * total.shape[0] * jnp.log(2 * jnp.pi) - half
+  # phi is NaN where `frozen` contradicts a traced sigma, which a linear model would not show.
+  contradicted = sum(jnp.sum(0.0 * p) for p in jax.tree.leaves(phi))
+  return 0.5 * total.shape[0] * jnp.log(2 * jnp.pi) - half + contradicted

@@ -34,7 +34,7 @@ from shrinkmeta.curvature import (
 from shrinkmeta.inner import Inner, InnerInfo, draw_at_end, objective
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
-from shrinkmeta.partition import Frozen, frozen_modules, hold, merge, moving
+from shrinkmeta.partition import Frozen, freeze, merge, moving
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, check_batch, num_examples, num_rows
 from shrinkmeta.whitening import to_theta
@@ -204,7 +204,7 @@ def check_whole(implicit: Implicit) -> None:
 def check_dual(implicit: Implicit, log_sigma2: Mapping[str, Any]) -> None:
   """Raises ValueError where a sigma is known to be inf: dual solves have a prior in every entry."""
   if implicit.solver == "dual":
-    modules.check_finite_sigma(log_sigma2, 'dual solve: use solver="cg"')
+    modules.finite_sigma(log_sigma2, 'dual solve: use solver="cg"')
 
 
 def _batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
@@ -269,8 +269,7 @@ def map_estimate(
   check_batch("batch", batch)
 
   check_dual(implicit, log_sigma2)
-  taken = frozen_modules(log_sigma2, frozen)
-  phi = hold(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, dict.fromkeys(taken, 0.0))
+  phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, frozen)
 
   def solve(phi: PyTree, log_s2: PyTree, batch: Batch, key: Any) -> Mode:
     return posterior_mode(

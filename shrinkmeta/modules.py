@@ -125,14 +125,20 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
       raise ValueError(f"{name}[{module!r}] is NaN.")
 
 
-def check_finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> None:
-  """Raises ValueError where a log sigma^2 is known to be +inf and `what` needs a prior on theta."""
+def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Array]:
+  """log sigma^2, +inf being an error where it is known, and NaN where it is traced.
+
+  Args:
+    what: needs a prior on theta.
+  """
   for module, value in log_sigma2.items():
     if (number := validate.known(value)) is not None and number == jnp.inf:
       raise ValueError(
         f"log_sigma2[{module!r}] is +inf: without a prior on theta there is no {what}. Give a "
         "finite sigma."
       )
+  nan_where_free = lambda x: jnp.where(jnp.isposinf(x), jnp.nan, x)
+  return {m: nan_where_free(jnp.asarray(value)) for m, value in log_sigma2.items()}
 
 
 def spread(values: Mapping[str, Any], labels: Labels) -> PyTree:

@@ -70,6 +70,15 @@ def hold(
   return jax.tree.map(leaf, labels, phi)
 
 
+def freeze(
+  phi: PyTree, log_sigma2: Mapping[str, Any], labels: modules.Labels, also: Iterable[str]
+) -> tuple[PyTree, Frozen]:
+  """phi, after the check of `hold`, and `frozen_modules`: of a caller who names some of them."""
+  also = also if isinstance(also, str) else tuple(also)
+  frozen = frozen_modules(log_sigma2, also)
+  return hold(phi, log_sigma2, labels, dict.fromkeys({*frozen, *also}, 0.0)), frozen
+
+
 def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
   """The part of a tree like `labels` that belongs to modules not frozen.
 

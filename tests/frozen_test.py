@@ -242,3 +242,21 @@ def test_frozen_names_modules_or_is_an_error(names):
   for call in (sm.map_estimate, sm.log_evidence):
     with pytest.raises(ValueError, match=r"frozen must be a tuple of modules; got .*\('a', 'b'\)"):
       call(likelihood, labels, params, log_sigma2, batch, frozen=names)
+
+
+def test_modules_said_to_be_frozen_whose_sigma_is_not_0_are_refused():
+  """One of them or all of them; where sigma is traced the result is no number."""
+  linear, labels = sm.gaussian(lambda theta, x: x * theta["w"] + theta["b"]), {"w": "w", "b": "b"}
+  phi, batch = {"w": jnp.zeros([]), "b": jnp.zeros([])}, sm.Batch(jnp.ones(3), jnp.arange(3.0))
+  moves = {"w": jnp.zeros([]), "b": jnp.zeros([])}
+  tasks = jax.tree.map(lambda x: x[None], batch)
+  calls = (
+    lambda s, names: sm.map_estimate(linear, labels, phi, s, batch, frozen=names)[0]["w"],
+    lambda s, names: sm.log_evidence(linear, labels, phi, s, batch, frozen=names)[0],
+    lambda s, names: sm.restriction(linear, labels, phi, s, tasks, ["w"], frozen=names),
+  )
+  for call in calls:
+    for names in (("w",), ("w", "b")):
+      with pytest.raises(ValueError, match="Module 'b|w' is frozen.*leave it out of `frozen`"):
+        call(moves, names)
+      assert np.isnan(jax.jit(lambda s, call=call, names=names: call(s, names))(moves))
