@@ -22,7 +22,6 @@ import shrinkmeta as sm
 from experiments import arms, configs, problems, results, training
 from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
-from shrinkmeta.checkpoints import opened
 
 FORMAT = "shrinkmeta.experiments.run/3"
 _SAMPLE = jax.jit(Source.sample, static_argnums=3)
@@ -188,8 +187,7 @@ def find(paths: Iterable[str]) -> list[pathlib.Path]:
 def restore(run: Run, prepared: Prepared) -> training.Trained:
   """The state after the last meta-step; ValueError where training has not got there."""
   state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
-  with opened(run.checkpoints, prepared.learner) as store:
-    found = store.restore(state)
+  found = sm.restore(run.checkpoints, prepared.learner, state)
   if found is None or int(found.step) != run.config.meta_steps:
     raise ValueError(
       f"{run.folder} was trained for {0 if found is None else int(found.step)} of "

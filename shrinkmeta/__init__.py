@@ -29,7 +29,7 @@ from shrinkmeta.callbacks import (
   tensorboard,
 )
 from shrinkmeta.check import GradientCheck, check_meta_gradient
-from shrinkmeta.checkpoints import Checkpoints
+from shrinkmeta.checkpoints import Checkpoints, restore
 from shrinkmeta.density import log_joint, log_likelihood, log_predictive, log_prior
 from shrinkmeta.evidence import EvidenceInfo, log_evidence, restriction
 from shrinkmeta.fit import fit
@@ -138,6 +138,7 @@ __all__ = (
   "read_json_lines",
   "recorder",
   "reptile",
+  "restore",
   "restriction",
   "share_of_tasks",
   "sigma_imaml",

@@ -14,8 +14,8 @@ import importlib.metadata
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ from shrinkmeta.state import MetaLearner, MetaState
 
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
 _STATE, _ABOUT = "state", "about"
+_FINGERPRINTS = jax.jit(fingerprints)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Store(NamedTuple):
   """An open folder of checkpoints.
 
   save(state, value=None): begins to write the state; `value`, small for good, is its evaluation.
-  restore(state): the newest whole checkpoint, placed as `state` is; None where there is none.
+  restore(state): as the function of that name does it, damaged checkpoints being put aside.
   best() -> (step, value), None where no evaluated state is kept.
   finish(): waits until all is on disk.
   """
@@ -78,21 +79,60 @@ class Store(NamedTuple):
   finish: Callable[[], None]
 
 
+def restore(
+  checkpoints: Checkpoints,
+  learner: MetaLearner,
+  state: MetaState,
+  step: int | Literal["best"] | None = None,
+) -> MetaState | None:
+  """A state that `fit` saved, placed as `state` is; None where the folder has none.
+
+  Args:
+    checkpoints: as `fit` got them, `settings` included.
+    state: as `learner.init(params)` returns it; its arrays give way to the saved ones.
+    step: after which the state was saved; "best" is the one that `fit(best=...)` kept, None the
+      newest that is whole.
+
+  Raises:
+    ValueError: it is of another model or other settings, or there is no such step.
+    OSError: it is damaged.
+  """
+  folder = pathlib.Path(checkpoints.folder).absolute()
+  wanted = describe(learner, state, checkpoints.settings)
+  steps = _steps(folder)
+  if step == "best":
+    options = _orbax().CheckpointManagerOptions(best_fn=_value_of, read_only=True)
+    with _quiet(), _orbax().CheckpointManager(folder, options=options) as manager:
+      step = manager.best_step() if steps else None
+    if step is None:
+      raise ValueError(f"{folder} has no state that was evaluated; its steps are {steps}.")
+  if step is not None and step not in steps:
+    raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
+  new, damaged = _newest_whole(folder, steps if step is None else [step], state, wanted)
+  if damaged and new is None:
+    raise _unreadable(folder, damaged)
+  return new
+
+
 @contextlib.contextmanager
-def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
-  """Opens the folder; on leaving, all is on disk. Every process of a run opens it."""
+def opened(
+  checkpoints: Checkpoints, learner: MetaLearner, meta_batch: int | None = None
+) -> Iterator[Store]:
+  """Opens the folder; on leaving, all is on disk. Every process of a run opens it.
+
+  Args:
+    meta_batch: see `describe`.
+  """
   ocp = _orbax()
   folder = pathlib.Path(checkpoints.folder).absolute()
   _writable(folder)
-  fingerprint = jax.jit(fingerprints)
-  value_of = lambda metrics: -metrics["value"]
   policies = ocp.checkpoint_managers
   options = ocp.CheckpointManagerOptions(
-    best_fn=value_of,
+    best_fn=_value_of,
     preservation_policy=policies.AnyPreservationPolicy(
       [
         policies.LatestN(checkpoints.keep),
-        policies.BestN(get_metric_fn=value_of, n=1, keep_checkpoints_without_metrics=False),
+        policies.BestN(get_metric_fn=_value_of, n=1, keep_checkpoints_without_metrics=False),
       ]
     ),
     cleanup_tmp_directories=True,
@@ -118,8 +158,8 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
     step = int(state.step)
     if step in manager().all_steps():
       return  # a run that was told to stop right after this step was saved
-    prints = {name: int(number) for name, number in fingerprint(state).items()}
-    about = describe(learner, state, checkpoints.settings) | {
+    prints = {name: int(number) for name, number in _FINGERPRINTS(state).items()}
+    about = describe(learner, state, checkpoints.settings, meta_batch) | {
       "fingerprints": prints,
       "versions": _versions(),
     }
@@ -130,38 +170,15 @@ def opened(checkpoints: Checkpoints, learner: MetaLearner) -> Iterator[Store]:
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
     explained(step, lambda: manager().save(step, args=what, metrics=metrics))
 
-  def read(step: int, state: MetaState, about: Mapping[str, Any]) -> MetaState:
-    like = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-      for name, x in named(state).items()
-    }
-    with ocp.StandardCheckpointer() as checkpointer:
-      restored = checkpointer.restore(folder / str(step) / _STATE, like)
-    new = unnamed(state, restored)
-    prints = {name: int(number) for name, number in fingerprint(new).items()}
-    if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
-      raise ValueError(f"the fingerprint of {wrong[0]} is another one: a file was changed")
-    return new
-
   def restore(state: MetaState) -> MetaState | None:
-    steps, damaged, wanted = _steps(folder), {}, describe(learner, state, checkpoints.settings)
-    for step in reversed(steps):
-      about, error = _attempt(lambda step=step: _read_about(folder / str(step)))
-      if about is not None:
-        _check_about(about, wanted, folder / str(step))
-        new, error = _attempt(lambda step=step, about=about: read(step, state, about))
-        if new is not None:
-          _put_aside(folder, damaged)
-          logging.info("Training goes on from step %d of %s.", step, folder)
-          return new
-      damaged[step] = error
-    if damaged:
-      reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
-      raise OSError(
-        f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Bring a whole one "
-        "back, or name another folder to begin anew."
-      )
-    return None
+    wanted = describe(learner, state, checkpoints.settings, meta_batch)
+    new, damaged = _newest_whole(folder, _steps(folder), state, wanted)
+    if damaged and new is None:
+      raise _unreadable(folder, damaged)
+    _put_aside(folder, damaged)
+    if new is not None:
+      logging.info("Training goes on from step %d of %s.", int(new.step), folder)
+    return new
 
   def best() -> tuple[int, float] | None:
     step = manager().best_step()
@@ -199,6 +216,48 @@ def _orbax() -> Any:
   except ImportError as error:
     raise ImportError("Checkpoints need orbax: pip install orbax-checkpoint.") from error
   return orbax.checkpoint
+
+
+def _value_of(metrics: Mapping[str, float]) -> float:
+  return -metrics["value"]
+
+
+def _newest_whole(
+  folder: pathlib.Path, steps: Sequence[int], state: MetaState, wanted: Mapping[str, Any]
+) -> tuple[MetaState | None, dict[int, str]]:
+  """The last of the steps that can be read, and what is wrong with those after it."""
+  damaged = {}
+  for step in reversed(steps):
+    about, error = _attempt(lambda step=step: _read_about(folder / str(step)))
+    if about is not None:
+      _check_about(about, wanted, folder / str(step))
+      new, error = _attempt(lambda step=step, about=about: _read(folder / str(step), state, about))
+      if new is not None:
+        return new, damaged
+    damaged[step] = error
+  return None, damaged
+
+
+def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> MetaState:
+  like = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    for name, x in named(state).items()
+  }
+  with _orbax().StandardCheckpointer() as checkpointer:
+    restored = checkpointer.restore(path / _STATE, like)
+  new = unnamed(state, restored)
+  prints = {name: int(number) for name, number in _FINGERPRINTS(new).items()}
+  if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
+    raise ValueError(f"the fingerprint of {wrong[0]} is another one: a file was changed")
+  return new
+
+
+def _unreadable(folder: pathlib.Path, damaged: Mapping[int, str]) -> OSError:
+  reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
+  return OSError(
+    f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Bring a whole one "
+    "back, or name another folder to begin anew."
+  )
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,17 +17,30 @@ PyTree = Any
 FORMAT = 1  # of the description; a number for every change that older code cannot read
 
 
-def describe(learner: MetaLearner, state: MetaState, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """What a checkpoint says of itself, as JSON: what must agree where it is restored."""
+def describe(
+  learner: MetaLearner,
+  state: MetaState,
+  settings: Mapping[str, Any],
+  meta_batch: int | None = None,
+) -> dict[str, Any]:
+  """What a checkpoint says of itself, as JSON: what must agree where it is restored.
+
+  Args:
+    meta_batch: tasks of an update, by which it is known which come next; None: not asked.
+  """
   arrays = {
     name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     for name, leaf in named(state).items()
   }
   labels = dict(validate.leaves_with_names(learner.labels))
+  learnt = learner.row.sigma == "learned"  # then the state has it, but for what is frozen or free
+  sigma = {m: f"{s:g}" for m, s in learner.spec.sigma.items() if not learnt or s in (0.0, math.inf)}
   return {
     "format": FORMAT,
     # As before there was a choice of prior, so that what was saved then is known again.
     "row": [*learner.row[:3], *(() if learner.row.prior else ("no prior",))],
+    "sigma": sigma,
+    "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
     "settings": json.loads(json.dumps(settings)),  # a tuple is a list when it is read again
     "modules": labels,
     "arrays": arrays,
@@ -63,8 +77,10 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   if saved["row"] != wanted["row"]:
     return [f"it is of the row {saved['row']}, and this learner of {wanted['row']}"]
   found = []
-  fields = (("settings", "setting"), ("modules", "module"), ("arrays", "array"))
-  for field, what in fields:
+  fields = ("fit", "argument"), ("settings", "setting"), ("modules", "module"), ("arrays", "array")
+  for field, what in (("sigma", "sigma of"), *fields):
+    if field not in saved or (field == "fit" and not (saved[field] and wanted[field])):
+      continue  # saved before it was written down, or not asked for
     old, new = saved[field], wanted[field]
     for name in sorted(old.keys() | new.keys()):
       a, b = old.get(name, "absent"), new.get(name, "absent")

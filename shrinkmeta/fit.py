@@ -63,12 +63,15 @@ def fit(
       another, their gradients added up, where all do not fit at once.
     key: folded with the step, for learners that draw (a batch_size, a stochastic log_det).
     evaluate: state -> numbers, called after every `evaluate_every` updates, in every process;
-      they join that step's row as "eval/<name>".
-    best: the name of the one of them that is to be small: the best such state is kept.
+      they join that step's row as "eval/<name>". The state's arrays are the next update's: copy
+      what is to outlive the call.
+    best: the name of the one of them that is to be small: the best such state is kept, for
+      `restore(checkpoints, learner, state, "best")`.
     callbacks: told of every step, in process 0.
     rules: how large leaves are cut over the mesh's axis "model": see `place_state`.
-    stall_seconds: an update that takes longer, compilation aside, ends the process with exit code
-      1 and the tracebacks of all threads, so that whoever started it can start it again.
+    stall_seconds: an update that takes longer, its own compilation and the first one aside, ends
+      the process with exit code 1 and the tracebacks of all threads, so that whoever started it can
+      start it again.
 
   Raises:
     FloatingPointError: no task of an update was sound.
@@ -81,7 +84,7 @@ def fit(
     state = place_state(jax.tree.map(lambda x: x.copy(), state), mesh, rules)
     store = None
     if checkpoints is not None:
-      store = stack.enter_context(opened(checkpoints, learner))
+      store = stack.enter_context(opened(checkpoints, learner, meta_batch))
       state = store.restore(state) or state
     first = int(state.step)
     if first > steps:
@@ -91,7 +94,9 @@ def fit(
       callback.begin(first, steps)
       stack.callback(callback.end)
     stopped = stack.enter_context(_sigterm())
-    update = _update(learner, state, tasks, meta_batch, micro_batches, key)
+    watchdog = _Watchdog(stall_seconds)
+    stack.callback(watchdog.stop)
+    update = _update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
     on_cpu = jax.default_backend() == "cpu"
     unread: tuple[int, PyTree] | None = None
     told_at = time.perf_counter()
@@ -114,15 +119,17 @@ def fit(
 
     for step in range(first, steps):
       done = step + 1
-      with _watched(stall_seconds if step > first else None):
-        state, row = update(state, step)
-        if unread is not None:  # on accelerators the next step is under way by now
-          report(*unread, {})
-        unread = (step, row)
-        if on_cpu:
-          # Two programs with a collective must not be in flight at once: host devices share one
-          # thread pool and could wait for each other.
-          jax.block_until_ready(row)
+      if step > first:
+        watchdog.start()
+      state, row = update(state, step)
+      if unread is not None:  # on accelerators the next step is under way by now
+        report(*unread, {})
+      unread = (step, row)
+      if on_cpu:
+        # Two programs with a collective must not be in flight at once: host devices share one
+        # thread pool and could wait for each other.
+        jax.block_until_ready(row)
+      watchdog.stop()
       extra = {}
       if evaluate is not None and done % evaluate_every == 0:
         extra = {f"eval/{name}": float(value) for name, value in evaluate(state).items()}
@@ -160,6 +167,7 @@ def _update(
   meta_batch: int,
   micro_batches: int,
   key: jax.Array | None,
+  watchdog: "_Watchdog",
 ) -> Callable[[MetaState, int], tuple[MetaState, PyTree]]:
   """(state, step) -> (state, row): draws the tasks and runs the compiled programs."""
   mesh, count = learner.spec.mesh, meta_batch // micro_batches
@@ -196,7 +204,7 @@ def _update(
   options: dict[str, Any] = {"donate_argnums": 0}
   if mesh is not None:
     options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
-  whole, part = _telling(whole, **options), _telling(part)
+  whole, part = _telling(whole, watchdog, **options), _telling(part, watchdog)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   finish = jax.jit(finish, **options)
 
@@ -213,15 +221,21 @@ def _update(
   return update
 
 
-def _telling(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-  """jit(f), which tells what it takes whenever it compiles: once for all arguments of a shape."""
+def _telling(f: Callable[..., Any], watchdog: "_Watchdog", **options: Any) -> Callable[..., Any]:
+  """jit(f), which tells what it takes whenever it compiles: once for all arguments of a shape.
+
+  While it compiles it is not watched.
+  """
   programs: dict[Any, jax.stages.Compiled] = {}
 
   def call(*args: Any) -> Any:
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
     if shapes not in programs:
+      watched = watchdog.stop()
       programs[shapes] = jax.jit(f, **options).lower(*args).compile()
       _tell(estimate(programs[shapes]))
+      if watched:
+        watchdog.start()
     return programs[shapes](*args)
 
   return call
@@ -258,17 +272,25 @@ def _tell(needed: Estimate | None) -> None:
     )
 
 
-@contextlib.contextmanager
-def _watched(seconds: float | None) -> Iterator[None]:
-  """Ends the process where the body takes longer."""
-  if seconds is None:
-    yield
-    return
-  faulthandler.dump_traceback_later(seconds, exit=True, file=2)  # stderr, also where it is replaced
-  try:
-    yield
-  finally:
-    faulthandler.cancel_dump_traceback_later()
+class _Watchdog:
+  """Ends the process where `start` is not followed by `stop` within `seconds`; None: never."""
+
+  def __init__(self, seconds: float | None):
+    self.seconds, self.watches = seconds, False
+
+  def start(self) -> None:
+    if self.seconds is not None:
+      self.watches = True
+      faulthandler.dump_traceback_later(
+        self.seconds, exit=True, file=2
+      )  # stderr, where replaced too
+
+  def stop(self) -> bool:
+    """Whether it was watching."""
+    watched, self.watches = self.watches, False
+    if watched:
+      faulthandler.cancel_dump_traceback_later()
+    return watched
 
 
 @contextlib.contextmanager

@@ -224,3 +224,70 @@ def test_a_read_only_disk(small_disk):
   with pytest.raises(OSError, match=r"cannot be written to: .*[Rr]ead-only.*Name another folder"):
     read(small_disk, learner)
   assert "1" in os.listdir(small_disk)
+
+
+def test_restore_gives_any_state_that_was_kept(tmp_path):
+  learner = make_learner()
+  with checkpoints.opened(sm.Checkpoints(tmp_path, keep=1), learner) as store:
+    for step, value in ((1, 3.0), (2, 1.5), (5, 2.0)):
+      store.save(state_at(learner, step), value)
+  before = kept(tmp_path)
+  kept_there, like = sm.Checkpoints(tmp_path), learner.init(PARAMS)
+  for step, want in ((None, 5), ("best", 2), (2, 2), (5, 5)):
+    chex.assert_trees_all_equal(
+      sm.restore(kept_there, learner, like, step), state_at(learner, want)
+    )
+  with pytest.raises(ValueError, match=r"no state of step 1; its steps are \[2, 5\]"):
+    sm.restore(kept_there, learner, like, 1)
+  assert kept(tmp_path) == before
+  with pytest.raises(ValueError, match="another run: .*sigma of level"):
+    sm.restore(kept_there, make_learner(init_sigma={"slope": 1.0, "level": 0.0}), like)
+
+
+def test_restore_from_a_folder_without_any(tmp_path):
+  learner = make_learner()
+  nowhere = sm.Checkpoints(tmp_path / "none")
+  assert sm.restore(nowhere, learner, learner.init(PARAMS)) is None
+  with pytest.raises(ValueError, match="no state that was evaluated"):
+    sm.restore(nowhere, learner, learner.init(PARAMS), "best")
+  assert not (tmp_path / "none").exists()
+
+
+def test_restore_says_what_is_damaged_and_moves_nothing(tmp_path):
+  learner = make_learner()
+  write(tmp_path, learner, (1, 2))
+  (tmp_path / "2" / "about" / "metadata").write_text("{}")
+  with pytest.raises(OSError, match="step 2: KeyError"):
+    sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS), 2)
+  newest_whole = sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS))
+  chex.assert_trees_all_equal(newest_whole, state_at(learner, 1))
+  assert kept(tmp_path) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "message"),
+  [
+    (dict(make=sm.imaml, init_sigma=0.3), dict(make=sm.imaml, init_sigma=3.0), "'0.3' in it, '3'"),
+    (dict(make=sm.maml), dict(make=sm.hand_picked, task_specific=["level"]), "sigma of slope"),
+    (dict(), dict(init_sigma={"slope": 0.0, "level": 1.0}), "sigma of slope: absent in it, '0'"),
+  ],
+)
+def test_another_sigma_is_another_run(tmp_path, before, after, message):
+  write(tmp_path, make_learner(**before), [1])
+  with pytest.raises(ValueError, match=message):
+    read(tmp_path, make_learner(**after))
+
+
+def test_a_sigma_that_is_learnt_may_begin_elsewhere(tmp_path):
+  write(tmp_path, make_learner(init_sigma=0.3), [1])
+  chex.assert_trees_all_equal(
+    read(tmp_path, make_learner(init_sigma=3.0)), state_at(make_learner(), 1)
+  )
+
+
+def test_leaves_whose_paths_read_alike_are_refused():
+  params = {"a": {"b": jnp.zeros(2)}, "a/b": jnp.ones(2)}
+  with pytest.raises(ValueError, match="Two leaves are at 'a/b'"):
+    description.named(params)
+  with pytest.raises(ValueError, match="Two leaves are at 'a/b'"):
+    sm.maml(LIKELIHOOD, sm.by_leaf(params)).init(params)

@@ -19,6 +19,7 @@ import shrinkmeta as sm
 from tests import fit_worker
 
 SOURCE = fit_worker.source
+loop = sys.modules["shrinkmeta.fit"]  # `shrinkmeta.fit` is the function
 
 
 def make(algorithm="sigma_imaml", width=4, steps=3):
@@ -249,3 +250,34 @@ def test_five_thousand_updates_leave_nothing_behind():
   run(learner, state, 5000, callbacks=[watch])
   assert seen[4999][1] == seen[500][1]
   assert seen[4999][0] < 1.02 * seen[500][0], seen
+
+
+def test_another_meta_batch_is_another_run(tmp_path):
+  learner, state = make()
+  kept = sm.Checkpoints(tmp_path)
+  run(learner, state, 2, checkpoints=kept)
+  with pytest.raises(ValueError, match="argument meta_batch: 3 in it, 5 here"):
+    run(learner, state, 4, checkpoints=kept, meta_batch=5)
+
+
+def test_compilation_is_not_watched(monkeypatch):
+  """Tasks of another shape compile in the middle of a run, for longer than a step may take."""
+  calls = []
+  for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
+    monkeypatch.setattr(loop.faulthandler, name, lambda *a, name=name, **k: calls.append(name))
+  watchdog = loop._Watchdog(1.0)
+
+  def traced(x):
+    calls.append("traced")
+    return x + 1
+
+  f = loop._telling(traced, watchdog)
+  f(jnp.zeros(2))
+  assert calls == ["traced"]  # the first step is not watched at all
+  watchdog.start()
+  f(jnp.zeros(2))
+  assert calls[1:] == ["dump_traceback_later"]
+  f(jnp.zeros(3))
+  cancel, dump = "cancel_dump_traceback_later", "dump_traceback_later"
+  assert calls[2:] == [cancel, "traced", dump]
+  assert watchdog.stop() and not watchdog.stop()
