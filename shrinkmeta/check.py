@@ -61,8 +61,9 @@ def check_meta_gradient(
   The unrolled derivative and the differences belong to the program as it runs, inexact modes
   included; so for an implicit row the distance to them tells how far theta_hat is from the mode,
   how good the solve is, and what the curvature neglects or a sample of it leaves out. phi of
-  reptile follows no loss: its rows are NaN. Differences are precise to about 1e-8 in float64 and
-  1e-2 in float32.
+  reptile follows no loss: its rows are NaN. So are those of sigma with sigma_gradient="joint",
+  which follows the loss where phi has settled anew, and here phi is held. Differences are precise
+  to about 1e-8 in float64 and 1e-2 in float32.
 
   After L-BFGS trust the differences alone: a derivative through its line search and memory of past
   steps need not be near that of the point they end in, even where that point is exact.
@@ -82,6 +83,8 @@ def check_meta_gradient(
     followed = metrics.phi_loss if learner.row.phi == "evidence" else metrics.loss
     if log_p_sigma is not None:  # reported in no loss, see `make_learner` for its weight
       followed -= log_p_sigma(params.log_sigma2) / _units(learner, tasks, metrics)
+    if learner.spec.sigma_gradient == "joint":
+      followed *= jnp.nan
     return {"phi": metrics.phi_loss, "log_sigma2": followed}
 
   losses = jax.jit(loss_of_each)

@@ -23,7 +23,8 @@ def log_prior(
   """sum_m log N(theta_m; phi_m, sigma_m^2 I), the normaliser included. Returns [].
 
   A frozen module (log sigma^2 = -inf) is a point mass at phi: it adds 0 where theta equals phi, and
-  makes the density -inf elsewhere. Its gradients are zero.
+  makes the density -inf elsewhere. A free one (+inf) has no prior, the improper flat one, and adds
+  0. Gradients of both are zero.
   """
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
@@ -32,10 +33,11 @@ def log_prior(
   def leaf(t: jax.Array, p: jax.Array, log_s2: jax.typing.ArrayLike) -> jax.Array:
     t, p = jnp.asarray(t), jnp.asarray(p)
     log_s2 = jnp.asarray(log_s2, t.dtype)
-    frozen = jnp.isneginf(log_s2)
-    safe = jnp.where(frozen, 0.0, log_s2)  # keeps the untaken branch, and so the gradient, finite
+    frozen, free = jnp.isneginf(log_s2), jnp.isposinf(log_s2)
+    safe = jnp.where(jnp.isinf(log_s2), 0.0, log_s2)  # keeps untaken branches' gradients finite
     normal = -0.5 * jnp.sum(jnp.square(t - p) * jnp.exp(-safe) + safe + jnp.log(2 * jnp.pi))
-    return jnp.where(frozen, jnp.where(jnp.all(t == p), 0.0, -jnp.inf), normal)
+    at_phi = jnp.where(jnp.all(t == p), 0.0, -jnp.inf)
+    return jnp.where(frozen, at_phi, jnp.where(free, 0.0, normal))
 
   terms = jax.tree.map(leaf, theta, phi, modules.spread(log_sigma2, labels))
   return sum(jax.tree.leaves(terms), jnp.zeros([], jax.tree.leaves(terms)[0].dtype))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from shrinkmeta.density import masked_log_prob
@@ -283,6 +284,7 @@ def minimise(
     z, with the structure of phi, and its InnerInfo; for a tuple of steps every leaf leads with [S].
   """
   steps = inner.steps if steps is None else steps
+  steps = int(steps) if isinstance(steps, np.integer) else steps
   _check_steps(steps)
   task = loop(inner, likelihood, phi, white, batch, key)
 

@@ -277,7 +277,7 @@ def make_learner(
 
     items = Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
     queued = in_blocks(spec) and not isinstance(steps, tuple)
-    first = functools.partial(run_first, spec, frozen, steps) if queued else None
+    first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
     return over_tasks(one, (params, key), items, batching, mesh, first)[1]
 
   def fresh(state: MetaState, count: int) -> WarmStart:

@@ -7,6 +7,7 @@ meta-step do not fit at once.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,12 +62,21 @@ def key_of(key: jax.Array | None, number: jax.Array) -> jax.Array | None:
 
 
 def run_first(
-  spec: Spec, frozen: Frozen, steps: Any, shared: tuple[MetaParams, Any], items: Item
+  spec: Spec,
+  frozen: Frozen,
+  steps: Any,
+  of_loop: Callable[[Any], Any],
+  shared: tuple[MetaParams, Any],
+  items: Item,
 ) -> Item:
-  """The inner loops of tasks in blocks, each leaving its block when it has converged."""
+  """The inner loops of tasks in blocks, each leaving its block when it has converged.
+
+  Args:
+    of_loop: a task's key -> what its loop draws with.
+  """
   params, key = shared
   slots = tasks_at_once(spec.batching, shared, num_tasks(items))
-  own = lambda number: key_of_loop(spec, key_of(key, number))
+  own = lambda number: of_loop(key_of(key, number))
   keys = None if key is None else jax.vmap(own)(items.number)
   starts = None if items.start is None else items.start.z
   train, model = items.task.train, moving_of(spec, params, frozen)
@@ -117,7 +127,9 @@ def sums_over_tasks(
   count = num_tasks(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
   has_mode = row.gradient == "implicit"
-  loops = functools.partial(run_first, spec, frozen, None) if has_mode and in_blocks(spec) else None
+  of_loop = functools.partial(key_of_loop, spec)
+  queued = has_mode and in_blocks(spec)
+  loops = functools.partial(run_first, spec, frozen, None, of_loop) if queued else None
   added, (val_nll, failed, inner_info, solve, warm, ends) = over_tasks(
     one, (params, key), items, spec.batching, spec.mesh, loops
   )

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
   inputs: PyTree  # leaves [N, ...]
   targets: PyTree  # leaves [N, ...]
-  mask: jax.Array | None = None  # [N] 1 for an example, 0 for padding; None: all are examples
+  mask: jax.Array | None = None  # [N] 1 for an example, 0 for padding, or a weight; None: all 1
 
 
 class Task(NamedTuple):
@@ -124,6 +124,12 @@ def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None
     raise ValueError(f"{name}.mask must have shape {shape}; got {jnp.shape(batch.mask)}.")
   validate.finite(name, batch)
   if batch.mask is not None and (mask := validate.known(batch.mask)) is not None:
+    whole = np.issubdtype(mask.dtype, np.integer)
+    if (mask < 0).any() or (whole and (mask > 1).any()):
+      raise ValueError(
+        f"{name}.mask must be 1 for an example and 0 for padding (or a float, the weight of an "
+        f"example); got {mask.dtype} from {mask.min()} to {mask.max()}."
+      )
     empty = (mask != 0).sum(-1) == 0
     if empty.any():
       where = f" of tasks {empty.nonzero()[0].tolist()}" if empty.ndim else ""

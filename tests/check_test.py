@@ -82,3 +82,14 @@ def test_a_prior_on_sigma_is_part_of_what_is_compared(make):
   for row in check.rows:
     np.testing.assert_allclose(row.learner, row.differences, rtol=1e-6, atol=1e-9)
   assert any(abs(row.learner) > 0.1 for row in check.rows if row.parameter == "log_sigma2")
+
+
+def test_sigma_of_joint_has_no_derivative_with_phi_held():
+  """It follows phi where sigma moves it, which neither of the other two columns does."""
+  check = sm.check_meta_gradient(
+    *problem(sm.sigma_reptile, inner=MODE, init_sigma=0.6, sigma_gradient="joint")
+  )
+  of_sigma = [row for row in check.rows if row.parameter == "log_sigma2"]
+  assert len(of_sigma) == 2
+  for row in of_sigma:
+    assert np.isfinite(row.learner) and np.isnan([row.unrolled, row.differences, row.error]).all()

@@ -133,3 +133,16 @@ def test_trees_that_do_not_match():
     sm.log_joint(LINEAR, LABELS, phi, theta, log_sigma2, batches)
   with pytest.raises(ValueError, match=r"no entry for module 'head' \(parameter 'b'\)"):
     sm.log_prior(theta, phi, {"body": 0.0}, LABELS)
+
+
+def test_no_prior_adds_nothing():
+  theta, phi = (
+    {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)},
+    {"a": jnp.zeros(2), "b": jnp.array(0.0)},
+  )
+  labels = {"a": "a", "b": "b"}
+  value = lambda phi, s: sm.log_prior(theta, phi, {"a": s, "b": 0.3}, labels)
+  alone = sm.log_prior({"b": theta["b"]}, {"b": phi["b"]}, {"b": 0.3}, {"b": "b"})
+  np.testing.assert_allclose(value(phi, jnp.inf), alone, rtol=1e-6)
+  of_phi, of_sigma = jax.grad(value, argnums=(0, 1))(phi, jnp.inf)
+  assert not of_phi["a"].any() and of_sigma == 0.0

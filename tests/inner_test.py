@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -339,3 +340,15 @@ def test_wrong_calls():
 def test_a_wrong_implicit(keywords, message):
   with pytest.raises(ValueError, match=message):
     sm.Implicit(**keywords)
+
+
+def test_steps_that_are_numpy_integers_under_x64():
+  linear = sm.gaussian(lambda theta, x: x * theta["w"])
+  phi, batch = {"w": jnp.zeros([])}, sm.Batch(jnp.ones(3), jnp.arange(3.0))
+  learner = sm.maml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 3))
+  state = learner.init(phi)
+  chex.assert_trees_all_equal(
+    learner.adapt(state, batch, np.int64(5)), learner.adapt(state, batch, 5)
+  )
+  with pytest.raises(ValueError, match="must not be negative; got -1"):
+    learner.adapt(state, batch, np.int32(-1))

@@ -407,6 +407,20 @@ def test_sigma_reptile_short_of_the_mode(inner, keywords):
   assert_close(grad.phi["w"], want, 1e-8)
 
 
+@pytest.mark.parametrize("make", (sm.sigma_imaml, sm.empirical_bayes))
+def test_what_a_task_draws_when_it_adapts_is_the_same_one_by_one_in_blocks_and_at_once(make):
+  likelihood, params, tasks = linear_tasks()
+  inner = sm.Inner(optax.sgd(0.01), steps=7, batch_size=8, tol=1e-9)
+  whole, blocks = (
+    make(likelihood, {"w": "w"}, inner=inner, implicit=EXACT, batching=n) for n in ("vmap", 2)
+  )
+  state, key = whole.init(params), jax.random.key(3)
+  thetas = [jax.jit(f.adapt_tasks)(state, tasks.train, key=key)[0] for f in (whole, blocks)]
+  chex.assert_trees_all_close(*thetas, rtol=1e-9)
+  one, _ = whole.adapt(state, task(tasks, 1).train, key=jax.random.fold_in(key, 1))
+  assert_close(one["w"], thetas[0]["w"][1])
+
+
 # --- differences of the whole procedure ----------------------------------------------------------
 
 

@@ -72,3 +72,16 @@ def test_shapes_are_checked_under_jit_too():
   with pytest.raises(ValueError, match="must lead with the same"):
     jax.jit(lambda b: check_batch("b", b))(sm.Batch(X[0], Y[0, :2]))
   jax.jit(lambda b: check_batch("b", b))(sm.Batch(X[0] * jnp.nan, Y[0]))  # values are not known
+
+
+@pytest.mark.parametrize(
+  "mask", (np.array([255, 255, 0], np.uint8), np.array([1.0, -1.0, 1.0]), np.array([2, 1, 0]))
+)
+def test_masks_that_are_none(mask):
+  with pytest.raises(ValueError, match="mask must be 1 for an example and 0 for padding"):
+    check_batch("batch", sm.Batch(np.ones(3), np.ones(3), mask))
+
+
+@pytest.mark.parametrize("mask", (np.array([True, False, True]), np.array([2.5, 0.0, 0.1])))
+def test_masks_that_are_bool_or_weights(mask):
+  check_batch("batch", sm.Batch(np.ones(3), np.ones(3), mask))
