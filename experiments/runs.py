@@ -39,7 +39,8 @@ class Run(NamedTuple):
   @property
   def checkpoints(self) -> sm.Checkpoints:
     """Where its states are; `begin` has seen to it that no other run has the folder."""
-    return sm.Checkpoints(self.folder / "states", every=50, keep=1)
+    # Two, so that a damaged one costs the steps since the other and not the run.
+    return sm.Checkpoints(self.folder / "states", every=50, keep=2)
 
 
 class Prepared(NamedTuple):

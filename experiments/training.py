@@ -19,6 +19,8 @@ from shrinkmeta.tasks import weights
 PyTree = Any
 Episodes = Callable[[Any, int], sm.Task]  # (first index, number of tasks) -> tasks [T]
 
+_STARTED = "started"  # 1.0 in those rows of a log that a start of the program wrote first
+
 
 class Trained(NamedTuple):
   """A trained state with its history."""
@@ -70,7 +72,7 @@ def train(
   told = [sm.progress_bar(f"{name}: train"), sm.recorder(rows), *callbacks]
   log = None if checkpoints is None else pathlib.Path(checkpoints.folder) / "log.jsonl"
   if log is not None:
-    told.append(sm.json_lines(log))
+    told.append(_marked(sm.json_lines(log)))
   state = sm.fit(
     learner,
     learner.init(params),
@@ -86,11 +88,29 @@ def train(
   return trained(state, rows)
 
 
+def _marked(callback: sm.Callback) -> sm.Callback:
+  """`callback`, told in the first row of each start that it is one: it waited for compilation."""
+  first: list[int] = []
+
+  def begin(step: int, steps: int) -> None:
+    first[:] = [step]
+    callback.begin(step, steps)
+
+  def record(step: int, row: Mapping[str, float]) -> None:
+    callback.record(step, {**row, _STARTED: 1.0} if step in first else row)
+
+  return sm.Callback(begin, record, callback.end)
+
+
 def trained(state: sm.MetaState, rows: Sequence[Mapping[str, Any]]) -> Trained:
-  """A state with the rows of its log; the first row waited for compilation."""
-  history = {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
-  seconds = history.get("seconds") or [0.0]
-  return Trained(state, history, {"compile": seconds[0], "train": sum(seconds[1:])})
+  """A state with the rows of its log, of which those that waited for compilation are told apart."""
+  names = [name for name in (rows[0] if rows else ()) if name != _STARTED]
+  history = {name: [float(row[name]) for row in rows] for name in names}
+  seconds = {"compile": 0.0, "train": 0.0}
+  for i, row in enumerate(rows):
+    # The first row of a log waited in any case; older logs mark none.
+    seconds["compile" if i == 0 or _STARTED in row else "train"] += float(row["seconds"])
+  return Trained(state, history, seconds)
 
 
 def as_curve(
