@@ -112,7 +112,26 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
   """The preset with `overrides` such as "meta_steps=100" or "arms.reptile.inner_rate=0.2"."""
   if preset not in PRESETS:
     raise ValueError(f"{preset!r} is no preset; choose of {', '.join(PRESETS)}.")
-  return override(PRESETS[preset](), overrides)
+  return check(override(PRESETS[preset](), overrides))
+
+
+def check(config: Config) -> Config:
+  """`config` as it came, or ValueError where training would be over before its error is noticed."""
+  for name in ("meta_steps", "meta_batch", "test_episodes", "validation_episodes"):
+    if config.get(name, 1) < 1:
+      raise ValueError(f"{name} is at least 1; got {config[name]}. Change --set={name}.")
+  steps = list(config.adapt_steps)
+  whole = all(isinstance(step, int) and step >= 0 for step in steps)
+  if not steps or not whole or steps != sorted(set(steps)):
+    raise ValueError(
+      f"adapt_steps are ascending numbers of steps, as in --set=adapt_steps=(0,10); got {steps}."
+    )
+  if config.get("report_step", steps[-1]) not in steps:
+    raise ValueError(
+      f"report_step is one of adapt_steps, {', '.join(map(str, steps))}; got {config.report_step}. "
+      "Change --set=report_step, or --set=adapt_steps with it."
+    )
+  return config
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

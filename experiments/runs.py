@@ -93,9 +93,8 @@ def evaluate(
   name: str,
 ) -> training.Adapted:
   """Adapts to the first config.SPLIT_episodes tasks of a split, the same for all arms and seeds."""
-  source = {"validation": prepared.problem.validation, "test": prepared.problem.test}[split]
+  source, count = _judged(config, prepared.problem, split)
   task_key, step_key = jax.random.split(jax.random.key(_EVALUATION_KEY[split]))
-  count = config[f"{split}_episodes"]
   return training.adapt(
     prepared.learner,
     prepared.model.likelihood,
@@ -107,6 +106,22 @@ def evaluate(
     name,
     step_key,
   )
+
+
+def _judged(config: configs.Config, problem: Problem, split: str) -> tuple[Source, int]:
+  """Where the tasks of a split come from, and how many; ValueError where they would come again.
+
+  Episodes of one task of a finite list are the same, or differ by what is random in them; either
+  way they are not independent, as intervals take them to be.
+  """
+  source = {"validation": problem.validation, "test": problem.test}[split]
+  count = config[f"{split}_episodes"]
+  if source.tasks is not None and count > source.tasks:
+    raise ValueError(
+      f"There are {source.tasks} {split} tasks ({problem.protocol.split}), and {split}_episodes is "
+      f"{count}: some would count twice. Train with --set={split}_episodes={source.tasks}."
+    )
+  return source, count
 
 
 def record(
@@ -153,6 +168,8 @@ def begin(
         "remove the folder."
       )
     return run
+  for split in ("validation", "test"):  # before anything is trained
+    _judged(config, problem, split)
   if jax.process_index() == 0:
     with results.atomic(file) as temporary:
       temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

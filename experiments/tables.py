@@ -170,7 +170,7 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
       if unknown := sorted(set(settings) - set(config.arms[name])):
         raise ValueError(f"{file}: {name} has no setting {', '.join(unknown)}. Search anew.")
       config.arms[name].update(settings)
-  configs.override(config, overrides)
+  configs.check(configs.override(config, overrides))
   for name, found in searches.items():
     arm = config.arms[name]
     if all(arm[key] == value for key, value in _settings(found).items()):

@@ -24,6 +24,15 @@ def test_an_override_that_does_not_fit_is_named(override):
     configs.load("smoke", [override])
 
 
+@pytest.mark.parametrize(
+  "change",
+  ["meta_steps=0", "meta_batch=0", "test_episodes=0", "adapt_steps=(3,1)", "adapt_steps=(-1,3)"],
+)
+def test_what_would_fail_after_training_is_refused(change):
+  with pytest.raises(ValueError, match=f"--set={change.partition('=')[0]}"):
+    configs.load("smoke", [change])
+
+
 def test_unknown_preset_and_algorithm():
   with pytest.raises(ValueError, match="huge.*default, full, smoke"):
     configs.load("huge")

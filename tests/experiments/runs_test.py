@@ -1,9 +1,15 @@
+import dataclasses
+import os
 from typing import Any
 
+import jax
 import numpy as np
+import pytest
 
 import shrinkmeta as sm
 from experiments import problems, runs, tables, training
+
+DATA = os.environ.get("SHRINKMETA_DATA")
 
 
 def test_a_damaged_checkpoint_costs_the_steps_after_the_one_before(tmp_path):
@@ -33,3 +39,34 @@ def test_the_first_row_of_an_older_log_waited_for_compilation():
   goes_on = training.trained(state, [*rows, {"step": 3, "seconds": 7.0, "started": 1.0}])
   assert goes_on.seconds == {"compile": 16.0, "train": 3.0}
   assert training.trained(state, []).seconds == {"compile": 0.0, "train": 0.0}
+
+
+def test_tasks_of_a_finite_list_are_judged_once(tmp_path):
+  config = tables.load("sinusoid", "smoke")
+  problem = problems.make_problem(config.problem)
+  short = dataclasses.replace(problem.test, tasks=3)
+  problem = problem._replace(validation=short, test=short)
+  with pytest.raises(ValueError, match="There are 3 test tasks.*test_episodes is 4.*episodes=3"):
+    runs.begin(tmp_path / "a", "maml", 0, config, problem)
+  assert not (tmp_path / "a").exists()
+  prepared = runs.prepare("maml", config, problem)
+  state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
+  with pytest.raises(ValueError, match="There are 3 test tasks"):
+    runs.evaluate(prepared, state, config, "test", "a")
+  assert runs.evaluate(prepared, state, config, "validation", "a").nll.shape == (3, 2)
+
+
+@pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
+def test_no_alphabet_is_judged_twice(tmp_path):
+  begin = lambda table, alphabets: runs.begin(
+    tmp_path / f"{table}-{alphabets}",
+    "maml",
+    0,
+    config := tables.load(table, "cpu", [f"problem.train_alphabets={alphabets}"], tuned=False),
+    problems.make_problem(config.problem),
+  )
+  for table in ("alphabets", "small_data"):
+    for alphabets in (25, 10):
+      begin(table, alphabets)
+    with pytest.raises(ValueError, match="3 validation tasks.*validation_episodes is 8"):
+      begin(table, 33)
