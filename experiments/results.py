@@ -177,7 +177,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
     raise ValueError(f"the literal {literal} is not JSON")
 
   advice = f"Wanted a file written by write_json ({FORMAT})."
-  name = pathlib.Path(path).name
+  name = str(path)  # whole: among many runs the name alone tells nothing
   try:
     document = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
   except ValueError as error:

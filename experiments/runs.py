@@ -159,7 +159,7 @@ def begin(
   }
   file = folder / "run.json"
   if file.exists():
-    own = json.loads(file.read_text(encoding="utf-8"))
+    own = _about(file)
     came = json.loads(json.dumps(about))
     different = [k for k in ("arm", "seed", "config") if own.get(k) != came[k]]
     if different:
@@ -178,17 +178,26 @@ def begin(
 
 def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
   """(the run of a folder, all of its run.json)."""
-  file = folder / "run.json"
+  about = _about(folder / "run.json")
+  config = ml_collections.ConfigDict(about["config"])
+  return Run(folder, about["arm"], about["seed"], config), about
+
+
+def _about(file: pathlib.Path) -> dict[str, Any]:
+  """What a run.json holds."""
   try:
     about = json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise ValueError(
-      f"{file} cannot be read: {error}. Wanted what experiments.train wrote."
+      f"{file} cannot be read: {error}. Wanted what experiments.train wrote. Train again in "
+      "another folder."
     ) from error
-  if about.get("format") != FORMAT:
-    raise ValueError(f"{file}: format is {about.get('format')!r}; wanted {FORMAT!r}. Train again.")
-  config = ml_collections.ConfigDict(about["config"])
-  return Run(folder, about["arm"], about["seed"], config), about
+  found = about.get("format") if isinstance(about, dict) else None
+  if found != FORMAT:
+    raise ValueError(
+      f"{file}: format is {found!r}; wanted {FORMAT!r}. Train again in another folder."
+    )
+  return about
 
 
 def find(paths: Iterable[str]) -> list[pathlib.Path]:

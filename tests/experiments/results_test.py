@@ -273,7 +273,7 @@ class FilesTest(parameterized.TestCase):
   def test_names_a_foreign_file(self, text, message):
     with open(self.path, "w") as file:
       file.write(text)
-    with self.assertRaisesRegex(ValueError, f"result.json.*{message}"):
+    with self.assertRaisesRegex(ValueError, f"{self.path}.*{message}"):
       results.read_json(self.path)
 
   def test_a_failed_write_leaves_the_old_file(self):

@@ -99,6 +99,9 @@ def test_errors_say_what_was_wanted(tmp_path):
   (tmp_path / "run.json").write_text('{"format": "other"}')
   with pytest.raises(ValueError, match="'other'.*wanted 'shrinkmeta"):
     runs.read(tmp_path)
+  (tmp_path / "run.json").write_text("[]")
+  with pytest.raises(ValueError, match=f"{tmp_path}/run.json: format is None; wanted 'shrinkmeta"):
+    runs.read(tmp_path)
   with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
     tables.load("imagenet", "cpu")
   config = tables.load("sinusoid", "smoke")
@@ -108,6 +111,11 @@ def test_errors_say_what_was_wanted(tmp_path):
   run = runs.begin(tmp_path / "a", "reptile", 0, config, problem)
   with pytest.raises(ValueError, match="trained for 0 of 3 meta-steps: start experiments.train"):
     runs.restore(run, runs.prepare("reptile", config, problem))
+  about = (tmp_path / "a" / "run.json").read_text()
+  for text, message in (("{", "cannot be read"), (about.replace(runs.FORMAT, "x"), "is 'x'")):
+    (tmp_path / "a" / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=f"a/run.json.*{message}.*Train again in another folder"):
+      runs.begin(tmp_path / "a", "reptile", 0, config, problem)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
     arms.chosen(["reptile", "protonet"])
 
