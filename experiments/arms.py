@@ -40,11 +40,13 @@ _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
-  """The algorithms of a flag, where "all" alone stands for all of them."""
+  """The algorithms of a flag, each of them once, where "all" alone stands for all of them."""
   if list(names) == ["all"]:
     return ALL
   if unknown := sorted(set(names) - set(ALL)):
     raise ValueError(f"{', '.join(unknown)}: no algorithm; choose of {', '.join(ALL)}, or all.")
+  if not names or len(set(names)) < len(names):
+    raise ValueError(f"Wanted one or more algorithms, each of them once; got {','.join(names)!r}.")
   return tuple(names)
 
 

@@ -51,7 +51,9 @@ _CHECKPOINTS = flags.DEFINE_string(
   None,
   "Folder from which an arm that was stopped goes on; None: no checkpoints.",
 )
-_CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 20, "Meta-steps between checkpoints.")
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+  "checkpoint_every", 20, "Meta-steps between checkpoints.", lower_bound=1
+)
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
@@ -68,6 +70,13 @@ class Data(NamedTuple):
   test: characters.Characters
 
 
+class Sources(NamedTuple):
+  """Episodes of them."""
+
+  train: Source
+  test: Source
+
+
 def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data:
   """Both sides of the split, without systems of fewer than `ways` characters."""
   if dataset == "glyphs":
@@ -77,7 +86,7 @@ def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data
     if data_dir is None and "SHRINKMETA_DATA" in os.environ:
       data_dir = os.path.join(os.environ["SHRINKMETA_DATA"], "omniglot")
     if data_dir is None:
-      raise app.UsageError(f"--dataset=omniglot needs --data_dir, a folder of {omniglot.ARCHIVES}.")
+      raise ValueError(f"--dataset=omniglot needs --data_dir, a folder of {omniglot.ARCHIVES}.")
     background, evaluation = omniglot.load(data_dir)
     kept = [s for s in background.systems if s not in omniglot.VALIDATION]
     train = characters.select(background, kept)
@@ -86,16 +95,21 @@ def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data
   return Data(characters.with_at_least(train, ways), characters.with_at_least(test, ways))
 
 
+def make_sources(config: configs.Config, data: Data) -> Sources:
+  """Episodes of both sides of the split, of the shape that the settings ask for."""
+  shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
+  return Sources(*(episodes.source(shape, own) for own in data))
+
+
 def run_arm(
   name: str,
   seed: int,
   config: configs.Config,
-  data: Data,
+  sources: Sources,
   log_dir: pathlib.Path,
   checkpoints: sm.Checkpoints | None = None,
 ) -> results.Curve:
   """Trains one algorithm from one seed and adapts it to the test episodes."""
-  shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
   init_key, train_key = jax.random.split(jax.random.key(seed))
   net = networks.ConvNet(config.ways, config.features, config.norm)
   params = net.init(init_key, jnp.zeros((1, config.size, config.size, 1)))["params"]
@@ -107,13 +121,12 @@ def run_arm(
   mesh = training.host_mesh(config.meta_batch)
   learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), mesh)
   sample = jax.jit(Source.sample, static_argnums=3)
-  train, test = (episodes.source(shape, characters) for characters in data)
   test_key = jax.random.key(_TEST_KEY)
 
   trained = training.train(
     learner,
     params,
-    lambda start, count: sample(train, train_key, start, count),
+    lambda start, count: sample(sources.train, train_key, start, count),
     config.meta_steps,
     config.meta_batch,
     name,
@@ -124,7 +137,7 @@ def run_arm(
     learner,
     likelihood,
     trained.state,
-    lambda start, count: sample(test, test_key, start, count),
+    lambda start, count: sample(sources.test, test_key, start, count),
     config.test_episodes,
     tuple(config.adapt_steps),
     min(8, config.test_episodes),
@@ -168,12 +181,10 @@ def run(
   Returns:
     The tables; in processes other than the first, which writes, an empty string.
   """
-  try:
+  with startup.usage():
     algorithms = arms.chosen(algorithms)
-  except ValueError as error:
-    raise app.UsageError(f"--algorithms: {error}") from error
+    sources = make_sources(config, load_data(dataset, data_dir, split, config.ways))
   out.mkdir(parents=True, exist_ok=True)
-  data = load_data(dataset, data_dir, split, config.ways)
   settings = config.to_dict() | {"dataset": dataset, "split": split}
   not_of_training = ("arms", "test_episodes", "adapt_steps", "split")
   shared = {key: value for key, value in settings.items() if key not in not_of_training}
@@ -185,7 +196,7 @@ def run(
       if checkpoints is not None:
         own = shared | {"seed": seed, "arm": settings["arms"][name]}
         keep = sm.Checkpoints(checkpoints / arm, checkpoint_every, settings=own)
-      curves.append(run_arm(name, seed, config, data, out / "tensorboard" / arm, keep))
+      curves.append(run_arm(name, seed, config, sources, out / "tensorboard" / arm, keep))
       if jax.process_index() == 0:
         results.write_json(out / "results.json", settings, curves, results.environment())
   if jax.process_index() != 0:
@@ -204,11 +215,9 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  try:
-    seeds = [int(seed) for seed in _SEEDS.value]
+  with startup.usage():
+    seeds = startup.parse_seeds(_SEEDS.value)
     config = configs.load(_PRESET.value, _SET.value)
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
   out = pathlib.Path(_OUT.value)
   tables = run(
     _ALGORITHMS.value,

@@ -44,14 +44,22 @@ class Model(NamedTuple):
   labels: PyTree  # by layer
 
 
-def make_problem(settings: Mapping[str, Any]) -> Problem:
-  """The problem that settings["name"] names, with the arguments that stand beside the name."""
+def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Problem:
+  """The problem that settings["name"] names, with the arguments that stand beside the name.
+
+  Args:
+    data_dir: folder of its data, which is no setting; default $SHRINKMETA_DATA/NAME.
+  """
   arguments = dict(settings)
   name = arguments.pop("name")
   if name not in PROBLEMS:
     raise ValueError(f"{name!r} is no problem; choose of {', '.join(PROBLEMS)}.")
   if "shape" in arguments:
     arguments["shape"] = few_shot.FewShot(**arguments["shape"])
+  if data_dir is not None:
+    if name == "sinusoid":
+      raise ValueError(f"Sinusoids are made, not read; got data_dir {data_dir!r}. Leave it out.")
+    arguments["data_dir"] = data_dir
   return PROBLEMS[name](**arguments)
 
 

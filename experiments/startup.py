@@ -1,6 +1,8 @@
-"""What the binaries tell JAX before it starts."""
+"""What the binaries have in common before they work: their flags, and what they tell JAX."""
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,6 +38,28 @@ def processes() -> Processes:
       f"alone; got {by_hand} and --distributed={values.distributed}."
     )
   return Processes(*by_hand, detect=values.distributed)
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+  """Around what is made of flags and data: an error of them is told in a line, not a traceback."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    raise app.UsageError(str(error)) from error
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+  """The numbers of --seeds; ValueError where one is none or comes twice."""
+  try:
+    seeds = [int(text) for text in texts]
+  except ValueError:
+    seeds = []
+  if not seeds or len(set(seeds)) < len(seeds):
+    raise ValueError(
+      f"--seeds wants whole numbers, each of them once, as in --seeds=0,1; got {','.join(texts)!r}."
+    )
+  return seeds
 
 
 def cores() -> int:

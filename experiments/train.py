@@ -25,6 +25,9 @@ _TUNED = flags.DEFINE_bool(
   "tuned", True, "Settings that experiments.tune chose; false: those that searches start from."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the runs; default runs/TABLE.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Folder of the data set; default $SHRINKMETA_DATA/NAME."
+)
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
@@ -36,20 +39,20 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  try:
+  with startup.usage():
     names = arms.chosen(_ARMS.value)
-    seeds = [int(seed) for seed in _SEEDS.value]
+    seeds = startup.parse_seeds(_SEEDS.value)
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
+    problem = problems.make_problem(config.problem, _DATA_DIR.value)
   out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
-  problem = problems.make_problem(config.problem)
   for name in names:
     if not config.arms[name].trials:
       logging.warning("%s: no search chose its settings", name)
-    prepared = runs.prepare(name, config, problem)
+    with startup.usage():
+      prepared = runs.prepare(name, config, problem)
     for seed in seeds:
-      run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)
+      with startup.usage():
+        run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)
       trained = runs.train(prepared, name, seed, config, run.checkpoints)
       losses = trained.history.get("loss") or [float("nan")]
       logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])

@@ -39,6 +39,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the trials; default searches/
 _CHOSEN = flags.DEFINE_string(
   "chosen", None, "Folder of ARM.json; default is where experiments.train looks for them."
 )
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Folder of the data set; default $SHRINKMETA_DATA/NAME."
+)
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
@@ -100,7 +103,8 @@ def run_trial(
   found: list[dict[str, float]] = []
   for seed in range(seeds):
     own = folder.with_name(f"{folder.name}-{seed}")
-    run = runs.begin(own, arm, seed, config, problem)
+    with startup.usage():
+      run = runs.begin(own, arm, seed, config, problem)
     file, diverged = own / "validation.json", own / "diverged.txt"
     if not file.exists() and not diverged.exists():
       try:
@@ -158,14 +162,12 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   startup.start_jax(cache=_CACHE.value)
   table, size = _TABLE.value, _SIZE.value
-  try:
+  with startup.usage():
     names = arms.chosen(_ARMS.value)
     config = tables.load(table, size, _SET.value, tuned=False)
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
+    problem = problems.make_problem(config.problem, _DATA_DIR.value)
   with config.unlocked():
     config.adapt_steps = (config.report_step,)
-  problem = problems.make_problem(config.problem)
   out = pathlib.Path(_OUT.value or f"searches/{table}-{size}")
   shared = {key: value for key, value in config.to_dict().items() if key != "arms"}
   for name in names:

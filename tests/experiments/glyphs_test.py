@@ -10,7 +10,8 @@ import time
 
 import numpy as np
 import pytest
-from absl import app
+from absl import app, flags
+from absl.testing import flagsaver
 
 from experiments import configs, glyphs, results
 
@@ -107,11 +108,39 @@ def test_what_cannot_be_run_is_refused_before_anything_is_read(tmp_path):
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+  "argument, message",
+  [
+    ("--set=ways=200", "Tasks of 200 ways want a writing system of as many"),
+    ("--set=size=40", "Episodes want 40 x 40 pixels"),
+    ("--set=test_episodes=0", "test_episodes is at least 1; got 0"),
+    ("--seeds=x", "--seeds wants whole numbers.*got 'x'"),
+    ("--seeds=0,0", "--seeds wants whole numbers, each of them once.*got '0,0'"),
+    ("--algorithms=maml,maml", "algorithms, each of them once; got 'maml,maml'"),
+  ],
+)
+def test_flags_that_cannot_be_run_are_told_before_training(
+  tmp_path, monkeypatch, argument, message
+):
+  monkeypatch.setattr(glyphs.startup, "start_jax", lambda **_: None)  # it has started
+  monkeypatch.setattr(glyphs, "run_arm", lambda *_: pytest.fail("it trains"))
+  with flagsaver.flagsaver():
+    rest = flags.FLAGS(["glyphs", f"--out={tmp_path / 'out'}", argument])
+    with pytest.raises(app.UsageError, match=message):
+      glyphs.main(rest)
+  assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_are_at_least_a_step_apart():
+  with flagsaver.flagsaver(), pytest.raises(flags.IllegalFlagValueError, match="checkpoint_every"):
+    flags.FLAGS(["glyphs", "--checkpoint_every=0"])
+
+
 def test_omniglot_without_a_folder(tmp_path, monkeypatch):
   monkeypatch.delenv("SHRINKMETA_DATA", raising=False)
   with pytest.raises(app.UsageError, match="--data_dir"):
     run(tmp_path, dataset="omniglot")
-  with pytest.raises(FileNotFoundError, match="images_background.zip"):
+  with pytest.raises(app.UsageError, match="images_background.zip"):
     run(tmp_path, dataset="omniglot", data_dir=str(tmp_path))
 
 

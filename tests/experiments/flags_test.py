@@ -1,0 +1,77 @@
+"""What the binaries of tables refuse before they work."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import problems, runs, tables
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Flags of binaries live in one registry, so that no two of them can be imported together.
+REFUSED = """
+import importlib, json, sys
+from absl import app, flags
+from absl.testing import flagsaver
+from experiments import startup
+binary = importlib.import_module(f"experiments.{sys.argv[1]}")
+startup.start_jax = lambda **_: None
+told = []
+for arguments in json.loads(sys.argv[2]):
+  with flagsaver.flagsaver():
+    try:
+      binary.main(flags.FLAGS(["binary", *arguments]))
+    except app.UsageError as error:
+      told.append(str(error))
+    else:
+      told.append("nothing was refused")
+print(json.dumps(told))
+"""
+
+
+def check_refused(module, cases):
+  command = [sys.executable, "-c", REFUSED, module, json.dumps([flags for flags, _ in cases])]
+  own = {name: value for name, value in os.environ.items() if name != "SHRINKMETA_DATA"}
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own)
+  assert done.returncode == 0, done.stderr
+  for (flags, wanted), told in zip(cases, json.loads(done.stdout), strict=True):
+    assert wanted in told, (flags, told)
+
+
+@pytest.mark.parametrize("module", ("train", "tune"))
+def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
+  config = tables.load("sinusoid", "smoke", ["problem.shots=3"])
+  problem = problems.make_problem(config.problem)
+  for name in ("maml-0", "maml-0-0"):  # a run, a trial
+    runs.begin(tmp_path / "other" / name, "maml", 0, config, problem)
+    (tmp_path / "damaged" / name).mkdir(parents=True)
+    (tmp_path / "damaged" / name / "run.json").write_text('{"format"')
+  smoke = ["--table=sinusoid", "--size=smoke", "--arms=maml"]
+  smoke += ["--seeds=0"] if module == "train" else []
+  cases = [
+    ([*smoke, "--set=problem.shots=99"], "want 1 to 20 shots"),
+    ([*smoke, "--set=report_step=7"], "report_step is one of adapt_steps, 0, 1, 5; got 7"),
+    ([*smoke, "--set=validation_episodes=0"], "validation_episodes is at least 1; got 0"),
+    ([*smoke, "--data_dir=x"], "Sinusoids are made, not read"),
+    ([*smoke, "--arms=maml,maml"], "each of them once; got 'maml,maml'"),
+    ([*smoke, f"--out={tmp_path / 'other'}"], "holds a run with another"),
+    ([*smoke, f"--out={tmp_path / 'damaged'}"], "run.json cannot be read: "),
+    (["--table=cifar_fs"], "Give data_dir, its folder, or set SHRINKMETA_DATA"),
+    (["--table=cifar_fs", "--data_dir=/none"], "CIFAR-FS wants in /none: CIFAR_FS_train.pickle"),
+  ]
+  if module == "train":
+    cases.append(([*smoke, "--seeds=x"], "--seeds wants whole numbers"))
+    cases.append(([*smoke, "--seeds=1,1"], "each of them once, as in --seeds=0,1; got '1,1'"))
+  check_refused(module, cases)
+
+
+def test_a_wrong_flag_is_told_without_a_traceback():
+  command = [sys.executable, "-m", "experiments.train", "--table=sinusoid", "--size=smoke"]
+  command.append("--set=problem.shots=99")
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1 and "want 1 to 20 shots" in done.stderr + done.stdout
+  assert "Traceback" not in done.stderr
