@@ -55,8 +55,13 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
     arm = settings.pop("arms")[curve.algorithm]
     one = Evaluated(folder, settings, arm, curve, runs.read(folder)[1]["environment"])
     members = found.setdefault(json.dumps(settings, sort_keys=True), [])
-    for other in members:
-      if other.curve.algorithm == curve.algorithm and other.arm != arm:
+    for other in (other for other in members if other.curve.algorithm == curve.algorithm):
+      if other.curve.seed == curve.seed:
+        raise ValueError(
+          f"{other.folder} and {folder} are both runs of {curve.algorithm} from seed {curve.seed}: "
+          "wanted one curve an algorithm and seed. Leave one of them out."
+        )
+      if other.arm != arm:
         raise ValueError(
           f"{other.folder} and {folder} are runs of one arm with unlike settings, {other.arm} and "
           f"{arm}: no mean over them has a meaning. Leave one of them out."

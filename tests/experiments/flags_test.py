@@ -69,6 +69,11 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
   check_refused(module, cases)
 
 
+def test_thresholds_to_freeze_by_are_numbers(tmp_path):
+  cases = [([f"--freeze={text}", str(tmp_path)], f"got '{text}'") for text in ("abc", "nan", "0")]
+  check_refused("evaluate", cases)
+
+
 def test_a_wrong_flag_is_told_without_a_traceback():
   command = [sys.executable, "-m", "experiments.train", "--table=sinusoid", "--size=smoke"]
   command.append("--set=problem.shots=99")

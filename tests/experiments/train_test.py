@@ -33,8 +33,15 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert done.returncode == 0, done.stderr
   assert [folder.name for folder in runs.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
 
+  # One that is not trained yet does not keep the others waiting.
+  config = tables.load("sinusoid", "smoke")
+  problem = problems.make_problem(config.problem)
+  runs.begin(tmp_path / "fomaml-0", "fomaml", 0, config, problem)
   done = call("evaluate", tmp_path)
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert "fomaml-0 was trained for 0 of 3 meta-steps" in done.stderr
+  assert "1 of 3 runs are left" in done.stderr
+  shutil.rmtree(tmp_path / "fomaml-0")
   for arm in ("reptile", "sigma_imaml"):
     settings, (curve,) = results.read_json(tmp_path / f"{arm}-0" / "test.json")
     assert settings["protocol"]["batch norm"] == "none" and settings["split"] == "test"
@@ -42,6 +49,22 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
     assert np.isnan(curve.accuracy).all() and np.isfinite(curve.nll).all()
     assert len(curve.history["loss"]) == 3 and curve.nll[0].std() > 0
     assert np.abs(curve.nll[0] - curve.nll[-1]).max() > 1e-3  # it adapts
+
+  file = tmp_path / "sigma_imaml-0" / "test.json"
+  text = file.read_text()
+  file.write_text(text[:1000])
+  done = call("evaluate", tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert f"{file} is not JSON" in done.stderr  # and it is made again
+  np.testing.assert_array_equal(results.read_json(file)[1][0].nll, curve.nll)
+  assert "reptile-0: there already" in done.stderr and "no sigma" not in done.stderr
+
+  other = shutil.copytree(tmp_path / "reptile-0", tmp_path / "copy" / "reptile-0")
+  done = call("report", tmp_path, f"--out={tmp_path / 'none'}")
+  assert done.returncode != 0
+  told = f"{other} and {tmp_path / 'reptile-0'} are both runs of reptile from seed 0"
+  assert told in " ".join(done.stderr.split())
+  shutil.rmtree(tmp_path / "copy")
 
   other = shutil.copytree(tmp_path / "reptile-0", tmp_path / "longer" / "reptile-0")
   text = (other / "test.json").read_text()
