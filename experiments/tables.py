@@ -120,6 +120,13 @@ def sinusoid(size: str) -> Config:
   return config
 
 
+def spoken_digits(size: str) -> Config:
+  """Ten spoken words, a task a voice, of which there are 6 to validate and 6 to test."""
+  problem = {"name": "spoken_digits", "shots": 1}
+  steps = (0, 1, 3, 10, 30, 100, 300)
+  return _table(size, problem=problem, validation_episodes=6, test_episodes=6, adapt_steps=steps)
+
+
 TABLES: dict[str, Callable[[str], Config]] = {
   "alphabets": alphabets,
   "small_data": small_data,
@@ -129,6 +136,7 @@ TABLES: dict[str, Callable[[str], Config]] = {
   "mini_imagenet": functools.partial(photographs, "mini_imagenet", 84),
   "tiered_imagenet": functools.partial(photographs, "tiered_imagenet", 84),
   "cifar_fs": functools.partial(photographs, "cifar_fs", 32),
+  "spoken_digits": spoken_digits,
 }
 
 

@@ -174,7 +174,9 @@ DATA = os.environ.get("SHRINKMETA_DATA")
 
 
 @pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
-@pytest.mark.parametrize("table", ("alphabets", "small_data", "few_shot", "grocery"))
+@pytest.mark.parametrize(
+  "table", ("alphabets", "small_data", "few_shot", "grocery", "spoken_digits")
+)
 def test_tables_of_pictures_train_and_adapt(table):
   config = tables.load(table, "smoke")
   problem = problems.make_problem(config.problem)
