@@ -5,6 +5,8 @@ import io
 import os
 import pathlib
 import pickle
+import resource
+import struct
 import tempfile
 
 import numpy as np
@@ -134,6 +136,65 @@ class PicklesTest(parameterized.TestCase):
     loop.append(loop)
     with self.assertRaisesRegex(ValueError, "no whole pickle"):
       self.load(pickle.dumps(loop))
+
+  def test_a_small_file_takes_little_memory(self):
+    text = b"X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"q\x00"
+    dtype = pickle.dumps(np.dtype("u1"), 2)[2:-1] + b"q\x01"
+    call = b"cnumpy.core.numeric\n_frombuffer\n("
+    half = b"(I500000000\nt"
+    for content, message in (
+      (b"\x80\x02]r" + struct.pack("<I", 100_000_000) + b".", None),  # an index of the memo
+      (b"\x80\x02]p100000000\n.", None),
+      (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.", "no whole pickle"),  # bytes
+      (b"\x80\x05\x96" + struct.pack("<Q", 1 << 30) + b"x.", "no whole pickle"),  # a bytearray
+      (b"\x80\x02" + call + b"U\x01a" + dtype + b"(]K\x00aI900000000\ntU\x01CtR.", "a shape"),
+      (b"\x80\x02" + call + b"U\x01a" + dtype + half + b"U\x01CtR.", "asks for more than"),
+      # A million characters made bytes two thousand times.
+      (b"\x80\x02" + text + b"0](" + 2000 * b"c_codecs\nencode\nh\x00\x85R" + b"e.", "more than"),
+    ):
+      before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+      if message is None:
+        self.assertEqual(self.load(content), [])
+      else:
+        with self.assertRaisesRegex(ValueError, message):
+          self.load(content)
+      grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+      self.assertLess(grown, 200_000)  # KiB
+
+  def test_what_is_shared_is_made_once_and_counted_as_often_as_it_is_met(self):
+    def shared(levels):
+      value = ["a"]
+      for _ in range(levels):
+        value = [value, value]
+      return pickle.dumps(value, 2)
+
+    got = self.load(shared(15))
+    self.assertIs(got[0], got[1])
+    self.assertEqual(np.shape(got), (2,) * 15 + (1,))
+    for levels in (25, 80):
+      with self.assertRaisesRegex(ValueError, "more than 1000000 values and bytes, much of it"):
+        self.load(shared(levels))
+    many = [np.zeros(100_000, np.uint8)] * 1000
+    with self.assertRaisesRegex(ValueError, "much of it shared"):
+      self.load(pickle.dumps(many))
+
+  @parameterized.parameters(1, 2, 3)
+  def test_keys_are_no_tuples(self, size):
+    key = {1: b"\x85", 2: b"2\x86", 3: b"22\x87"}[size]  # of the value below, that often
+    for rest in (b"K\x00s.", b"K\x00u.", b"K\x00d."):
+      start = {b"s": b"}N", b"u": b"}(N", b"d": b"(N"}[rest[2:3]]
+      with self.assertRaisesRegex(ValueError, "a key of type tuple"):
+        self.load(b"\x80\x02" + start + 100_000 * key + rest)
+
+  def test_objects_sets_and_persistent_values_are_refused(self):
+    for content in (
+      b"(icollections\nOrderedDict\n.",
+      b"Pabc\n.",
+      b"\x80\x04\x8f.",
+      b"\x80\x02\x82\x01.",
+    ):
+      with self.assertRaisesRegex(ValueError, "asks for an object, a set"):
+        self.load(content)
 
   def test_a_large_set_is_quick(self):
     many = [np.arange(100, dtype=np.uint8)] * 3 + [
