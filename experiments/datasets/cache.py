@@ -1,19 +1,35 @@
-"""Where data lie, and where what is made of them once is kept."""
+"""Where data lie, what is said of damaged ones, and where what is made of them once is kept."""
 
+import contextlib
+import csv
+import lzma
 import os
 import pathlib
+import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TypeVar
 
 from absl import logging
+from PIL import Image
 
 T = TypeVar("T")
 Folder = str | os.PathLike[str]
 
-_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# What readers of zips, arrays, pictures, sounds and tables raise at damaged files. A flipped bit
+# asks for an unknown compression (NotImplementedError), a password (RuntimeError), or all memory.
+_BROKEN = (
+  *(OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError, OverflowError),
+  *(TypeError, AttributeError, SyntaxError, struct.error, tokenize.TokenError, csv.Error),
+  *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, Image.DecompressionBombError),
+)
+
+
+class DamagedError(ValueError):
+  """A file is other than it was published; the message names it."""
 
 
 def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
@@ -25,6 +41,42 @@ def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
   raise FileNotFoundError(
     f"Where is {name}? Give data_dir, its folder, or set SHRINKMETA_DATA to the folder above it."
   )
+
+
+@contextlib.contextmanager
+def damaged(what: object) -> Iterator[None]:
+  """Whatever a damaged file raises within becomes a DamagedError that begins with `what`, its path.
+
+  What names its file already passes: another DamagedError, and that a file cannot be opened.
+  """
+  try:
+    yield
+  except DamagedError:
+    raise
+  except _BROKEN as error:
+    if isinstance(error, OSError) and error.filename is not None:
+      raise
+    raise DamagedError(f"{what}: damaged or not whole, {error!r}. Download it anew.") from error
+
+
+def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
+  """The rows below the header, of which `columns` are needed and others may be there."""
+  try:
+    with damaged(path), path.open(newline="", encoding="utf-8") as file:
+      header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"{path} does not exist. Give another data_dir.") from error
+  if not set(columns) <= set(header):
+    raise DamagedError(
+      f"{path} wants columns under the header {','.join(columns)}; got {','.join(header)!r:.200}. "
+      "Download it anew."
+    )
+  for row in rows:
+    if len(row) != len(header):
+      raise DamagedError(
+        f"{path} wants {len(header)} columns in each row; got {row!r:.200}. Download it anew."
+      )
+  return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def cached(

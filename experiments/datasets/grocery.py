@@ -8,7 +8,6 @@ References: Klasson, Zhang and Kjellstrom, A hierarchical grocery store image da
   and semantic labels, WACV 2019.
 """
 
-import csv
 import pathlib
 
 from experiments.datasets import cache, few_shot, images, layouts, photographs
@@ -51,13 +50,13 @@ def load(
 
 
 def _build(folder: pathlib.Path, split: str, size: int) -> Images:
-  with (folder / "classes.csv").open(newline="", encoding="utf-8") as file:
-    classes = {row["fine_label"]: row for row in csv.DictReader(file)}
-  with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))
-  chosen = [r for r in rows if classes[r["fine_label"]]["few_shot_split"] == split]
-  name = lambda label: f"{int(label):02} {classes[label]['fine_name']}"
-  labels = [name(row["fine_label"]) for row in chosen]
+  table = cache.read_csv(folder / "classes.csv", ("fine_label", "fine_name", "few_shot_split"))
+  classes = {row["fine_label"]: row for row in table}
+  rows = cache.read_csv(folder / "index.csv", ("member", "fine_label"))
+  with cache.damaged(f"{folder}/index.csv or classes.csv"):  # a label in one of them only
+    chosen = [r for r in rows if classes[r["fine_label"]]["few_shot_split"] == split]
+    name = lambda label: f"{int(label):02} {classes[label]['fine_name']}"
+    labels = [name(row["fine_label"]) for row in chosen]
   images.check_counts(f"Grocery Store, {folder}, {split},", labels, COUNTS[split])
   read = layouts.from_zip(folder / "images.zip")
   listing = Listing(labels, lambda m: read(chosen[m]["member"]))

@@ -74,13 +74,10 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
   return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def decode(content: bytes, name: str) -> np.ndarray:
-  """A PNG or JPEG as [h, w, 3] uint8."""
-  try:
-    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-      return np.asarray(image.convert("RGB"))
-  except (OSError, SyntaxError, ValueError) as error:
-    raise ValueError(f"{name} is no whole picture: {error}. Download it anew.") from error
+def decode(content: bytes) -> np.ndarray:
+  """A PNG or JPEG as [h, w, 3] uint8; call it within `cache.damaged`."""
+  with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+    return np.asarray(image.convert("RGB"))
 
 
 def cached(cache_dir: cache.Folder | None, name: str, make: Callable[[], Images]) -> Images:

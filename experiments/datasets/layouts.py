@@ -11,18 +11,16 @@
 Colours come in the order of the file: OpenCV, with which some were made, puts blue first.
 """
 
-import csv as csv_lib
 import functools
 import hashlib
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.datasets import images, pickles
+from experiments.datasets import cache, images, pickles
 from experiments.datasets.images import Listing
 
 SPLITS = ("train", "val", "test")
@@ -73,34 +71,32 @@ def png_pickle(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
     raise ValueError(f"{images_path} wants a list of PNGs; got {type(encoded).__name__}.")
 
   def read(m: int) -> np.ndarray:
-    content = np.asarray(encoded[m])
-    if content.dtype != np.uint8:
-      raise ValueError(f"{images_path}: PNG {m} wants bytes [n] uint8; got {content.dtype}.")
-    return images.decode(content.tobytes(), f"{images_path}, PNG {m}")
+    with cache.damaged(f"{images_path}, PNG {m}"):
+      content = np.asarray(encoded[m])
+      if content.dtype != np.uint8:
+        raise ValueError(f"bytes [n] uint8 wanted, got {content.dtype}")
+      return images.decode(content.tobytes())
 
   return Listing(_specific(labels_path, len(encoded)), read)
 
 
 def npz(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
   """An .npz with decoded images, and a pickle of labels."""
-  try:
-    with np.load(images_path, allow_pickle=False) as arrays:
-      pixels = arrays["images"]
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{images_path} is no whole .npz with images: {error!r}.") from error
+  with (
+    cache.damaged(images_path),
+    images_path.open("rb") as file,
+    np.load(file, allow_pickle=False) as arrays,
+  ):
+    pixels = arrays["images"]
   pixels = _pixels(images_path, pixels)
   return Listing(_specific(labels_path, len(pixels)), pixels.__getitem__)
 
 
 def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
   """filename,label rows under a header, and a folder or zip of the pictures."""
-  with path.open(newline="", encoding="utf-8") as file:
-    rows = list(csv_lib.reader(file))
-  if not rows or rows[0] != ["filename", "label"] or any(len(row) != 2 for row in rows):
-    raise ValueError(f"{path} wants two columns under the header filename,label.")
-  names = [name for name, _ in rows[1:]]
+  rows = cache.read_csv(path, ("filename", "label"))
   read = _from_folder(pictures) if pictures.is_dir() else from_zip(pictures)
-  return Listing([label for _, label in rows[1:]], lambda m: read(names[m]))
+  return Listing([row["label"] for row in rows], lambda m: read(rows[m]["filename"]))
 
 
 def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:
@@ -110,27 +106,24 @@ def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:
     file = (root / name).resolve()  # neither "..", a root nor a link leads out of the folder
     if not file.is_relative_to(root) or not file.is_file():
       raise ValueError(f"{name!r} of a .csv is no file in {folder}. Download the images anew.")
-    return images.decode(file.read_bytes(), str(file))
+    with cache.damaged(file):
+      return images.decode(file.read_bytes())
 
   return read
 
 
 def from_zip(path: pathlib.Path) -> Callable[[str], np.ndarray]:
   """name -> picture, of a zip of pictures, at its top or in images/; nothing is unpacked."""
-  try:
+  with cache.damaged(path):
     archive = zipfile.ZipFile(path)
-  except zipfile.BadZipFile as error:
-    raise ValueError(f"{path} is no whole zip: {error}. Download it anew.") from error
   members = set(archive.namelist())
 
   def read(name: str) -> np.ndarray:
     member = next((m for m in (name, f"images/{name}") if m in members), None)
     if member is None:
       raise ValueError(f"{path} wants a member {name!r} or images/{name}. Download it anew.")
-    try:
-      return images.decode(archive.read(member), f"{path}, {member}")
-    except (zipfile.BadZipFile, zlib.error) as error:
-      raise ValueError(f"{path}, {member}, is damaged: {error}. Download it anew.") from error
+    with cache.damaged(f"{path}, {member}"):
+      return images.decode(archive.read(member))
 
   return read
 

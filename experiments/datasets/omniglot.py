@@ -12,11 +12,11 @@ import os
 import pathlib
 import re
 import zipfile
-import zlib
 
 import numpy as np
 from PIL import Image
 
+from experiments.datasets import cache
 from experiments.datasets import characters as characters_lib
 
 Characters = characters_lib.Characters
@@ -49,7 +49,7 @@ def load(
 
   Raises:
     FileNotFoundError: an archive is missing.
-    OSError: an archive is broken, cut short, or holds other pictures than Omniglot's.
+    ValueError: an archive is broken, cut short, or holds other pictures than Omniglot's.
   """
   if not 8 <= size <= SIDE:
     raise ValueError(f"Omniglot wants a size of 8 to {SIDE} pixels; got {size}. Use 32.")
@@ -76,21 +76,16 @@ def _load_archive(
 
 def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
   drawings: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-  try:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-      for member in sorted(archive.namelist()):
-        # Folders, notes of operating systems and paths that leave the archive do not match.
-        if match := _MEMBER.fullmatch(member):
-          alphabet, character, drawer = match.groups()
-          drawing = _picture(archive.read(member), member)
-          drawings.setdefault((alphabet, character), {})[int(drawer)] = drawing
-  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-    raise OSError(
-      f"{path} is no whole Omniglot archive: {error}. Download it anew from {ORIGIN}."
-    ) from error
+  with cache.damaged(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    for member in sorted(archive.namelist()):
+      # Folders, notes of operating systems and paths that leave the archive do not match.
+      if match := _MEMBER.fullmatch(member):
+        alphabet, character, drawer = match.groups()
+        drawing = _picture(archive.read(member), member)
+        drawings.setdefault((alphabet, character), {})[int(drawer)] = drawing
   wrong = [f"{'/'.join(name)} has {len(d)}" for name, d in drawings.items() if len(d) != DRAWINGS]
   if wrong or not drawings:
-    raise OSError(
+    raise cache.DamagedError(
       f"{path} wants {DRAWINGS} drawings of each character, as images_background/ALPHABET/"
       f"characterNN/IIII_DD.png; of {len(drawings)} characters, {wrong[:3] or 'none is there'}. "
       f"Download it anew from {ORIGIN}."

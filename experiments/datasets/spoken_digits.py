@@ -10,12 +10,10 @@ References: Ghandoura, Hjabo and Al Dakkak, Building and benchmarking an Arabic 
   2021.
 """
 
-import csv
 import dataclasses
 import io
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +34,7 @@ RATE, SAMPLES = 8_000, 8_000
 MELS, HOP, WINDOW = 32, 128, 256
 FRAMES = SAMPLES // HOP
 
+_COLUMNS = ("zip", "member", "digit", "speaker", "round", "split")
 _VERSION = 1  # of the features made here; another number makes caches of the old ones void
 
 
@@ -60,8 +59,7 @@ def load(
     ValueError: a zip is broken, or the index or a recording is other than it should be.
   """
   folder = cache.data_folder("arabic_digits8k", data_dir)
-  with (folder / "index.csv").open(newline="", encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))
+  rows = cache.read_csv(folder / "index.csv", _COLUMNS)
   result = {}
   for split, count in SPEAKERS.items():
     own = [row for row in rows if row["split"] == split]
@@ -81,25 +79,26 @@ def load(
 def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) -> Speakers:
   features = np.full((len(names), DIGITS, ROUNDS, FRAMES, MELS), np.nan, np.float32)
   for packed in sorted({row["zip"] for row in rows}):
-    with zipfile.ZipFile(folder / packed) as archive:
+    with cache.damaged(folder / packed):
+      archive = zipfile.ZipFile(folder / packed)
+    with archive:
       for row in (row for row in rows if row["zip"] == packed):
-        at = names.index(row["speaker"]), int(row["digit"]), int(row["round"]) - 1
-        features[at] = log_mel(_sound(archive, row["member"], folder / packed))
+        with cache.damaged(f"{folder / packed}, {row['member']}"):
+          sound = _sound(archive.read(row["member"]))
+        heard = log_mel(sound)
+        with cache.damaged(folder / "index.csv"):
+          at = names.index(row["speaker"]), int(row["digit"]), int(row["round"]) - 1
+          features[at] = heard
   if np.isnan(features).any():
     raise ValueError(f"{folder}/index.csv names no recording of each digit and round.")
   return Speakers(features, tuple(names))
 
 
-def _sound(archive: zipfile.ZipFile, member: str, path: pathlib.Path) -> np.ndarray:
+def _sound(content: bytes) -> np.ndarray:
   """[SAMPLES] float64 in [-1, 1]."""
-  try:
-    sound, rate = soundfile.read(io.BytesIO(archive.read(member)))
-  except (soundfile.SoundFileError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-    raise ValueError(f"{path}, {member}, is no whole recording: {error}.") from error
+  sound, rate = soundfile.read(io.BytesIO(content))
   if sound.shape != (SAMPLES,) or rate != RATE:
-    raise ValueError(
-      f"{path}, {member}, wants {SAMPLES} samples at {RATE} Hz; got {sound.shape} at {rate}."
-    )
+    raise ValueError(f"{SAMPLES} samples at {RATE} Hz wanted, got {sound.shape} at {rate}")
   return sound
 
 

@@ -75,6 +75,26 @@ class GroceryTest(absltest.TestCase):
     with self.assertRaisesRegex(FileNotFoundError, "index.csv.*data_dir"):
       self.load()
 
+  def test_damaged_tables_are_named(self):
+    for name, change, message in (
+      ("classes", lambda s: s[:-12], "wants 6 columns in each row"),
+      ("index", lambda s: s[:-9], "wants 4 columns in each row"),
+      (
+        "index",
+        lambda s: s.replace(b"fine_label", b"fine_labem"),
+        "wants columns under the header",
+      ),
+      ("index", lambda s: s.replace(b"_0.jpg,1,", b"_0.jpg,77,"), "or classes.csv: .*'77'"),
+      ("classes", lambda s: s.replace(b"Fruit-3", b"Fr\xffit-3"), "UnicodeDecodeError"),
+    ):
+      path = self.folder / f"{name}.csv"
+      whole = path.read_bytes()
+      path.write_bytes(change(whole))
+      self.assertNotEqual(path.read_bytes(), whole)
+      with self.assertRaisesRegex(ValueError, f"^{self.folder}/{name}.csv.*{message}"):
+        self.load()
+      path.write_bytes(whole)
+
 
 @absltest.skipUnless(DATA, "SHRINKMETA_DATA is not set: no Grocery Store to read.")
 class RealTest(absltest.TestCase):

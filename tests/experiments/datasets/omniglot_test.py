@@ -119,7 +119,7 @@ class OmniglotTest(parameterized.TestCase):
   def test_truncated_archive(self, length):
     path = pathlib.Path(self.background)
     path.write_bytes(path.read_bytes()[:length])
-    with self.assertRaisesRegex(OSError, r"images_background\.zip.*Download it anew"):
+    with self.assertRaisesRegex(ValueError, r"images_background\.zip.*Download it anew"):
       omniglot.load(self.folder, cache_dir="")
 
   def test_damaged_member(self):
@@ -128,8 +128,20 @@ class OmniglotTest(parameterized.TestCase):
     at = content.index(b"IDAT")
     content[at + 10] ^= 0xFF
     path.write_bytes(bytes(content))
-    with self.assertRaisesRegex(OSError, "Download it anew"):
+    with self.assertRaisesRegex(ValueError, "Download it anew"):
       omniglot.load(self.folder, cache_dir="")
+
+  def test_any_damage_is_refused_with_the_name_of_the_file(self):
+    path = pathlib.Path(self.background)
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02", whole.index(b"PK\x01\x02") + 1)  # of a drawing
+    # A password, an unknown compression, another checksum, other places.
+    for offset, value in ((8, 1), (10, 77), (16, 1), (42, 255), (45, 255)):
+      damaged = bytearray(whole)
+      damaged[at + offset] ^= value
+      path.write_bytes(damaged)
+      with self.assertRaisesRegex(ValueError, rf"^{path}.*Download it anew"):
+        omniglot.load(self.folder, cache_dir="")
 
   @parameterized.parameters(
     dict(drawers=19, message="has 19"),
@@ -137,14 +149,14 @@ class OmniglotTest(parameterized.TestCase):
     dict(alphabets={}, message="none is there"),
     dict(
       alphabets={"Latin": 1},
-      message="is no whole",
+      message="not whole",
       extra={"images_background/Latin/character02/0001_01.png": b"no picture"},
     ),
   )
   def test_other_content_is_refused(self, message, alphabets=None, **kwargs):
     alphabets = {"Latin": 2} if alphabets is None else alphabets
     write_archive(self.background, "images_background", alphabets, **kwargs)
-    with self.assertRaisesRegex(OSError, message):
+    with self.assertRaisesRegex(ValueError, message):
       omniglot.load(self.folder, cache_dir="")
 
   @parameterized.parameters(4, 106)

@@ -289,8 +289,41 @@ class PhotographsTest(parameterized.TestCase):
     at = content.index(b"IDAT") + 8 if b"IDAT" in content else len(content) // 3
     content[at : at + 20] = bytes(20)
     path.write_bytes(bytes(content))
-    with self.assertRaisesRegex(ValueError, "no whole|is damaged"):
+    with self.assertRaisesRegex(ValueError, "damaged or not whole|no whole pickle"):
       self.load(data_set)
+
+  @parameterized.product(layout=["csv", "zip", "pngs", "npz"], compressed=[False, True])
+  def test_any_damage_is_refused_with_the_name_of_the_file(self, layout, compressed):
+    module, _ = LAYOUTS[layout]
+    self.write(layout)
+    if compressed and layout == "npz":
+      np.savez_compressed(self.folder / "train_images.npz", images=content("train")[0])
+    name = {
+      "csv": "train.csv", "zip": "images.zip", "pngs": "train_images_png.pkl",
+      "npz": "train_images.npz",
+    }[layout]  # fmt: skip
+    chosen = next(
+      one
+      for one in module.DATA_SET.layouts
+      if all((self.folder / n).exists() for n in one.files["train"])
+    )
+    whole = (self.folder / name).read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+      damaged = bytearray(whole)
+      # The last part of a zip tells where its members are and how they are compressed.
+      at = random.integers(random.choice([0, len(damaged) * 9 // 10]), len(damaged))
+      damaged[at] = random.integers(256)
+      (self.folder / name).write_bytes(damaged[: at or 1] if random.random() < 0.1 else damaged)
+      try:
+        listing = chosen.read(*(self.folder / n for n in chosen.files["train"]))
+        for m in range(len(listing.labels)):
+          listing.read(m)
+      except ValueError as error:
+        self.assertIn(str(self.folder), str(error))
+        refused += 1
+    self.assertGreater(refused, 10)
 
   def test_csv_needs_its_header(self):
     data_set = self.write("csv")
@@ -341,7 +374,7 @@ class ImagesTest(absltest.TestCase):
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, "PNG")
-    np.testing.assert_array_equal(images.decode(buffer.getvalue(), "x"), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(images.decode(buffer.getvalue()), np.stack([grey] * 3, -1))
 
 
 if __name__ == "__main__":

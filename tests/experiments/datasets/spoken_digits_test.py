@@ -116,16 +116,39 @@ class SpeakersTest(parameterized.TestCase):
 
   def test_broken_recordings(self):
     cases = (
-      (b"no sound", "no whole recording"),
-      (flac(tone(400.0)[:100]), r"wants 8000 samples at 8000 Hz; got \(100,\)"),
+      (b"no sound", "not whole"),
+      (flac(tone(400.0)[:100]), r"8000 samples at 8000 Hz wanted, got \(100,\)"),
       (flac(tone(400.0), 16000), "got .* at 16000"),
     )
     for content, message in cases:
       with zipfile.ZipFile(self.folder / "0.zip", "w") as archive:
         archive.writestr("word0/0_NO_01.flac", content)
       os.utime(self.folder / "0.zip", ns=(len(content), len(content)))
-      with self.assertRaisesRegex(ValueError, f"0.zip, word0/0_NO_01.flac, .*{message}"):
+      with self.assertRaisesRegex(ValueError, f"0.zip, word0/0_NO_01.flac: .*{message}"):
         self.load()
+
+  def test_damaged_files_are_named(self):
+    path = self.folder / "0.zip"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with self.assertRaisesRegex(ValueError, f"^{path}: damaged .*BadZipFile.*Download it anew"):
+      self.load()
+    path.write_bytes(whole)
+    index = self.folder / "index.csv"
+    table = index.read_text()
+    for change, message in (
+      (("digit", "digjt"), "wants columns under the header zip,member,digit"),
+      ((",0,0,1,train", ",0,0,one,train"), "damaged"),
+      ((",0,0,1,train", ",11,0,1,train"), "damaged"),
+      ((",0,0,1,train", ",9,0,1,train"), "no recording of each digit"),
+    ):
+      index.write_text(table.replace(*change, 1))
+      os.utime(index, ns=(len(message), len(message)))
+      with self.assertRaisesRegex(ValueError, f"^{index}.*{message}"):
+        self.load()
+    index.unlink()
+    with self.assertRaisesRegex(FileNotFoundError, f"^{index} does not exist. Give another"):
+      self.load()
 
   def test_other_counts(self):
     with mock.patch.object(spoken_digits, "SPEAKERS", {"train": 2}):
