@@ -48,9 +48,14 @@ def class_dict(path: pathlib.Path) -> Listing:
   pixels = _pixels(path, pixels)
   labels = np.full(len(pixels), "", object)
   for name, own in rows.items() if isinstance(rows, dict) else ():
-    own = np.asarray(own)
-    if own.dtype.kind not in "iu" or own.size and not 0 <= own.min() <= own.max() < len(pixels):
-      raise ValueError(f"{path}: class {name!r} wants rows of 0 to {len(pixels) - 1}; got {own}.")
+    own = own.tolist() if isinstance(own, np.ndarray) else own
+    if not isinstance(own, list | tuple) or not all(
+      isinstance(row, int | np.integer) and 0 <= row < len(pixels) for row in own
+    ):
+      raise ValueError(
+        f"{path}: class {name!r} wants rows of 0 to {len(pixels) - 1}; got {own!s:.80}."
+      )
+    own = np.array(own, int)
     labels[own] = str(name)
   if not all(labels):
     raise ValueError(f"{path}: {sum(labels == '')} images are in no class of its class_dict.")
@@ -157,6 +162,9 @@ def _entries(path: pathlib.Path, content: Any, *keys: str) -> tuple[Any, ...]:
 
 
 def _pixels(path: pathlib.Path, pixels: Any) -> np.ndarray:
+  if isinstance(pixels, list):
+    with cache.damaged(path):  # no other dtype, in which a few pictures might become large
+      pixels = np.stack(pixels, dtype=np.uint8, casting="equiv")
   pixels = np.asarray(pixels)
   if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
     raise ValueError(f"{path} wants images [M, h, w, 3] uint8; got {pixels.shape} {pixels.dtype}.")
@@ -164,12 +172,16 @@ def _pixels(path: pathlib.Path, pixels: Any) -> np.ndarray:
 
 
 def _labels(path: pathlib.Path, labels: Any, count: int) -> list[str]:
-  labels = np.asarray(labels)
-  if labels.shape != (count,):
-    raise ValueError(f"{path} wants labels [{count}], one an image; got {labels.shape}.")
-  if labels.dtype.kind in "iu":  # in the order of numbers, also as text
-    return [f"{label:04d}" for label in labels.tolist()]
-  return [str(label) for label in labels.tolist()]
+  # No array of a list: one long text in it would make every label as long.
+  labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+  if not isinstance(labels, list | tuple) or len(labels) != count:
+    got = len(labels) if isinstance(labels, list | tuple) else type(labels).__name__
+    raise ValueError(f"{path} wants labels [{count}], one an image; got {got}.")
+  if all(isinstance(label, int | np.integer) for label in labels):
+    return [f"{label:04d}" for label in labels]  # in the order of numbers, also as text
+  if not all(isinstance(label, str | bytes | int | np.generic) for label in labels):
+    raise ValueError(f"{path} wants labels that are numbers or text.")
+  return [str(label) for label in labels]
 
 
 def _specific(path: pathlib.Path, count: int) -> list[str]:

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import shutil
 import tempfile
+import tracemalloc
 import zipfile
 from unittest import mock
 
@@ -251,6 +252,20 @@ class PhotographsTest(parameterized.TestCase):
     path.write_bytes(pickle.dumps(data))
     with self.assertRaisesRegex(ValueError, f"{path}.*{message}"):
       self.load(data_set)
+
+  def test_one_long_text_does_not_lengthen_all(self):
+    data_set = self.write("cifar")
+    path = self.folder / "CIFAR_FS_train.pickle"
+    texts = ["a" * 1_000_000, *("b" for _ in range(19))]
+    path.write_bytes(pickle.dumps({"data": content("train")[0], "labels": texts}))
+    tracemalloc.start()
+    self.addCleanup(tracemalloc.stop)
+    self.assertEqual(list(layouts.data_labels(path).labels), texts)
+    self.assertLess(tracemalloc.get_traced_memory()[1], 10_000_000)
+    path.write_bytes(pickle.dumps({"data": texts, "labels": list(range(20))}))
+    with self.assertRaisesRegex(ValueError, f"{path}.*damaged"):
+      self.load(data_set)
+    self.assertLess(tracemalloc.get_traced_memory()[1], 20_000_000)
 
   @parameterized.parameters(
     ({"a": [0, 1, 2]}, "2 images are in no class"),
