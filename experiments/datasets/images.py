@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def cached(cache_dir: cache.Folder | None, name: str, make: Callable[[], Images]) -> Images:
-  """`make()`, kept as NAME.npz (counts, names) and NAME.npy (images): see `cache.cached`.
+  """`make()`, kept as NAME.npz (counts, names, crc32) and NAME.npy (images): see `cache.cached`.
 
   The images are read by mapping the file into memory, so that a set may be larger than it.
   """
@@ -90,16 +91,31 @@ def cached(cache_dir: cache.Folder | None, name: str, make: Callable[[], Images]
 
 def _read(path: pathlib.Path) -> Images:
   with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-    counts, names = arrays["counts"], tuple(arrays["names"].tolist())
+    counts, names, crc32 = arrays["counts"], tuple(arrays["names"].tolist()), arrays["crc32"]
   images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-  right = images.ndim == 4 and images.dtype == np.uint8 and len(images) == counts.sum()
-  if not right or len(names) != len(counts):
+  right = images.ndim == 4 and images.dtype == np.uint8 and images.flags.c_contiguous
+  if not right or len(images) != counts.sum() or len(names) != len(counts):
     raise ValueError(f"{images.shape} {images.dtype}, {counts.sum()} counted, {len(names)} names")
+  if _crc32(images) != crc32:
+    raise ValueError(f"{path.with_suffix('.npy')} has another checksum than when it was written")
   return Images(images, counts, names)
 
 
 def _write(path: pathlib.Path, content: Images) -> None:
   # The small file last: where it is, the large one is whole.
   cache.replace(path.with_suffix(".npy"), lambda file: np.save(file, content.images))
-  names = np.array(content.names)
-  cache.replace(path, lambda file: np.savez(file, counts=content.counts, names=names))
+  small = {
+    "counts": content.counts,
+    "names": np.array(content.names),
+    "crc32": np.uint32(_crc32(content.images)),
+  }
+  cache.replace(path, lambda file: np.savez(file, **small))
+
+
+def _crc32(images: np.ndarray) -> int:
+  """Of shape and content: members of an .npz have their checksums, an .npy has none.
+
+  A core checks 3 GB a second, even of a file larger than memory; and all of it is read anyway when
+  the pictures go to the device.
+  """
+  return zlib.crc32(np.ascontiguousarray(images).data, zlib.crc32(repr(images.shape).encode()))

@@ -195,6 +195,19 @@ class PhotographsTest(parameterized.TestCase):
     pictures, labels = content("train")
     np.testing.assert_array_equal(got, pictures[np.argsort(labels, kind="stable")])
 
+  def test_a_damaged_cache_is_rebuilt(self):
+    data_set = self.write("cifar")
+    self.load(data_set)
+    path = next(pathlib.Path(self.cache).glob("*train*.npy"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:500] + bytes(1000) + whole[1500:])
+    with self.assertLogs("absl", "WARNING") as logs:
+      got = self.load(data_set)["train"].images
+    self.assertIn("checksum", logs.output[0])
+    pictures, labels = content("train")
+    np.testing.assert_array_equal(got, pictures[np.argsort(labels, kind="stable")])
+    self.assertEqual(path.read_bytes(), whole)
+
   def test_missing_files_are_named(self):
     self.write("pngs")
     (self.folder / "val_labels.pkl").unlink()
