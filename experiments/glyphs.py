@@ -8,7 +8,6 @@ Trains each algorithm on episodes of the training writing systems, adapts it to 
 ones for up to 1000 steps, and prints tables and writes pictures, CSV, JSON and TensorBoard logs.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -30,7 +29,7 @@ from experiments import (
   summaries,
   training,
 )
-from experiments.datasets import characters, episodes, glyphs, omniglot
+from experiments.datasets import cache, characters, episodes, glyphs, omniglot
 from experiments.datasets.source import Source
 
 _ALGORITHMS = flags.DEFINE_list(
@@ -83,11 +82,7 @@ def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data
     everything = glyphs.load()
     train, test = (characters.select(everything, glyphs.SPLITS[s]) for s in ("train", split))
   else:
-    if data_dir is None and "SHRINKMETA_DATA" in os.environ:
-      data_dir = os.path.join(os.environ["SHRINKMETA_DATA"], "omniglot")
-    if data_dir is None:
-      raise ValueError(f"--dataset=omniglot needs --data_dir, a folder of {omniglot.ARCHIVES}.")
-    background, evaluation = omniglot.load(data_dir)
+    background, evaluation = omniglot.load(cache.data_folder("omniglot", data_dir))
     kept = [s for s in background.systems if s not in omniglot.VALIDATION]
     train = characters.select(background, kept)
     validation = characters.select(background, omniglot.VALIDATION)
