@@ -21,10 +21,13 @@ from experiments.mixed.criteria import (
   to_parameters,
   unpack,
 )
-from experiments.mixed.formula import INTERCEPT, Formula
+from experiments.mixed.formula import Formula
 
-_SMALLEST = 1e-4  # sigma over that of the scaled response, at which the search ends
+_SMALLEST = 1e-7  # sigma over that of the scaled response, at which the search ends
+_QUIETEST = 1e-6  # likewise, of the residual: float64 has no digits left for a smaller one
+_SMALL = 1e-3  # of sigma, likewise, below which 0 is tried
 _START = 0.5  # likewise, where it begins
+_NO_WORSE = 1e-4  # what 0 may lose of the criterion, all examples together: the search's own error
 
 
 class Fit(NamedTuple):
@@ -80,26 +83,31 @@ def _likelihood(formula: Formula, family: Family, boundary: tuple[str, ...]) -> 
 
 
 class _Units(NamedTuple):
-  """Factors by which response and terms are divided, so that the search meets numbers near 1."""
+  """What is taken from the response, then factors: so that the search meets numbers near 1."""
 
   response: float
-  centre: float  # taken from the response first; 0 without a fixed intercept
+  fixed: dict[str, float]  # effects of the scaled terms, taken from the response first
   terms: dict[str, float]
 
   def scaled(self, batches: sm.Batch) -> sm.Batch:
     inputs = {term: x / self.terms[term] for term, x in batches.inputs.items()}
-    targets = (batches.targets - self.centre) / self.response
-    return batches._replace(inputs=inputs, targets=targets)
+    targets = batches.targets - sum(b * inputs[term] for term, b in self.fixed.items())
+    return batches._replace(inputs=inputs, targets=targets / self.response)
 
 
 def _units(batches: sm.Batch, formula: Formula, family: Family) -> _Units:
   rows = np.asarray(batches.mask) > 0
   size = lambda x: float(np.sqrt(np.mean(np.square(np.asarray(x)[rows]))))
   terms = {term: size(x) or 1.0 for term, x in batches.inputs.items()}
-  y = np.asarray(batches.targets)[rows]
+  plain = _Units(1.0, dict.fromkeys(formula.fixed, 0.0), terms)
   if family != "gaussian":
-    return _Units(1.0, 0.0, terms)
-  return _Units(float(np.std(y)), float(np.mean(y)) if INTERCEPT in formula.fixed else 0.0, terms)
+    return plain
+  # By what least squares leaves: beside a large fixed effect, sigma and noise are specks.
+  effects = _least_squares(formula, plain.scaled(batches), family)
+  units = plain._replace(fixed=dict(zip(formula.fixed, map(float, effects), strict=True)))
+  sd = lambda y: float(np.std(np.asarray(y)[rows]))
+  left = sd(units.scaled(batches).targets)
+  return units._replace(response=max(left, 1e-10 * sd(batches.targets)))  # not 0 of an exact fit
 
 
 def fit(
@@ -109,7 +117,7 @@ def fit(
   estimator: Estimator = "ml",
   key: jax.Array | None = None,
 ) -> Fit:
-  """The maximum of a criterion; a term whose sigma runs to 0 is set to 0 and reported as such.
+  """The maximum of a criterion; a term whose sigma is best at 0 is set to 0 and reported as such.
 
   Args:
     batches: float64, as `table.grouped` makes them.
@@ -127,9 +135,14 @@ def fit(
   data = scaled if key is None or estimator != "predictive" else halves(scaled, key)
   count = float(np.sum(np.asarray(scaled.mask)))
   found = _search(formula, family, estimator, boundary, data, scaled, count)
-  while sunk := _sunk(formula, boundary, found.x):
-    boundary = boundary + sunk
-    found = _search(formula, family, estimator, boundary, data, scaled, count)
+  kept = ()
+  while term := _smallest(formula, boundary, kept, found.x):
+    zero = _search(formula, family, estimator, (*boundary, term), data, scaled, count)
+    # Small is not 0: beside a slope that varies widely an intercept may be as small and certain.
+    if (zero.fun - found.fun) * count > _NO_WORSE:
+      kept = (*kept, term)
+    else:
+      boundary, found = (*boundary, term), zero
   return _report(formula, family, estimator, boundary, found, data, batches, units, count)
 
 
@@ -155,20 +168,22 @@ def _search(
   )
   lowest = [2 * np.log(_SMALLEST)] * len(random)
   bounds = [(None, None)] * len(formula.fixed) + [(x, None) for x in lowest]
-  bounds += [(None, None)] * len(residual)
+  bounds += [(np.log(_QUIETEST), None)] * len(residual)
   options = {"maxiter": 500, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 20}
   found = scipy.optimize.minimize(
     objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
   )
   # A line search sees the criterion, whose rounding hides the last of the gradient where counts are
   # large; a Newton step sees the gradient.
-  try:
-    x = found.x - np.linalg.solve(hessian(found.x, data) / count, found.jac)
-  except np.linalg.LinAlgError:
-    return found
-  value, grad = objective(x)
-  inside = all(low is None or v >= low for v, (low, _) in zip(x, bounds, strict=True))
-  if inside and np.abs(grad).max() < np.abs(found.jac).max():
+  for _ in range(3):
+    try:
+      x = found.x - np.linalg.solve(hessian(found.x, data) / count, found.jac)
+    except np.linalg.LinAlgError:
+      break
+    value, grad = objective(x)
+    inside = all(low is None or v >= low for v, (low, _) in zip(x, bounds, strict=True))
+    if not (inside and np.abs(grad).max() < np.abs(found.jac).max()):
+      break
     found.x, found.fun, found.jac = x, value, grad
   return found
 
@@ -184,11 +199,14 @@ def _least_squares(formula: Formula, batches: sm.Batch, family: Family) -> np.nd
   return np.linalg.lstsq(x, f, rcond=None)[0]
 
 
-def _sunk(formula: Formula, boundary: tuple[str, ...], v: np.ndarray) -> tuple[str, ...]:
-  """Terms whose sigma ended at the lower bound, or so close that it makes no difference."""
+def _smallest(
+  formula: Formula, boundary: tuple[str, ...], kept: tuple[str, ...], v: np.ndarray
+) -> str | None:
+  """The term of the smallest sigma, if that is small and neither on the boundary nor kept."""
   random = [term for term in formula.random if term not in boundary]
-  values = v[len(formula.fixed) : len(formula.fixed) + len(random)]
-  return tuple(t for t, x in zip(random, values, strict=True) if x < 2 * np.log(10 * _SMALLEST))
+  values = zip(v[len(formula.fixed) :], random, strict=False)
+  small = [(x, term) for x, term in values if x < 2 * np.log(_SMALL) and term not in kept]
+  return min(small)[1] if small else None
 
 
 def _report(
@@ -215,8 +233,8 @@ def _report(
   fixed, fixed_se, sd, interval = {}, {}, {}, {}
   ratio = lambda term: units.response / units.terms[term]
   for i, term in enumerate(formula.fixed):
-    centre = units.centre if term == INTERCEPT else 0.0
-    fixed[term], fixed_se[term] = float(v[i] * ratio(term) + centre), float(se[i] * ratio(term))
+    value = v[i] * ratio(term) + units.fixed[term] / units.terms[term]
+    fixed[term], fixed_se[term] = float(value), float(se[i] * ratio(term))
   for term in formula.random:
     if term in boundary:
       sd[term], interval[term] = 0.0, (float("nan"), float("nan"))

@@ -185,6 +185,58 @@ def test_other_families_against_laplace_in_numpy(tmp_path, family):
   assert found.log_likelihood == pytest.approx(-want.fun, abs=1e-6) and found.converged
 
 
+def beside_a_trend(slope, sd):
+  """y = slope x + u_g + e, e 0 on average in each of 40 groups: formula, batches and a frame."""
+  rng = np.random.default_rng(0)
+  x, level, noise = np.arange(10.0), sd * rng.normal(size=(40, 1)), rng.normal(size=(40, 10))
+  y = slope * x + level + noise - noise.mean(1, keepdims=True)
+  names = np.repeat([f"g{g}" for g in range(40)], 10)
+  frame = pd.DataFrame({"y": y.ravel(), "x": np.tile(x, 40), "g": names})
+  formula = parse("y ~ x + (1 | g)")
+  columns = {name: [str(v) for v in frame[name]] for name in frame}
+  return formula, table.grouped(columns, formula, "gaussian").batches, frame
+
+
+@pytest.mark.parametrize("estimator", ("ml", "reml"))
+def test_a_small_sd_beside_a_large_fixed_effect_is_not_0(estimator):
+  """sd 5 where the response, trend included, has 30,000."""
+  formula, batches, frame = beside_a_trend(1e4, 5.0)
+  found = model.fit(formula, "gaussian", batches, estimator)
+  want = smf.mixedlm("y ~ x", frame, groups="g").fit(reml=estimator == "reml", method="bfgs")
+  assert found.singular == () and found.converged
+  close(found.sd[INTERCEPT], float(np.sqrt(want.cov_re.iloc[0, 0])))
+  close(found.residual, float(np.sqrt(want.scale)))
+  close(found.fixed["x"], want.fe_params["x"], 1e-7)
+  close(found.fixed_se["x"], want.bse_fe["x"])
+  assert found.criterion == pytest.approx(want.llf, abs=1e-4)
+
+
+def test_a_trend_makes_no_singular_fit_regular():
+  formula, batches, frame = beside_a_trend(1e4, 0.0)
+  found = model.fit(formula, "gaussian", batches)
+  assert found.singular == (INTERCEPT,) and found.sd[INTERCEPT] == 0.0 and found.converged
+  assert found.log_likelihood == pytest.approx(smf.ols("y ~ x", frame).fit().llf, abs=1e-6)
+
+
+def test_a_small_sd_beside_a_large_random_slope_is_not_0(tmp_path):
+  """Levels of sd 1 and noise 0.1 beside slopes of sd 500: the likelihood says that 1 is not 0."""
+  rng = np.random.default_rng(6)
+  level, slope = rng.normal(size=(40, 1)), 500 * rng.normal(size=(40, 1))
+  x = rng.uniform(-5, 5, size=(40, 10))
+  y = level + slope * x + 0.1 * rng.normal(size=x.shape)
+  names = np.repeat([f"g{g}" for g in range(40)], 10)
+  path = tmp_path / "slopes.csv"
+  pd.DataFrame({"y": y.ravel(), "x": x.ravel(), "g": names}).to_csv(path, index=False)
+  formula = parse("y ~ x + (x || g)")
+  data = table.grouped(table.read(path), formula, "gaussian")
+  found = model.fit(formula, "gaussian", data.batches)
+  assert found.singular == () and found.converged
+  # Groups tell their level, slope and noise all but exactly: the estimates are these numbers' own.
+  close(found.sd[INTERCEPT], float(np.std(level)), 0.05)
+  close(found.sd["x"], float(np.std(slope)), 0.01)
+  close(found.residual, 0.1, 0.1)
+
+
 def test_a_singular_fit_is_a_boundary_estimate(tmp_path):
   formula, data, _ = simulated(tmp_path, "gaussian", sd=(0.9, 0.0), seed=1)
   found = model.fit(formula, "gaussian", data.batches)
