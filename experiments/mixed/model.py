@@ -31,7 +31,11 @@ _NO_WORSE = 1e-4  # what 0 may lose of the criterion, all examples together: the
 
 
 class Fit(NamedTuple):
-  """A maximum. Standard deviations, errors and intervals are in the units of the data."""
+  """A maximum. Standard deviations, errors and intervals are in the units of the data.
+
+  Errors and intervals are nan where the criterion is l_PLL: as that is no log likelihood of phi and
+  sigma, its curvature tells how flat it is, and nothing of how far the estimates are off.
+  """
 
   fixed: dict[str, float]
   fixed_se: dict[str, float]
@@ -228,7 +232,8 @@ def _report(
     covariance = np.linalg.inv(hessian(v, data))
   except np.linalg.LinAlgError:
     covariance = np.full((v.size, v.size), np.nan)
-  se = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), np.nan))
+  width = np.sqrt(np.where(np.diag(covariance) > 0, np.diag(covariance), np.nan))
+  se = np.full_like(width, np.nan) if estimator == "predictive" else width
   random = [term for term in formula.random if term not in boundary]
   fixed, fixed_se, sd, interval = {}, {}, {}, {}
   ratio = lambda term: units.response / units.terms[term]
@@ -246,7 +251,9 @@ def _report(
   names += ["residual"] if family == "gaussian" else []
   limits = [1e3] * len(formula.fixed) + [6.0] * len(random) + [3.0]
   wide = lambda value, limit: not value < limit
-  undetermined = tuple(n for n, e, limit in zip(names, se, limits, strict=False) if wide(e, limit))
+  undetermined = tuple(
+    n for n, e, limit in zip(names, width, limits, strict=False) if wide(e, limit)
+  )
   residual = residual_interval = None
   if family == "gaussian":
     residual, residual_interval = _log_interval(v[-1], se[-1], units.response)

@@ -22,22 +22,27 @@ _CRITERION = {
 def text(fitted: Fit, formula: Formula, data: Grouped, family: str, estimator: str) -> str:
   """What the binary prints."""
   sizes = np.asarray(data.batches.mask).sum(1).astype(int)
+  wald = estimator != "predictive"  # which has neither errors nor intervals
   lines = [
     f"{formula.response} by {formula.group}, {family}, {estimator}: {data.rows} rows, "
     f"{len(data.groups)} groups of {sizes.min()} to {sizes.max()}",
     "",
-    f"{'fixed effect':<24}{'estimate':>12}{'se':>12}",
+    f"{'fixed effect':<24}{'estimate':>12}" + (f"{'se':>12}" if wald else ""),
   ]
   for term, value in fitted.fixed.items():
-    lines.append(f"{term:<24}{value:>12.6g}{fitted.fixed_se[term]:>12.4g}")
-  lines += ["", f"{'standard deviation':<24}{'estimate':>12}   95 % interval"]
+    se = f"{fitted.fixed_se[term]:>12.4g}" if wald else ""
+    lines.append(f"{term:<24}{value:>12.6g}{se}")
+  lines += [
+    "",
+    f"{'standard deviation':<24}{'estimate':>12}" + ("   95 % interval" if wald else ""),
+  ]
   rows = [(f"{term} by {formula.group}", fitted.sd[term], fitted.sd_interval[term])
           for term in formula.random]  # fmt: skip
   if fitted.residual is not None and fitted.residual_interval is not None:
     rows.append(("residual", fitted.residual, fitted.residual_interval))
   for name, value, (low, high) in rows:
-    note = "boundary estimate" if value == 0 else f"[{low:.4g}, {high:.4g}]"
-    lines.append(f"{name:<24}{value:>12.6g}   {note}")
+    note = "boundary estimate" if value == 0 else f"[{low:.4g}, {high:.4g}]" if wald else ""
+    lines.append(f"{name:<24}{value:>12.6g}   {note}".rstrip())
   lines += ["", f"{_CRITERION[estimator]} {fitted.criterion:.4f}"]
   if estimator != "ml":
     lines.append(f"log-likelihood at these estimates {fitted.log_likelihood:.4f}")
@@ -45,7 +50,7 @@ def text(fitted: Fit, formula: Formula, data: Grouped, family: str, estimator: s
     lines.append("Likelihoods of this family are Laplace's approximation.")
   if fitted.singular:
     lines.append(
-      f"Singular fit: the likelihood is highest at a standard deviation of 0 for "
+      f"Singular fit: the {_CRITERION[estimator]} is highest at a standard deviation of 0 for "
       f"{', '.join(fitted.singular)}. A boundary estimate, and not evidence of no variation."
     )
   if fitted.undetermined:
@@ -64,7 +69,8 @@ def as_json(
 ) -> dict[str, Any]:
   """All of it; numbers that do not exist are null."""
   number = lambda x: None if x is None or not math.isfinite(x) else float(x)
-  interval = lambda pair: None if pair is None else [number(x) for x in pair]
+  none = lambda pair: pair is None or all(math.isnan(x) for x in pair)
+  interval = lambda pair: None if none(pair) else [number(x) for x in pair]
   sizes = np.asarray(data.batches.mask).sum(1)
   groups = {}
   for g, name in enumerate(data.groups):
@@ -124,7 +130,8 @@ def plot(
     ax.set_xlim(inner.min() - 0.5 * width, inner.max() + 0.5 * width)
     ax.set_ylim(-1, count)
     low, high = fitted.sd_interval[term]
-    between = "on the boundary" if spread == 0 else f"[{low:.3g}, {high:.3g}]"
+    between = "" if math.isnan(low) else f"[{low:.3g}, {high:.3g}]"
+    between = "on the boundary" if spread == 0 else between
     ax.set_title(rf"$\sigma$ {spread:.3g}  {between}", fontsize=10)
     ax.set_xlabel(term)
   axes[0].set_ylabel(formula.group)

@@ -3,8 +3,8 @@
     python -m experiments.mixed --simulate=200
 
 y = level_g + slope_g x + noise: 40 groups of 2 to 20 observations. Prints, for each estimator and
-each standard deviation, the median bias, how often the 95 % interval holds the truth, and the
-efficiency: the mean squared error of REML's log sd over that of the estimator.
+each standard deviation, the median bias, how often the 95 % interval holds the truth, if there is
+one, and the efficiency: the mean squared error of REML's log sd over that of the estimator.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def run(datasets: int, seed: int) -> list[dict[str, Any]]:
           "truth": truth,
           "median": float(np.median(estimates)),
           "median_bias": float(np.median(estimates) / truth - 1),
-          "coverage": float(np.mean(inside)),
+          "coverage": None if name == "predictive" else float(np.mean(inside)),
           "efficiency": error(best) / error(estimates),
           "singular": int(np.sum(estimates == 0)),
           "not_converged": sum(not fit.converged for fit in found[name]),
@@ -92,8 +92,9 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
     "|---|---|---|---|---|---|---|",
   ]
   for row in rows:
+    coverage = "none" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
     lines.append(
       f"| {row['estimator']} | {row['sd']} | {row['truth']:g} | {row['median']:.3f} | "
-      f"{100 * row['median_bias']:+.1f} | {100 * row['coverage']:.1f} | {row['efficiency']:.2f} |"
+      f"{100 * row['median_bias']:+.1f} | {coverage} | {row['efficiency']:.2f} |"
     )
   return "\n".join(lines)

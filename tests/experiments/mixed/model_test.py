@@ -14,7 +14,7 @@ import scipy.optimize
 import scipy.stats
 import statsmodels.formula.api as smf
 
-from experiments.mixed import criteria, groups, model, table
+from experiments.mixed import criteria, groups, model, report, table
 from experiments.mixed.formula import INTERCEPT, parse
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -271,6 +271,30 @@ def test_the_predictive_estimate_is_near_the_others(tmp_path):
   assert found.log_likelihood < ml.log_likelihood
   with pytest.raises(ValueError, match="pass a key"):
     model.fit(formula, "gaussian", data.batches, "predictive")
+
+
+def test_the_predictive_estimate_has_no_errors_and_no_intervals(tmp_path):
+  """Its criterion is no log likelihood of phi and sigma."""
+  formula, data, _ = simulated(tmp_path, "gaussian")
+  out = {}
+  for estimator in ("ml", "predictive"):
+    found = model.fit(formula, "gaussian", data.batches, estimator, jax.random.key(0))
+    effects = groups.group_effects(formula, "gaussian", found, data.batches)
+    own = groups.unshrunk(formula, data.batches)
+    written = report.as_json(found, data, effects, own, {})
+    report.plot(tmp_path / f"{estimator}.png", found, formula, data, effects, own)
+    out[estimator] = written, report.text(found, formula, data, "gaussian", estimator)
+    assert found.undetermined == ()
+  written, printed = out["predictive"]
+  assert "95 %" not in printed and "nan" not in printed and "[" not in printed
+  assert [line.split() for line in printed.split("\n")][2] == ["fixed", "effect", "estimate"]
+  assert written["fixed_se"] == written["sd_interval"] == {INTERCEPT: None, "x": None}
+  assert written["residual_interval"] is None and written["residual"] > 0
+  written, printed = out["ml"]
+  assert "95 % interval" in printed and printed.count("[") == 3
+  assert min(written["fixed_se"].values()) > 0
+  low, high = written["residual_interval"]
+  assert low < written["residual"] < high
 
 
 def test_large_counts_and_responses_far_from_zero(tmp_path):

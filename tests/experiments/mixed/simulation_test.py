@@ -38,3 +38,4 @@ def test_200_data_sets():
     assert 0.92 <= row["coverage"] <= 0.98, (sd, row)
     assert row["efficiency"] == 1.0
   assert all(row["not_converged"] == 0 for row in rows), rows
+  assert all((row["coverage"] is None) == (row["estimator"] == "predictive") for row in rows)
