@@ -31,6 +31,7 @@ _SIMULATE = flags.DEFINE_integer(
   "simulate", None, "In place of --data: fits so many simulated data sets by every estimator.", 2
 )
 _JSON = flags.DEFINE_string("json", None, "Writes the fit and every group's estimate there.")
+_PICTURES = (".png", ".pdf", ".svg")
 _PLOT = flags.DEFINE_string("plot", None, "Writes a picture (png, pdf, svg) of the groups there.")
 
 
@@ -38,6 +39,9 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  # Before a fit, which may take minutes.
+  if _PLOT.value and pathlib.Path(_PLOT.value).suffix.lower() not in _PICTURES:
+    raise app.UsageError(f"--plot={_PLOT.value} must end in one of {', '.join(_PICTURES)}.")
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_x64", True)
   if _SIMULATE.value:

@@ -338,6 +338,11 @@ def test_what_the_data_leave_open_is_said():
     ((), "Give --data and --formula"),
     (("--data=nothing.csv", "--formula=y ~ (1 | g)"), "no file nothing.csv"),
     (("--data=nothing.csv", "--formula=y ~ (x | g)"), "correlated"),
+    (
+      ("--data=nothing.csv", "--formula=y ~ (1 | g)", "--plot=p.xyz"),
+      "p.xyz must end in one of .png",
+    ),
+    (("--data=nothing.csv", "--formula=y ~ (1 | g)", "--plot=p.PNG"), "no file nothing.csv"),
   ),
 )
 def test_the_binary_says_what_is_wrong(arguments, message):
