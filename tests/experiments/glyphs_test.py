@@ -138,7 +138,7 @@ def test_checkpoints_are_at_least_a_step_apart():
 
 def test_omniglot_without_a_folder(tmp_path, monkeypatch):
   monkeypatch.delenv("SHRINKMETA_DATA", raising=False)
-  with pytest.raises(FileNotFoundError, match="Where is omniglot.*data_dir.*SHRINKMETA_DATA"):
+  with pytest.raises(app.UsageError, match="Where is omniglot.*data_dir.*SHRINKMETA_DATA"):
     run(tmp_path, dataset="omniglot")
   with pytest.raises(app.UsageError, match="images_background.zip"):
     run(tmp_path, dataset="omniglot", data_dir=str(tmp_path))
