@@ -8,6 +8,7 @@ Trains each algorithm on episodes of the training writing systems, adapts it to 
 ones for up to 1000 steps, and prints tables and writes pictures, CSV, JSON and TensorBoard logs.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -70,7 +71,7 @@ class Data(NamedTuple):
 
 
 class Sources(NamedTuple):
-  """Episodes of them."""
+  """Episodes of them; those to test on take the systems in turn."""
 
   train: Source
   test: Source
@@ -93,7 +94,14 @@ def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data
 def make_sources(config: configs.Config, data: Data) -> Sources:
   """Episodes of both sides of the split, of the shape that the settings ask for."""
   shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
-  return Sources(*(episodes.source(shape, own) for own in data))
+  return Sources(
+    episodes.source(shape, data.train), episodes.source(shape, data.test, in_turn=True)
+  )
+
+
+def rounds(config: configs.Config, sources: Sources) -> int:
+  """Episodes of each system to test on: together at least config.test_episodes."""
+  return math.ceil(config.test_episodes / cast(int, sources.test.tasks))
 
 
 def run_arm(
@@ -104,7 +112,10 @@ def run_arm(
   log_dir: pathlib.Path,
   checkpoints: sm.Checkpoints | None = None,
 ) -> results.Curve:
-  """Trains one algorithm from one seed and adapts it to the test episodes."""
+  """Trains one algorithm from one seed and adapts it to the test episodes.
+
+  Episodes of one system are alike: they are averaged, and the curve has a column a system.
+  """
   init_key, train_key = jax.random.split(jax.random.key(seed))
   net = networks.ConvNet(config.ways, config.features, config.norm)
   params = net.init(init_key, jnp.zeros((1, config.size, config.size, 1)))["params"]
@@ -128,16 +139,19 @@ def run_arm(
     [sm.tensorboard(log_dir)],
     checkpoints,
   )
+  count = cast(int, sources.test.tasks) * rounds(config, sources)
   adapted = training.adapt(
     learner,
     likelihood,
     trained.state,
     lambda start, count: sample(sources.test, test_key, start, count),
-    config.test_episodes,
+    count,
     tuple(config.adapt_steps),
-    min(8, config.test_episodes),
+    min(8, count),
     name,
   )
+  by_system = lambda x: x.reshape(len(x), rounds(config, sources), -1).mean(1)
+  adapted = adapted._replace(accuracy=by_system(adapted.accuracy), nll=by_system(adapted.nll))
   return training.as_curve(learner, name, seed, config.adapt_steps, trained, adapted)
 
 
@@ -149,9 +163,10 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
   if learned:
     sigma_plots.sigma_per_module(out / "sigma.png", learned)
     sigma_plots.sigma_history(out / "sigma_history.png", learned)
-  parts = [summaries.accuracy_table(curves), summaries.overfitting_table(curves)]
+  over = "writing systems"
+  parts = [summaries.accuracy_table(curves, over), summaries.overfitting_table(curves, over)]
   if {"sigma_imaml"} < {c.algorithm for c in curves}:
-    parts.append(summaries.paired_table(curves))
+    parts.append(summaries.paired_table(curves, over=over))
   shown = {c.algorithm: c for c in reversed(learned)}  # the first seed of each
   parts += [summaries.module_table(curve) for curve in shown.values()]
   return "\n\n".join(parts)
@@ -200,7 +215,8 @@ def run(
     f"{dataset}, {split} systems, {config.ways}-way {config.shots}-shot, {config.size} x "
     f"{config.size} pixels, norm: {config.norm}"
     + (" (transductive)" if config.norm == "batch" else "")
-    + f", {config.test_episodes} episodes, seeds {', '.join(map(str, seeds))}"
+    + f", {sources.test.tasks} systems, the mean of {rounds(config, sources)} episodes each, "
+    + f"seeds {', '.join(map(str, seeds))}"
   )
   return f"{protocol}\n\n{report(out, curves)}"
 

@@ -22,8 +22,12 @@ from experiments.results import (
 _STAGES = ("compile", "train", "adapt")
 
 
-def accuracy_table(curves: Sequence[Curve]) -> str:
-  """Accuracy and negative log-likelihood by adaptation step, mean ± 95 % interval over episodes."""
+def accuracy_table(curves: Sequence[Curve], over: str = "episodes") -> str:
+  """Accuracy and negative log-likelihood by adaptation step, mean ± 95 % interval over episodes.
+
+  Args:
+    over: what the columns of the curves are, in words.
+  """
   steps = [str(step) for step in np.asarray(curves[0].steps)] if curves else []
 
   def table(field: str, scale: float, digits: int) -> str:
@@ -35,16 +39,21 @@ def accuracy_table(curves: Sequence[Curve]) -> str:
 
   title = "Negative log-likelihood in nats per example by adaptation step"
   if not has(curves, "accuracy"):
-    return f"{title}, {_sample(curves)}\n\n{table('nll', 1, 3)}\n"
+    return f"{title}, {_sample(curves, over)}\n\n{table('nll', 1, 3)}\n"
   return (
-    f"Accuracy in % by adaptation step, {_sample(curves)}\n\n"
+    f"Accuracy in % by adaptation step, {_sample(curves, over)}\n\n"
     f"{table('accuracy', 100, 1)}\n\n"
     f"{title}\n\n"
     f"{table('nll', 1, 3)}\n"
   )
 
 
-def paired_table(curves: Sequence[Curve], reference: str = "sigma_imaml", step: int = -1) -> str:
+def paired_table(
+  curves: Sequence[Curve],
+  reference: str = "sigma_imaml",
+  step: int = -1,
+  over: str = "episodes",
+) -> str:
   """Reference − rival on the same episodes: accuracy in points, and negative log-likelihood.
 
   Better than a rival: accuracy above 0, negative log-likelihood below 0. The intervals hold for
@@ -54,6 +63,7 @@ def paired_table(curves: Sequence[Curve], reference: str = "sigma_imaml", step: 
     curves: at equal steps and on the same episodes.
     reference: the algorithm the others are subtracted from.
     step: index into `Curve.steps`, the last by default.
+    over: what the columns of the curves are, in words.
   """
   accuracy, nll = average_seeds(curves, "accuracy"), average_seeds(curves, "nll")
   if reference not in accuracy:
@@ -81,11 +91,13 @@ def paired_table(curves: Sequence[Curve], reference: str = "sigma_imaml", step: 
   header = ["rival", "accuracy in points", "nats per example"]
   if not has(curves, "accuracy"):
     rows, header = [[row[0], row[2]] for row in rows], [header[0], header[2]]
-  title = f"{reference} minus rival after {steps[step]} adaptation steps, paired, {_sample(curves)}"
+  title = (
+    f"{reference} minus rival after {steps[step]} adaptation steps, paired, {_sample(curves, over)}"
+  )
   return f"{title}\n\n{_markdown(header, rows)}\n"
 
 
-def overfitting_table(curves: Sequence[Curve]) -> str:
+def overfitting_table(curves: Sequence[Curve], over: str = "episodes") -> str:
   """What adapting for too long costs: accuracy at the last step against the best step.
 
   The best step is picked on these very episodes, so the loss is never positive, and 0 says that
@@ -106,7 +118,7 @@ def overfitting_table(curves: Sequence[Curve]) -> str:
     )
   last = np.asarray(curves[0].steps)[-1]
   header = ["algorithm", "best step", "accuracy there in %", f"at step {last} in %", "difference"]
-  return f"Best and last adaptation step, {_sample(curves)}\n\n{_markdown(header, rows)}\n"
+  return f"Best and last adaptation step, {_sample(curves, over)}\n\n{_markdown(header, rows)}\n"
 
 
 def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
@@ -251,14 +263,13 @@ def module_table(curve: Curve) -> str:
   return f"{title}\n\n{_markdown(['module', 'parameters', 'sigma', 'rms moved'], rows)}\n"
 
 
-def _sample(curves: Sequence[Curve]) -> str:
+def _sample(curves: Sequence[Curve], over: str = "episodes") -> str:
   """What the intervals of a table are taken over, in words."""
   groups = group_by_algorithm(curves)
   seeds = sorted({len(group) for group in groups.values()})
   count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-  episodes = np.asarray(curves[0].accuracy).shape[1]
   return (
-    f"mean ± 95 % interval over {episodes} episodes, "
+    f"mean ± 95 % interval over {np.asarray(curves[0].accuracy).shape[1]} {over}, "
     f"each the mean of {count} seed{'s' * (count != '1')}"
   )
 

@@ -67,10 +67,12 @@ def device_pool(characters: characters_lib.Characters) -> Pool:
   )
 
 
-def source(config: EpisodeConfig, characters: characters_lib.Characters) -> Source:
+def source(
+  config: EpisodeConfig, characters: characters_lib.Characters, in_turn: bool = False
+) -> Source:
   """Endless episodes of `characters`.
 
-  An episode draws a writing system uniformly, `ways` distinct characters of it, and
+  An episode draws a writing system uniformly, or takes the next with `in_turn`, `ways` distinct characters of it, and
   `shots + queries` renderings of each. These are distinct where a character has as many, so that
   train and val of Omniglot never share a drawing. Where it has fewer, all of them are taken in
   turn, in random order: then train and val may show one rendering under two distortions.
@@ -91,13 +93,19 @@ def source(config: EpisodeConfig, characters: characters_lib.Characters) -> Sour
       f"Episodes want {config.size} x {config.size} pixels of stored {pool.images.shape[2:]}. "
       "Lower `size`, or load the characters at a larger one."
     )
-  return Source(_episode, config, pool)
+  draw = _episode_of if in_turn else _episode
+  return Source(draw, config, pool, tasks=len(pool.sizes) if in_turn else None)
 
 
 def _episode(config: EpisodeConfig, pool: Pool, number: jax.Array, key: jax.Array) -> Task:
   del number  # every index is another episode
-  system_key, class_key, rendering_key, augment_key = jax.random.split(key, 4)
-  system = jax.random.randint(system_key, [], 0, pool.sizes.shape[0])
+  system = jax.random.randint(jax.random.split(key, 4)[0], [], 0, pool.sizes.shape[0])
+  return _episode_of(config, pool, system, key)
+
+
+def _episode_of(config: EpisodeConfig, pool: Pool, system: jax.Array, key: jax.Array) -> Task:
+  """An episode of one writing system."""
+  _, class_key, rendering_key, augment_key = jax.random.split(key, 4)
   classes = pool.members[system, choose(class_key, pool.sizes[system], pool.members.shape[1])]
   classes = classes[: config.ways]  # [ways]
   counts = pool.counts[classes]
