@@ -73,9 +73,10 @@ def source(
   """Endless episodes of `characters`.
 
   An episode draws a writing system uniformly, or takes the next with `in_turn`, `ways` distinct
-  characters of it, and `shots + queries` renderings of each. These are distinct where a character has as many, so that
-  train and val of Omniglot never share a drawing. Where it has fewer, all of them are taken in
-  turn, in random order: then train and val may show one rendering under two distortions.
+  characters of it, and `shots + queries` renderings of each. These are distinct where a character
+  has as many, so that train and val of Omniglot never share a drawing. Where it has fewer, all of
+  them are taken in turn, in random order: then train and val may show one rendering under two
+  distortions.
 
   Returns:
     A source of Batch(inputs [T, N, size, size, 1] float32 in [0, 1], ink = 1; targets [T, N] int32

@@ -79,6 +79,8 @@ RANGES: Mapping[str, tuple[str, tuple[tuple[int, int], ...]]] = {
 }
 
 # Scripts that borrow shapes from each other (Latin, Greek, Cyrillic, Lisu, mathematics) all train.
+# Simple shapes recur all the same: of 288 renderings to test on 20 are within 0.3 of one to train
+# on, 13 of Tifinagh (YADD is a Latin E), 5 of Hebrew; 9 of them are the same to the pixel.
 SPLITS: Mapping[str, tuple[str, ...]] = {
   "train": (
     "Latin capital",

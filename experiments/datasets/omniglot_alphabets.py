@@ -72,7 +72,9 @@ def problem(
   """Tasks of 20 characters of one alphabet; index i of validation or test is the i-th alphabet.
 
   Settings chosen on the validation alphabets of one T may be used for any smaller T, whose test
-  alphabets are not among them.
+  alphabets are not among them. They may be among those that the trials trained on: those of T = 10
+  all are, where the trials had T = 25. No network and no score of a trial is kept, but its rates
+  were then not chosen without the tests having been seen.
 
   Args:
     train_alphabets: T; 1 to the number of alphabets with 20 characters, less 11.

@@ -17,6 +17,8 @@ from experiments import configs, glyphs, results
 
 ALGORITHMS = ("sigma_imaml", "fomaml")
 
+SYSTEMS = 8  # to test on; the preset asks for four episodes, fewer than one each
+
 
 def run(out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", **keywords) -> str:
   config = configs.load("smoke")
@@ -37,7 +39,8 @@ def test_end_to_end_and_again(tmp_path):
   sigma = [c.history["sigma/head"] for c in curves if c.algorithm == "sigma_imaml"]
   assert all(len(s) == 3 and np.isfinite(s).all() for s in sigma) and sigma[0] != sigma[1]
   with (tmp_path / "a" / "results.csv").open() as file:
-    assert len(list(csv.reader(file))) == 1 + 4 * 4 * 3  # curves, episodes, steps
+    assert len(list(csv.reader(file))) == 1 + 4 * SYSTEMS * 3  # curves, systems, steps
+  assert f"{SYSTEMS} systems, the mean of 1 episodes each" in tables
 
   run(tmp_path / "b", algorithms=("sigma_imaml",))
   again = results.read_json(tmp_path / "b" / "results.json")[1][0]

@@ -85,6 +85,14 @@ class DrawTest(parameterized.TestCase):
       share = np.bincount(classes[small, way], minlength=4)[:4] / small.sum()
       np.testing.assert_allclose(share, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / small.sum()))
 
+  def test_systems_in_turn_each_round_with_other_characters(self):
+    source = episodes.source(PLAIN, coded(sizes=(6, 7, 9)), in_turn=True)
+    self.assertEqual(source.tasks, 3)
+    found = decode(SAMPLE(source, self.key, 0, 12).val)[0].reshape(12, -1)
+    system = np.digitize(found, (6, 13))
+    np.testing.assert_array_equal(system, np.tile([0, 1, 2], 4)[:, None] + 0 * system)
+    self.assertLen({tuple(row) for row in found}, 12)
+
   def test_train_and_val_share_no_rendering_where_there_are_enough(self):
     (_, train), (_, val) = self.plain()
     both = np.sort(np.concatenate([train, val], axis=-1), axis=-1)
