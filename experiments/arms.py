@@ -33,6 +33,7 @@ DEFAULT = ("sigma_imaml", "reptile", "fomaml")
 _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "sgd": optax.sgd,
   "adam": optax.adam,
+  "lbfgs": lambda rate: optax.lbfgs(),  # finds a rate of its own, by a line search
   # The square root of a zero second moment has no derivative: a gradient through Adam's steps is
   # NaN wherever an entry's gradient is 0, as under a norm, unless a root is added.
   "smooth_adam": functools.partial(optax.adam, eps_root=1e-8),
