@@ -196,29 +196,33 @@ def test_the_variance_survives_float32_where_the_prior_is_wide(sigma, rank):
 LABELLED = sm.categorical(lambda theta, x: x @ theta["w"])
 
 
-def of_labels(targets, mask=None):
-  w = {"w": jnp.eye(2, 3)}
-  batch = sm.Batch(jnp.ones((3, 2)), jnp.array([0, 1, 2]))
+def of_labels(mask=None):
+  """targets [N] -> log_predictive [N], 20 draws, in float32."""
+  w = {"w": jnp.eye(2, 3, dtype=jnp.float32)}
+  inputs = lambda n: jnp.ones((n, 2), jnp.float32)
+  batch = sm.Batch(inputs(3), jnp.array([0, 1, 2]))
   posterior = sm.posterior(LABELLED, {"w": "w"}, w, {"w": 0.0}, w, batch)
-  mask = None if mask is None else jnp.asarray(mask)
-  batch = sm.Batch(jnp.ones((len(targets), 2)), jnp.asarray(targets), mask)
-  return lambda: posterior.log_predictive(jax.random.key(0), batch, 20)
+
+  def log_predictive(targets):
+    batch = sm.Batch(inputs(len(targets)), targets, mask)
+    return posterior.log_predictive(jax.random.key(0), batch, 20)
+
+  return log_predictive
 
 
 def test_log_predictive_of_padding_is_0_whatever_its_target():
-  whole, padded = of_labels([0, 1, 2]), of_labels([0, 1, 2, -1], [1.0, 1.0, 1.0, 0.0])
-  got = padded()
-  assert got[3] == 0.0
-  # Other draws: of four outputs, not three. Equal inputs have equal draws in each.
-  np.testing.assert_allclose(got[:3], whole(), atol=0.5)
-  np.testing.assert_array_equal(got, jax.jit(padded)())
+  padded = of_labels(jnp.array([1.0, 1.0, 1.0, 0.0]))
+  got, whole = padded(jnp.array([0, 1, 2, -1])), of_labels()(jnp.array([0, 1, 2, 0]))
+  np.testing.assert_array_equal(got, [*whole[:3], 0.0])
+  np.testing.assert_allclose(jax.jit(padded)(jnp.array([0, 1, 2, -1])), got, rtol=1e-5)
 
 
 @pytest.mark.parametrize("label", (-1, 3))
-def test_log_predictive_of_a_label_out_of_range_is_nan_under_jit(label):
-  targets = jnp.array([0, label])
-  got = jax.jit(lambda targets: of_labels(targets)())(targets)
-  assert np.isfinite(got[0]) and np.isnan(got[1])
+def test_log_predictive_of_a_label_out_of_range_is_nan_under_jit(optimising_jit, label):
+  """Of a sum of exponentials alone XLA on CPUs makes a number of the NaN."""
+  for n in (2, 4):
+    targets = jnp.ones(n, jnp.int32).at[1].set(label)
+    np.testing.assert_array_equal(np.isnan(optimising_jit(of_labels())(targets)), np.arange(n) == 1)
 
 
 def test_a_traced_sigma_of_infinity_has_no_posterior_and_no_evidence():
