@@ -108,10 +108,7 @@ def restore(
       raise ValueError(f"{folder} has no state that was evaluated; its steps are {steps}.")
   if step is not None and step not in steps:
     raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
-  new, damaged = _newest_whole(folder, steps if step is None else [step], state, wanted)
-  if damaged and new is None:
-    raise _unreadable(folder, damaged)
-  return new
+  return _newest_whole(folder, steps if step is None else [step], state, wanted)[0]
 
 
 @contextlib.contextmanager
@@ -173,8 +170,6 @@ def opened(
   def restore(state: MetaState) -> MetaState | None:
     wanted = describe(learner, state, checkpoints.settings, meta_batch)
     new, damaged = _newest_whole(folder, _steps(folder), state, wanted)
-    if damaged and new is None:
-      raise _unreadable(folder, damaged)
     _put_aside(folder, damaged)
     if new is not None:
       logging.info("Training goes on from step %d of %s.", int(new.step), folder)
@@ -225,7 +220,11 @@ def _value_of(metrics: Mapping[str, float]) -> float:
 def _newest_whole(
   folder: pathlib.Path, steps: Sequence[int], state: MetaState, wanted: Mapping[str, Any]
 ) -> tuple[MetaState | None, dict[int, str]]:
-  """The last of the steps that can be read, and what is wrong with those after it."""
+  """The last of the steps that can be read, and what is wrong with those after it.
+
+  Raises:
+    OSError: there are some, and none can be read.
+  """
   damaged = {}
   for step in reversed(steps):
     about, error = _attempt(lambda step=step: _read_about(folder / str(step)))
@@ -235,6 +234,12 @@ def _newest_whole(
       if new is not None:
         return new, damaged
     damaged[step] = error
+  if damaged:
+    reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
+    raise OSError(
+      f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Bring a whole one "
+      "back, or name another folder to begin anew."
+    )
   return None, damaged
 
 
@@ -250,14 +255,6 @@ def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> Met
   if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
     raise ValueError(f"the fingerprint of {wrong[0]} is another one: a file was changed")
   return new
-
-
-def _unreadable(folder: pathlib.Path, damaged: Mapping[int, str]) -> OSError:
-  reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
-  return OSError(
-    f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Bring a whole one "
-    "back, or name another folder to begin anew."
-  )
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

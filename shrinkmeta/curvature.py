@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
-from shrinkmeta.density import masked_log_prob
+from shrinkmeta.density import masked_log_prob, without_padding
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.partition import merge
 from shrinkmeta.tasks import Batch, weights
@@ -117,9 +117,7 @@ def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -
   """Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2, [N, C, C]; 0 for padding. outputs: [N, ...]."""
   mask = weights(batch, outputs.dtype)
   shape, n = outputs.shape[1:], outputs.shape[0]
-  if batch.mask is not None:  # as `masked_log_prob` does: 0 times an overflow is no number
-    keep = weights(batch, bool).reshape(-1, *[1] * len(shape))
-    outputs = jnp.where(keep, outputs, jnp.zeros_like(outputs))
+  outputs = without_padding(outputs, batch)  # 0 times an overflow is no number
 
   def loss_hessian(f: jax.Array, target: PyTree) -> jax.Array:  # [C] -> [C, C]
     row = lambda x: jax.tree.map(lambda leaf: leaf[None], x)

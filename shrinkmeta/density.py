@@ -56,14 +56,7 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
   Padding is 0 before and after log_prob: an overflow there would make the gradient NaN, 0 * inf,
   and a target there may be anything.
   """
-  targets = batch.targets
-  if batch.mask is not None:
-    keep = weights(batch, bool)
-    outputs, targets = jax.tree.map(
-      lambda x: jnp.where(keep.reshape(-1, *[1] * (jnp.ndim(x) - 1)), x, jnp.zeros_like(x)),
-      (outputs, targets),
-    )
-  log_prob = likelihood.log_prob(outputs, targets)
+  log_prob = likelihood.log_prob(*without_padding((outputs, batch.targets), batch))
   want = jnp.shape(jax.tree.leaves(batch.targets)[0])[:1]
   if jnp.shape(log_prob) != want:
     raise ValueError(
@@ -72,6 +65,15 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
     )
   mask = weights(batch, log_prob.dtype)
   return jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))  # whatever padding yields counts 0
+
+
+def without_padding(tree: PyTree, batch: Batch) -> PyTree:
+  """Leaves [N, ...], 0 in place of padding, which may be anything."""
+  if batch.mask is None:
+    return tree
+  keep = weights(batch, bool)
+  clear = lambda x: jnp.where(keep.reshape(-1, *[1] * (jnp.ndim(x) - 1)), x, jnp.zeros_like(x))
+  return jax.tree.map(clear, tree)
 
 
 def log_predictive(likelihood: Likelihood, thetas: PyTree, batches: Batch) -> jax.Array:

@@ -19,13 +19,14 @@ from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import modules, validate
 from shrinkmeta.curvature import curvature_product
+from shrinkmeta.density import without_padding
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import whitened_factor
 from shrinkmeta.mode import Moving, moving_model
 from shrinkmeta.partition import frozen_modules, merge
 from shrinkmeta.solvers import split, thin_svd
-from shrinkmeta.tasks import Batch, check_batch, weights
+from shrinkmeta.tasks import Batch, check_batch
 
 PyTree = Any
 
@@ -98,18 +99,13 @@ class Posterior:
     self, key: jax.Array, batch: Batch, n: int, linearised: bool = True
   ) -> jax.Array:
     """log of the mean over n draws of p(y | f), for every example [N]; 0 for padding."""
-    f, targets = self.outputs(key, batch.inputs, n, linearised), batch.targets
-    if batch.mask is not None:  # as `masked_log_prob` does: padding may be anything
-      clear = lambda x, at: jnp.where(at.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
-      real = weights(batch, bool)
-      f = jax.vmap(lambda f: clear(f, real))(f)
-      targets = jax.tree.map(lambda x: clear(x, real), targets)
-    log_p = jax.vmap(lambda f: self.log_prob(f, targets))(f)
+    f = self.outputs(key, batch.inputs, n, linearised)
+    log_p = jax.vmap(lambda f: self.log_prob(*without_padding((f, batch.targets), batch)))(f)
     # XLA on CPUs loses a NaN, the mark of a label out of range, in a sum of exponentials.
     mean = jnp.where(
       jnp.isnan(log_p).any(0), jnp.nan, jax.scipy.special.logsumexp(log_p, 0) - jnp.log(n)
     )
-    return mean if batch.mask is None else jnp.where(weights(batch, bool), mean, 0.0)
+    return without_padding(mean, batch)
 
   def _cut(self) -> tuple[PyTree, PyTree]:
     """theta of the modules that move, and of the others."""
