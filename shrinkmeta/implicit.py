@@ -172,7 +172,8 @@ def implicit_gradient(
     )
 
   if implicit.solver == "dual":
-    rows, negative = scaled_jacobian(model.likelihood, theta, s, first)
+    # The evidence's g is by a factorisation of its own.
+    rows, negative = scaled_jacobian(model.likelihood, solvers.after(b, theta), s, first)
     free = jnp.any(jnp.stack([jnp.isposinf(jnp.asarray(v)) for v in log_sigma2.values()]))
     shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
     w, info = solvers.dual(rows, operator, b, shift, implicit.tol)

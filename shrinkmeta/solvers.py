@@ -164,9 +164,20 @@ def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   if a.shape[0] >= a.shape[1]:
     u, singular, v = jnp.linalg.svd(a, full_matrices=False)
     return u, singular, v
-  q, r = jnp.linalg.qr(a.T)
-  u, singular, v = jnp.linalg.svd(r.T, full_matrices=False)
+  q, _ = jnp.linalg.qr(a.T)
+  u, singular, v = jnp.linalg.svd(a @ q, full_matrices=False)  # A Q = R^T, but after Q: see `after`
   return u, singular, v @ q.T
+
+
+def after(first: PyTree, then: PyTree) -> PyTree:
+  """`then`, which XLA cannot begin to use before `first` is known: NaN where `first` has a NaN.
+
+  Under vmap LAPACK's calls on a CPU hold a thread of XLA's pool while they wait for others of it:
+  as many at once as there are cores, two on a small machine, wait for ever (jaxlib 0.10.2). So no
+  two factorisations may be free to run side by side. An optimization_barrier does not order them.
+  """
+  known = ~jnp.isnan(sum(jnp.sum(x) for x in jax.tree.leaves(first)))
+  return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), then)
 
 
 def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
