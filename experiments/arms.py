@@ -67,7 +67,7 @@ def make_learner(
     "phi_optimizer": _OPTIMIZERS[arm.outer](_decayed(arm.outer_rate, config.meta_steps)),
     "mesh": mesh,
   }
-  row = sm.FAMILY.get(name, sm.FAMILY["hand_picked"])
+  row = sm.FAMILY[name]
   if row.gradient == "implicit":
     size = config.cg_batch or None
     keywords["implicit"] = sm.Implicit(

@@ -107,9 +107,8 @@ def trained(state: sm.MetaState, rows: Sequence[Mapping[str, Any]]) -> Trained:
   names = [name for name in (rows[0] if rows else ()) if name != _STARTED]
   history = {name: [float(row[name]) for row in rows] for name in names}
   seconds = {"compile": 0.0, "train": 0.0}
-  for i, row in enumerate(rows):
-    # The first row of a log waited in any case; older logs mark none.
-    seconds["compile" if i == 0 or _STARTED in row else "train"] += float(row["seconds"])
+  for row in rows:
+    seconds["compile" if _STARTED in row else "train"] += float(row["seconds"])
   return Trained(state, history, seconds)
 
 

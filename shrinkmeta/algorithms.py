@@ -45,7 +45,10 @@ FAMILY: dict[str, Row] = {
   "meta_sgd": Row("learned", "predictive", "unrolled", prior=False),
   "empirical_bayes": Row("learned", "evidence", "implicit"),
   "hand_picked": Row("inf", "predictive", "unrolled"),
+  "anil": Row("inf", "predictive", "unrolled"),
+  "boil": Row("inf", "predictive", "unrolled"),
   "fine_tuning": Row("inf", "pooled", "none"),
+  "no_adaptation": Row("inf", "pooled", "none"),
 }
 
 # One step size for the objective per example, in theta (sigma = inf) or in z.
@@ -374,5 +377,5 @@ def no_adaptation(
   **keywords: Any,
 ) -> MetaLearner:
   """phi fits all tasks' data alike and is used as it is: every module frozen."""
-  row, mask = FAMILY["fine_tuning"], _mask(labels, ())
+  row, mask = FAMILY["no_adaptation"], _mask(labels, ())
   return _without_sigma(row, likelihood, labels, _STEPS, phi_optimizer, mask=mask, **keywords)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
+from shrinkmeta.tasks import divisor
 
 
 class Calibration(NamedTuple):
@@ -55,7 +56,7 @@ def calibration(
       raise ValueError(f"labels must lie in 0..{classes - 1}; got {value.min()}..{value.max()}.")
   log_p = jax.nn.log_softmax(log_probabilities)
   weights = jnp.ones(labels.shape, log_p.dtype) if mask is None else mask.astype(log_p.dtype)
-  total = jnp.maximum(jnp.sum(weights), 1.0)
+  total = divisor(jnp.sum(weights))
   mean = lambda x: jnp.sum(jnp.where(weights > 0, weights * x, 0.0)) / total
   right = jax.nn.one_hot(labels, log_p.shape[1], dtype=log_p.dtype)
   p, correct = jnp.exp(log_p), (jnp.argmax(log_p, 1) == labels).astype(log_p.dtype)
@@ -87,5 +88,5 @@ def coverage(
     raise ValueError(f"level must lie between 0 and 1; got {level}.")
   half = jax.scipy.stats.norm.ppf(0.5 + 0.5 * level) * sd
   inside = (jnp.abs(targets - mean) <= half).astype(mean.dtype)
-  weights = jnp.broadcast_to(jnp.ones([]) if mask is None else mask, mean.shape)
-  return jnp.sum(inside * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+  weights = jnp.broadcast_to(jnp.ones([], mean.dtype) if mask is None else mask, mean.shape)
+  return jnp.sum(inside * weights) / divisor(jnp.sum(weights))

@@ -188,8 +188,11 @@ def opened(
     try:
       yield Store(save, restore, best, finish)
     finally:
-      finish()
-      manager().close()
+      if manager.cache_info().currsize:  # a run that was refused leaves the folder as it is
+        try:
+          finish()
+        finally:
+          manager().close()
 
 
 @contextlib.contextmanager

@@ -37,8 +37,7 @@ def describe(
   sigma = {m: f"{s:g}" for m, s in learner.spec.sigma.items() if not learnt or s in (0.0, math.inf)}
   return {
     "format": FORMAT,
-    # As before there was a choice of prior, so that what was saved then is known again.
-    "row": [*learner.row[:3], *(() if learner.row.prior else ("no prior",))],
+    "row": list(learner.row),
     "sigma": sigma,
     "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
     "settings": json.loads(json.dumps(settings)),  # a tuple is a list when it is read again
@@ -79,8 +78,8 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   found = []
   fields = ("fit", "argument"), ("settings", "setting"), ("modules", "module"), ("arrays", "array")
   for field, what in (("sigma", "sigma of"), *fields):
-    if field not in saved or (field == "fit" and not (saved[field] and wanted[field])):
-      continue  # saved before it was written down, or not asked for
+    if field == "fit" and not (saved[field] and wanted[field]):
+      continue  # not asked for
     old, new = saved[field], wanted[field]
     for name in sorted(old.keys() | new.keys()):
       a, b = old.get(name, "absent"), new.get(name, "absent")

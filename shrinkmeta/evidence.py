@@ -40,7 +40,7 @@ class EvidenceInfo(NamedTuple):
   """How a log evidence was found."""
 
   inner: InnerInfo  # of the mode
-  solve: SolveInfo | None  # of the gradient's share through the mode; None without a gradient
+  solve: SolveInfo | None  # of the gradient through the mode; None from `log_evidence`
   log_det: jax.Array  # [] log det(I + s C s)
   log_det_error: jax.Array  # [] its standard error; 0 where it is exact
 
@@ -200,7 +200,7 @@ def restriction(
   phi, taken = freeze(phi, log_sigma2, labels, frozen)
   model = moving_model(likelihood, labels, phi, log_s2, taken)
   part = jax.tree.map(lambda label, p: p if label in integrated else None, labels, phi)
-  ones = jax.tree.map(lambda _: jnp.ones([]), part)
+  ones = jax.tree.map(lambda p: jnp.ones([], p.dtype), part)
   fixed = likelihood._replace(predict=lambda p, x: likelihood.predict(merge(p, phi), x))
 
   def information(batch: Batch) -> jax.Array:

@@ -125,13 +125,16 @@ def fit(
       if unread is not None:  # on accelerators the next step is under way by now
         report(*unread, {})
       unread = (step, row)
-      if on_cpu:
-        # Two programs with a collective must not be in flight at once: host devices share one
-        # thread pool and could wait for each other.
+      judged = evaluate is not None and done % evaluate_every == 0
+      saved = checkpoints is not None and done % checkpoints.every == 0
+      # On a CPU two programs with a collective must not be in flight at once: host devices share
+      # one thread pool and could wait for each other. Elsewhere what follows would wait unwatched.
+      if on_cpu or judged or saved or done == steps:
         jax.block_until_ready(row)
       watchdog.stop()
       extra = {}
-      if evaluate is not None and done % evaluate_every == 0:
+      if judged:
+        assert evaluate is not None
         extra = {f"eval/{name}": float(value) for name, value in evaluate(state).items()}
         if best is not None and f"eval/{best}" not in extra:
           raise ValueError(f"best is {best!r}, but evaluate gives {sorted(extra)}.")
@@ -216,7 +219,7 @@ def _update(
     for start in range(count, meta_batch, count):
       sums, per_task = part(state, draw(first + start), np.int32(start))
       total = add(total, sums)
-    return finish(state, total, per_task)  # of which a row shows nothing: the last part's will do
+    return finish(state, total, per_task)  # a row logs no values of single tasks: any part's do
 
   return update
 

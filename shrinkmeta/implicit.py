@@ -36,7 +36,7 @@ from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, freeze, merge, moving
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, check_batch, num_examples, num_rows
+from shrinkmeta.tasks import Batch, check_batch, divisor, num_examples, num_rows
 from shrinkmeta.whitening import to_theta
 
 PyTree = Any
@@ -222,8 +222,7 @@ def _batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
     )
   drawn = draw_at_end(key, batch, size, count)
   mask = jnp.asarray(drawn.mask)
-  total = jnp.sum(mask)
-  share = num_examples(batch, mask.dtype) / jnp.where(total > 0.0, total, 1.0)
+  share = num_examples(batch, mask.dtype) / divisor(jnp.sum(mask))
   return drawn._replace(mask=share * mask)
 
 
@@ -306,7 +305,7 @@ def map_estimate(
 
     def stationarity(batch: Batch) -> PyTree:  # grad_z J, a sum over examples
       loss = objective(model.likelihood, model.phi, model.white, batch)
-      n = jnp.maximum(num_examples(batch, dtype), 1.0)
+      n = divisor(num_examples(batch, dtype))
       return jax.tree.map(lambda x: n * x, jax.grad(lambda z: loss(z, batch))(z))
 
     d_batch = jax.vjp(stationarity, batch)[1](optax.tree.scale(-1.0, w))[0]

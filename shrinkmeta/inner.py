@@ -16,7 +16,7 @@ import optax
 
 from shrinkmeta.density import masked_log_prob
 from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.tasks import Batch, num_examples, num_rows, weights
+from shrinkmeta.tasks import Batch, divisor, num_examples, num_rows, weights
 from shrinkmeta.whitening import Whitening, to_theta
 
 PyTree = Any
@@ -95,7 +95,7 @@ def objective(
 ) -> Callable[[PyTree, Batch], jax.Array]:
   """(z, batch) -> J / N [], the likelihood estimated from `batch`, N counted on `data`."""
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
-  n = jnp.maximum(num_examples(data, dtype), 1.0)
+  n = divisor(num_examples(data, dtype))
 
   def per_example(z: PyTree, batch: Batch) -> jax.Array:
     nll = mean_nll(likelihood, to_theta(phi, white.scale, z), batch)
@@ -124,7 +124,7 @@ def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
       f"log p(D | theta) is {log_p.dtype}, the parameters are {dtype}: data or predict promote it. "
       f"Cast inputs and targets to {dtype}, or the parameters to {log_p.dtype}."
     )
-  return -log_p / jnp.maximum(num_examples(batch, log_p.dtype), 1.0)
+  return -log_p / divisor(num_examples(batch, log_p.dtype))
 
 
 def draw(key: jax.Array, batch: Batch, size: int) -> Batch:
@@ -166,7 +166,7 @@ def nll_and_gradient(
   if inner.batch_size is None or key is None:
     return jax.value_and_grad(lambda t: mean_nll(likelihood, t, batch))(theta)
   dtype = jnp.result_type(jax.tree.leaves(theta)[0])
-  n = jnp.maximum(num_examples(batch, dtype), 1.0)
+  n = divisor(num_examples(batch, dtype))
 
   def share(theta: PyTree, mini: Batch) -> jax.Array:
     return -masked_log_prob(likelihood, likelihood.predict(theta, mini.inputs), mini) / n
@@ -219,7 +219,7 @@ def loop(
       "choose a smaller size, or None for the full batch."
     )
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
-  n = jnp.maximum(num_examples(batch, dtype), 1.0)
+  n = divisor(num_examples(batch, dtype))
   loss = objective(likelihood, phi, white, batch)
   optimizer = optax.with_extra_args_support(inner.optimizer)
 

@@ -34,7 +34,7 @@ from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.mode import moving_model
 from shrinkmeta.partition import Frozen, merge, moving
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, num_examples
+from shrinkmeta.tasks import Batch, divisor, num_examples
 from shrinkmeta.whitening import to_theta
 
 PyTree = Any
@@ -68,7 +68,7 @@ def joint_sigma_gradient(
   dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
   # phi's block is larger than the tasks' by about the number of examples: balanced by r, a = r a'.
   count = jnp.sum(jax.vmap(lambda batch: num_examples(batch, dtype))(batches))
-  r = jax.lax.rsqrt(jnp.maximum(count, 1.0))
+  r = jax.lax.rsqrt(divisor(count))
 
   def direction(a: PyTree, b: PyTree) -> PyTree:
     """r a + s b for one task, the whole tree."""

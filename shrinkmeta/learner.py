@@ -45,7 +45,7 @@ from shrinkmeta.sums import (
   run_first,
   sums_over_tasks,
 )
-from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks
+from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks, divisor
 from shrinkmeta.warm import WarmStart, check_start, no_start
 
 PyTree = Any
@@ -107,6 +107,10 @@ def make_learner(
   check_sigma_gradient(row, sigma_gradient)
   if row.phi == "evidence" or sigma_gradient == "joint":
     check_whole(implicit)
+  if sigma_gradient == "joint" and implicit.solver != "cg":
+    raise ValueError(
+      f'sigma_gradient="joint" is solved by CG: implicit.solver is {implicit.solver!r}.'
+    )
   if sigma_gradient == "diagonal":
     implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
   if row.gradient == "implicit":
@@ -175,7 +179,7 @@ def make_learner(
     grad, loss, phi_loss, mean_inner, mean_solve = jax.tree.map(
       lambda x: x / count, (sums.grad, sums.loss, sums.phi_loss, sums.inner, sums.solve)
     )
-    by_tasks, by_examples = 1.0 / count, 1.0 / jnp.maximum(sums.judged, 1.0)
+    by_tasks, by_examples = 1.0 / count, 1.0 / divisor(sums.judged)
     prior_weight = by_examples if row.phi in ("predictive", "pooled") else by_tasks
     if log_p_phi is not None:
       value, prior = jax.value_and_grad(log_p_phi)(state.phi)

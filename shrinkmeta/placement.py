@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -124,7 +123,8 @@ def place_tasks(
   """
   total = num_tasks(tasks)
   count = total if count is None else count
-  if (share or total) > count:
+  # All processes run one program: where one fills up, all have masks.
+  if (share or total) > count or jax.process_count() > 1:
     tasks = fill_tasks(tasks, count, share or total)
   if mesh is None:
     return tasks
@@ -138,10 +138,10 @@ def place_tasks(
 def fill_tasks(tasks: Task, count: int, total: int) -> Task:
   """The first `count` tasks, followed by copies of the last whose masks are 0: `total` in all."""
   index = np.minimum(np.arange(total), num_tasks(tasks) - 1)
-  real = jnp.asarray(np.arange(total) < count, jnp.float32)[:, None]
+  real = (np.arange(total) < count)[:, None]
 
   def fill(batch: Batch) -> Batch:
-    mask = jax.vmap(lambda b: weights(b, jnp.float32))(batch)
+    mask = jax.vmap(weights)(batch)
     batch = jax.tree.map(lambda x: x[index], batch)
     return batch._replace(mask=mask[index] * real)
 

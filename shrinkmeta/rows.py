@@ -30,7 +30,7 @@ from shrinkmeta.log_det import LogDet
 from shrinkmeta.mode import Mode, Moving, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, merge, moving
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, Task, num_examples
+from shrinkmeta.tasks import Batch, Task, divisor, num_examples
 from shrinkmeta.warm import WarmStart
 from shrinkmeta.whitening import to_theta
 
@@ -265,7 +265,7 @@ def pooled(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen)
   def loss(phi: PyTree) -> jax.Array:
     parts = zip(counts, item.task, strict=True)
     total = sum(n * mean_nll(spec.likelihood, phi, part) for n, part in parts)
-    return total / jnp.maximum(sum(counts), 1.0)
+    return total / divisor(jnp.asarray(sum(counts)))
 
   nll, g = jax.value_and_grad(loss)(params.phi)
   none = InnerInfo(jnp.zeros([], jnp.int32), nll, optax.tree.norm(g), jnp.zeros([], bool))
@@ -329,7 +329,7 @@ def _map_gradient(
   model = moving_of(spec, params, frozen)
   mean, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
   c = num_examples(batch, mean.dtype)
-  n = jnp.maximum(c, 1.0)  # by which the means divide
+  n = divisor(c)  # by which the means divide
   balanced = lambda s, p, v, g: (n * g - c * p * s * v) / (1.0 + c * p * s * s)
   # Of frozen modules, None in s and z, sigma is 0: G it is.
   none = lambda x: x is None

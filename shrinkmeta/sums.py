@@ -190,7 +190,6 @@ def _restricted(spec: Spec, params: MetaParams, frozen: Frozen, batches: Batch, 
 
 def _emptied(batches: Batch, failed: jax.Array) -> Batch:
   """The batches [T, ...] without examples in tasks that failed [T]."""
-  mask = jax.vmap(lambda batch: weights(batch, jnp.float32))(batches)
   of_task = lambda x: failed.reshape(-1, *[1] * (x.ndim - 1))
   zero = lambda x: jnp.where(of_task(x), jnp.zeros_like(x), x)
-  return jax.tree.map(zero, batches._replace(mask=mask))
+  return jax.tree.map(zero, batches._replace(mask=jax.vmap(weights)(batches)))

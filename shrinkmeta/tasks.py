@@ -36,16 +36,21 @@ def num_rows(batch: Batch) -> int:
   return jax.tree.leaves(batch.targets)[0].shape[0]
 
 
-def weights(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """The mask as numbers [N]; ones where there is no mask."""
+def weights(batch: Batch, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+  """The mask as numbers [N], ones where there is none. dtype None: the mask's, float32 at least."""
   if batch.mask is None:
-    return jnp.ones([num_rows(batch)], dtype)
-  return batch.mask.astype(dtype)
+    return jnp.ones([num_rows(batch)], jnp.float32 if dtype is None else dtype)
+  return batch.mask.astype(jnp.result_type(batch.mask, jnp.float32) if dtype is None else dtype)
 
 
 def num_examples(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
   """Number of examples [], padding not counted."""
   return jnp.sum(weights(batch, dtype))
+
+
+def divisor(count: jax.Array) -> jax.Array:
+  """`count`, to divide a sum over examples by; 1 where nothing counts, since that sum is 0."""
+  return jnp.where(count > 0, count, jnp.ones_like(count))
 
 
 def stack_batches(batches: Sequence[Batch], rows: int | None = None) -> Batch:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 
 import shrinkmeta as sm
@@ -291,3 +292,13 @@ def test_leaves_whose_paths_read_alike_are_refused():
     description.named(params)
   with pytest.raises(ValueError, match="Two leaves are at 'a/b'"):
     sm.maml(LIKELIHOOD, sm.by_leaf(params)).init(params)
+
+
+def test_a_run_that_is_refused_leaves_what_the_other_is_writing(tmp_path, monkeypatch):
+  """A manager that opens the folder clears saves under way, as after a kill."""
+  write(tmp_path, make_learner(), [1])
+  opened = []
+  monkeypatch.setattr(orbax.checkpoint, "CheckpointManager", lambda *a, **k: opened.append(a))
+  with pytest.raises(ValueError, match="another run"):
+    read(tmp_path, make_learner(make=sm.sigma_reptile))
+  assert not opened

@@ -230,3 +230,13 @@ def test_errors_that_help():
     sm.sigma_imaml(LINEAR, labels, restricted=("a",))
   with pytest.raises(ValueError, match="is no module"):
     sm.restriction(LINEAR, labels, phi, arrays(LOG_SIGMA2), batch, ("nobody",))
+
+
+@pytest.mark.usefixtures("x64")
+def test_restriction_keeps_float32():
+  linear = sm.gaussian(lambda theta, x: x @ theta["a"] + x @ theta["b"])
+  phi = {"a": jnp.zeros(2, jnp.float32), "b": jnp.zeros(2, jnp.float32)}
+  batch = sm.Batch(jnp.ones((3, 4, 2), jnp.float32), jnp.ones((3, 4), jnp.float32))
+  log_sigma2 = {"a": jnp.float32(0.0), "b": jnp.float32(0.0)}
+  labels = {"a": "a", "b": "b"}
+  assert sm.restriction(linear, labels, phi, log_sigma2, batch, ("a",)).dtype == jnp.float32

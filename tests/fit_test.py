@@ -281,3 +281,19 @@ def test_compilation_is_not_watched(monkeypatch):
   cancel, dump = "cancel_dump_traceback_later", "dump_traceback_later"
   assert calls[2:] == [cancel, "traced", dump]
   assert watchdog.stop() and not watchdog.stop()
+
+
+def test_where_dispatch_returns_early_a_step_is_waited_for_under_the_watchdog(monkeypatch):
+  """On accelerators, wherever the step's numbers are read at once."""
+  events = []
+  wait = jax.block_until_ready
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("waited") or wait(x))
+  monkeypatch.setattr(loop._Watchdog, "start", lambda self: events.append("start"))
+  monkeypatch.setattr(loop._Watchdog, "stop", lambda self: events.append("stop"))
+  learner, state = make()
+  run(learner, state, 4, evaluate=lambda state: {"x": 0.0}, evaluate_every=2)
+  assert events.count("waited") == 2
+  for i, event in enumerate(events):
+    if event == "waited":
+      assert events[i - 1 : i + 2] == ["start", "waited", "stop"]

@@ -352,3 +352,19 @@ def test_steps_that_are_numpy_integers_under_x64():
   )
   with pytest.raises(ValueError, match="must not be negative; got -1"):
     learner.adapt(state, batch, np.int32(-1))
+
+
+def test_weights_below_one_in_all_weigh_as_they_say():
+  """Examples alike, each of weight 0.1: a mini-batch has the mode of all."""
+  x, y = jnp.ones([4, 1]), jnp.full([4], 2.0)
+  batch = sm.Batch(x, y, jnp.full([4], 0.1))
+  linear = sm.gaussian(lambda theta, x: x[:, 0] * theta["w"])
+  np.testing.assert_allclose(
+    mean_nll(linear, {"w": jnp.zeros([])}, batch), 0.5 * 4.0 + 0.5 * np.log(2 * np.pi), rtol=1e-6
+  )
+  for size in (None, 1):
+    inner = sm.Inner(optax.sgd(0.2), steps=100, batch_size=size)
+    theta, _ = sm.map_estimate(
+      linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch, inner, key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(theta["w"], 0.4 * 2.0 / (0.4 + 1.0), rtol=1e-5)

@@ -1,13 +1,12 @@
 """No two factorisations of a compiled program are free to run side by side: see `solvers.after`."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 import shrinkmeta as sm
+from tests.compiled import factorisations
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="LAPACK is the CPU's.")
 TASKS, N = 6, 5
@@ -19,38 +18,6 @@ BATCH = sm.Batch(
   jnp.zeros((TASKS, N), jnp.int32),
   jnp.ones((TASKS, N)),
 )
-
-
-def factorisations(compiled):
-  """(number of LAPACK's calls, pairs of them of which neither waits for the other)."""
-  bodies, name = {}, ""
-  for line in compiled.as_text().splitlines():
-    if head := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-      name = head[1]
-      bodies[name] = []
-    elif " = " in line and name:
-      bodies[name].append(line)
-
-  def inside(line):
-    return "lapack_" in line or any(
-      inside(inner)
-      for word in re.findall(r"=\{?%?([\w.-]+)", line)
-      for inner in bodies.get(word, ())
-    )
-
-  count, pairs = 0, []
-  for lines in bodies.values():
-    before = {}  # of every value, the factorisations that it waits for
-    for line in lines:
-      left, right = line.split(" = ", 1)
-      waits = set().union(*(before.get(v, set()) for v in re.findall(r"%([\w.-]+)", right)))
-      if inside(right):
-        pairs += [(other, left) for other in before.get("", set()) - waits]
-        waits.add(left.strip())
-        before[""] = before.get("", set()) | {left.strip()}
-        count += 1
-      before[left.replace("ROOT", "").strip(" %")] = waits
-  return count, pairs
 
 
 def update(make, solver):
@@ -70,6 +37,21 @@ def update(make, solver):
 def test_evidence(solver):
   count, pairs = factorisations(update(sm.empirical_bayes, solver))
   assert count == {"cg": 4, "dual": 8}[solver]  # eigh, geqrf, orgqr, gesdd
+  assert not pairs
+
+
+def test_restricted_evidence():
+  learner = sm.empirical_bayes(
+    sm.gaussian(lambda t, x: x @ t["a"] + x[:, :2] @ t["b"]),
+    {"a": "a", "b": "b"},
+    restricted=("a",),
+    batching="vmap",
+  )
+  state = learner.init({"a": jnp.zeros(3), "b": jnp.zeros(2)})
+  batch = BATCH._replace(targets=jnp.zeros((TASKS, N)))
+  program = jax.jit(learner.update).lower(state, sm.Task(batch, None))
+  count, pairs = factorisations(program.compile())
+  assert count > 8
   assert not pairs
 
 

@@ -57,3 +57,12 @@ def test_fill_tasks_adds_tasks_without_examples():
 def test_a_process_alone_reads_all_tasks():
   mesh = sm.task_mesh(jax.devices()[:1])
   assert placement.share_of_tasks(7, mesh) == (0, 7, 7) == placement.share_of_tasks(7, None)
+
+
+def test_all_processes_have_masks_where_one_fills_up(monkeypatch):
+  """Their programs must be one."""
+  batch = sm.Batch(np.ones((4, 3, 2)), np.ones((4, 3)))
+  assert placement.place_tasks(sm.Task(batch, batch), None, 4).train.mask is None
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  placed = placement.place_tasks(sm.Task(batch, batch), None, 4)
+  assert placed.train.mask.shape == (4, 3) and bool(jnp.all(placed.val.mask == 1.0))

@@ -93,3 +93,13 @@ def test_all_lists_what_is_there():
 def test_rows_without_sigma_refuse_one(make):
   with pytest.raises(TypeError, match="init_sigma"):
     make(sm.gaussian(lambda theta, x: x @ theta["w"]), {"w": "w"}, init_sigma=0.1)
+
+
+def test_the_family_is_all_learners():
+  made = {name for name in sm.__all__ if _returns_a_learner(getattr(sm, name))}
+  assert set(sm.FAMILY) == made - {"make_learner"}  # which takes a row
+
+
+def _returns_a_learner(value):
+  annotations = getattr(value, "__annotations__", {})
+  return annotations.get("return") is sm.MetaLearner and "likelihood" in annotations

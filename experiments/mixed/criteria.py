@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from experiments.mixed.formula import Formula
+from shrinkmeta.solvers import after
 
 Family = Literal["gaussian", "logistic", "poisson"]
 Estimator = Literal["ml", "reml", "predictive"]
@@ -109,6 +110,7 @@ def restricted(
   frozen = _frozen(model, boundary)
   if set(frozen) == set(model.labels):
     frozen = _frozen(model, boundary[1:])  # sigma 0 does it, with a module left
+  parameters = after(value, parameters)  # no two factorisations side by side
   return value + sm.restriction(
     model.likelihood, model.labels, *parameters, batches, model.formula.fixed, frozen
   )

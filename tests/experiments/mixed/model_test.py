@@ -16,6 +16,7 @@ import statsmodels.formula.api as smf
 
 from experiments.mixed import criteria, groups, model, report, table
 from experiments.mixed.formula import INTERCEPT, parse
+from tests.compiled import factorisations
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -355,3 +356,15 @@ def test_reml_is_for_gaussians(tmp_path):
   formula, data, _ = simulated(tmp_path, "poisson")
   with pytest.raises(ValueError, match="reml is for"):
     model.fit(formula, "poisson", data.batches, "reml")
+
+
+@pytest.mark.parametrize("estimator", ("ml", "reml"))
+def test_factorisations_wait_for_each_other(estimator):
+  formula = parse("y ~ x + (x || g)")
+  rows = np.arange(24)
+  columns = {"y": np.sin(rows), "x": np.cos(rows), "g": rows % 6}
+  data = table.grouped({k: [str(v) for v in c] for k, c in columns.items()}, formula, "gaussian")
+  value_and_grad, _ = model._compiled(formula, "gaussian", estimator, ())
+  count, pairs = factorisations(value_and_grad.lower(np.zeros(5), data.batches).compile())
+  assert count >= 4
+  assert not pairs
