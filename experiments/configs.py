@@ -1,4 +1,4 @@
-"""Settings of the character experiments: what is run, not how."""
+"""Settings of the experiments: what is run, not how."""
 
 import ast
 from collections.abc import Sequence

@@ -74,7 +74,7 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
 
 
 def as_html(text: str) -> str:
-  """Paragraphs and Markdown tables, as `results` makes them."""
+  """Paragraphs and Markdown tables, as `summaries` makes them."""
   parts = []
   for block in text.strip().split("\n\n"):
     lines = block.splitlines()

@@ -1,4 +1,4 @@
-"""Trains one learner on episodes, and adapts it to episodes of unseen writing systems."""
+"""Trains one learner on tasks, and adapts it to unseen ones."""
 
 import pathlib
 import time

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 PyTree = Any
 Batching = Literal["auto", "vmap", "sequential"] | int
-Task = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+TaskFunction = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 # "auto" on a CPU: with more shared numbers than this one task after another, else all at once. Put
 # between a small MLP and a small convolutional net; not the outcome of a sweep.
@@ -41,7 +41,7 @@ def check_batching(batching: Batching) -> None:
 
 
 def over_tasks(
-  f: Task,
+  f: TaskFunction,
   shared: PyTree,
   tasks: PyTree,
   batching: Batching = "auto",
@@ -95,7 +95,7 @@ def over_tasks(
 
 
 def _filled(
-  f: Task,
+  f: TaskFunction,
   shared: PyTree,
   tasks: PyTree,
   batching: Batching,
@@ -129,7 +129,9 @@ def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
   return count if batching == "vmap" else 1
 
 
-def _local(f: Task, shared: PyTree, tasks: PyTree, batching: Batching) -> tuple[PyTree, PyTree]:
+def _local(
+  f: TaskFunction, shared: PyTree, tasks: PyTree, batching: Batching
+) -> tuple[PyTree, PyTree]:
   count = num_tasks(tasks)
   size = tasks_at_once(batching, shared, count)
 

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-Row = Mapping[str, float]  # what is known of one meta-step
+LogRow = Mapping[str, float]  # what is known of one meta-step
 
 
 class Callback(NamedTuple):
@@ -23,7 +23,7 @@ class Callback(NamedTuple):
   """
 
   begin: Callable[[int, int], None]
-  record: Callable[[int, Row], None]
+  record: Callable[[int, LogRow], None]
   end: Callable[[], None]
 
 
@@ -47,7 +47,7 @@ def progress_bar(name: str = "fit") -> Callback:
   def begin(first: int, steps: int) -> None:
     bars.append(tqdm.tqdm(desc=name, initial=first, total=steps, unit="step", dynamic_ncols=True))
 
-  def record(step: int, row: Row) -> None:
+  def record(step: int, row: LogRow) -> None:
     del step
     bars[-1].set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
     bars[-1].update()
@@ -70,7 +70,7 @@ def tensorboard(folder: str | os.PathLike[str]) -> Callback:
     del steps
     writers.append(tensorboardX.SummaryWriter(str(folder), purge_step=first))
 
-  def record(step: int, row: Row) -> None:
+  def record(step: int, row: LogRow) -> None:
     for name, value in row.items():
       if math.isfinite(value):
         writers[-1].add_scalar(name, value, step)
@@ -99,7 +99,7 @@ def json_lines(path: str | os.PathLike[str]) -> Callback:
       temporary.unlink(missing_ok=True)
     files.append(path.open("a", encoding="utf-8"))
 
-  def record(step: int, row: Row) -> None:
+  def record(step: int, row: LogRow) -> None:
     finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
     files[-1].write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
     files[-1].flush()

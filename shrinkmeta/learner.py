@@ -25,7 +25,7 @@ from shrinkmeta.implicit import Implicit, MetaParams, check_dual, check_whole, m
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet
-from shrinkmeta.partition import Frozen, frozen_modules, hold, moving
+from shrinkmeta.partition import Frozen, as_built, frozen_modules, moving
 from shrinkmeta.rows import (
   Item,
   Row,
@@ -150,7 +150,7 @@ def make_learner(
     modules.check_modules("state.log_sigma2", state.log_sigma2, labels)
     frozen = frozen_modules(state.log_sigma2, built_frozen)
     built = {m: s for m, s in sigma.items() if m in built_frozen or row.sigma == "inf"}
-    phi = hold(state.phi, state.log_sigma2, labels, built)
+    phi = as_built(state.phi, state.log_sigma2, labels, built)
     return MetaParams(phi, state.log_sigma2), frozen
 
   def sums(

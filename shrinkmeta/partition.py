@@ -37,7 +37,7 @@ def frozen_modules(log_sigma2: Mapping[str, Any], also: Iterable[str] = ()) -> F
   return frozen if frozen != log_sigma2.keys() else frozenset()
 
 
-def hold(
+def as_built(
   phi: PyTree,
   log_sigma2: Mapping[str, Any],
   labels: modules.Labels,
@@ -73,10 +73,10 @@ def hold(
 def freeze(
   phi: PyTree, log_sigma2: Mapping[str, Any], labels: modules.Labels, also: Iterable[str]
 ) -> tuple[PyTree, Frozen]:
-  """phi, after the check of `hold`, and `frozen_modules`: of a caller who names some of them."""
+  """`as_built` phi and `frozen_modules`, of a caller who names some of them."""
   also = also if isinstance(also, str) else tuple(also)
   frozen = frozen_modules(log_sigma2, also)
-  return hold(phi, log_sigma2, labels, dict.fromkeys({*frozen, *also}, 0.0)), frozen
+  return as_built(phi, log_sigma2, labels, dict.fromkeys({*frozen, *also}, 0.0)), frozen
 
 
 def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:

@@ -34,7 +34,7 @@ class Sums(NamedTuple):
   grad: MetaParams
   loss: jax.Array  # [] of mean validation negative log-likelihoods
   phi_loss: jax.Array  # [] of what phi follows
-  judged: jax.Array  # [] examples that phi's loss is of: val, train without it, pooled both
+  judged: jax.Array  # [] examples in phi's loss: of val, of train without one, of both if pooled
   sound: jax.Array  # [] int32, tasks that count
   inner: InnerInfo  # [] each, of the parameters' dtype
   solve: SolveInfo | None  # likewise; None where each task solves no system of its own
