@@ -37,7 +37,7 @@ def describe(
   sigma = {m: f"{s:g}" for m, s in learner.spec.sigma.items() if not learnt or s in (0.0, math.inf)}
   return {
     "format": FORMAT,
-    "row": list(learner.row),
+    "row": [*learner.row[:3], *(() if learner.row.prior else ("no prior",))],
     "sigma": sigma,
     "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
     "settings": json.loads(json.dumps(settings)),  # a tuple is a list when it is read again
