@@ -116,7 +116,7 @@ def run_arm(
 
   Episodes of one system are alike: they are averaged, and the curve has a column a system.
   """
-  init_key, train_key = jax.random.split(jax.random.key(seed))
+  init_key, train_key, step_key = jax.random.split(jax.random.key(seed), 3)
   net = networks.ConvNet(config.ways, config.features, config.norm)
   params = net.init(init_key, jnp.zeros((1, config.size, config.size, 1)))["params"]
 
@@ -138,6 +138,7 @@ def run_arm(
     name,
     [sm.tensorboard(log_dir)],
     checkpoints,
+    step_key,
   )
   count = cast(int, sources.test.tasks) * rounds(config, sources)
   adapted = training.adapt(
@@ -149,6 +150,7 @@ def run_arm(
     tuple(config.adapt_steps),
     min(8, count),
     name,
+    jax.random.key(_TEST_KEY + 1),  # for mini-batches of inner steps
   )
   by_system = lambda x: x.reshape(len(x), rounds(config, sources), -1).mean(1)
   adapted = adapted._replace(accuracy=by_system(adapted.accuracy), nll=by_system(adapted.nll))
@@ -158,12 +160,12 @@ def run_arm(
 def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
   """Writes the pictures and the CSV; returns the tables."""
   results.write_csv(out / "results.csv", curves)
-  plots.adaptation_curves(out / "adaptation.png", curves)
   learned = [c for c in curves if canvas.learns_sigma(c.algorithm)]
   if learned:
     sigma_plots.sigma_per_module(out / "sigma.png", learned)
     sigma_plots.sigma_history(out / "sigma_history.png", learned)
   over = "writing systems"
+  plots.adaptation_curves(out / "adaptation.png", curves, over)
   parts = [summaries.accuracy_table(curves, over), summaries.overfitting_table(curves, over)]
   if {"sigma_imaml"} < {c.algorithm for c in curves}:
     parts.append(summaries.paired_table(curves, over=over))

@@ -23,12 +23,13 @@ _PANELS = {
 }
 
 
-def adaptation_curves(path: Path, curves: Sequence[Curve]) -> None:
-  """Accuracy and negative log-likelihood against adaptation steps, with 95 % bands over episodes.
+def adaptation_curves(path: Path, curves: Sequence[Curve], over: str = "tasks") -> None:
+  """Accuracy and negative log-likelihood against adaptation steps, with 95 % bands.
 
   Args:
     path: the PNG to write.
     curves: at equal steps and on the same episodes; seeds are averaged per episode.
+    over: what the bands are over, in the plural.
   """
   results.group_by_algorithm(curves)  # checks them
   fields = list(_PANELS) if results.has(curves, "accuracy") else ["nll"]
@@ -45,7 +46,7 @@ def adaptation_curves(path: Path, curves: Sequence[Curve]) -> None:
     bottom.tick_params(axis="x", length=3.5)
     bottom.set_xticks(x, [f"{step:,}" for step in steps])
     episodes = np.shape(curves[0].accuracy)[1]
-    bottom.set_xlabel(f"Adaptation steps (bands: 95 % intervals over {episodes:,} tasks)")
+    bottom.set_xlabel(f"Adaptation steps (bands: 95 % intervals over {episodes:,} {over})")
     means = np.concatenate([np.asarray(line.get_ydata()) for line in bottom.get_lines()])
     means = means[np.isfinite(means)]
     low, high = (means.min(), means.max()) if means.size else (1.0, 1.0)

@@ -161,11 +161,16 @@ def begin(
   if file.exists():
     own = _about(file)
     came = json.loads(json.dumps(about))
-    different = [k for k in ("arm", "seed", "config") if own.get(k) != came[k]]
+    then, now = (_flat({k: d.get(k) for k in ("arm", "seed", "config")}) for d in (own, came))
+    different = [
+      f"{k.removeprefix('config.')}: {then.get(k, 'absent')} in it, {now.get(k, 'absent')} here"
+      for k in sorted({*then, *now})
+      if then.get(k) != now.get(k)
+    ]
     if different:
       raise ValueError(
-        f"{folder} holds a run with another {', '.join(different)}. Choose another --out, or "
-        "remove the folder."
+        f"{folder} holds a run with another config: {'; '.join(different)}. Choose another --out, "
+        "or remove the folder."
       )
     return run
   for split in ("validation", "test"):  # before anything is trained
@@ -174,6 +179,13 @@ def begin(
     with results.atomic(file) as temporary:
       temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
   return run
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+  """{dotted path: value} of nested dicts, without how settings were searched."""
+  if not isinstance(tree, dict):
+    return {} if name.endswith((".trials", ".searched_with")) else {name: tree}
+  return {k: v for key, x in tree.items() for k, v in _flat(x, f"{name}.{key}".strip(".")).items()}
 
 
 def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
@@ -211,10 +223,24 @@ def find(paths: Iterable[str]) -> list[pathlib.Path]:
   return sorted(found)
 
 
+def record_divergence(folder: pathlib.Path, error: FloatingPointError) -> None:
+  """Writes why a run has no result."""
+  if jax.process_index() == 0:
+    with results.atomic(diverged(folder)) as temporary:
+      temporary.write_text(f"{error}\n", encoding="utf-8")
+
+
+def diverged(folder: pathlib.Path) -> pathlib.Path:
+  """The file that says so."""
+  return folder / "diverged.txt"
+
+
 def restore(run: Run, prepared: Prepared) -> training.Trained:
   """The state after the last meta-step; ValueError where training has not got there."""
   state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
   found = sm.restore(run.checkpoints, prepared.learner, state)
+  if diverged(run.folder).exists():
+    raise ValueError(f"{run.folder} has no result: see {diverged(run.folder)}.")
   if found is None or int(found.step) != run.config.meta_steps:
     raise ValueError(
       f"{run.folder} was trained for {0 if found is None else int(found.step)} of "

@@ -173,7 +173,8 @@ def cost_table(curves: Sequence[Curve], tasks: int, arms: Mapping[str, Mapping[s
     "failed tasks a step",
   ]
   header += ["gradient norm at theta_hat", "relative residual of w", "share of negative curvature"]
-  return f"Cost, means over seeds and meta-steps\n\n{_markdown(header, rows)}\n"
+  title = "Cost: rates of the median meta-step, else means over seeds and meta-steps"
+  return f"{title}; adapt with compilation\n\n{_markdown(header, rows)}\n"
 
 
 def sigma_agreement(curves: Sequence[Curve]) -> dict[str, float]:

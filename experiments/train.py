@@ -6,6 +6,7 @@ A run that was stopped goes on where it was when the same command is given again
 """
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
   out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
+  diverged: list[str] = []
   for name in names:
     if not config.arms[name].trials:
       logging.warning("%s: no search chose its settings", name)
@@ -53,9 +55,18 @@ def main(argv: Sequence[str]) -> None:
     for seed in seeds:
       with startup.usage():
         run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)
-      trained = runs.train(prepared, name, seed, config, run.checkpoints)
+      try:
+        trained = runs.train(prepared, name, seed, config, run.checkpoints)
+      except FloatingPointError as error:  # the others are trained
+        runs.record_divergence(run.folder, error)
+        logging.error("%s, seed %d diverged: %s", name, seed, error)
+        diverged.append(str(run.folder))
+        continue
       losses = trained.history.get("loss") or [float("nan")]
       logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])
+  if diverged:
+    logging.error("Without a result: %s", ", ".join(diverged))
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def train(
     key: of the mini-batches of inner steps, where there are any.
   """
   rows: list[dict[str, Any]] = []
-  told = [sm.progress_bar(f"{name}: train"), sm.recorder(rows), *callbacks]
+  told = [sm.progress_bar(f"{name}: train"), _marked(sm.recorder(rows)), *callbacks]
   log = None if checkpoints is None else pathlib.Path(checkpoints.folder) / "log.jsonl"
   if log is not None:
     told.append(_marked(sm.json_lines(log)))
@@ -143,6 +143,8 @@ def adapt(
   key: jax.Array | None = None,
 ) -> Adapted:
   """One run of adaptation an episode, judged on its val part at each of `steps`.
+
+  Its seconds are those of compilation too.
 
   Args:
     key: folded with an episode's number, of the mini-batches of its steps.

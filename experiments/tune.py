@@ -105,14 +105,13 @@ def run_trial(
     own = folder.with_name(f"{folder.name}-{seed}")
     with startup.usage():
       run = runs.begin(own, arm, seed, config, problem)
-    file, diverged = own / "validation.json", own / "diverged.txt"
+    file, diverged = own / "validation.json", runs.diverged(own)
     if not file.exists() and not diverged.exists():
       try:
         trained = runs.train(prepared(), arm, seed, config, run.checkpoints)
         runs.record(run, runs.read(own)[1], prepared(), trained, "validation", "validation")
       except FloatingPointError as error:
-        with results.atomic(diverged) as temporary:
-          temporary.write_text(f"{error}\n", encoding="utf-8")
+        runs.record_divergence(own, error)
     if diverged.exists():
       return none  # the worst already, whatever other seeds do
     _, (curve,) = results.read_json(file)

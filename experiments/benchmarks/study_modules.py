@@ -51,7 +51,6 @@ def frozen(config: Config) -> Iterator[report.Record]:
     "largest_difference": max(map(float, jax.tree.leaves(difference))),
     "largest_move": max(map(float, jax.tree.leaves(moved))),
   }
-  del whole
 
 
 def shrinkage(config: Config) -> Iterator[report.Record]:

@@ -185,8 +185,12 @@ def _labels(path: pathlib.Path, labels: Any, count: int) -> list[str]:
 
 
 def _specific(path: pathlib.Path, count: int) -> list[str]:
-  """Labels of classes, not of their superclasses, under either of two names."""
+  """Labels of classes, not of their superclasses, under either of two names.
+
+  The published files number "label_specific" from 0 in every split: files' names tell them apart.
+  """
   content = pickles.load(path)
   key = "label_specific" if isinstance(content, dict) and "labels" not in content else "labels"
   (labels,) = _entries(path, content, key)
-  return _labels(path, labels, count)
+  names = _labels(path, labels, count)
+  return names if key == "labels" else [f"{path.stem}_{name}" for name in names]

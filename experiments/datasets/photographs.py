@@ -37,7 +37,7 @@ def load(
     data_set: whose counts are verified.
     data_dir: its folder; default $SHRINKMETA_DATA/NAME.
     size: height and width in pixels; default the published one.
-    cache_dir: where the arrays are kept, under a name with the sha256 of the files, see
+    cache_dir: where the arrays are kept, under a name with `layouts.digest` of the files, see
       `cache.cached`; "" for nowhere.
 
   Raises:

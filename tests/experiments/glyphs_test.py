@@ -20,8 +20,10 @@ ALGORITHMS = ("sigma_imaml", "fomaml")
 SYSTEMS = 8  # to test on; the preset asks for four episodes, fewer than one each
 
 
-def run(out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", **keywords) -> str:
-  config = configs.load("smoke")
+def run(
+  out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", settings=(), **keywords
+) -> str:
+  config = configs.load("smoke", settings)
   return glyphs.run(algorithms, seeds, config, dataset, keywords.get("data_dir"), "test", out)
 
 
@@ -46,6 +48,11 @@ def test_end_to_end_and_again(tmp_path):
   again = results.read_json(tmp_path / "b" / "results.json")[1][0]
   np.testing.assert_array_equal(again.nll, curves[0].nll)
   assert again.sigma == curves[0].sigma
+  assert again.seconds["compile"] > again.seconds["train"]  # of two updates
+
+  run(tmp_path / "c", algorithms=("fomaml",), settings=["arms.fomaml.batch_size=2"])
+  _, (mini,) = results.read_json(tmp_path / "c" / "results.json")
+  assert np.isfinite(mini.nll).all() and (mini.nll != curves[1].nll).any()
 
 
 def start(

@@ -32,7 +32,11 @@ def test_a_damaged_checkpoint_costs_the_steps_after_the_one_before(tmp_path):
 
 def test_rows_that_waited_for_compilation_are_told_apart():
   state: Any = None  # handed on as it is
-  rows = [{"step": 0, "seconds": 9.0, "started": 1.0}, {"step": 1, "seconds": 1.0}, {"step": 2, "seconds": 2.0}]
+  rows = [
+    {"step": 0, "seconds": 9.0, "started": 1.0},
+    {"step": 1, "seconds": 1.0},
+    {"step": 2, "seconds": 2.0},
+  ]
   found = training.trained(state, rows)
   assert found.seconds == {"compile": 9.0, "train": 3.0}
   assert found.history == {"step": [0.0, 1.0, 2.0], "seconds": [9.0, 1.0, 2.0]}

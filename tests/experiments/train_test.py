@@ -113,7 +113,16 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   shutil.rmtree(again)
 
   done = call("train", *flags, "--arms=reptile", "--set=problem.shots=3")
-  assert done.returncode != 0 and "holds a run with another config" in done.stderr
+  assert done.returncode != 0 and "another config: problem.shots: " in done.stderr
+
+
+def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
+  flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
+  done = call("train", *flags, "--arms=maml,fine_tuning", "--set=arms.maml.inner_rate=1e30")
+  assert done.returncode == 1 and "maml, seed 0 diverged: No task of step 0" in done.stderr
+  done = call("evaluate", tmp_path)
+  assert done.returncode == 1 and f"see {tmp_path / 'maml-0' / 'diverged.txt'}" in done.stderr
+  assert (tmp_path / "fine_tuning-0" / "test.json").exists()
 
 
 def test_errors_say_what_was_wanted(tmp_path):

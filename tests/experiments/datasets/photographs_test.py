@@ -87,7 +87,10 @@ def write_pngs(folder, split):
   # OpenCV returns a column of bytes.
   pngs = [np.frombuffer(encoded(p, "PNG"), np.uint8)[:, None] for p in pictures]
   (folder / f"{split}_images_png.pkl").write_bytes(pickle.dumps(pngs))
-  data = {"label_specific": np.array(numbered(labels)), "label_general": np.zeros(len(labels), int)}
+  data = {  # numbered from 0 in every split, as in the files
+    "label_specific": np.array([int(label.split("_")[1]) for label in labels]),
+    "label_general": np.zeros(len(labels), int),
+  }
   (folder / f"{split}_labels.pkl").write_bytes(pickle.dumps(data))
 
 
