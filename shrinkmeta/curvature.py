@@ -109,8 +109,13 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
   """R_n with R_n^T R_n = Lambda_n, [N, C, C], negative eigenvalues cut at 0; and if any were."""
   validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
   values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
-  negative = jnp.any(values[:, 0] < -1e-4 * jnp.max(values))
-  return jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2), negative
+  root = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2)
+  return root, indefinite(values)
+
+
+def indefinite(values: jax.Array) -> jax.Array:
+  """Whether some eigenvalue is below 0, beyond rounding []: log_prob is not concave."""
+  return jnp.any(values < -1e-4 * jnp.max(values))
 
 
 def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:

@@ -35,7 +35,8 @@ def log_prior(
     log_s2 = jnp.asarray(log_s2, t.dtype)
     frozen, free = jnp.isneginf(log_s2), jnp.isposinf(log_s2)
     safe = jnp.where(jnp.isinf(log_s2), 0.0, log_s2)  # keeps untaken branches' gradients finite
-    normal = -0.5 * jnp.sum(jnp.square(t - p) * jnp.exp(-safe) + safe + jnp.log(2 * jnp.pi))
+    z = (t - p) * jnp.exp(-0.5 * safe)  # exp(-safe) would overflow sooner
+    normal = -0.5 * jnp.sum(jnp.square(z) + safe + jnp.log(2 * jnp.pi))
     at_phi = jnp.where(jnp.all(t == p), 0.0, -jnp.inf)
     return jnp.where(frozen, at_phi, jnp.where(free, 0.0, normal))
 

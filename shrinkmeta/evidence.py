@@ -200,7 +200,7 @@ def restriction(
   phi, taken = freeze(phi, log_sigma2, labels, frozen)
   model = moving_model(likelihood, labels, phi, log_s2, taken)
   part = jax.tree.map(lambda label, p: p if label in integrated else None, labels, phi)
-  ones = jax.tree.map(lambda p: jnp.ones([], p.dtype), part)
+  ones = jax.tree.map(lambda p: jnp.ones([], jnp.result_type(p)), part)
   fixed = likelihood._replace(predict=lambda p, x: likelihood.predict(merge(p, phi), x))
 
   def information(batch: Batch) -> jax.Array:
@@ -210,11 +210,12 @@ def restriction(
     weigh = lambda v: jnp.einsum("nij,njd->nid", lam, v.reshape(*lam.shape[:2], -1)).reshape(
       v.shape
     )
-    wx, wa = weigh(x), weigh(rows)
-    # (Lambda^-1 + A A^T)^-1 = Lambda - Lambda A (I + A^T Lambda A)^-1 A^T Lambda
-    inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ wa
-    cross = rows.T @ wx
-    return x.T @ wx - cross.T @ jnp.linalg.solve(inner, cross)
+    # X^T (Lambda^-1 + A A^T)^-1 X, the least of |X - A Z|^2_Lambda + |Z|^2: a sum of squares, where
+    # Woodbury's difference would lose in float32 what a large sigma leaves of it.
+    inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ weigh(rows)
+    z = jnp.linalg.solve(inner, rows.T @ weigh(x))
+    left = x - rows @ z
+    return left.T @ weigh(left) + z.T @ z
 
   total = jnp.sum(jax.vmap(information)(batches), 0)
   factor = jnp.linalg.cholesky(total)

@@ -78,7 +78,8 @@ def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax
     leaf = lambda d: jnp.sum(
       -0.5 * jnp.square(d / scale) - math.log(scale * math.sqrt(2 * math.pi))
     )
-    return sum(jax.tree.leaves(jax.tree.map(leaf, distance)), jnp.zeros([]))
+    terms = jax.tree.leaves(jax.tree.map(leaf, distance))
+    return sum(terms, jnp.zeros([], terms[0].dtype))
 
   return log_p
 

@@ -34,6 +34,7 @@ class Inner:
     steps: number of steps; with `tol` the largest number.
     tol: stop once the norm of grad J / N is at most this; None runs all steps. A loop that may
       stop early can be differentiated forwards and implicitly, not backwards through its steps.
+      With batch_size all steps are run: a batch tells too little of J.
     batch_size: None is the full batch; else every step draws that many examples without
       replacement, from a key that the caller passes. With a prior let the rate decrease: at the
       mode the gradients of single batches are not 0, and a constant rate ends in noise around it.
@@ -245,7 +246,7 @@ def loop(
     if inner.tol is None:
       return Descent(z, opt_state, at.step + 1, at.done, value, at.grad_norm)
     norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    done = norm <= inner.tol
+    done = norm <= inner.tol if mini is batch else jnp.zeros([], bool)
     z, steps = optax.tree.where(done, at.z, z), at.step + jnp.where(done, 0, 1)
     return Descent(z, opt_state, steps, done, value, norm)
 

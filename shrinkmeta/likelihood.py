@@ -154,10 +154,11 @@ def categorical(predict: Predict) -> Likelihood:
         f"labels must lie in 0..{classes - 1} (predict returned {classes} logits); got "
         f"{value.min()}..{value.max()}."
       )
-    chosen = jax.nn.one_hot(targets, classes, dtype=bool)
-    picked = jnp.sum(jnp.where(chosen, jax.nn.log_softmax(outputs), 0.0), -1)  # logits may be -inf
     in_range = (targets >= 0) & (targets < classes)
-    return _sum_trailing(jnp.where(in_range, picked, jnp.nan))
+    # Out of range all are chosen, times NaN, so that the gradient is NaN as well.
+    chosen = jax.nn.one_hot(targets, classes, dtype=bool) | ~in_range[..., None]
+    picked = jnp.sum(jnp.where(chosen, jax.nn.log_softmax(outputs), 0.0), -1)  # logits may be -inf
+    return _sum_trailing(picked * jnp.where(in_range, 1.0, jnp.nan))
 
   return Likelihood(predict, log_prob)
 

@@ -18,7 +18,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import modules, validate
-from shrinkmeta.curvature import curvature_product
+from shrinkmeta.curvature import curvature_product, indefinite
 from shrinkmeta.density import without_padding
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
@@ -178,9 +178,9 @@ def posterior(
 
 
 def _exact(model: Moving, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  a = whitened_factor(model.likelihood, model.phi, model.white.scale, batch).a
-  _, singular, basis = thin_svd(a)
-  return basis, jnp.square(singular)
+  factor = whitened_factor(model.likelihood, model.phi, model.white.scale, batch)
+  _, singular, basis = thin_svd(factor.a)
+  return basis, jnp.where(factor.negative, jnp.nan, jnp.square(singular))
 
 
 def _low_rank(
@@ -196,4 +196,5 @@ def _low_rank(
 
   krylov = lanczos(product, jax.random.normal(key, flat.shape, flat.dtype), rank)
   values, vectors = krylov.eigh()
-  return vectors.T @ krylov.basis, jnp.maximum(values, 0.0)
+  values = jnp.where(indefinite(values), jnp.nan, jnp.maximum(values, 0.0))
+  return vectors.T @ krylov.basis, values

@@ -107,7 +107,7 @@ def sums_over_tasks(
     result = of_task(spec, params, item, key_of(key, item.number), frozen)
     counts = jnp.stack([num_examples(part, dtype) for part in item.task if part is not None])
     judged = (result.grad, result.val_nll) if item.task.val is not None else result.grad
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(judged)]
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
     # A gradient may be finite where its objective is not, as with a label out of range.
     inner_info = result.inner
     finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
@@ -189,7 +189,12 @@ def _restricted(spec: Spec, params: MetaParams, frozen: Frozen, batches: Batch, 
 
 
 def _emptied(batches: Batch, failed: jax.Array) -> Batch:
-  """The batches [T, ...] without examples in tasks that failed [T]."""
+  """The batches [T, ...] without examples in tasks that failed [T].
+
+  They hold those of a sound task, masked: a network need not have a derivative at inputs of 0.
+  """
   of_task = lambda x: failed.reshape(-1, *[1] * (x.ndim - 1))
-  zero = lambda x: jnp.where(of_task(x), jnp.zeros_like(x), x)
-  return jax.tree.map(zero, batches._replace(mask=jax.vmap(weights)(batches)))
+  sound = jnp.argmin(failed)
+  mask = jax.vmap(weights)(batches)
+  batches = jax.tree.map(lambda x: jnp.where(of_task(x), x[sound], x), batches)
+  return batches._replace(mask=jnp.where(of_task(mask), jnp.zeros_like(mask), mask))

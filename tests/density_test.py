@@ -146,3 +146,13 @@ def test_no_prior_adds_nothing():
   np.testing.assert_allclose(value(phi, jnp.inf), alone, rtol=1e-6)
   of_phi, of_sigma = jax.grad(value, argnums=(0, 1))(phi, jnp.inf)
   assert not of_phi["a"].any() and of_sigma == 0.0
+
+
+def test_a_tiny_sigma_has_a_density():
+  found = sm.log_prior({"w": jnp.ones(2)}, {"w": jnp.ones(2)}, {"w": -150.0}, {"w": "w"})
+  np.testing.assert_allclose(found, 150.0 - np.log(2 * np.pi), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_prior_on_phi_keeps_float32():
+  assert sm.hyperprior.normal(1.0)({"w": jnp.ones(2, jnp.float32)}).dtype == jnp.float32

@@ -240,3 +240,14 @@ def test_restriction_keeps_float32():
   log_sigma2 = {"a": jnp.float32(0.0), "b": jnp.float32(0.0)}
   labels = {"a": "a", "b": "b"}
   assert sm.restriction(linear, labels, phi, log_sigma2, batch, ("a",)).dtype == jnp.float32
+
+
+def test_restriction_in_float32_where_sigma_is_large():
+  """A random intercept, N = 1000, sigma^2 = 1e4: its information is 1 / (sigma^2 + 1 / N)."""
+  linear = sm.gaussian(lambda theta, x: theta["level"] + 0.0 * x)
+  batch = sm.Batch(jnp.zeros((1, 1000)), jnp.zeros((1, 1000)))
+  found = sm.restriction(
+    linear, {"level": "level"}, {"level": 0.0}, {"level": np.log(1e4)}, batch, ("level",)
+  )
+  exact = 0.5 * np.log(2 * np.pi) - 0.5 * np.log(1 / (1e4 + 1e-3))
+  np.testing.assert_allclose(found, exact, atol=1e-4)

@@ -250,3 +250,38 @@ def test_there_is_no_such_row(row):
       sigma_optimizer=optax.sgd(0.1),
       init_sigma=1.0,
     )
+
+
+JOINT_X = np.random.default_rng(0).normal(size=(3, 6, 2)).astype(np.float32)
+
+
+def joint_gradient(predict, batch, val):
+  learner = sm.sigma_reptile(
+    sm.gaussian(predict),
+    {"w": "w"},
+    inner=sm.Inner(optax.lbfgs(), 30),
+    sigma_gradient="joint",
+    sigma_optimizer=optax.sgd(1.0),
+  )
+  state = learner.init({"w": jnp.ones(2)})
+  new, metrics = jax.jit(learner.update)(state, sm.Task(batch, val))
+  return float(new.log_sigma2["w"] - state.log_sigma2["w"]), int(metrics.num_failed)
+
+
+def test_a_gradient_of_one_task_that_is_no_number_spares_the_joint_solve():
+  """sqrt(x^2 w^2) at x = 0: its value is 0, its derivative NaN."""
+  predict = lambda theta, x: jnp.sqrt((x @ theta["w"]) ** 2)
+  batch = sm.Batch(jnp.asarray(JOINT_X), jnp.ones((3, 6)))
+  val = batch._replace(inputs=batch.inputs.at[1].set(0.0))
+  step, failed = joint_gradient(predict, batch, val)
+  assert failed == 1 and np.isfinite(step) and step != 0.0
+
+
+def test_a_failed_task_needs_no_derivative_at_zero_in_the_joint_solve():
+  predict = lambda theta, x: (x / jnp.linalg.norm(x, axis=-1, keepdims=True)) @ theta["w"]
+  batch = sm.Batch(jnp.asarray(JOINT_X), jnp.ones((3, 6)).at[2].set(jnp.nan))
+  two = jax.tree.map(lambda x: x[:2], batch)
+  step, failed = joint_gradient(predict, batch, batch)
+  alone, _ = joint_gradient(predict, two, two)
+  assert failed == 1 and step != 0.0
+  np.testing.assert_allclose(step, alone, rtol=1e-5)

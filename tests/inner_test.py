@@ -368,3 +368,16 @@ def test_weights_below_one_in_all_weigh_as_they_say():
       linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch, inner, key=jax.random.key(0)
     )
     np.testing.assert_allclose(theta["w"], 0.4 * 2.0 / (0.4 + 1.0), rtol=1e-5)
+
+
+def test_the_gradient_of_one_batch_stops_nothing():
+  """phi fits the first example to the last bit; a loop that drew it first would end there."""
+  x, y = jnp.ones([4, 1]), jnp.array([0.0, 5.0, 5.0, 5.0])
+  batch = sm.Batch(x, y)
+  linear = sm.gaussian(lambda theta, x: x[:, 0] * theta["w"])
+  inner = sm.Inner(optax.sgd(0.1), steps=30, tol=1e-4, batch_size=1)
+  for seed in range(8):
+    theta, info = sm.map_estimate(
+      linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch, inner, key=jax.random.key(seed)
+    )
+    assert info.steps == 30 and theta["w"] > 1.0 and not info.converged

@@ -195,3 +195,11 @@ def test_classes_masked_by_logits_of_minus_infinity():
   log_prob = sm.categorical(identity).log_prob
   for f in (log_prob, jax.jit(log_prob)):
     np.testing.assert_allclose(f(logits, labels), want, rtol=1e-12)
+
+
+def test_a_label_out_of_range_has_a_gradient_that_is_no_number():
+  """So that a task in one of whose batches it was fails, whatever the last batch was."""
+  likelihood = sm.categorical(lambda theta, x: x @ theta)
+  loss = jax.jit(jax.grad(lambda f, y: -likelihood.log_prob(f, y).sum()))
+  found = loss(jnp.zeros((2, 3)), jnp.array([1, 7]))
+  assert jnp.isfinite(found[0]).all() and jnp.isnan(found[1]).any()

@@ -151,3 +151,11 @@ def test_a_curvature_that_is_none_is_no_number():
   batch = sm.Batch(jnp.ones(2), jnp.ones(2))
   how = sm.LogDet("exact")
   assert np.isnan(log_det(how, likelihood, jnp.zeros([]), jnp.ones([]), batch)[0])
+
+
+def test_an_estimate_is_no_number_where_the_density_is_not_concave():
+  rising = sm.Likelihood(lambda theta, x: x @ theta["w"], lambda f, y: jnp.square(f - y))
+  theta, scale = {"w": jnp.zeros(3)}, {"w": jnp.ones([])}
+  batch = sm.Batch(jnp.eye(3), jnp.ones(3))
+  value, _ = log_det(sm.LogDet("lanczos"), rising, theta, scale, batch, jax.random.key(0))
+  assert jnp.isnan(value)

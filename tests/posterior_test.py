@@ -243,3 +243,11 @@ def test_a_traced_sigma_of_infinity_has_no_posterior_and_no_evidence():
   )
   for f in (variance, evidence, added):
     assert np.isfinite(f(0.0)).all() and np.isnan(f(jnp.inf)).all()
+
+
+@pytest.mark.parametrize("rank", (None, 2))
+def test_a_density_that_is_not_concave_has_no_posterior(rank):
+  rising = sm.Likelihood(lambda theta, x: x @ theta["w"], lambda f, y: jnp.square(f - y))
+  phi, batch = {"w": jnp.zeros(3)}, sm.Batch(jnp.eye(3), jnp.ones(3))
+  found = sm.posterior(rising, {"w": "w"}, phi, {"w": 0.0}, phi, batch, rank=rank)
+  assert jnp.isnan(found.predictive(batch.inputs).variance).all()
