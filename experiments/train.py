@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
         logging.error("%s, seed %d diverged: %s", name, seed, error)
         diverged.append(str(run.folder))
         continue
+      runs.diverged(run.folder).unlink(missing_ok=True)  # of an earlier start
       losses = trained.history.get("loss") or [float("nan")]
       logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])
   if diverged:

@@ -35,8 +35,8 @@ class LogDet:
     method: "exact"; "lanczos", an estimate with a standard error, from a key; "auto", exact where
       A has at most `limit` entries.
     limit: of the entries of A, R D. Exact work grows as min(R, D) R D.
-    probes: random vectors of "lanczos"; the standard error falls with their square root. It has not
-      the error of rounding, up to D |K| times the precision.
+    probes: random vectors of "lanczos"; the standard error falls with their square root. Rounding,
+      up to D |K| times the precision, is no part of it.
     steps: products with K a probe, R + 1 at most for an exact quadrature.
   """
 

@@ -123,6 +123,9 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   done = call("evaluate", tmp_path)
   assert done.returncode == 1 and f"see {tmp_path / 'maml-0' / 'diverged.txt'}" in done.stderr
   assert (tmp_path / "fine_tuning-0" / "test.json").exists()
+  of_earlier = tmp_path / "fine_tuning-0" / "diverged.txt"
+  of_earlier.touch()
+  assert call("train", *flags, "--arms=fine_tuning").returncode == 0 and not of_earlier.exists()
 
 
 def test_errors_say_what_was_wanted(tmp_path):
