@@ -28,10 +28,10 @@ from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet, log_det, whitened_jacobian
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
-from shrinkmeta.partition import Frozen, freeze, merge
+from shrinkmeta.partition import Frozen, freeze, merge, moving
 from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.tasks import Batch, check_batch
-from shrinkmeta.whitening import to_theta
+from shrinkmeta.tasks import Batch, check_batch, num_examples
+from shrinkmeta.whitening import balance
 
 PyTree = Any
 
@@ -51,13 +51,23 @@ class _Pieces(NamedTuple):
   batch: Batch
   frozen: Frozen
 
-  def fit(self, params: MetaParams, z: PyTree) -> jax.Array:
-    """log p(D | theta) - |z|^2 / 2 [], z held."""
-    model = moving_model(self.likelihood, self.labels, params.phi, params.log_sigma2, self.frozen)
-    theta = to_theta(model.phi, model.white.scale, z)
-    outputs = model.likelihood.predict(theta, self.batch.inputs)
-    log_p = masked_log_prob(model.likelihood, outputs, self.batch)
+  def fit(self, theta: PyTree, z: PyTree) -> jax.Array:
+    """log p(D | theta) - |z|^2 / 2 []."""
+    outputs = self.likelihood.predict(theta, self.batch.inputs)
+    log_p = masked_log_prob(self.likelihood, outputs, self.batch)
     return log_p - 0.5 * optax.tree.norm(z, squared=True)
+
+  def gradient_of_fit(self, params: MetaParams, g: PyTree, z: PyTree) -> MetaParams:
+    """With z held, g = d fit / d theta: g for phi, <s g, z> / 2 for log sigma^2.
+
+    At the mode s g is z, which of an inexact one is as good as g where the data say most.
+    """
+    model = moving_model(self.likelihood, self.labels, params.phi, params.log_sigma2, self.frozen)
+    g = balance(model.white, num_examples(self.batch, jax.tree.leaves(g)[0].dtype), g, z)
+    own = moving(g, self.labels, self.frozen)
+    half = jax.tree.map(lambda s, g, z: 0.5 * s * g * z, model.white.scale, own, z)
+    zero = {m: jnp.zeros_like(v) for m, v in params.log_sigma2.items()}
+    return MetaParams(g, zero | modules.gather(half, model.labels))
 
   def log_det(
     self, theta: PyTree, log_sigma2: PyTree, how: LogDet, key: jax.Array | None
@@ -83,7 +93,8 @@ def evidence_at(
   """(log evidence [], its gradient, how it went), given the mode; arguments as `log_evidence`."""
   pieces = _Pieces(likelihood, labels, batch, frozen)
   params = MetaParams(phi, dict(log_sigma2))
-  fit, grad = jax.value_and_grad(pieces.fit)(params, mode.z)
+  fit, g = jax.value_and_grad(pieces.fit)(mode.theta, mode.z)
+  grad = pieces.gradient_of_fit(params, g, mode.z)
   determinant = jax.value_and_grad(pieces.log_det, argnums=(0, 1), has_aux=True)
   (value, error), (g, d_sigma) = determinant(mode.theta, params.log_sigma2, log_det, key)
   through_mode, _, solve = implicit_gradient(
@@ -147,7 +158,7 @@ def log_evidence(
     mode, pieces = find(phi, log_s2), _Pieces(likelihood, labels, batch, taken)
     determinant, error = pieces.log_det(mode.theta, log_s2, log_det, probe_key)
     info = EvidenceInfo(mode.info, None, determinant, error)
-    return pieces.fit(MetaParams(phi, log_s2), mode.z) - 0.5 * determinant, info
+    return pieces.fit(mode.theta, mode.z) - 0.5 * determinant, info
 
   def forward(phi: PyTree, log_s2: PyTree) -> tuple[Any, MetaParams]:
     result, grad, info = evidence_at(

@@ -11,6 +11,10 @@ the derivatives of the loss at the mode are
 They need the mode, not the path to it: memory does not grow with the number of inner steps, and
 any optimiser may find the mode. Nothing is divided by sigma.
 
+Where the data say more than the prior, the first is a small difference of large numbers, which the
+error of an inexact w enters as many times as C s has it. P w / s is the same number by the equation
+for w, and inexact where sigma is small: `whitening.balance` takes of each where it is good.
+
 Derivation of the second: theta moves with log sigma_m^2 as s z_m / 2 + s dz, where stationarity,
 s grad L + z = 0, gives (I + s C s) dz = z_m / 2 - s C s z_m / 2. Then g . s z_m / 2 equals
 w . (I + s C s) z_m / 2, and the sum of the two is w . z_m.
@@ -37,7 +41,7 @@ from shrinkmeta.mode import Mode, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, freeze, merge, moving
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, check_batch, divisor, num_examples, num_rows
-from shrinkmeta.whitening import to_theta
+from shrinkmeta.whitening import balance, to_theta
 
 PyTree = Any
 
@@ -188,7 +192,10 @@ def implicit_gradient(
     column = total(
       lambda mini: curvature_column(implicit.curvature, likelihood, whole, theta, mini), whole
     )
-  d_phi = optax.tree.sub(g, column(jax.tree.map(jnp.multiply, s, w)))
+  direct = optax.tree.sub(g, column(jax.tree.map(jnp.multiply, s, w)))
+  by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, model.white.precision, w)
+  n = num_examples(batch, jnp.result_type(jax.tree.leaves(w)[0]))
+  d_phi = balance(model.white, n, direct, by_prior)
   return result(d_phi, w, info)
 
 

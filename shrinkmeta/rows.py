@@ -32,7 +32,7 @@ from shrinkmeta.partition import Frozen, merge, moving
 from shrinkmeta.solvers import SolveInfo
 from shrinkmeta.tasks import Batch, Task, divisor, num_examples
 from shrinkmeta.warm import WarmStart
-from shrinkmeta.whitening import to_theta
+from shrinkmeta.whitening import balance, to_theta
 
 PyTree = Any
 
@@ -319,22 +319,16 @@ def _map_gradient(
 ) -> tuple[PyTree, jax.Array, InnerInfo]:
   """d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
 
-  At the mode it equals both -z / s and G = grad -log p(D | theta), and so for every c >= 0
-  (G - c s z) / (1 + c s^2), which is finite from sigma = 0 to sigma -> inf; where there is no prior
-  it is G, which is 0 there. The error of the first
-  form, dz / s, and of the second, H s dz, of an inexact mode balance at c = H: c = N, a curvature
-  of one an example, is taken. Also returns the negative log joint less its normaliser [] and, as G
-  is at hand, how the inner loop ended.
+  At the mode it equals both -z / s and G = grad -log p(D | theta), of which `balance` makes one.
+  Without a prior it is G, which is 0 there. Also returns the negative log joint less its normaliser
+  [] and, as G is at hand, how the inner loop ended.
   """
   model = moving_of(spec, params, frozen)
   mean, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
-  c = num_examples(batch, mean.dtype)
-  n = divisor(c)  # by which the means divide
-  balanced = lambda s, p, v, g: (n * g - c * p * s * v) / (1.0 + c * p * s * s)
-  # Of frozen modules, None in s and z, sigma is 0: G it is.
-  none = lambda x: x is None
-  moved = lambda s, p, v, g: n * g if s is None else balanced(s, p, v, g)
-  grad = jax.tree.map(moved, *model.white, mode.z, g, is_leaf=none)
+  count = num_examples(batch, mean.dtype)
+  n = divisor(count)  # by which the means divide
+  minus_z = optax.tree.scale(-1.0, mode.z)
+  grad = balance(model.white, count, optax.tree.scale(n, g), minus_z)
   own = moving(g, spec.labels, frozen)
   judged = value_and_grad_z(model.white, mode.z, mean, own, n)
   info = info_at(spec.inner, mode.info.steps, judged)
