@@ -245,6 +245,15 @@ def test_restore_gives_any_state_that_was_kept(tmp_path):
     sm.restore(kept_there, make_learner(init_sigma={"slope": 1.0, "level": 0.0}), like)
 
 
+def test_a_description_of_before_a_field_was_there_is_compared_without_it():
+  learner = make_learner()
+  wanted = description.describe(learner, learner.init(PARAMS), {"rate": 0.1}, 4)
+  old = {name: value for name, value in wanted.items() if name not in ("sigma", "fit")}
+  assert description.differences(old, wanted) == []
+  old["settings"] = {"rate": 0.2}
+  assert description.differences(old, wanted) == ["setting rate: 0.2 in it, 0.1 here"]
+
+
 def test_restore_from_a_folder_without_any(tmp_path):
   learner = make_learner()
   nowhere = sm.Checkpoints(tmp_path / "none")
