@@ -1,7 +1,7 @@
 """Settings of the experiments: what is run, not how."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -151,3 +151,12 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"--set={','.join(overrides)} does not fit the settings: {error}") from error
   return config
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{dotted path: value} of nested mappings."""
+  found: dict[str, Any] = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+  return found

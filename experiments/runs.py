@@ -161,11 +161,14 @@ def begin(
   if file.exists():
     own = _about(file)
     came = json.loads(json.dumps(about))
-    then, now = (_flat({k: d.get(k) for k in ("arm", "seed", "config")}) for d in (own, came))
+    then, now = (
+      configs.flat({k: d.get(k) for k in ("arm", "seed", "config")}) for d in (own, came)
+    )
     different = [
       f"{k.removeprefix('config.')}: {then.get(k, 'absent')} in it, {now.get(k, 'absent')} here"
       for k in sorted({*then, *now})
-      if then.get(k) != now.get(k)
+      # How settings were searched for is no setting.
+      if then.get(k) != now.get(k) and not k.endswith((".trials", ".searched_with"))
     ]
     if different:
       raise ValueError(
@@ -179,13 +182,6 @@ def begin(
     with results.atomic(file) as temporary:
       temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
   return run
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-  """{dotted path: value} of nested dicts, without how settings were searched."""
-  if not isinstance(tree, dict):
-    return {} if name.endswith((".trials", ".searched_with")) else {name: tree}
-  return {k: v for key, x in tree.items() for k, v in _flat(x, f"{name}.{key}".strip(".")).items()}
 
 
 def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:

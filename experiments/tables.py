@@ -199,12 +199,13 @@ def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -
   Args:
     searched, now: settings that arms share; those of the evaluation differ always.
   """
-  then, problem = searched["problem"], now["problem"]
+  then, problem = configs.flat(searched["problem"]), configs.flat(now["problem"])
   changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}
   fewer = then.get("train_alphabets", 0) >= problem.get("train_alphabets", 0)
-  if changed - {"shots", "train_alphabets", "relabel"} or not fewer:
+  shapes = {key for key in changed if key.startswith("shape.")}  # of episodes of the same classes
+  if changed - shapes - {"shots", "train_alphabets", "relabel"} or not fewer:
     raise ValueError(
-      f"The settings of {arm} were chosen on {dict(then)}, and the problem is {dict(problem)}: its "
+      f"The settings of {arm} were chosen on {then}, and the problem is {problem}: its "
       "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "
       "take the settings that searches start from, experiments.train --tuned=false."
     )
