@@ -137,17 +137,17 @@ def check(config: Config) -> Config:
 def override(config: Config, overrides: Sequence[str]) -> Config:
   """`config`, locked, with changes in the words of the flag --set; unknown names are errors."""
   config.lock()
-  flat = {}
+  changes = {}
   for change in overrides:
     name, equals, text = change.partition("=")
     if not equals:
       raise ValueError(f"--set wants name=value, as in --set=meta_steps=100; got {change!r}.")
     try:
-      flat[name] = ast.literal_eval(text)
+      changes[name] = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-      flat[name] = text
+      changes[name] = text
   try:
-    config.update_from_flattened_dict(flat)
+    config.update_from_flattened_dict(changes)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"--set={','.join(overrides)} does not fit the settings: {error}") from error
   return config

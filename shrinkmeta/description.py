@@ -78,7 +78,7 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   found = []
   fields = ("fit", "argument"), ("settings", "setting"), ("modules", "module"), ("arrays", "array")
   for field, what in (("sigma", "sigma of"), *fields):
-    if field not in saved:
+    if field in ("sigma", "fit") and field not in saved:
       continue  # written before it was asked for
     if field == "fit" and not (saved[field] and wanted[field]):
       continue  # not asked for

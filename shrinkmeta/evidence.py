@@ -60,7 +60,7 @@ class _Pieces(NamedTuple):
   def gradient_of_fit(self, params: MetaParams, g: PyTree, z: PyTree) -> MetaParams:
     """With z held, g = d fit / d theta: g for phi, <s g, z> / 2 for log sigma^2.
 
-    At the mode s g is z, which of an inexact one is as good as g where the data say most.
+    At the mode s g is z; of an inexact mode, z is the better of the two where the data say most.
     """
     model = moving_model(self.likelihood, self.labels, params.phi, params.log_sigma2, self.frozen)
     g = balance(model.white, num_examples(self.batch, jax.tree.leaves(g)[0].dtype), g, z)

@@ -192,10 +192,14 @@ def implicit_gradient(
     column = total(
       lambda mini: curvature_column(implicit.curvature, likelihood, whole, theta, mini), whole
     )
-  direct = optax.tree.sub(g, column(jax.tree.map(jnp.multiply, s, w)))
+  u = jax.tree.map(jnp.multiply, s, w)
+  curved = column(u)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, model.white.precision, w)
-  n = num_examples(batch, jnp.result_type(jax.tree.leaves(w)[0]))
-  d_phi = balance(model.white, n, direct, by_prior)
+  # The curvature along u: that of a sharp likelihood is more than one an example.
+  along, length = optax.tree.vdot(u, moving(curved, labels, frozen)), optax.tree.vdot(u, u)
+  along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
+  c = jnp.maximum(num_examples(batch, along.dtype), along)
+  d_phi = balance(model.white, c, optax.tree.sub(g, curved), by_prior)
   return result(d_phi, w, info)
 
 

@@ -63,20 +63,21 @@ def to_theta(phi: PyTree, scale: PyTree, z: PyTree) -> PyTree:
   return jax.tree.map(lambda p, s, v: p + s * v, phi, scale, z)
 
 
-def balance(white: Whitening, n: jax.Array, direct: PyTree, scaled: PyTree) -> PyTree:
+def balance(white: Whitening, c: jax.Array, direct: PyTree, scaled: PyTree) -> PyTree:
   """x of two inexact forms, x = `direct` and, where there is a prior, s * x = `scaled`.
 
-  An inexact z or w, off by e, comes out of a curvature C as C s e and of a division by s as e / s.
-  For every c >= 0 x is (direct + c s scaled) / (1 + c s^2) too, which never divides by sigma and
-  in which the two errors balance where c is C; c = n [], a curvature of one an example, is taken.
+  A z or w that is off by e is off by C s e after a curvature C, and by e / s after a division by s.
+  For every c >= 0 x is (direct + c s scaled) / (1 + c s^2) too, which never divides by sigma. With
+  c = 0 it is the first form, with a large c the second; at c = C the two errors cancel.
 
   Args:
+    c: [] about the curvature of all examples; the number of examples for want of a better one.
     direct: a tree like all of phi. What does not move, None in `white` and `scaled`, is kept.
   """
 
   def leaf(s: Any, p: Any, of_data: jax.Array, of_prior: Any) -> jax.Array:
     if s is None:
       return of_data
-    return (of_data + n * p * s * of_prior) / (1.0 + n * p * s * s)
+    return (of_data + c * p * s * of_prior) / (1.0 + c * p * s * s)
 
   return jax.tree.map(leaf, *white, direct, scaled, is_leaf=lambda x: x is None)

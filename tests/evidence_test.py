@@ -11,6 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
+from shrinkmeta.evidence import evidence_at
+from shrinkmeta.inner import InnerInfo
+from shrinkmeta.mode import Mode
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -80,6 +83,48 @@ def test_linear_gaussian_value_and_every_gradient(n):
   assert all(abs(float(d_sigma[m])) > 1e-7 for m in "abcd")
   primal = jax.jit(lambda phi, s2: library(phi, s2)[0])(phi, arrays(LOG_SIGMA2))
   np.testing.assert_allclose(primal, want, rtol=1e-10)
+
+
+def test_an_inexact_mode_costs_the_gradient_what_z_is_off_not_its_curvature():
+  """At any z: s * grad log p is z at the mode, and each has its share; "e" has grad log p alone."""
+  labels, phi, batch = linear_problem()
+  rng = np.random.default_rng(3)
+  log_sigma2 = {m: jnp.asarray(v) for m, v in LOG_SIGMA2.items()}
+  frozen = frozenset({"e", "s"})
+  z = {m: None if m in frozen else jnp.asarray(rng.normal(size=x.shape)) for m, x in phi.items()}
+  s = {m: jnp.exp(0.5 * v) for m, v in log_sigma2.items()}
+  theta = {m: x if m in frozen else x + s[m] * z[m] for m, x in phi.items()}
+  info = InnerInfo(*(jnp.zeros([]) for _ in InnerInfo._fields))
+  _, grad, _ = evidence_at(
+    LINEAR,
+    labels,
+    phi,
+    log_sigma2,
+    batch,
+    Mode(theta, z, info),
+    implicit=sm.Implicit(max_steps=400, tol=1e-13),
+    log_det=sm.LogDet(),
+    frozen=frozen,
+  )
+
+  g = jax.grad(lambda theta: sm.log_likelihood(LINEAR, theta, batch))(theta)
+  kept = batch.inputs[:-5] / jnp.exp(phi["s"])
+
+  def log_det(log_sigma2):
+    var = [jnp.full(int(np.prod(SIZES[m])), jnp.exp(log_sigma2[m])) for m in SIZES]
+    gram = (kept * jnp.concatenate(var)) @ kept.T
+    return jnp.linalg.slogdet(jnp.eye(len(kept)) + gram)[1]
+
+  of_log_det = jax.grad(log_det)(log_sigma2)
+  n = N - 5
+  for m in SIZES:
+    if m == "e":
+      np.testing.assert_allclose(grad.phi[m], g[m], rtol=1e-10)
+      continue
+    want = (g[m] + n * s[m] * z[m]) / (1 + n * s[m] ** 2)
+    np.testing.assert_allclose(grad.phi[m], want, rtol=1e-9, err_msg=m)
+    sigma = 0.5 * jnp.sum(s[m] * want * z[m]) - 0.5 * of_log_det[m]
+    np.testing.assert_allclose(grad.log_sigma2[m], sigma, rtol=1e-9, err_msg=m)
 
 
 def test_sigma_zero_known_outside_jit_is_cut_off():

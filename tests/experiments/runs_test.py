@@ -30,6 +30,18 @@ def test_a_damaged_checkpoint_costs_the_steps_after_the_one_before(tmp_path):
   np.testing.assert_allclose(again.seconds["train"], seconds[1:50].sum() + seconds[51])
 
 
+def test_a_folder_knows_its_run_by_its_settings_not_by_how_they_were_searched(tmp_path):
+  config = tables.load("sinusoid", "smoke")
+  problem = problems.make_problem(config.problem)
+  runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+  arm = config.arms.reptile
+  arm.trials, arm.searched_with = arm.trials + 1, "shots=7"
+  runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+  arm.inner_steps += 1
+  with pytest.raises(ValueError, match="another config: arms.reptile.inner_steps: 2 in it, 3 here"):
+    runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+
+
 def test_rows_that_waited_for_compilation_are_told_apart():
   state: Any = None  # handed on as it is
   rows = [
