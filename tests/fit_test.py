@@ -44,7 +44,8 @@ def test_fit_is_the_loop_written_out():
     np.testing.assert_allclose(rows[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
     sigma = math.exp(0.5 * float(state.log_sigma2["layer_1"]))
     np.testing.assert_allclose(rows[i]["sigma/layer_1"], sigma, rtol=1e-6)
-  chex.assert_trees_all_close(fitted, state, rtol=1e-6)
+  # Two programs, which may round otherwise: differences of large numbers show it.
+  chex.assert_trees_all_close(fitted, state, rtol=1e-5)
   assert [row["step"] for row in rows] == [0, 1, 2, 3]
 
 
