@@ -63,10 +63,10 @@ def alphabets(size: str) -> Config:
   return _long(config)
 
 
-def small_data(size: str) -> Config:
-  """Few drawings of each character, without augmentation."""
+def small_data(shots: int, size: str) -> Config:
+  """`shots` drawings of each character, without augmentation."""
   problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "relabel": False}
-  problem |= {"shots": 5, "augment": False, "size": 28 if size == "full" else 14}
+  problem |= {"shots": shots, "augment": False, "size": 28 if size == "full" else 14}
   steps = (0, 1, 10, 100, 400, 1_000)
   return _long(_table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400))
 
@@ -129,7 +129,8 @@ def spoken_digits(size: str) -> Config:
 
 TABLES: dict[str, Callable[[str], Config]] = {
   "alphabets": alphabets,
-  "small_data": small_data,
+  "small_data": functools.partial(small_data, 5),
+  "more_data": functools.partial(small_data, 10),
   "few_shot": few_shot,
   "sinusoid": sinusoid,
   "grocery": functools.partial(photographs, "grocery", 84),
