@@ -63,7 +63,7 @@ class _Pieces(NamedTuple):
     At the mode s g is z; of an inexact mode, z is the better of the two where the data say most.
     """
     model = moving_model(self.likelihood, self.labels, params.phi, params.log_sigma2, self.frozen)
-    g = balance(model.white, num_examples(self.batch, jax.tree.leaves(g)[0].dtype), g, z)
+    g = balance(model.white.scale, num_examples(self.batch, jax.tree.leaves(g)[0].dtype), g, z)
     own = moving(g, self.labels, self.frozen)
     half = jax.tree.map(lambda s, g, z: 0.5 * s * g * z, model.white.scale, own, z)
     zero = {m: jnp.zeros_like(v) for m, v in params.log_sigma2.items()}

@@ -199,7 +199,7 @@ def implicit_gradient(
   along, length = optax.tree.vdot(u, moving(curved, labels, frozen)), optax.tree.vdot(u, u)
   along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
   c = jnp.maximum(num_examples(batch, along.dtype), along)
-  d_phi = balance(model.white, c, optax.tree.sub(g, curved), by_prior)
+  d_phi = balance(s, c, optax.tree.sub(g, curved), by_prior)
   return result(d_phi, w, info)
 
 

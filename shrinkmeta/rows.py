@@ -319,16 +319,16 @@ def _map_gradient(
 ) -> tuple[PyTree, jax.Array, InnerInfo]:
   """d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
 
-  At the mode it equals both -z / s and G = grad -log p(D | theta), of which `balance` makes one.
-  Without a prior it is G, which is 0 there. Also returns the negative log joint less its normaliser
-  [] and, as G is at hand, how the inner loop ended.
+  At the mode it equals both -P z / s, P the precision, and G = grad -log p(D | theta), of which
+  `balance` makes one. Also returns the negative log joint less its normaliser [] and, as G is at
+  hand, how the inner loop ended.
   """
   model = moving_of(spec, params, frozen)
   mean, g = nll_and_gradient(spec.inner, spec.likelihood, mode.theta, batch, key)
   count = num_examples(batch, mean.dtype)
   n = divisor(count)  # by which the means divide
-  minus_z = optax.tree.scale(-1.0, mode.z)
-  grad = balance(model.white, count, optax.tree.scale(n, g), minus_z)
+  of_prior = jax.tree.map(lambda p, z: -p * z, model.white.precision, mode.z)
+  grad = balance(model.white.scale, count, optax.tree.scale(n, g), of_prior)
   own = moving(g, spec.labels, frozen)
   judged = value_and_grad_z(model.white, mode.z, mean, own, n)
   info = info_at(spec.inner, mode.info.steps, judged)

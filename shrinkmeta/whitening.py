@@ -63,8 +63,8 @@ def to_theta(phi: PyTree, scale: PyTree, z: PyTree) -> PyTree:
   return jax.tree.map(lambda p, s, v: p + s * v, phi, scale, z)
 
 
-def balance(white: Whitening, c: jax.Array, direct: PyTree, scaled: PyTree) -> PyTree:
-  """x of two inexact forms, x = `direct` and, where there is a prior, s * x = `scaled`.
+def balance(scale: PyTree, c: jax.Array, direct: PyTree, scaled: PyTree) -> PyTree:
+  """x of two inexact forms, x = `direct` and s * x = `scaled`.
 
   A z or w that is off by e is off by C s e after a curvature C, and by e / s after a division by s.
   For every c >= 0 x is (direct + c s scaled) / (1 + c s^2) too, which never divides by sigma. With
@@ -72,12 +72,11 @@ def balance(white: Whitening, c: jax.Array, direct: PyTree, scaled: PyTree) -> P
 
   Args:
     c: [] about the curvature of all examples; the number of examples for want of a better one.
-    direct: a tree like all of phi. What does not move, None in `white` and `scaled`, is kept.
+    direct: a tree like all of phi. What does not move, None in `scale` and `scaled`, is kept.
+    scaled: what the prior says, which is 0 where there is none.
   """
 
-  def leaf(s: Any, p: Any, of_data: jax.Array, of_prior: Any) -> jax.Array:
-    if s is None:
-      return of_data
-    return (of_data + c * p * s * of_prior) / (1.0 + c * p * s * s)
+  def leaf(s: Any, of_data: jax.Array, of_prior: Any) -> jax.Array:
+    return of_data if s is None else (of_data + c * s * of_prior) / (1.0 + c * s * s)
 
-  return jax.tree.map(leaf, *white, direct, scaled, is_leaf=lambda x: x is None)
+  return jax.tree.map(leaf, scale, direct, scaled, is_leaf=lambda x: x is None)
