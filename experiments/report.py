@@ -203,6 +203,9 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
     if len(names) > 1:
       tables.append(summaries.paired_table(curves, reference, at))
   own = {one.curve.algorithm: one.arm for one in members}
+  learned = [curve for curve in curves if canvas.learns_sigma(curve.algorithm)]
+  if learned:
+    tables.append(summaries.sigma_table(learned))
   tables += [*freezing(members, at), summaries.cost_table(curves, batch, own)]
   tables.append(summaries.settings_table(own))
   with results.atomic(out / f"tables_{number}.md") as temporary:
@@ -212,17 +215,11 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   plots.adaptation_curves(file, curves)
   parts.append(_picture(file, "against adaptation steps"))
 
-  learned = [curve for curve in curves if canvas.learns_sigma(curve.algorithm)]
   if learned:
     for draw in (sigma_plots.sigma_per_module, sigma_plots.sigma_heat_map):
       file = out / f"{draw.__name__}_{number}.png"
       draw(file, learned)
       parts.append(_picture(file, draw.__name__.replace("_", " ")))
-    agreement = summaries.sigma_agreement(learned)
-    rows = "".join(f"\n| {name} | {value:.2f} |" for name, value in agreement.items())
-    if rows:
-      title = "Rank correlation of sigma over modules, mean over pairs of seeds"
-      parts.append(as_html(f"{title}\n\n| algorithm | correlation |\n|---|---|{rows}"))
   return "\n".join(parts)
 
 

@@ -59,10 +59,14 @@ def paired_table(
   Better than a rival: accuracy above 0, negative log-likelihood below 0. The intervals hold for
   one rival at a time; they are not widened for the number of rivals.
 
+  The rival has adapted for as many steps as the reference, and in the last two columns for the
+  number that is best for it, which stands in parentheses. That is picked on these very episodes,
+  and so flatters the rival; the reference is where it was.
+
   Args:
     curves: at equal steps and on the same episodes.
     reference: the algorithm the others are subtracted from.
-    step: index into `Curve.steps`, the last by default.
+    step: index into `Curve.steps` of the reference, the last by default.
     over: what the columns of the curves are, in words.
   """
   accuracy, nll = average_seeds(curves, "accuracy"), average_seeds(curves, "nll")
@@ -78,19 +82,28 @@ def paired_table(
       "Pass a position, not a number of steps."
     )
 
-  def difference(values: dict[str, np.ndarray], rival: str, scale: float, digits: int) -> str:
+  measures = {"nats per example": (nll, 1, 3)}
+  if has(curves, "accuracy"):
+    measures = {"accuracy in points": (accuracy, 100, 2)} | measures
+
+  def difference(rival: str, measure: str, at: int) -> str:
+    values, scale, digits = measures[measure]
     with np.errstate(invalid="ignore"):  # inf − inf, where both diverged
-      paired = scale * (values[reference][step] - values[rival][step])
+      paired = scale * (values[reference][step] - values[rival][at])
     return _plus_minus(paired, digits, "+")
 
+  def at_best(rival: str, measure: str) -> str:
+    better = 1 if measure.startswith("accuracy") else -1
+    means = better * measures[measure][0][rival].mean(1)
+    best = int(np.argmax(np.where(np.isfinite(means), means, -np.inf)))
+    return f"{difference(rival, measure, best)} ({steps[best]})"
+
   rows = [
-    [rival, difference(accuracy, rival, 100, 2), difference(nll, rival, 1, 3)]
-    for rival in accuracy
-    if rival != reference
+    [r, *(difference(r, m, step) for m in measures), *(at_best(r, m) for m in measures)]
+    for r in accuracy
+    if r != reference
   ]
-  header = ["rival", "accuracy in points", "nats per example"]
-  if not has(curves, "accuracy"):
-    rows, header = [[row[0], row[2]] for row in rows], [header[0], header[2]]
+  header = ["rival", *measures, *(f"{measure}, rival at its best" for measure in measures)]
   title = (
     f"{reference} minus rival after {steps[step]} adaptation steps, paired, {_sample(curves, over)}"
   )
@@ -230,22 +243,41 @@ def freezing_table(
   return f"{title}, after {at} steps, paired, {_sample(whole)}\n\n{_markdown(header, rows)}\n"
 
 
+_FOUND = "sigma of modules, largest first"
+
+
+def _found(group: Sequence[Curve]) -> str:
+  """Modules with the geometric mean of sigma over seeds, in its order."""
+  with np.errstate(divide="ignore"):  # a frozen module
+    sigma = {m: float(np.exp(np.mean(np.log([c.sigma[m] for c in group])))) for m in group[0].sigma}
+  return ", ".join(f"{m} {sigma[m]:.2g}" for m in sorted(sigma, key=lambda m: -sigma[m]))
+
+
 def found_modules(groups: Mapping[str, Sequence[Curve]]) -> str:
   """Which modules were found with which data: sigma, its geometric mean over seeds, largest first.
 
   Args:
     groups: what the data are -> curves of algorithms that learn sigma.
   """
-  rows = []
-  for data, curves in groups.items():
-    for algorithm, group in group_by_algorithm(curves).items():
-      with np.errstate(divide="ignore"):  # a frozen module
-        sigma = {
-          m: float(np.exp(np.mean(np.log([c.sigma[m] for c in group])))) for m in group[0].sigma
-        }
-      order = sorted(sigma, key=lambda m: -sigma[m])
-      rows.append([data, algorithm, ", ".join(f"{m} {sigma[m]:.2g}" for m in order)])
-  return _markdown(["data", "algorithm", "sigma of modules, largest first"], rows) + "\n"
+  rows = [
+    [data, algorithm, _found(group)]
+    for data, curves in groups.items()
+    for algorithm, group in group_by_algorithm(curves).items()
+  ]
+  return _markdown(["data", "algorithm", _FOUND], rows) + "\n"
+
+
+def sigma_table(curves: Sequence[Curve]) -> str:
+  """What algorithms that learn sigma found, and whether their seeds agree on the order.
+
+  Args:
+    curves: of algorithms that learn sigma.
+  """
+  agreement = sigma_agreement(curves)
+  cell = lambda algorithm: f"{agreement[algorithm]:.2f}" if algorithm in agreement else "none"
+  rows = [[a, cell(a), _found(group)] for a, group in group_by_algorithm(curves).items()]
+  title = "Sigma, geometric mean over seeds, and rank correlation, mean over pairs of seeds"
+  return f"{title}\n\n{_markdown(['algorithm', 'rank correlation', _FOUND], rows)}\n"
 
 
 def module_table(curve: Curve) -> str:

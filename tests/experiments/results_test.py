@@ -113,8 +113,20 @@ class TablesTest(parameterized.TestCase):
     rival = curve("reptile", accuracy=hard, nll=hard + 0.25)
     cells = rows(summaries.paired_table([rival, ours]))
     half = 100 * stats.t.ppf(0.975, 5) * noise.std(ddof=1) / math.sqrt(6)
-    self.assertEqual(cells["reptile"], [f"+11.00 ± {half:.2f}", "-0.250 ± 0.000"])
+    self.assertEqual(cells["reptile"][:2], [f"+11.00 ± {half:.2f}", "-0.250 ± 0.000"])
     self.assertNotIn("sigma_imaml", cells)
+
+  def test_paired_with_a_rival_that_stopped_where_it_was_best(self):
+    """In each measure at a step of its own; one at which it had diverged is none."""
+    at = lambda *values: np.array(values)[:, None] * np.ones(6)
+    ours = curve(accuracy=at(0.1, 0.7, 0.6), nll=at(3.0, 1.0, 1.25))
+    rival = curve("maml", accuracy=at(0.2, 0.5, 0.4), nll=at(1.5, math.inf, 2.0))
+    cells = rows(summaries.paired_table([ours, rival]))["maml"]
+    wanted = ["+20.00 ± 0.00", "-0.750 ± 0.000", "+10.00 ± 0.00 (1)", "-0.250 ± 0.000 (0)"]
+    self.assertEqual(cells, wanted)
+    regression = [c._replace(accuracy=np.full((3, 6), np.nan)) for c in (ours, rival)]
+    cells = rows(summaries.paired_table(regression))["maml"]
+    self.assertEqual(cells, [wanted[1], wanted[3]])
 
   def test_paired_at_another_step(self):
     a, b = curve(), curve("maml")
@@ -154,6 +166,10 @@ class TablesTest(parameterized.TestCase):
     make = lambda seed, head: curve(seed=seed, sigma={"conv_0": 0.2, "norm_0": 0.0, "head": head})
     table = summaries.found_modules({"Omniglot": [make(0, 0.1), make(1, 1.6)]})
     self.assertEqual(rows(table)["Omniglot"], ["sigma_imaml", "head 0.4, conv_0 0.2, norm_0 0"])
+    two = [make(0, 0.1), make(1, 1.6)]  # the head is second in one seed, first in the other
+    found = rows(summaries.sigma_table([*two, curve("sigma_maml")]))
+    self.assertEqual(found["sigma_imaml"], ["0.50", "head 0.4, conv_0 0.2, norm_0 0"])
+    self.assertEqual(found["sigma_maml"][0], "none")  # one seed
 
   @parameterized.named_parameters(
     ("none", [], "at least one"),
