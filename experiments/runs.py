@@ -134,6 +134,14 @@ def record(
   freeze: float = 0.0,
 ) -> results.Curve:
   """Adapts to a split with the modules frozen whose sigma lies below `freeze`; writes NAME.json."""
+  then, now = about["protocol"], json.loads(json.dumps(protocol(run.config, prepared.problem)))
+  if different := [
+    f"{k}: {then.get(k)!r} then, {now[k]!r} now" for k in now if now[k] != then.get(k)
+  ]:
+    raise ValueError(
+      f"{run.folder} was trained by another protocol: {'; '.join(different)}. Tasks to judge it "
+      "may be among those it was trained on. Give the same data, --data_dir, or train it again."
+    )
   trained = trained._replace(state=frozen_below(trained.state, freeze))
   found = evaluate(prepared, trained.state, run.config, split, f"{run.arm}-{run.seed}")
   curve = training.as_curve(
@@ -162,7 +170,8 @@ def begin(
     own = _about(file)
     came = json.loads(json.dumps(about))
     then, now = (
-      configs.flat({k: d.get(k) for k in ("arm", "seed", "config")}) for d in (own, came)
+      configs.flat({k: d.get(k) for k in ("arm", "seed", "config", "protocol")})
+      for d in (own, came)
     )
     different = [
       f"{k.removeprefix('config.')}: {then.get(k, 'absent')} in it, {now.get(k, 'absent')} here"
@@ -172,15 +181,16 @@ def begin(
     ]
     if different:
       raise ValueError(
-        f"{folder} holds a run with another config: {'; '.join(different)}. Choose another --out, "
-        "or remove the folder."
+        f"{folder} holds a run with another config or other data: {'; '.join(different)}. Choose "
+        "another --out, or remove the folder."
       )
     return run
   for split in ("validation", "test"):  # before anything is trained
     _judged(config, problem, split)
   if jax.process_index() == 0:
     with results.atomic(file) as temporary:
-      temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+      text = json.dumps(about, indent=1, allow_nan=False)
+      temporary.write_text(text + "\n", encoding="utf-8")
   return run
 
 
@@ -254,12 +264,6 @@ def protocol(config: configs.Config, problem: Problem) -> dict[str, Any]:
   }
   norm = norms[config.network.norm] if config.network.kind == "conv" else "none"
   return problem.protocol._asdict() | {"batch norm": norm}
-
-
-def learns_sigma(run: Run) -> bool:
-  """Whether the arm has a learned sigma with a prior, by which modules may be frozen."""
-  row = sm.FAMILY.get(run.arm)
-  return row is not None and row.sigma == "learned" and row.prior
 
 
 def frozen_below(state: sm.MetaState, threshold: float) -> sm.MetaState:

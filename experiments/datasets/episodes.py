@@ -23,7 +23,6 @@ class EpisodeConfig:
   queries: int = 5  # val examples of each class
   size: int = 16  # height and width of the pictures
   distortions: distortions_lib.Distortions = distortions_lib.Distortions()
-  augment_val: bool = True  # whether val examples are distorted too
 
   def __post_init__(self):
     for ok, wanted in (
@@ -122,13 +121,6 @@ def _episode_of(config: EpisodeConfig, pool: Pool, system: jax.Array, key: jax.A
   )
   from_draws = functools.partial(distortions_lib.from_draws, config.distortions)
   drawn = jax.vmap(jax.vmap(from_draws))(draws)
-  if not config.augment_val:
-    is_val = jnp.arange(chosen.shape[1]) >= config.shots
-    same = from_draws(jnp.zeros(distortions_lib.DRAWS))
-    same = distortions_lib.identity()._replace(stroke=same.stroke)
-    drawn = jax.tree.map(
-      lambda d, same: jnp.where(jnp.expand_dims(is_val, range(1, d.ndim - 1)), same, d), drawn, same
-    )
   distort = functools.partial(distortions_lib.distort, config.size)
   images = jax.vmap(jax.vmap(distort))(images, drawn)[..., None]
 

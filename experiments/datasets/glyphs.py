@@ -14,6 +14,7 @@ from typing import cast
 
 import matplotlib
 import numpy as np
+import PIL
 from matplotlib import ft2font
 from PIL import Image, ImageFont
 
@@ -138,7 +139,8 @@ def load(cache_dir: str | os.PathLike[str] | None = None, size: int = 32) -> Cha
   """
   if size < 8:
     raise ValueError(f"Renderings want a size of at least 8 pixels; got {size}. Use 32.")
-  filename = f"glyphs_v{_VERSION}_{size}_matplotlib{matplotlib.__version__}.npz"
+  versions = f"matplotlib{matplotlib.__version__}_pillow{PIL.__version__}"  # fonts, and who draws
+  filename = f"glyphs_v{_VERSION}_{size}_{versions}.npz"
   return characters_lib.cached(cache_dir, filename, lambda: _build(size))
 
 

@@ -11,6 +11,7 @@
 Colours come in the order of the file: OpenCV, with which some were made, puts blue first.
 """
 
+import collections
 import functools
 import hashlib
 import pathlib
@@ -100,8 +101,16 @@ def npz(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
 def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
   """filename,label rows under a header, and a folder or zip of the pictures."""
   rows = cache.read_csv(path, ("filename", "label"))
+  check_distinct(path, [row["filename"] for row in rows])
   read = _from_folder(pictures) if pictures.is_dir() else from_zip(pictures)
   return Listing([row["label"] for row in rows], lambda m: read(rows[m]["filename"]))
+
+
+def check_distinct(path: pathlib.Path, names: Sequence[str]) -> None:
+  """ValueError where a table has a picture twice: an episode could train on it and judge by it."""
+  if len(set(names)) < len(names):
+    twice = next(name for name, count in collections.Counter(names).items() if count > 1)
+    raise ValueError(f"{path} has {twice!r} more than once. Download it anew.")
 
 
 def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:

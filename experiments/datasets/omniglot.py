@@ -22,6 +22,7 @@ from experiments.datasets import characters as characters_lib
 Characters = characters_lib.Characters
 
 ARCHIVES: tuple[str, str] = ("images_background.zip", "images_evaluation.zip")
+COUNTS = {"images_background": (30, 964), "images_evaluation": (20, 659)}  # alphabets, characters
 ORIGIN = "https://github.com/brendenlake/omniglot/tree/master/python"
 DRAWINGS = 20  # of each character
 SIDE = 105  # pixels of a drawing
@@ -31,7 +32,7 @@ SIDE = 105  # pixels of a drawing
 VALIDATION: tuple[str, ...] = ("Arcadian", "Cyrillic", "Early_Aramaic", "Latin", "Sanskrit")
 
 _VERSION = 1  # of the pictures made here; another number makes caches of the old ones void
-_MEMBER = re.compile(r"images_(?:background|evaluation)/([^/\\]+)/(character\d+)/\d+_(\d+)\.png")
+_MEMBER = re.compile(r"(images_\w+)/([^/\\]+)/(character\d+)/\d+_(\d+)\.png")
 
 
 def load(
@@ -79,18 +80,25 @@ def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
   with cache.damaged(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
     for member in sorted(archive.namelist()):
       # Folders, notes of operating systems and paths that leave the archive do not match.
-      if match := _MEMBER.fullmatch(member):
-        alphabet, character, drawer = match.groups()
-        drawing = _picture(archive.read(member), member)
-        drawings.setdefault((alphabet, character), {})[int(drawer)] = drawing
+      if (match := _MEMBER.fullmatch(member)) and match[1] == path.stem:
+        _, alphabet, character, drawer = match.groups()
+        own = drawings.setdefault((alphabet, character), {})
+        if int(drawer) in own:
+          raise ValueError(f"{member} is the second drawing of its character by {drawer}")
+        own[int(drawer)] = _picture(archive.read(member), member)
   wrong = [f"{'/'.join(name)} has {len(d)}" for name, d in drawings.items() if len(d) != DRAWINGS]
   if wrong or not drawings:
     raise cache.DamagedError(
-      f"{path} wants {DRAWINGS} drawings of each character, as images_background/ALPHABET/"
+      f"{path} wants {DRAWINGS} drawings of each character, as {path.stem}/ALPHABET/"
       f"characterNN/IIII_DD.png; of {len(drawings)} characters, {wrong[:3] or 'none is there'}. "
       f"Download it anew from {ORIGIN}."
     )
   systems = tuple(sorted({alphabet for alphabet, _ in drawings}))
+  if (found := (len(systems), len(drawings))) != COUNTS[path.stem]:
+    raise cache.DamagedError(
+      f"{path} wants {COUNTS[path.stem]} alphabets and characters; got {found}. Download it anew "
+      f"from {ORIGIN}."
+    )
   return Characters(
     images=np.stack(
       [_area_means(np.stack([d[i] for i in sorted(d)]), size) for d in drawings.values()]

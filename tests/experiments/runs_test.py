@@ -38,8 +38,23 @@ def test_a_folder_knows_its_run_by_its_settings_not_by_how_they_were_searched(tm
   arm.trials, arm.searched_with = arm.trials + 1, "shots=7"
   runs.begin(tmp_path / "a", "reptile", 0, config, problem)
   arm.inner_steps += 1
-  with pytest.raises(ValueError, match="another config: arms.reptile.inner_steps: 2 in it, 3 here"):
+  with pytest.raises(ValueError, match="other data: arms.reptile.inner_steps: 2 in it, 3 here"):
     runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+
+
+def test_a_run_is_not_judged_on_other_data_than_it_was_trained_on(tmp_path):
+  config = tables.load("sinusoid", "smoke")
+  problem = problems.make_problem(config.problem)
+  run = runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+  prepared = runs.prepare("reptile", config, problem)
+  trained = runs.train(prepared, "reptile", 0, config, run.checkpoints)
+  other = problem._replace(protocol=problem.protocol._replace(split="9 alphabets"))
+  about = runs.read(tmp_path / "a")[1]
+  with pytest.raises(ValueError, match="by another protocol: split: .*'9 alphabets' now.*data_dir"):
+    runs.record(run, about, prepared._replace(problem=other), trained, "test", "test")
+  assert not (tmp_path / "a" / "test.json").exists()
+  with pytest.raises(ValueError, match="other data: protocol.split: .* 9 alphabets here"):
+    runs.begin(tmp_path / "a", "reptile", 0, config, other)
 
 
 def test_rows_that_waited_for_compilation_are_told_apart():

@@ -132,15 +132,6 @@ class DrawTest(parameterized.TestCase):
     want = SAMPLE(source, self.key, 10, 3)
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:, 0], tasks), want, atol=1e-6)
 
-  def test_val_may_stay_undistorted(self):
-    stored = np.random.default_rng(0).integers(1, 255, (10, 5, 8, 8), dtype=np.uint8)
-    config = dataclasses.replace(AUGMENTED, augment_val=False)
-    task = SAMPLE(episodes.source(config, coded()._replace(images=stored)), self.key, 0, 1)
-    stored = stored.reshape(-1, 64) / 255.0
-    for batch, same in ((task.train, False), (task.val, True)):
-      off = np.abs(np.asarray(batch.inputs).reshape(-1, 1, 64) - stored).max(axis=2).min(axis=1)
-      np.testing.assert_array_equal(off < 1e-5, same)
-
   @parameterized.parameters(
     dict(ways=1),
     dict(queries=0),

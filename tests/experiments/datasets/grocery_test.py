@@ -85,6 +85,7 @@ class GroceryTest(absltest.TestCase):
         "wants columns under the header",
       ),
       ("index", lambda s: s.replace(b"_0.jpg,1,", b"_0.jpg,77,"), "or classes.csv: .*'77'"),
+      ("index", lambda s: s.replace(b"test_1.jpg", b"test_0.jpg"), "_0.jpg' more than once"),
       ("classes", lambda s: s.replace(b"Fruit-3", b"Fr\xffit-3"), "UnicodeDecodeError"),
     ):
       path = self.folder / f"{name}.csv"

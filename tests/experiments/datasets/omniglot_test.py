@@ -3,14 +3,18 @@
 import io
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
 from experiments.datasets import omniglot
+
+PUBLISHED = omniglot.COUNTS  # in tests of small archives other ones stand there
 
 
 def drawing(seed: int, side: int = omniglot.SIDE) -> np.ndarray:
@@ -59,6 +63,8 @@ class OmniglotTest(parameterized.TestCase):
     self.background, self.evaluation = (
       os.path.join(self.folder, name) for name in omniglot.ARCHIVES
     )
+    counts = {"images_background": (2, 5), "images_evaluation": (1, 2)}
+    self.enterContext(mock.patch.object(omniglot, "COUNTS", counts))
     write_archive(self.background, "images_background", {"Greek": 3, "Arcadian": 2})
     write_archive(self.evaluation, "images_evaluation", {"Angelic": 2})
 
@@ -105,9 +111,9 @@ class OmniglotTest(parameterized.TestCase):
     again, _ = omniglot.load(self.folder, 16, cache)
     np.testing.assert_array_equal(first.images, again.images)
     self.assertLen(os.listdir(cache), 2)
-    write_archive(self.background, "images_background", {"Latin": 1})
+    write_archive(self.background, "images_background", {"Latin": 4, "Runes": 1})
     changed, _ = omniglot.load(self.folder, 16, cache)
-    self.assertEqual(changed.systems, ("Latin",))
+    self.assertEqual(changed.systems, ("Latin", "Runes"))
     self.assertLen(os.listdir(cache), 3)
 
   def test_missing_archive_says_what_to_do(self):
@@ -147,6 +153,12 @@ class OmniglotTest(parameterized.TestCase):
     dict(drawers=19, message="has 19"),
     dict(side=28, message="28, 28"),
     dict(alphabets={}, message="none is there"),
+    dict(alphabets={"Latin": 5}, message=r"wants \(2, 5\) alphabets and characters; got \(1, 5\)"),
+    dict(
+      alphabets={"Latin": 1},
+      message="0002_01.png is the second drawing of its character by 01",
+      extra={"images_background/Latin/character01/0002_01.png": png(drawing(3))},
+    ),
     dict(
       alphabets={"Latin": 1},
       message="not whole",
@@ -159,6 +171,12 @@ class OmniglotTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       omniglot.load(self.folder, cache_dir="")
 
+  def test_one_archive_under_the_name_of_the_other_is_refused(self):
+    """Else the test would be the alphabets trained on."""
+    shutil.copy(self.background, self.evaluation)
+    with self.assertRaisesRegex(ValueError, "as images_evaluation/ALPHABET.*none is there"):
+      omniglot.load(self.folder, cache_dir="")
+
   @parameterized.parameters(4, 106)
   def test_sizes_out_of_range(self, size):
     with self.assertRaisesRegex(ValueError, f"got {size}"):
@@ -168,7 +186,8 @@ class OmniglotTest(parameterized.TestCase):
     root = os.environ.get("SHRINKMETA_DATA")
     if not root:
       self.skipTest("SHRINKMETA_DATA is not set: no $SHRINKMETA_DATA/omniglot/*.zip to read.")
-    train, test = omniglot.load(os.path.join(root, "omniglot"), cache_dir="")
+    with mock.patch.object(omniglot, "COUNTS", PUBLISHED):
+      train, test = omniglot.load(os.path.join(root, "omniglot"), cache_dir="")
     self.assertLen(train.systems, 30)
     self.assertLen(test.systems, 20)
     self.assertEqual(train.images.shape, (964, 20, 32, 32))

@@ -363,6 +363,15 @@ class PhotographsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "header filename,label"):
       self.load(data_set)
 
+  def test_a_picture_comes_once(self):
+    data_set = self.write("csv")
+    path = self.folder / "train.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], lines[1], *lines[3:]]))
+    name = lines[1].split(",")[0]
+    with self.assertRaisesRegex(ValueError, f"{path} has '{name}' more than once"):
+      self.load(data_set)
+
   def test_a_missing_member(self):
     data_set = self.write("zip")
     path = self.folder / "test.csv"
