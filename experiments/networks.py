@@ -213,28 +213,23 @@ class Transformer(nn.Module):
   Parameters: embed, positions, block_i, norm, head.
 
   Attributes:
-    vocabulary: number of tokens.
-    outputs: logits a position; None: one for each token, to predict the next.
-    pool: True gives one prediction a sequence, from its mean; False one at every position.
+    vocabulary: number of tokens, and of outputs at every position: logits of the next.
   """
 
   vocabulary: int
   width: int = 256
   blocks: int = 8
   heads: int = 8
-  outputs: int | None = None
-  pool: bool = False
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """int [N, L] -> logits [N, L, outputs], or [N, outputs] with `pool`."""
+    """int [N, L] -> logits [N, L, vocabulary]."""
     positions = self.param("positions", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
     x = nn.Embed(self.vocabulary, self.width, name="embed")(tokens) + positions
     for i in range(self.blocks):
       x = TransformerBlock(self.heads, name=f"block_{i}")(x)
     x = nn.LayerNorm(name="norm")(x)
-    x = x.mean(1) if self.pool else x
-    return nn.Dense(self.vocabulary if self.outputs is None else self.outputs, name="head")(x)
+    return nn.Dense(self.vocabulary, name="head")(x)
 
 
 class TransformerBlock(nn.Module):

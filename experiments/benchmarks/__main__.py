@@ -93,18 +93,21 @@ def main(argv: Sequence[str]) -> None:
     return
   try:
     config = read_flags()
-    other = None if _STUDY.value else opponent(config)
-  except ValueError as error:
+    other = opponent(config)
+    if _STUDY.value and (other is not None or _ROUNDS.value > 1):
+      raise ValueError("A study is run once, by itself: leave --rival, --against and --rounds out.")
+    out = pathlib.Path(_OUT.value)
+    report.append(out)  # before anything is measured
+  except (ValueError, OSError) as error:
     raise app.UsageError(str(error)) from error
   if _STUDY.value:
     startup.start_jax(config.devices)
-    rows, table = studies.run(_STUDY.value, config)
-    head = {"study": _STUDY.value, "config": dataclasses.asdict(config), "seed": config.seed}
-    records = [head | report.environment() | row for row in rows]
+    # The flags, of which a study heeds those that it does not vary or fix.
+    head = {"study": _STUDY.value, "flags": dataclasses.asdict(config), "seed": config.seed}
+    head |= report.environment()
+    print(studies.run(_STUDY.value, config, lambda row: report.append(out, head | row)))
   else:
-    records, table = pairs.run(config, _ROUNDS.value, other)
-  report.append(pathlib.Path(_OUT.value), records)
-  print(table)
+    print(pairs.run(config, _ROUNDS.value, other, lambda record: report.append(out, record)))
 
 
 if __name__ == "__main__":

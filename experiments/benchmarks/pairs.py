@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -32,26 +33,42 @@ def changed(config: Config, against: Sequence[str]) -> Config:
     name, found, value = change.partition("=")
     if not found or name not in hints:
       raise ValueError(f"--against takes FIELD=VALUE, FIELD of {', '.join(hints)}; got {change!r}.")
-    number = value.lstrip("-").isdigit()
-    if hints[name] is bool:
-      values[name] = value.lower() in ("1", "true")
-    else:
-      values[name] = int(value) if number else value
+    values[name] = _value(hints[name], change, value)
   return dataclasses.replace(config, **values)
 
 
+def _value(hint: Any, change: str, text: str) -> Any:
+  """The text of a change as the type of its field."""
+  try:
+    if hint is bool:
+      return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if hint is float:
+      return float(text)
+    return int(text) if text.lstrip("-").isdigit() else text
+  except (KeyError, ValueError) as error:
+    wanted = "true or false" if hint is bool else "a number"
+    raise ValueError(f"--against={change} wants {wanted}.") from error
+
+
 def run(
-  config: Config, rounds: int, other: Callable[[], report.Record] | None
-) -> tuple[list[report.Record], str]:
-  """Measures `config`, and `other` in turn. Returns the records and a table of medians.
+  config: Config,
+  rounds: int,
+  other: Callable[[], report.Record] | None,
+  keep: Callable[[report.Record], None],
+) -> str:
+  """Measures `config`, and `other` in turn. Returns a table of medians.
 
   With several rounds the spread is that of the rounds' medians; with one, that of repetitions.
+
+  Args:
+    keep: takes a measurement as soon as it is made.
   """
   records: list[report.Record] = []
   for i in range(rounds):
     for side, one in (("ours", lambda: spawn(config)), ("other", other)):
       if one is not None:
         records.append({"round": i, "side": side} | one())
+        keep(records[-1])
         logging.info("Round %d, %s: %s", i, side, report.cell(records[-1]["seconds"]))
   groups = {s: [r for r in records if r["side"] == s] for s in ("ours", "other")}
   lines = [_summary(group) for group in groups.values() if group]
@@ -59,13 +76,13 @@ def run(
   if other is not None:
     medians = {side: [r["seconds"]["median"] for r in group] for side, group in groups.items()}
     speedup = measure.ratios(medians["other"], medians["ours"])._asdict()
-    records.append({"comparison": "seconds, other / ours, by round", "ratio": speedup})
+    keep({"comparison": "seconds, other / ours, by round", "ratio": speedup})
     memory = [[r["peak_rss_bytes"] for r in group] for group in groups.values()]
     share = measure.ratios(memory[0], memory[1])._asdict()
-    records.append({"comparison": "peak memory, ours / other, by round", "ratio": share})
+    keep({"comparison": "peak memory, ours / other, by round", "ratio": share})
     text += f"\nseconds, other / ours: {report.cell(speedup)}"
     text += f"\npeak memory, ours / other: {report.cell(share)}"
-  return records, text
+  return text
 
 
 def _summary(group: Sequence[Mapping]) -> report.Record:

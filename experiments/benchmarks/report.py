@@ -1,15 +1,13 @@
 """Where a measurement goes: a JSON line in a file, and a row of a plain-text table."""
 
-import json
-import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 import shrinkmeta as sm
-from experiments import startup
+from experiments import results, startup
 
 Record = dict[str, Any]
 
@@ -27,25 +25,12 @@ def environment() -> Record:
   }
 
 
-def to_json(record: Mapping[str, Any]) -> str:
-  """One line of strict JSON; a number that is not finite, which JSON lacks, becomes null."""
-
-  def clean(value: Any) -> Any:
-    if isinstance(value, float):
-      return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-      return {key: clean(item) for key, item in value.items()}
-    return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-  return json.dumps(clean(record), allow_nan=False)
-
-
-def append(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
-  """Adds a line a record to the file."""
+def append(path: pathlib.Path, *records: Mapping[str, Any]) -> None:
+  """Adds a line a record to the file; with none sees to it that lines can be added."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
     for record in records:
-      file.write(to_json(record) + "\n")
+      file.write(results.strict_json(record) + "\n")
 
 
 def cell(value: Any) -> str:

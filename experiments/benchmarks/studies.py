@@ -29,10 +29,11 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
 }
 
 
-def run(name: str, config: Config) -> tuple[list[report.Record], str]:
-  """All rows of a study, and a table of them."""
+def run(name: str, config: Config, keep: Callable[[report.Record], None]) -> str:
+  """A table of all rows of a study, each of which is kept as soon as it is measured."""
   rows = []
   for row in STUDIES[name](config):
+    keep(row)
     rows.append(row)
     logging.info("%s", {key: report.cell(value) for key, value in row.items()})
-  return rows, report.table(rows)
+  return report.table(rows)

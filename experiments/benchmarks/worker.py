@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 
 import shrinkmeta as sm
-from experiments import startup, training
+from experiments import results, startup, training
 from experiments.benchmarks import flops, measure, report, workloads
 from shrinkmeta.batching import Batching, num_tasks
 
@@ -171,14 +171,14 @@ def outcome(metrics: sm.Metrics) -> report.Record:
   return fields | {"inner_steps": mean(metrics.inner.steps)}
 
 
-def spawn(config: Config, timeout: float | None = None) -> report.Record:
+def spawn(config: Config) -> report.Record:
   """`measure_config` in a process of its own."""
   payload = json.dumps({"config": dataclasses.asdict(config), "began": time.time()})
   arguments = ["-m", "experiments.benchmarks", f"--worker={payload}"]
-  return run_python(arguments, f"The measurement of {config}", timeout)
+  return run_python(arguments, f"The measurement of {config}")
 
 
-def run_python(arguments: list[str], what: str, timeout: float | None = None) -> report.Record:
+def run_python(arguments: list[str], what: str) -> report.Record:
   """The record that a Python process prints as its last line; `what` names it in an error."""
   root = str(pathlib.Path(__file__).absolute().parents[2])
   paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -187,7 +187,6 @@ def run_python(arguments: list[str], what: str, timeout: float | None = None) ->
     env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     capture_output=True,
     text=True,
-    timeout=timeout,
     check=False,
   )
   if done.returncode:
@@ -200,4 +199,4 @@ def main(payload: str) -> None:
   request: Mapping[str, Any] = json.loads(payload)
   config = Config(**request["config"])
   startup.start_jax(config.devices, config.cache)
-  print(report.to_json(measure_config(config, request["began"])), flush=True)
+  print(results.strict_json(measure_config(config, request["began"])), flush=True)

@@ -79,8 +79,14 @@ def test_a_rival_that_dies_is_quoted():
 def test_settings_against_each_other():
   config = pairs.changed(Config(), ["batching=4", "curvature=gauss_newton", "tiny=true"])
   assert (config.batching, config.curvature, config.tiny) == (4, "gauss_newton", True)
-  with pytest.raises(ValueError, match="FIELD=VALUE"):
-    pairs.changed(Config(), ["colour=red"])
+  assert pairs.changed(Config(), ["max_seconds=0.5"]).max_seconds == 0.5
+  for wrong, message in (
+    ("colour=red", "FIELD=VALUE"),
+    ("tiny=yes", "tiny=yes wants true or false"),
+    ("max_seconds=long", "max_seconds=long wants a number"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      pairs.changed(Config(), [wrong])
 
 
 def test_ratio_of_paired_medians(monkeypatch):
@@ -90,15 +96,28 @@ def test_ratio_of_paired_medians(monkeypatch):
 
   ours, theirs = iter([1.0, 2.0, 3.0]), iter([2.0, 8.0, 9.0])
   monkeypatch.setattr(pairs, "spawn", lambda config: record("shrinkmeta", next(ours)))
-  records, table = pairs.run(Config(), 3, lambda: record("other", next(theirs)))
+  records = []
+  table = pairs.run(Config(), 3, lambda: record("other", next(theirs)), records.append)
   assert [r["side"] for r in records[:6]] == ["ours", "other"] * 3
   assert records[6]["ratio"] == {"median": 3.0, "low": 2.0, "high": 4.0, "repeats": 3}
   assert "seconds, other / ours: 3 [2, 4]" in table
 
 
+def test_what_was_measured_is_kept_where_the_next_fails(monkeypatch):
+  monkeypatch.setattr(pairs, "spawn", lambda config: {"seconds": 1.0})
+  records = []
+  with pytest.raises(StopIteration):
+    pairs.run(Config(), 2, lambda: next(iter(())), records.append)
+  assert [r["side"] for r in records] == ["ours"]
+
+
 @pytest.mark.parametrize(
   "flags, message",
-  ((["stray"], "Unexpected arguments"), (["--rival=protonet"], "is no rival; choose one of")),
+  (
+    (["stray"], "Unexpected arguments"),
+    (["--rival=protonet"], "is no rival; choose one of"),
+    (["--study=warm", "--against=steps=3"], "A study is run once, by itself"),
+  ),
 )
 def test_a_bad_flag_is_a_usage_error(flags, message):
   root = pathlib.Path(__file__).parents[3]

@@ -12,7 +12,8 @@ from experiments.benchmarks.worker import Config
 def test_study(name, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "")  # of processes that studies start
   config = Config("w3", "reptile", tiny=True, repetitions=2, max_seconds=1.0)
-  rows, table = studies.run(name, config)
+  rows = []
+  table = studies.run(name, config, rows.append)
   assert rows and len(table.split("\n")) == len(rows) + 1
   if name == "frozen":
     assert rows[-1]["largest_difference"] < 1e-5 < rows[-1]["largest_move"]

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from experiments.benchmarks import report, worker, workloads
+from experiments import results
+from experiments.benchmarks import worker, workloads
 from experiments.benchmarks.worker import Config
 
 FIELDS = (
@@ -17,7 +18,7 @@ EVERY = [(w, a) for w, load in workloads.WORKLOADS.items() for a in load.algorit
 
 def check(workload: str, algorithm: str) -> None:
   config = Config(workload, algorithm, tiny=True, repetitions=2, max_seconds=0.5, seed=5)
-  record = json.loads(report.to_json(worker.measure_config(config, began=0.0)))
+  record = json.loads(results.strict_json(worker.measure_config(config, began=0.0)))
   for name in FIELDS:
     assert math.isfinite(record[name]) and record[name] > 0, name
   assert record["seconds"]["low"] <= record["seconds"]["median"] <= record["seconds"]["high"]
