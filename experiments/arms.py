@@ -61,6 +61,9 @@ def make_learner(
   """The learner `name` with the settings config.arms[name]; see `configs.py` for their meaning."""
   chosen([name])
   arm = config.arms[name]
+  for key in ("inner", "outer"):
+    if arm[key] not in _OPTIMIZERS:
+      raise ValueError(f"arms.{name}.{key} is one of {', '.join(_OPTIMIZERS)}; got {arm[key]!r}.")
   optimizer = _OPTIMIZERS[arm.inner](_halving(arm.inner_rate, arm.inner_decay))
   keywords: dict[str, Any] = {
     "inner": sm.Inner(optimizer, steps=arm.inner_steps, batch_size=arm.batch_size or None),

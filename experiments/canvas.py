@@ -75,11 +75,6 @@ _TITLES = {
 _SPARE_HUES = ("#4b4b9b", "#8c6d31", "#637939", "#843c39")  # for algorithms not named above
 
 
-def learns_sigma(algorithm: str) -> bool:
-  """True for the rows of the table that learn one sigma a module, of a prior."""
-  return algorithm.startswith("sigma_") or algorithm == "empirical_bayes"
-
-
 def log_ticks(low: float, high: float) -> list[float]:
   """Round numbers in [low, high]: the more decades, the fewer in each."""
   decades = math.log10(high / low)

@@ -41,18 +41,6 @@ def thresholds(texts: Sequence[str]) -> list[float]:
   return found
 
 
-def is_there(file: pathlib.Path) -> bool:
-  """Whether a run was evaluated already; a damaged file is made again."""
-  if not file.exists():
-    return False
-  try:
-    results.read_json(file)
-  except ValueError as error:
-    logging.warning("%s Evaluating it again.", error)
-    return False
-  return True
-
-
 def evaluate(
   folder: pathlib.Path,
   split: str,
@@ -66,10 +54,10 @@ def evaluate(
     make_problem: from settings as JSON.
   """
   run, about = runs.read(folder)
-  if any(wanted.values()) and not runs.learns_sigma(run):
+  if any(wanted.values()) and not results.learns_sigma(run.arm):
     logging.info("%s: no sigma to freeze by", folder)
     return
-  missing = {n: below for n, below in wanted.items() if not is_there(folder / f"{n}.json")}
+  missing = {n: below for n, below in wanted.items() if not results.is_there(folder / f"{n}.json")}
   if not missing:
     logging.info("%s: there already", folder)
     return

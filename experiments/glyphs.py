@@ -10,6 +10,7 @@ ones for up to 1000 steps, and prints tables and writes pictures, CSV, JSON and 
 
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +21,6 @@ from absl import app, flags, logging
 import shrinkmeta as sm
 from experiments import (
   arms,
-  canvas,
   configs,
   networks,
   plots,
@@ -160,7 +160,7 @@ def run_arm(
 def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
   """Writes the pictures and the CSV; returns the tables."""
   results.write_csv(out / "results.csv", curves)
-  learned = [c for c in curves if canvas.learns_sigma(c.algorithm)]
+  learned = [c for c in curves if results.learns_sigma(c.algorithm)]
   if learned:
     sigma_plots.sigma_per_module(out / "sigma.png", learned)
     sigma_plots.sigma_history(out / "sigma_history.png", learned)
@@ -184,14 +184,14 @@ def run(
   out: pathlib.Path,
   checkpoints: pathlib.Path | None = None,
   checkpoint_every: int = 20,
-) -> str:
-  """Everything but the flags. Results are saved after every arm.
+) -> tuple[str, list[str]]:
+  """Everything but the flags. Results are saved after every arm; one that diverges has none.
 
   Args:
     checkpoints: a folder for each arm and seed lies in it; None for none.
 
   Returns:
-    The tables; in processes other than the first, which writes, an empty string.
+    The tables, and which runs diverged. The first process writes; in others the tables are "".
   """
   with startup.usage():
     algorithms = arms.chosen(algorithms)
@@ -200,7 +200,7 @@ def run(
   settings = config.to_dict() | {"dataset": dataset, "split": split}
   not_of_training = ("arms", "test_episodes", "adapt_steps", "split")
   shared = {key: value for key, value in settings.items() if key not in not_of_training}
-  curves = []
+  curves, diverged = [], []
   for seed in seeds:
     for name in algorithms:
       arm = f"{name}-{seed}"
@@ -208,11 +208,16 @@ def run(
       if checkpoints is not None:
         own = shared | {"seed": seed, "arm": settings["arms"][name]}
         keep = sm.Checkpoints(checkpoints / arm, checkpoint_every, settings=own)
-      curves.append(run_arm(name, seed, config, sources, out / "tensorboard" / arm, keep))
+      try:
+        curves.append(run_arm(name, seed, config, sources, out / "tensorboard" / arm, keep))
+      except FloatingPointError as error:
+        logging.error("%s diverged: %s", arm, error)
+        diverged.append(arm)
+        continue
       if jax.process_index() == 0:
         results.write_json(out / "results.json", settings, curves, results.environment())
-  if jax.process_index() != 0:
-    return ""
+  if not curves or jax.process_index() != 0:
+    return "", diverged
   protocol = (
     f"{dataset}, {split} systems, {config.ways}-way {config.shots}-shot, {config.size} x "
     f"{config.size} pixels, norm: {config.norm}"
@@ -220,7 +225,7 @@ def run(
     + f", {sources.test.tasks} systems, the mean of {rounds(config, sources)} episodes each, "
     + f"seeds {', '.join(map(str, seeds))}"
   )
-  return f"{protocol}\n\n{report(out, curves)}"
+  return f"{protocol}\n\n{report(out, curves)}", diverged
 
 
 def main(argv: Sequence[str]) -> None:
@@ -231,8 +236,12 @@ def main(argv: Sequence[str]) -> None:
   with startup.usage():
     seeds = startup.parse_seeds(_SEEDS.value)
     config = configs.load(_PRESET.value, _SET.value)
+    if _DATASET.value == "glyphs" and _DATA_DIR.value is not None:
+      raise ValueError(
+        "Glyphs are drawn, not read: leave --data_dir out, or add --dataset=omniglot."
+      )
   out = pathlib.Path(_OUT.value)
-  tables = run(
+  tables, diverged = run(
     _ALGORITHMS.value,
     seeds,
     config,
@@ -246,6 +255,9 @@ def main(argv: Sequence[str]) -> None:
   if tables:
     print(f"\n{tables}\n")
     logging.info("Tables, pictures and logs are in %s", out)
+  if diverged:
+    logging.error("Without a result: %s. Lower their rates by --set.", ", ".join(diverged))
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from experiments.canvas import (
   canvas,
   hue,
   label_ends,
-  learns_sigma,
   log_ticks,
   mark_break,
   title_of,
@@ -110,7 +109,7 @@ def _adaptation_panel(ax: Axes, x: np.ndarray, series: dict[str, np.ndarray], sc
   for algorithm, values in series.items():
     mean, half = scale * np.array([results.interval(row) for row in values]).T
     mean[~np.isfinite(mean)] = np.nan
-    color, learned = hue(algorithm), learns_sigma(algorithm)
+    color, learned = hue(algorithm), results.learns_sigma(algorithm)
     band = np.isfinite(half)
     ax.fill_between(
       x,

@@ -66,12 +66,16 @@ def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Pr
 def make_model(config: configs.Config, problem: Problem) -> Model:
   """The network of config.network, with as many outputs as the problem asks for."""
   network = config.network
+  kinds = {"conv": ("features", "norm"), "mlp": ("width",)}
+  if network.kind not in kinds or set(network) != {"kind", *kinds[network.kind]}:
+    raise ValueError(
+      'A network has kind "conv", features and norm, or kind "mlp" and width; got '
+      f"{network.to_dict()}. Another kind is another entry of experiments/tables.py."
+    )
   if network.kind == "conv":
     net = networks.ConvNet(problem.outputs, network.features, network.norm)
-  elif network.kind == "mlp":
-    net = networks.MLP(problem.outputs, network.width)
   else:
-    raise ValueError(f'network.kind must be "conv" or "mlp"; got {network.kind!r}.')
+    net = networks.MLP(problem.outputs, network.width)
   apply = functools.partial(_apply, net, problem.kind == "gaussian" and problem.outputs == 1)
   likelihood = sm.in_precision(problem.likelihood(apply), config.compute)
   example = [jnp.zeros((1, *problem.inputs))]

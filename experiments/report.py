@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from experiments import arms, canvas, plots, results, runs, sigma_plots, summaries
+from experiments import arms, plots, results, runs, sigma_plots, summaries
 
 _OUT = flags.DEFINE_string("out", "report", "Folder of index.html and the pictures.")
 _NAME = flags.DEFINE_string(
@@ -126,7 +126,7 @@ def over_data(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
   parts, learned = [], {}
   for number, members in enumerate(groups, 1):
     settings = members[0].settings
-    own = [one.curve for one in members if canvas.learns_sigma(one.curve.algorithm)]
+    own = [one.curve for one in members if results.learns_sigma(one.curve.algorithm)]
     if own:
       learned[f"{number}. {_heading(settings)}"] = own
   for key, label in (("shots", "Examples of a class"), ("train_alphabets", "Training alphabets")):
@@ -199,11 +199,11 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
     tables.append(summaries.overfitting_table(curves))
   names = list(results.group_by_algorithm(curves))
   at = _report_step(settings)
-  for reference in [name for name in names if canvas.learns_sigma(name)]:
+  for reference in [name for name in names if results.learns_sigma(name)]:
     if len(names) > 1:
       tables.append(summaries.paired_table(curves, reference, at))
   own = {one.curve.algorithm: one.arm for one in members}
-  learned = [curve for curve in curves if canvas.learns_sigma(curve.algorithm)]
+  learned = [curve for curve in curves if results.learns_sigma(curve.algorithm)]
   if learned:
     tables.append(summaries.sigma_table(learned))
   tables += [*freezing(members, at), summaries.cost_table(curves, batch, own)]

@@ -20,7 +20,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from absl import logging
 from scipy import stats
+
+import shrinkmeta as sm
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -119,6 +122,12 @@ def average_seeds(curves: Sequence[Curve], field: str) -> dict[str, np.ndarray]:
   return {a: np.mean([getattr(c, field) for c in group], 0) for a, group in groups.items()}
 
 
+def learns_sigma(algorithm: str) -> bool:
+  """True for the rows of the table that learn one sigma a module, of a prior."""
+  row = sm.FAMILY.get(algorithm)
+  return row is not None and row.sigma == "learned" and row.prior
+
+
 def has(curves: Sequence[Curve], field: str) -> bool:
   """Whether any curve has numbers of `field`: in regression there is no accuracy."""
   return any(not np.isnan(np.asarray(getattr(curve, field), float)).all() for curve in curves)
@@ -200,6 +209,18 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
   return _decode(document["config"]), curves
 
 
+def is_there(file: pathlib.Path) -> bool:
+  """Whether curves are in a file already; a damaged one is to be made again."""
+  if not file.exists():
+    return False
+  try:
+    read_json(file)
+  except ValueError as error:
+    logging.warning("%s Making it again.", error)
+    return False
+  return True
+
+
 def environment() -> dict[str, Any]:
   """Versions and device of this process, for `write_json`."""
 
@@ -221,10 +242,23 @@ def environment() -> dict[str, Any]:
 
 
 def write_document(path: Path, content: Mapping[str, Any]) -> None:
-  """A JSON file of `content` and `environment()`, whole or not at all; numbers must be finite."""
-  text = json.dumps({**content, "environment": environment()}, indent=2, allow_nan=False)
+  """A JSON file of `content` and `environment()`, whole or not at all."""
+  text = strict_json({**content, "environment": environment()}, indent=2)
   with atomic(path) as temporary:
     temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+  """JSON that every reader takes: a number that is not finite, which JSON lacks, becomes null."""
+
+  def clean(value: Any) -> Any:
+    if isinstance(value, float):
+      return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+      return {key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+  return json.dumps(clean(content), indent=indent, allow_nan=False)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from experiments.canvas import (
   canvas,
   hue,
   label_ends,
-  learns_sigma,
   log_ticks,
   mark_break,
   title_of,
@@ -206,7 +205,9 @@ def _sigma_scale(sigma: np.ndarray) -> _Scale:
 
 
 def _learned(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-  groups = {a: group for a, group in results.group_by_algorithm(curves).items() if learns_sigma(a)}
+  groups = {
+    a: group for a, group in results.group_by_algorithm(curves).items() if results.learns_sigma(a)
+  }
   if not any(curve.sigma for group in groups.values() for curve in group):
     names = ", ".join(sorted({curve.algorithm for curve in curves}))
     raise ValueError(

@@ -197,7 +197,8 @@ def sigma_agreement(curves: Sequence[Curve]) -> dict[str, float]:
     sigma = [[c.sigma[m] for m in sorted(c.sigma)] for c in group]
     ranks = [stats.rankdata(row) for row in sigma]
     pairs = [(a, b) for i, a in enumerate(ranks) for b in ranks[:i]]
-    if pairs and len(sigma[0]) > 2 and np.isfinite(sigma).all():
+    differs = np.ptp(sigma, 1).all()  # ranks of equal numbers have no correlation
+    if pairs and len(sigma[0]) > 2 and np.isfinite(sigma).all() and differs:
       found[algorithm] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
   return found
 

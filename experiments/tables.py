@@ -172,9 +172,15 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
   for name in config.arms if tuned else ():
     file = chosen_file(table, size, name)
     if file.exists():
-      searches[name] = found = json.loads(file.read_text(encoding="utf-8"))
-      if found.get("format") != TUNED:
-        raise ValueError(f"{file}: format is {found.get('format')!r}; wanted {TUNED!r}.")
+      try:
+        searches[name] = found = json.loads(file.read_text(encoding="utf-8"))
+      except ValueError as error:
+        raise ValueError(
+          f"{file} cannot be read: {error}. Search anew, or --tuned=false."
+        ) from error
+      form = found.get("format") if isinstance(found, dict) else None
+      if form != TUNED:
+        raise ValueError(f"{file}: format is {form!r}; wanted {TUNED!r}.")
       settings = _settings(found)
       if unknown := sorted(set(settings) - set(config.arms[name])):
         raise ValueError(f"{file}: {name} has no setting {', '.join(unknown)}. Search anew.")

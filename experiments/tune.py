@@ -18,6 +18,7 @@ stopped goes on where it was when started again.
 import functools
 import math
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ def run_trial(
     with startup.usage():
       run = runs.begin(own, arm, seed, config, problem)
     file, diverged = own / "validation.json", runs.diverged(own)
-    if not file.exists() and not diverged.exists():
+    if not results.is_there(file) and not diverged.exists():
       try:
         trained = runs.train(prepared(), arm, seed, config, run.checkpoints)
         runs.record(run, runs.read(own)[1], prepared(), trained, "validation", "validation")
@@ -148,9 +149,9 @@ def search(
     logging.info("%s, trial %d, %s: %s", arm, trial, settings, found)
   best = max(done, key=score)  # of equals the first
   if best["nll"] is None:
-    raise ValueError(
+    raise FloatingPointError(
       f"All {trials} trials of {arm} diverged: nothing was chosen. See {out}, and lower its rates "
-      "by --set, or in experiments/tables.py."
+      "by --set with another --out, or in experiments/tables.py."
     )
   return {"chosen": best["settings"], "trials": done}
 
@@ -169,14 +170,22 @@ def main(argv: Sequence[str]) -> None:
     config.adapt_steps = (config.report_step,)
   out = pathlib.Path(_OUT.value or f"searches/{table}-{size}")
   shared = {key: value for key, value in config.to_dict().items() if key != "arms"}
+  failed = False
   for name in names:
-    found = search(name, config, _TRIALS.value, _SEEDS.value, problem, out)
+    try:
+      found = search(name, config, _TRIALS.value, _SEEDS.value, problem, out)
+    except FloatingPointError as error:  # the others are searched
+      logging.error("%s", error)
+      failed = True
+      continue
     file = tables.chosen_file(table, size, name)
     file = file if _CHOSEN.value is None else pathlib.Path(_CHOSEN.value) / file.name
     about = {"format": tables.TUNED, "arm": name, "start": config.arms[name].to_dict()}
     about |= {"seeds": _SEEDS.value, "config": shared, "protocol": runs.protocol(config, problem)}
     results.write_document(file, about | found)
     logging.info("%s: %s, in %s", name, found["chosen"], file)
+  if failed:
+    sys.exit(1)
 
 
 if __name__ == "__main__":

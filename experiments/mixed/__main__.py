@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
   # Before a fit, which may take minutes.
   if _PLOT.value and pathlib.Path(_PLOT.value).suffix.lower() not in _PICTURES:
     raise app.UsageError(f"--plot={_PLOT.value} must end in one of {', '.join(_PICTURES)}.")
+  if _SIMULATE.value and (_DATA.value or _FORMULA.value or _PLOT.value):
+    raise app.UsageError("--simulate makes its data: leave --data, --formula and --plot out.")
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_enable_x64", True)
   if _SIMULATE.value:

@@ -66,12 +66,17 @@ def run(datasets: int, seed: int) -> list[dict[str, Any]]:
           "median": float(np.median(estimates)),
           "median_bias": float(np.median(estimates) / truth - 1),
           "coverage": None if name == "predictive" else float(np.mean(inside)),
-          "efficiency": error(best) / error(estimates),
+          "efficiency": _efficiency(error(best), error(estimates)),
           "singular": int(np.sum(estimates == 0)),
           "not_converged": sum(not fit.converged for fit in found[name]),
         }
       )
   return rows
+
+
+def _efficiency(best: float, own: float) -> float | None:
+  """best / own; None where an estimate was 0, whose logarithm is not finite."""
+  return best / own if np.isfinite(best) and np.isfinite(own) else None
 
 
 def _of(fits: Sequence[model.Fit], sd: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,8 +98,9 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
   ]
   for row in rows:
     coverage = "none" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
+    efficiency = "none" if row["efficiency"] is None else f"{row['efficiency']:.2f}"
     lines.append(
       f"| {row['estimator']} | {row['sd']} | {row['truth']:g} | {row['median']:.3f} | "
-      f"{100 * row['median_bias']:+.1f} | {coverage} | {row['efficiency']:.2f} |"
+      f"{100 * row['median_bias']:+.1f} | {coverage} | {efficiency} |"
     )
   return "\n".join(lines)

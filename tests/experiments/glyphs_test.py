@@ -24,7 +24,10 @@ def run(
   out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", settings=(), **keywords
 ) -> str:
   config = configs.load("smoke", settings)
-  return glyphs.run(algorithms, seeds, config, dataset, keywords.get("data_dir"), "test", out)
+  data_dir = keywords.get("data_dir")
+  tables, diverged = glyphs.run(algorithms, seeds, config, dataset, data_dir, "test", out)
+  assert diverged == keywords.get("diverged", [])
+  return tables
 
 
 @pytest.mark.slow
@@ -115,6 +118,15 @@ def test_processes_are_named_wholly(tmp_path, arguments):
 def test_what_cannot_be_run_is_refused_before_anything_is_read(tmp_path):
   with pytest.raises(app.UsageError, match="protonet"):
     run(tmp_path / "x", algorithms=("protonet",))
+
+
+def test_one_arm_that_diverges_costs_no_other(tmp_path):
+  wild = ["arms.fomaml.inner_rate=1e38", "arms.fomaml.outer_rate=1e38"]
+  names = ("fomaml", "reptile")
+  tables = run(tmp_path, algorithms=names, settings=wild, diverged=["fomaml-0"])
+  assert "| reptile" in tables and "| fomaml" not in tables
+  _, curves = results.read_json(tmp_path / "results.json")
+  assert [curve.algorithm for curve in curves] == ["reptile"]
   assert not (tmp_path / "x").exists()
 
 

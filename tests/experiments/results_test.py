@@ -170,6 +170,8 @@ class TablesTest(parameterized.TestCase):
     found = rows(summaries.sigma_table([*two, curve("sigma_maml")]))
     self.assertEqual(found["sigma_imaml"], ["0.50", "head 0.4, conv_0 0.2, norm_0 0"])
     self.assertEqual(found["sigma_maml"][0], "none")  # one seed
+    frozen = [curve(seed=s, sigma=dict.fromkeys(("conv_0", "norm_0", "head"), 0.0)) for s in (0, 1)]
+    self.assertEqual(rows(summaries.sigma_table(frozen))["sigma_imaml"][0], "none")
 
   @parameterized.named_parameters(
     ("none", [], "at least one"),

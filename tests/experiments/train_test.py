@@ -113,7 +113,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   shutil.rmtree(again)
 
   done = call("train", *flags, "--arms=reptile", "--set=problem.shots=3")
-  assert done.returncode != 0 and "another config: problem.shots: " in done.stderr
+  assert done.returncode != 0 and "other data: problem.shots: " in done.stderr
 
 
 def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
@@ -153,6 +153,13 @@ def test_errors_say_what_was_wanted(tmp_path):
       runs.begin(tmp_path / "a", "reptile", 0, config, problem)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
     arms.chosen(["reptile", "protonet"])
+  for change, message in (
+    ("arms.reptile.inner=adamw", "arms.reptile.inner is one of sgd, adam.*got 'adamw'"),
+    ("network.kind=conv", "kind \"mlp\" and width; got .*'conv'"),
+  ):
+    wrong = tables.load("sinusoid", "smoke", [change])
+    with pytest.raises(ValueError, match=message):
+      runs.prepare("reptile", wrong, problem)
 
 
 @pytest.mark.parametrize("table", tables.TABLES)

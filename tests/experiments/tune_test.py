@@ -140,9 +140,10 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
     np.testing.assert_allclose(trial["nll"], np.mean(nll), rtol=1e-6)
 
   # One that diverges is a trial like others; where all do, nothing is chosen.
-  code, told = call("--arms=maml", "--set=arms.maml.inner_rate=1e30")
-  assert code != 0 and "All 3 trials of maml diverged" in told
+  code, told = call("--arms=maml,fomaml", "--set=arms.maml.inner_rate=1e30")
+  assert code == 1 and "All 3 trials of maml diverged" in told
   assert not (tmp_path / "chosen" / "maml.json").exists()
+  assert (tmp_path / "chosen" / "fomaml.json").exists()  # the search went on
 
   monkeypatch.setattr(tables, "chosen_file", lambda table, size, arm: tmp_path / f"{arm}.json")
   path = tmp_path / "reptile.json"
@@ -162,6 +163,9 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
     tables.load("sinusoid", "smoke", ["problem.noise=0.1"])
   path.write_text(json.dumps(first | {"chosen": {"outer_rat": 1.0}}))
   with pytest.raises(ValueError, match="reptile has no setting outer_rat. Search anew"):
+    tables.load("sinusoid", "smoke")
+  path.write_text('{"format"')
+  with pytest.raises(ValueError, match="reptile.json cannot be read: .*Search anew"):
     tables.load("sinusoid", "smoke")
   path.write_text('{"format": "other"}')
   with pytest.raises(ValueError, match="'other'; wanted 'shrinkmeta.experiments.tuned/1'"):

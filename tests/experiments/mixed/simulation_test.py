@@ -28,6 +28,11 @@ def test_data_sets_have_the_sizes_and_spread_they_should():
   assert np.any(np.asarray(simulation.draw(1, 3).targets) != np.asarray(batches[3].targets))
 
 
+def test_an_estimate_of_zero_has_no_efficiency():
+  assert simulation._efficiency(2.0, 4.0) == 0.5
+  assert simulation._efficiency(np.inf, np.inf) is simulation._efficiency(1.0, np.inf) is None
+
+
 @pytest.mark.slow
 def test_200_data_sets():
   rows = simulation.run(200, 0)
