@@ -64,6 +64,8 @@ _INIT_SIGMA = 0.3
 
 def _mask(labels: modules.Labels, task_specific: Sequence[str]) -> dict[str, float]:
   known = modules.names(labels)
+  if isinstance(task_specific, str):
+    raise ValueError(f"task_specific is a sequence of modules; got the string {task_specific!r}.")
   for name in task_specific:
     if name not in known:
       raise ValueError(f"{name!r} is no module; the modules are {known}.")

@@ -4,7 +4,7 @@
     gauss_newton:  C = J^T Lambda J, J = d outputs / d theta, Lambda = -d^2 log p / d outputs^2
 
 Away from its optimum a network's Hessian is indefinite; the Gauss-Newton matrix is positive
-semi-definite wherever log_prob is concave in the outputs, as the four ready-made ones are.
+semi-definite wherever log_prob is concave in the outputs, as the ready-made ones are.
 """
 
 from collections.abc import Callable

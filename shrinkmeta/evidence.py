@@ -29,7 +29,7 @@ from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import LogDet, log_det, whitened_jacobian
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, freeze, merge, moving
-from shrinkmeta.solvers import SolveInfo
+from shrinkmeta.solvers import SolveInfo, exact
 from shrinkmeta.tasks import Batch, check_batch, num_examples
 from shrinkmeta.whitening import balance
 
@@ -205,6 +205,8 @@ def restriction(
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
   log_s2 = modules.finite_sigma(log_sigma2, "evidence")
+  if isinstance(integrated, str):
+    raise ValueError(f"integrated is a sequence of modules; got the string {integrated!r}.")
   for module in integrated:
     if module not in modules.names(labels):
       raise ValueError(f"{module!r} is no module; the modules are {modules.names(labels)}.")
@@ -223,10 +225,11 @@ def restriction(
     )
     # X^T (Lambda^-1 + A A^T)^-1 X, the least of |X - A Z|^2_Lambda + |Z|^2: a sum of squares, where
     # Woodbury's difference would lose in float32 what a large sigma leaves of it.
-    inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ weigh(rows)
-    z = jnp.linalg.solve(inner, rows.T @ weigh(x))
-    left = x - rows @ z
-    return left.T @ weigh(left) + z.T @ z
+    with exact():
+      inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ weigh(rows)
+      z = jnp.linalg.solve(inner, rows.T @ weigh(x))
+      left = x - rows @ z
+      return left.T @ weigh(left) + z.T @ z
 
   total = jnp.sum(jax.vmap(information)(batches), 0)
   factor = jnp.linalg.cholesky(total)

@@ -7,6 +7,7 @@ was stopped goes on from its last checkpoint and ends, on the same devices, in t
 
 import contextlib
 import faulthandler
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -78,7 +80,7 @@ def fit(
     MemoryError: an update needs more memory than the device has, by XLA's analysis.
     SystemExit: on SIGTERM, with code 143, after the state was saved.
   """
-  _check(learner, steps, meta_batch, micro_batches, evaluate, evaluate_every, best)
+  _check(learner, steps, meta_batch, micro_batches, evaluate, evaluate_every, best, checkpoints)
   with contextlib.ExitStack() as stack:
     mesh = learner.spec.mesh
     state = place_state(jax.tree.map(lambda x: x.copy(), state), mesh, rules)
@@ -110,6 +112,12 @@ def fit(
       told_at = now
       for callback in told:
         callback.record(step, numbers)
+      norms = [numbers["phi_grad_norm"], numbers.get("sigma_grad_norm", 0.0)]
+      if numbers["failed"] < meta_batch and not all(map(math.isfinite, norms)):
+        raise FloatingPointError(
+          f"The gradient of step {step} is not finite, though those of its tasks are: look at "
+          "log_p_phi and log_p_sigma where phi and sigma are now. The state is that before it."
+        )
       if numbers["failed"] == meta_batch:
         raise FloatingPointError(
           f"No task of step {step} had a finite loss and gradient, so that nothing can be learnt. "
@@ -151,6 +159,8 @@ def fit(
           store.finish()
         logging.warning("SIGTERM: stopped after step %d of %d.", done, steps)
         raise SystemExit(128 + signal.SIGTERM)
+    if store is not None:
+      store.finish()  # while a SIGTERM still waits for it
   return state
 
 
@@ -210,14 +220,16 @@ def _update(
   whole, part = _telling(whole, watchdog, **options), _telling(part, watchdog)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   finish = jax.jit(finish, **options)
+  # One program with a collective at a time, as in `fit`.
+  wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
 
   def update(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
     first = step * meta_batch
     if micro_batches == 1:
       return whole(state, draw(first))
-    total, per_task = part(state, draw(first), np.int32(0))
+    total, per_task = wait(part(state, draw(first), np.int32(0)))
     for start in range(count, meta_batch, count):
-      sums, per_task = part(state, draw(first + start), np.int32(start))
+      sums, per_task = wait(part(state, draw(first + start), np.int32(start)))
       total = add(total, sums)
     return finish(state, total, per_task)  # a row logs no values of single tasks: any part's do
 
@@ -260,6 +272,7 @@ def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, 
     row["solve_residual"], row["solve_steps"] = solve.residual, solve.steps
     row["negative_curvature"] = solve.negative_curvature
   if learner.row.sigma != "inf":
+    row["sigma_grad_norm"] = optax.tree.norm(metrics.sigma_grad)
     row |= {f"sigma/{m}": jnp.exp(0.5 * value) for m, value in state.log_sigma2.items()}
   return row
 
@@ -303,15 +316,24 @@ def _sigterm() -> Iterator[Callable[[int], bool]]:
     yield multihost_utils.reached_preemption_sync_point
     return
   received: list[int] = []
+  told = False
   try:
     old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
   except ValueError:  # not in the main thread, where signals are not ours to handle
     yield lambda step: False
     return
+
+  def stopped(step: int) -> bool:
+    nonlocal told
+    told = bool(received)
+    return told
+
   try:
-    yield lambda step: bool(received)
+    yield stopped
   finally:
     signal.signal(signal.SIGTERM, old)
+    if received and not told:  # after the last step: nobody has acted on it
+      signal.raise_signal(signal.SIGTERM)
 
 
 def _check(
@@ -322,6 +344,7 @@ def _check(
   evaluate: Evaluate | None,
   evaluate_every: int,
   best: str | None,
+  checkpoints: Checkpoints | None,
 ) -> None:
   if steps < 0 or meta_batch < 1 or micro_batches < 1 or meta_batch % micro_batches:
     raise ValueError(
@@ -340,3 +363,5 @@ def _check(
     )
   if best is not None and evaluate is None:
     raise ValueError(f"best={best!r} names a number that evaluate gives; there is no evaluate.")
+  if best is not None and checkpoints is None:
+    raise ValueError(f"best={best!r} keeps a state among checkpoints: pass checkpoints= too.")

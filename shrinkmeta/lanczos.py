@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
+from shrinkmeta.solvers import exact
 
 
 class Lanczos(NamedTuple):
@@ -39,10 +40,12 @@ def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: 
     basis, direction, alive, size = carry
     basis = basis.at[i].set(direction)
     w = product(direction)
-    alpha = direction @ w
+    with exact():
+      alpha = direction @ w
     size = jnp.maximum(size, jnp.linalg.norm(w))  # about |K|
-    for _ in range(2):
-      w = w - basis.T @ (basis @ w)
+    with exact():
+      for _ in range(2):
+        w = w - basis.T @ (basis @ w)
     beta = jnp.linalg.norm(w)
     goes_on = alive & (beta > small * size)
     w = jnp.where(goes_on, w / jnp.where(goes_on, beta, 1.0), 0.0)

@@ -104,6 +104,10 @@ def make_learner(
       f"restricted must be a tuple of modules; got {restricted!r}, and the modules are "
       f"{modules.names(labels)}."
     )
+  if row.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:
+    raise ValueError(
+      f"This row has no finite sigma: init_sigma is 0, for what is frozen, or inf; got {sigma}."
+    )
   check_sigma_gradient(row, sigma_gradient)
   if row.phi == "evidence" or sigma_gradient == "joint":
     check_whole(implicit)
@@ -228,8 +232,10 @@ def make_learner(
       keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
       log_s2 = jax.tree.map(keep, log_s2, moved)
     new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
-    any_task = sums.sound > 0  # a step on nothing must move nothing
-    new = jax.tree.map(lambda a, b: jnp.where(any_task, a, b), new, state)
+    # A step on nothing must move nothing, nor one by a prior's or a sum's gradient of no number.
+    moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
+    moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
+    new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)
     return new._replace(step=state.step + 1), metrics
 
   def update(

@@ -113,7 +113,9 @@ def gaussian_with_scale(
 
   def natural(theta: PyTree, inputs: PyTree) -> jax.Array:
     f, log_s = predict(theta, inputs)
-    precision = jnp.broadcast_to(jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype)), f.shape)
+    precision = jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype))
+    precision = jnp.maximum(precision, 4 * jnp.finfo(f.dtype).tiny)  # 0, of its half, is padding's
+    precision = jnp.broadcast_to(precision, f.shape)
     return jnp.stack([f * precision, -0.5 * precision], -1)
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:

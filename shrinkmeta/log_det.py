@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from shrinkmeta.curvature import curvature_product, output_curvature, square_root
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.solvers import split, thin_svd
+from shrinkmeta.solvers import exact, split, thin_svd
 from shrinkmeta.tasks import Batch
 
 PyTree = Any
@@ -119,7 +119,8 @@ def whitened_factor(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch:
 def _by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:
   """[N, C, C] times [N C, D]."""
   shape = (*blocks.shape[:2], rows.shape[1])
-  return jnp.einsum("nij,njd->nid", blocks, rows.reshape(shape)).reshape(rows.shape)
+  with exact():
+    return jnp.einsum("nij,njd->nid", blocks, rows.reshape(shape)).reshape(rows.shape)
 
 
 def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> jax.Array:
@@ -132,13 +133,14 @@ def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -
   a, rows, root = jax.lax.stop_gradient((factor.a, factor.rows, factor.root))
   u, singular, v = thin_svd(a)
   square = jnp.square(singular)
-  solved = (u * (singular / (1.0 + square))) @ v  # A K^-1
-  of_rows = 2.0 * _by_example(jnp.swapaxes(root, 1, 2), solved)
   along, off = split(rows, v)
   shape = (*root.shape[:2], -1)
   off, along = off.reshape(shape), along.reshape(shape)
-  of_lam = jnp.einsum("nid,njd->nij", off, off)
-  of_lam = of_lam + jnp.einsum("nid,d,njd->nij", along, 1.0 / (1.0 + square), along)
+  with exact():
+    solved = (u * (singular / (1.0 + square))) @ v  # A K^-1
+    of_lam = jnp.einsum("nid,njd->nij", off, off)
+    of_lam = of_lam + jnp.einsum("nid,d,njd->nij", along, 1.0 / (1.0 + square), along)
+  of_rows = 2.0 * _by_example(jnp.swapaxes(root, 1, 2), solved)
   slope = jnp.sum(of_rows * factor.rows) + jnp.sum(of_lam * factor.lam)
   value = jnp.sum(jnp.log1p(square)) + (slope - jax.lax.stop_gradient(slope))
   return jnp.where(factor.negative, jnp.nan, value)  # log p not concave: C is no curvature
@@ -174,7 +176,8 @@ def _stochastic(
     values = jnp.where(concave, jnp.maximum(values, 1.0), jnp.nan)
     first = vectors[0]  # e_1 in the eigenvectors of T
     norm = jnp.linalg.norm(v)
-    solution = norm * (vectors @ (first / values)) @ krylov.basis
+    with exact():
+      solution = norm * (vectors @ (first / values)) @ krylov.basis
     return norm**2 * jnp.sum(first**2 * jnp.log(values)), solution
 
   estimates, solutions = jax.lax.stop_gradient(jax.vmap(quadrature)(signs))

@@ -63,7 +63,7 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
     name = validate.path_name(path)
     for rule, spec in rules.items():
-      if re.search(rule, name):
+      if leaf.ndim and re.search(rule, name):  # sigma of a module has the module's name in its own
         met.add(rule)
         _check_rule(rule, spec, name, leaf, mesh)
         return NamedSharding(mesh, spec)

@@ -25,7 +25,7 @@ from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.log_det import whitened_factor
 from shrinkmeta.mode import Moving, moving_model
 from shrinkmeta.partition import frozen_modules, merge
-from shrinkmeta.solvers import split, thin_svd
+from shrinkmeta.solvers import exact, split, thin_svd
 from shrinkmeta.tasks import Batch, check_batch
 
 PyTree = Any
@@ -72,14 +72,16 @@ class Posterior:
       g = jax.tree.map(jnp.multiply, self.scale, vjp(cotangent.reshape(outputs.shape))[0])
       return ravel_pytree(g)[0]
 
-    def example(cotangents: jax.Array) -> jax.Array:  # [C, N C] -> [C, C]
-      rows = jax.vmap(row)(cotangents)
-      along, off = split(rows, self.basis)
-      return off @ off.T + (along / (1.0 + self.eigenvalues)) @ along.T
-
     n = outputs.shape[0]
-    eye = jnp.eye(outputs.size, dtype=outputs.dtype).reshape(n, -1, outputs.size)
-    return Predictive(outputs, jax.lax.map(example, eye))
+    own = jnp.arange(outputs.size // n)  # the C outputs of an example
+
+    def example(i: jax.Array) -> jax.Array:  # [C, C]
+      rows = jax.vmap(row)(jax.nn.one_hot(i * len(own) + own, outputs.size, dtype=outputs.dtype))
+      along, off = split(rows, self.basis)
+      with exact():
+        return off @ off.T + (along / (1.0 + self.eigenvalues)) @ along.T
+
+    return Predictive(outputs, jax.lax.map(example, jnp.arange(n)))
 
   def outputs(self, key: jax.Array, inputs: PyTree, n: int, linearised: bool = True) -> jax.Array:
     """n draws of the outputs, [n, N, ...]; of the linearised network, or of the network itself.
@@ -119,7 +121,8 @@ class Posterior:
     flat, unravel = ravel_pytree(self._cut()[0])
     noise = jax.random.normal(key, (n, flat.size), flat.dtype)
     change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
-    z = noise + ((noise @ self.basis.T) * change) @ self.basis
+    with exact():
+      z = noise + ((noise @ self.basis.T) * change) @ self.basis
     return jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))(z)
 
 
@@ -197,4 +200,5 @@ def _low_rank(
   krylov = lanczos(product, jax.random.normal(key, flat.shape, flat.dtype), rank)
   values, vectors = krylov.eigh()
   values = jnp.where(indefinite(values), jnp.nan, jnp.maximum(values, 0.0))
-  return vectors.T @ krylov.basis, values
+  with exact():
+    return vectors.T @ krylov.basis, values

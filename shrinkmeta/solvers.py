@@ -5,6 +5,7 @@ best iterate. "Best" is the smallest residual: with K = I + s C s, C >= 0, no ei
 below 1, so |w - K^-1 b| <= |b - K w|, and the residual is a bound on the error.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ Operator = Callable[[PyTree], PyTree]
 class SolveInfo(NamedTuple):
   """How a linear solve ended."""
 
-  residual: jax.Array  # [] |b - K w| / |b|
+  residual: jax.Array  # [] |b - K w| / |b|; of CG its own recursion's, so beside rounding
   steps: jax.Array  # [] int32, products with K spent
   negative_curvature: jax.Array  # [] bool: a direction with p^T K p <= 0 was met
   converged: jax.Array  # [] bool: residual <= tol
@@ -113,7 +114,7 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[
 
   def unfinished(s: tuple[Any, ...]) -> jax.Array:
     _, _, square, _, _, steps = s
-    return (steps < max_steps) & (square > tol**2 * norm2)  # a NaN stops it too
+    return (steps < max_steps) & (square > tol**2 * norm2) & jnp.isfinite(square)
 
   def step(s: tuple[Any, ...]) -> tuple[Any, ...]:
     w, residual, _, best, best_square, steps = s
@@ -150,10 +151,17 @@ def dual(
   flat, unravel = ravel_pytree(b)
   _, singular, basis = thin_svd(jax.vmap(lambda a: ravel_pytree(a)[0])(rows))
   along, off = split(flat, basis)
-  w = unravel(off / shift + (along / (shift + jnp.square(singular))) @ basis)
+  with exact():
+    w = unravel(off / shift + (along / (shift + jnp.square(singular))) @ basis)
   residual = optax.tree.sub(b, operator(w))
   false = jnp.zeros([], bool)
   return w, _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
+
+
+# On accelerators a product of float32 matrices is by default one of rounded ones, bfloat16 or TF32.
+# A network may bear that. An orthogonal basis does not: what is off by 1e-3 along a row counts as
+# much as the largest eigenvalue says.
+exact = functools.partial(jax.default_matmul_precision, "highest")
 
 
 def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -165,8 +173,10 @@ def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     u, singular, v = jnp.linalg.svd(a, full_matrices=False)
     return u, singular, v
   q, _ = jnp.linalg.qr(a.T)
-  u, singular, v = jnp.linalg.svd(a @ q, full_matrices=False)  # A Q = R^T, but after Q: see `after`
-  return u, singular, v @ q.T
+  with exact():
+    turned = a @ q  # R^T, but after Q: see `after`
+    u, singular, v = jnp.linalg.svd(turned, full_matrices=False)
+    return u, singular, v @ q.T
 
 
 def after(first: PyTree, then: PyTree) -> PyTree:
@@ -186,6 +196,7 @@ def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
   What does not is cleared twice: where an eigenvalue is large the rest of one subtraction, of the
   size of v's rounding, would be more than all that is left along that row.
   """
-  along = v @ basis.T
-  off = v - along @ basis
-  return along, off - (off @ basis.T) @ basis
+  with exact():
+    along = v @ basis.T
+    off = v - along @ basis
+    return along, off - (off @ basis.T) @ basis

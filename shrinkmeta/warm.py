@@ -24,8 +24,8 @@ class WarmStart(NamedTuple):
 
 def no_start(phi: PyTree, count: int) -> WarmStart:
   """`count` tasks that have not been seen: zeros, the cold start, like the moving part of phi."""
-  zeros = jax.tree.map(lambda p: jnp.zeros((count, *p.shape), p.dtype), phi)
-  return WarmStart(zeros, zeros)
+  zeros = lambda: jax.tree.map(lambda p: jnp.zeros((count, *p.shape), p.dtype), phi)
+  return WarmStart(zeros(), zeros())  # two: a buffer may be donated once
 
 
 def take(buffer: WarmStart, tasks: jax.Array) -> WarmStart:

@@ -165,16 +165,27 @@ def test_no_sound_task_is_an_error_that_names_the_step():
   assert [row["failed"] for row in rows] == [0, 0, 3]
 
 
-def test_wrong_arguments():
+def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
+  learner, state = make()
+  prior = lambda phi: -jnp.linalg.norm(0.0 * jax.tree.leaves(phi)[0])
+  wrong = sm.sigma_imaml(learner.spec.likelihood, learner.labels, log_p_phi=prior)
+  with pytest.raises(FloatingPointError, match="of step 0 is not finite.*look at log_p_phi"):
+    run(wrong, state, 3)
+
+
+def test_wrong_arguments(tmp_path):
   learner, state = make()
   for keywords, message in (
     ({"meta_batch": 4, "micro_batches": 3}, "micro_batches divides"),
     ({"evaluate": lambda s: {}}, "go together"),
     ({"best": "nll"}, "there is no evaluate"),
-    ({"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}, r"gives \['eval/a'\]"),
+    ({"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "a"}, "pass checkpoints="),
   ):
     with pytest.raises(ValueError, match=message):
       run(learner, state, 1, **keywords)
+  with pytest.raises(ValueError, match=r"gives \['eval/a'\]"):
+    keywords = {"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}
+    run(learner, state, 1, checkpoints=sm.Checkpoints(tmp_path / "b"), **keywords)
   with pytest.raises(ValueError, match="that of step 7, beyond the 2 asked for"):
     run(learner, state._replace(step=jnp.asarray(7)), 2)
   for more in (1, -1):

@@ -544,6 +544,33 @@ def test_update_hands_the_meta_gradient_to_optax():
   assert all(float(jnp.abs(x)) > 1e-4 for x in grad.log_sigma2.values())
 
 
+def test_a_prior_whose_gradient_is_no_number_moves_nothing():
+  likelihood, params, tasks = mlp_problem()
+  for where in ("log_p_phi", "log_p_sigma"):
+    # The derivative of a norm at 0.
+    prior = lambda tree: -jnp.linalg.norm(0.0 * jax.tree.leaves(tree)[0])
+    learner = sm.sigma_maml(likelihood, sm.by_layer(params), inner=SGD, **{where: prior})
+    state = learner.init(params)
+    new, metrics = jax.jit(learner.update)(state, tasks)
+    assert int(metrics.num_failed) == 0 and np.isfinite(metrics.loss)
+    chex.assert_trees_all_equal(new._replace(step=state.step), state)
+    assert int(new.step) == 1
+
+
+def test_modules_are_named_one_by_one():
+  likelihood, params, _ = mlp_problem()
+  with pytest.raises(ValueError, match="sequence of modules; got the string 'head'"):
+    sm.hand_picked(likelihood, sm.by_layer(params), task_specific="head", inner=SGD)
+
+
+def test_a_row_without_sigma_takes_none():
+  likelihood, params, _ = mlp_problem()
+  keywords = dict(inner=SGD, implicit=sm.Implicit(), phi_optimizer=SGD.optimizer)
+  keywords |= dict(sigma_optimizer=SGD.optimizer, init_sigma=0.3)
+  with pytest.raises(ValueError, match="no finite sigma: init_sigma is 0, .* or inf; got .*0.3"):
+    sm.make_learner(sm.FAMILY["maml"], likelihood, sm.by_layer(params), **keywords)
+
+
 ALL = (
   "maml", "fomaml", "imaml", "reptile", "sigma_maml", "sigma_imaml", "sigma_reptile", "anil",
   "boil", "meta_sgd", "fine_tuning", "no_adaptation",

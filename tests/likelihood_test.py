@@ -92,6 +92,14 @@ def test_bad_labels():
     assert np.isfinite(got[0]) and np.isnan(got[1])
 
 
+def test_a_scale_that_overflows_is_none_of_padding():
+  likelihood = sm.gaussian_with_scale(lambda theta, x: (0.0 * x, theta))
+  score = lambda log_s: likelihood.log_prob(likelihood.predict(log_s, jnp.zeros(1)), jnp.ones(1))[0]
+  with jax.enable_x64(False):
+    got = [float(score(jnp.float32(v))) for v in (30.0, 42.0, 55.0, 200.0)]
+  assert got[0] > got[1] > got[2] == got[3] > -45.0 and got[2] < -42.0  # not that of N(0, 1), -1.4
+
+
 def test_scale_must_be_positive():
   for scale in (0.0, -1.0, jnp.array([1.0, 0.0]), np.nan):
     with pytest.raises(ValueError, match="standard deviation"):

@@ -24,6 +24,17 @@ def test_rules_place_by_path():
   assert sm.place_state(STATE, None) is STATE
 
 
+def test_a_rule_of_a_leaf_leaves_its_sigma_whole():
+  """By leaf a module, and its sigma in the state, has the name of the leaf."""
+  params = {"head": {"kernel": jnp.ones([4, 6])}}
+  linear = sm.gaussian(lambda theta, x: x @ theta["head"]["kernel"])
+  state = sm.sigma_imaml(linear, sm.by_leaf(params)).init(params)
+  rules = {"head/kernel": PartitionSpec(None, "model")}
+  placed = sm.place_state(state, mesh_of_one("tasks", "model"), rules)
+  assert placed.phi["head"]["kernel"].sharding.spec == PartitionSpec(None, "model")
+  assert placed.log_sigma2["head/kernel"].sharding.spec == PartitionSpec()
+
+
 @pytest.mark.parametrize(
   ("rule", "spec", "message"),
   [

@@ -131,6 +131,17 @@ def test_many_classes_against_a_dense_covariance():
   np.testing.assert_allclose(posterior.predictive(new).covariance, want, rtol=1e-8, atol=1e-12)
 
 
+def test_a_predictive_holds_nothing_of_the_size_of_all_outputs_squared(optimising_jit):
+  posterior = sm.posterior(
+    sm.gaussian(lambda theta, x: x * theta), "w", jnp.ones([]), {"w": 0.0}, jnp.ones([]),
+    sm.Batch(jnp.ones(2), jnp.ones(2)),
+  )  # fmt: skip
+  n = 1_000
+  compiled = optimising_jit(lambda x: posterior.predictive(x).covariance).lower(jnp.ones(n))
+  needed = sm.estimate(compiled.compile())
+  assert needed.bytes < 50 * 8 * n  # n^2 would be 1,000
+
+
 def test_many_tasks_by_vmap_and_under_jit():
   phi, batch, inputs, theta, _ = problem(40)
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)

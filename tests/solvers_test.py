@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
-from shrinkmeta import solvers
+from shrinkmeta import lanczos, solvers
 
 D = 60
 
@@ -187,6 +188,14 @@ def test_neumann_reports_that_it_diverges():
   assert float(info.residual) <= 1.0
 
 
+def test_neumann_that_overflows_returns_its_best_and_says_how_good_it_is():
+  with jax.enable_x64(False):
+    matrix, b = 30.0 * jnp.eye(3, dtype=jnp.float32), jnp.ones(3, jnp.float32)
+    w, info = solvers.neumann(lambda v: matrix @ v, b, 60, 1e-3)
+  np.testing.assert_array_equal(w, 0.0)
+  assert float(info.residual) == 1.0 and int(info.steps) < 30 and not bool(info.converged)
+
+
 # --- dual ----------------------------------------------------------------------------------------
 
 
@@ -257,6 +266,32 @@ def test_results_keep_float32():
     for solve in (solvers.cg, solvers.neumann):
       w, info = solve(lambda v: matrix @ v, b, 50, 1e-5)
       assert w.dtype == jnp.float32 and info.residual.dtype == jnp.float32
+
+
+def precisions(jaxpr):
+  """Of all products of matrices, those inside calls and loops too."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      yield eqn.params["precision"]
+    for inner in jaxprs_in_params(eqn.params):
+      yield from precisions(inner)
+
+
+def test_products_with_a_basis_are_not_rounded_on_accelerators():
+  """The operator's are the caller's, as a network's are."""
+  eye = jnp.eye(8)
+
+  def operator(v):
+    return jax.lax.dot_general(eye, v, (((1,), (0,)), ((), ())), jax.lax.Precision.DEFAULT)
+
+  for f, others in (
+    (lambda a, b: solvers.dual(a, operator, b, 1.0, 1e-3)[0], 1),
+    (lambda a, b: lanczos.lanczos(operator, b, 4).basis, 1),
+    (lambda a, b: solvers.split(a @ eye, a)[1], 1),
+  ):
+    found = list(precisions(jax.make_jaxpr(f)(jnp.ones([3, 8]), jnp.ones(8)).jaxpr))
+    highest = [p for p in found if p is not None and set(p) == {jax.lax.Precision.HIGHEST}]
+    assert len(highest) >= 4 and len(found) - len(highest) == others, found
 
 
 @pytest.mark.parametrize("width", (3, 60))  # fewer and more entries than the 20 rows

@@ -67,6 +67,8 @@ def test_a_buffer_of_recurring_tasks():
   buffer = sm.put(buffer, ids, metrics.warm)
   chex.assert_trees_all_equal(sm.take(buffer, ids), metrics.warm)
   assert all(not np.any(x[jnp.array([1, 3, 4, 6, 8, 9])]) for x in jax.tree.leaves(buffer))
+  donating = jax.jit(sm.put, donate_argnums=0)
+  chex.assert_trees_all_equal(donating(learner.no_start(state, 10), ids, metrics.warm), buffer)
 
 
 def test_a_failed_task_begins_anew():
