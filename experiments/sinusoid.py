@@ -181,7 +181,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("tasks", 20, "Tasks an update.", 1)
   flags.DEFINE_integer("test_tasks", 200, "Held-out tasks for each number of shots.", 1)
   flags.DEFINE_integer("seed", 0, "Of parameters and tasks.")
-  flags.DEFINE_string("out", "runs/sinusoid", "Folder for JSON and picture.")
+  flags.DEFINE_string("out", "runs/sinusoid_evidence", "Folder for JSON and picture.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,22 +1,26 @@
-"""Products with the curvature of the loss, C v, at theta_hat; never the D x D matrix itself.
+"""The curvature C of the loss at theta_hat: products C v, never the D x D matrix; and a root.
 
     hessian:       C = H = d^2/dtheta^2 of -log p(D | theta)
     gauss_newton:  C = J^T Lambda J, J = d outputs / d theta, Lambda = -d^2 log p / d outputs^2
 
 Away from its optimum a network's Hessian is indefinite; the Gauss-Newton matrix is positive
-semi-definite wherever log_prob is concave in the outputs, as the ready-made ones are.
+semi-definite wherever log_prob is concave in the outputs, as the ready-made ones are. It then has
+a root: in whitened coordinates s C s = A^T A, A = Lambda^(1/2) J s, with a row for every output of
+every example.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import validate
 from shrinkmeta.density import masked_log_prob, without_padding
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.partition import merge
+from shrinkmeta.solvers import exact
 from shrinkmeta.tasks import Batch, weights
 
 PyTree = Any
@@ -82,27 +86,46 @@ def curvature_column(
   return column
 
 
-def scaled_jacobian(
+def whitened_jacobian(
   likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch
-) -> tuple[PyTree, jax.Array]:
-  """A = Lambda^(1/2) J s, so that s C s = A^T A for Gauss-Newton; the dual solve's matrix.
+) -> tuple[jax.Array, jax.Array]:
+  """(outputs [N, ...], J s [N C, D]); forwards where D is smaller than N C, else backwards."""
+  zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, theta))
 
-  Returns:
-    A as a tree like theta whose leaves lead with [N C] (C outputs an example), and whether a
-    Lambda_n has a negative eigenvalue [] (log_prob not concave), which is cut at 0.
-  """
-  outputs, vjp = jax.vjp(lambda t: likelihood.predict(t, batch.inputs), theta)
+  def outputs_of(dz: jax.Array) -> jax.Array:
+    moved = jax.tree.map(lambda t, s, d: t + s * d, theta, scale, unravel(dz))
+    return likelihood.predict(moved, batch.inputs)
+
+  outputs = outputs_of(zero)
   if not isinstance(outputs, jax.Array):
     raise ValueError('solver="dual" needs outputs in one array [N, ...]; use solver="cg".')
-  n = outputs.shape[0]
+  jacobian = jax.jacfwd if zero.size < outputs.size else jax.jacrev
+  return outputs, jacobian(outputs_of)(zero).reshape(outputs.size, zero.size)
+
+
+class Factor(NamedTuple):
+  """A = Lambda^(1/2) J s and what it is made of; R = N C rows."""
+
+  a: jax.Array  # [R, D]
+  rows: jax.Array  # [R, D] J s
+  lam: jax.Array  # [N, C, C]
+  root: jax.Array  # [N, C, C], root^T root = lam
+  negative: jax.Array  # [] whether lam has a negative eigenvalue, cut at 0 in root
+
+
+def whitened_factor(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> Factor:
+  """A, of which s C s = A^T A."""
+  outputs, rows = whitened_jacobian(likelihood, theta, scale, batch)
   lam = output_curvature(likelihood, outputs, batch)
   root, negative = square_root(lam)
-  c = root.shape[1]  # row (n, i) of the root is a cotangent on the outputs
-  cotangents = (jnp.eye(n, dtype=root.dtype)[:, None, :, None] * root[:, :, None, :]).reshape(
-    n * c, *outputs.shape
-  )
-  jacobian = jax.vmap(lambda ct: vjp(ct)[0])(cotangents)
-  return jax.tree.map(lambda j, s: j * s, jacobian, scale), negative
+  return Factor(by_example(root, rows), rows, lam, root, negative)
+
+
+def by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:
+  """[N, C, C] times [N C, D]."""
+  shape = (*blocks.shape[:2], rows.shape[1])
+  with exact():
+    return jnp.einsum("nij,njd->nid", blocks, rows.reshape(shape)).reshape(rows.shape)
 
 
 def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:

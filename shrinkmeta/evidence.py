@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import optax
 
 from shrinkmeta import modules, validate
-from shrinkmeta.curvature import output_curvature
+from shrinkmeta.curvature import output_curvature, whitened_jacobian
 from shrinkmeta.density import masked_log_prob
 from shrinkmeta.implicit import Implicit, MetaParams, check_whole, implicit_gradient
 from shrinkmeta.inner import Inner, InnerInfo
 from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.log_det import LogDet, log_det, whitened_jacobian
+from shrinkmeta.log_det import LogDet, log_det
 from shrinkmeta.mode import Mode, moving_model, posterior_mode
 from shrinkmeta.partition import Frozen, freeze, merge, moving
 from shrinkmeta.solvers import SolveInfo, exact

@@ -33,7 +33,7 @@ from shrinkmeta.curvature import (
   Curvature,
   curvature_column,
   curvature_product,
-  scaled_jacobian,
+  whitened_factor,
 )
 from shrinkmeta.inner import Inner, InnerInfo, draw_at_end, objective
 from shrinkmeta.likelihood import Likelihood
@@ -177,11 +177,11 @@ def implicit_gradient(
 
   if implicit.solver == "dual":
     # The evidence's g is by a factorisation of its own.
-    rows, negative = scaled_jacobian(model.likelihood, solvers.after(b, theta), s, first)
+    factor = whitened_factor(model.likelihood, solvers.after(b, theta), s, first)
     free = jnp.any(jnp.stack([jnp.isposinf(jnp.asarray(v)) for v in log_sigma2.values()]))
     shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
-    w, info = solvers.dual(rows, operator, b, shift, implicit.tol)
-    info = info._replace(negative_curvature=negative)
+    w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)
+    info = info._replace(negative_curvature=factor.negative)
   elif implicit.solver == "neumann":
     w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
   else:

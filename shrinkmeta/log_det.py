@@ -12,13 +12,13 @@ References: Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczo
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta.curvature import curvature_product, output_curvature, square_root
+from shrinkmeta.curvature import by_example, curvature_product, whitened_factor
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
 from shrinkmeta.solvers import exact, split, thin_svd
@@ -83,46 +83,6 @@ def log_det(
   return _stochastic(how, likelihood, theta, scale, batch, key)
 
 
-def whitened_jacobian(
-  likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch
-) -> tuple[jax.Array, jax.Array]:
-  """(outputs [N, ...], J s [N C, D]); forwards where D is smaller than N C, else backwards."""
-  zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, theta))
-
-  def outputs_of(dz: jax.Array) -> jax.Array:
-    moved = jax.tree.map(lambda t, s, d: t + s * d, theta, scale, unravel(dz))
-    return likelihood.predict(moved, batch.inputs)
-
-  outputs = outputs_of(zero)
-  jacobian = jax.jacfwd if zero.size < outputs.size else jax.jacrev
-  return outputs, jacobian(outputs_of)(zero).reshape(outputs.size, zero.size)
-
-
-class Factor(NamedTuple):
-  """A = Lambda^(1/2) J s and what it is made of; R = N C rows."""
-
-  a: jax.Array  # [R, D]
-  rows: jax.Array  # [R, D] J s
-  lam: jax.Array  # [N, C, C]
-  root: jax.Array  # [N, C, C], root^T root = lam
-  negative: jax.Array  # [] whether lam has a negative eigenvalue, cut at 0 in root
-
-
-def whitened_factor(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> Factor:
-  """A, of which s C s = A^T A."""
-  outputs, rows = whitened_jacobian(likelihood, theta, scale, batch)
-  lam = output_curvature(likelihood, outputs, batch)
-  root, negative = square_root(lam)
-  return Factor(_by_example(root, rows), rows, lam, root, negative)
-
-
-def _by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:
-  """[N, C, C] times [N C, D]."""
-  shape = (*blocks.shape[:2], rows.shape[1])
-  with exact():
-    return jnp.einsum("nij,njd->nid", blocks, rows.reshape(shape)).reshape(rows.shape)
-
-
 def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> jax.Array:
   """By the singular values of A: forming A^T A would lose what is small beside its largest entry.
 
@@ -140,7 +100,7 @@ def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -
     solved = (u * (singular / (1.0 + square))) @ v  # A K^-1
     of_lam = jnp.einsum("nid,njd->nij", off, off)
     of_lam = of_lam + jnp.einsum("nid,d,njd->nij", along, 1.0 / (1.0 + square), along)
-  of_rows = 2.0 * _by_example(jnp.swapaxes(root, 1, 2), solved)
+  of_rows = 2.0 * by_example(jnp.swapaxes(root, 1, 2), solved)
   slope = jnp.sum(of_rows * factor.rows) + jnp.sum(of_lam * factor.lam)
   value = jnp.sum(jnp.log1p(square)) + (slope - jax.lax.stop_gradient(slope))
   return jnp.where(factor.negative, jnp.nan, value)  # log p not concave: C is no curvature

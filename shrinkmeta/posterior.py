@@ -18,11 +18,10 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import modules, validate
-from shrinkmeta.curvature import curvature_product, indefinite
+from shrinkmeta.curvature import curvature_product, indefinite, whitened_factor
 from shrinkmeta.density import without_padding
 from shrinkmeta.lanczos import lanczos
 from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.log_det import whitened_factor
 from shrinkmeta.mode import Moving, moving_model
 from shrinkmeta.partition import frozen_modules, merge
 from shrinkmeta.solvers import exact, split, thin_svd

@@ -133,7 +133,7 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[
 
 
 def dual(
-  rows: PyTree, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
+  a: jax.Array, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
 ) -> tuple[PyTree, SolveInfo]:
   """(shift I + A^T A)^-1 b, by the singular values of A: see `split`.
 
@@ -143,13 +143,13 @@ def dual(
   beside b: it is accurate to the precision times the largest a^2.
 
   Args:
-    rows: A, leaves [R, ...] with R = N C rows.
+    a: A [R, D], R = N C rows; D the entries of b, flat.
     operator: v -> (shift I + A^T A) v, used once, to measure the residual.
     b: right-hand side, leaves [...].
     shift: 1 + damping.
   """
   flat, unravel = ravel_pytree(b)
-  _, singular, basis = thin_svd(jax.vmap(lambda a: ravel_pytree(a)[0])(rows))
+  _, singular, basis = thin_svd(a)
   along, off = split(flat, basis)
   with exact():
     w = unravel(off / shift + (along / (shift + jnp.square(singular))) @ basis)

@@ -103,19 +103,19 @@ def test_hessian_is_the_dense_matrix(name, which):
 
 @pytest.mark.parametrize("which", MASKS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_scaled_jacobian_is_a_root_of_the_gauss_newton_matrix(name, which):
+def test_the_whitened_factor_is_a_root_of_the_gauss_newton_matrix(name, which):
   likelihood, theta, batch, lam = problem(name, which)
   scale = {
     "body": {"kernel": jnp.asarray(0.3), "bias": jnp.asarray(2.0)},
     "head": {"kernel": jnp.asarray(1e-3), "bias": jnp.asarray(0.0)},
   }
-  rows, negative = curvature.scaled_jacobian(likelihood, theta, scale, batch)
-  a = jnp.concatenate([leaf.reshape(N * OUT, -1) for leaf in jax.tree.leaves(rows)], axis=1)
+  factor = curvature.whitened_factor(likelihood, theta, scale, batch)
   full = jax.tree.map(lambda s, x: jnp.full_like(x, s), scale, theta)
   s = ravel_pytree(full)[0]
   want = s[:, None] * dense_gauss_newton(theta, batch, lam) * s
-  np.testing.assert_allclose(a.T @ a, want, rtol=1e-7, atol=1e-12 * float(jnp.abs(want).max()))
-  assert not bool(negative)
+  atol = 1e-12 * float(jnp.abs(want).max())
+  np.testing.assert_allclose(factor.a.T @ factor.a, want, rtol=1e-7, atol=atol)
+  assert not bool(factor.negative)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -131,14 +131,13 @@ def test_what_lies_in_the_padding_does_not_matter(name):
       np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12 * float(jnp.abs(want).max()))
 
 
-def test_scaled_jacobian_says_when_log_prob_is_not_concave():
+def test_the_whitened_factor_says_when_log_prob_is_not_concave():
   _, theta, batch, _ = problem("gaussian")
   convex = sm.Likelihood(predict, lambda f, y: 0.5 * jnp.sum(jnp.square(f - y), -1))
   one = jax.tree.map(lambda x: jnp.ones([]), theta)
-  rows, negative = curvature.scaled_jacobian(convex, theta, one, batch)
-  assert bool(negative)
-  for leaf in jax.tree.leaves(rows):
-    np.testing.assert_array_equal(leaf, jnp.zeros_like(leaf))
+  factor = curvature.whitened_factor(convex, theta, one, batch)
+  assert bool(factor.negative)
+  np.testing.assert_array_equal(factor.a, 0.0)
 
 
 def test_outputs_with_more_axes():
@@ -152,6 +151,5 @@ def test_outputs_with_more_axes():
   product = curvature.curvature_product("gauss_newton", likelihood, theta, batch)
   np.testing.assert_allclose(dense(product, theta), want, rtol=1e-9, atol=1e-10)
   one = jax.tree.map(lambda x: jnp.ones([]), theta)
-  rows, _ = curvature.scaled_jacobian(likelihood, theta, one, batch)
-  a = jnp.concatenate([leaf.reshape(N * OUT, -1) for leaf in jax.tree.leaves(rows)], axis=1)
+  a = curvature.whitened_factor(likelihood, theta, one, batch).a
   np.testing.assert_allclose(a.T @ a, want, rtol=1e-7, atol=1e-10)

@@ -207,7 +207,7 @@ def test_dual_is_the_dense_solve(shift):
   split = lambda v: {"a": v[..., :10].reshape(*v.shape[:-1], 2, 5), "b": v[..., 10:]}
   join = lambda t: jnp.concatenate([t["a"].reshape(-1), t["b"]])
   operator = lambda t: split(matrix @ join(t))
-  w, info = solvers.dual(split(a), operator, split(b), shift, 1e-10)
+  w, info = solvers.dual(a, operator, split(b), shift, 1e-10)
   np.testing.assert_allclose(join(w), jnp.linalg.solve(matrix, b), rtol=1e-9, atol=1e-12)
   np.testing.assert_allclose(
     float(info.residual), relative_residual(matrix, join(w), b), rtol=0.0, atol=1e-13
@@ -305,7 +305,7 @@ def test_dual_in_float32_where_the_rows_are_large(size, width):
   narrow = lambda x: jnp.asarray(x, jnp.float32)
   a = narrow(rows)
   w, info = solvers.dual(
-    {"w": a}, lambda v: {"w": v["w"] + a.T @ (a @ v["w"])}, {"w": narrow(b)}, 1.0, 1e-3
+    a, lambda v: {"w": v["w"] + a.T @ (a @ v["w"])}, {"w": narrow(b)}, 1.0, 1e-3
   )
   np.testing.assert_allclose(w["w"], exact, rtol=1e-3, atol=2e-5 * np.linalg.norm(exact))
   along = basis @ np.asarray(w["w"], np.float64)
