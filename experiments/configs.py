@@ -105,6 +105,7 @@ def smoke() -> Config:
   return config
 
 
+_NETWORKS = {"conv": ("features", "norm"), "mlp": ("width",)}  # kind -> its settings
 PRESETS = {"default": default, "full": full, "smoke": smoke}
 
 
@@ -120,6 +121,12 @@ def check(config: Config) -> Config:
   for name in ("meta_steps", "meta_batch", "test_episodes", "validation_episodes"):
     if config.get(name, 1) < 1:
       raise ValueError(f"{name} is at least 1; got {config[name]}. Change --set={name}.")
+  network = config.get("network")
+  if network is not None and set(network) != {"kind", *_NETWORKS.get(network.kind, ())}:
+    raise ValueError(
+      'A network has kind "conv", features and norm, or kind "mlp" and width; got '
+      f"{network.to_dict()}. Another kind is another entry of experiments/tables.py."
+    )
   steps = list(config.adapt_steps)
   whole = all(isinstance(step, int) and step >= 0 for step in steps)
   if not steps or not whole or steps != sorted(set(steps)):

@@ -66,12 +66,6 @@ def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Pr
 def make_model(config: configs.Config, problem: Problem) -> Model:
   """The network of config.network, with as many outputs as the problem asks for."""
   network = config.network
-  kinds = {"conv": ("features", "norm"), "mlp": ("width",)}
-  if network.kind not in kinds or set(network) != {"kind", *kinds[network.kind]}:
-    raise ValueError(
-      'A network has kind "conv", features and norm, or kind "mlp" and width; got '
-      f"{network.to_dict()}. Another kind is another entry of experiments/tables.py."
-    )
   if network.kind == "conv":
     net = networks.ConvNet(problem.outputs, network.features, network.norm)
   else:

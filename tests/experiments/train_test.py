@@ -153,13 +153,11 @@ def test_errors_say_what_was_wanted(tmp_path):
       runs.begin(tmp_path / "a", "reptile", 0, config, problem)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
     arms.chosen(["reptile", "protonet"])
-  for change, message in (
-    ("arms.reptile.inner=adamw", "arms.reptile.inner is one of sgd, adam.*got 'adamw'"),
-    ("network.kind=conv", "kind \"mlp\" and width; got .*'conv'"),
-  ):
-    wrong = tables.load("sinusoid", "smoke", [change])
-    with pytest.raises(ValueError, match=message):
-      runs.prepare("reptile", wrong, problem)
+  with pytest.raises(ValueError, match="kind \"mlp\" and width; got .*'conv'"):
+    tables.load("sinusoid", "smoke", ["network.kind=conv"])
+  wrong = tables.load("sinusoid", "smoke", ["arms.reptile.inner=adamw"])
+  with pytest.raises(ValueError, match="arms.reptile.inner is one of sgd, adam.*got 'adamw'"):
+    runs.prepare("reptile", wrong, problem)
 
 
 @pytest.mark.parametrize("table", tables.TABLES)

@@ -7,8 +7,9 @@ from experiments.benchmarks import report
 
 def test_lines_are_strict_json(tmp_path):
   path = tmp_path / "new" / "out.jsonl"
-  report.append(path, [{"a": float("nan"), "b": (1, {"c": float("inf")})}])
-  report.append(path, [{"d": 0.5}])
+  report.append(path)
+  report.append(path, {"a": float("nan"), "b": (1, {"c": float("inf")})})
+  report.append(path, {"d": 0.5})
   assert [json.loads(line) for line in path.read_text().splitlines()] == [
     {"a": None, "b": [1, {"c": None}]},
     {"d": 0.5},
