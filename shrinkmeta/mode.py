@@ -93,6 +93,9 @@ def run_loops(
 ) -> Descent:
   """The loops of T tasks, `slots` at a time; a task that meets inner.tol makes room for the next.
 
+  What frozen modules make of a batch is computed in every step here, unlike in `posterior_mode`: a
+  slot would have to keep it beside the batch.
+
   Args:
     batches, keys, starts: lead with [T].
 
