@@ -76,7 +76,7 @@ def fit(
       start it again.
 
   Raises:
-    FloatingPointError: no task of an update was sound.
+    FloatingPointError: no task of an update was sound, or its gradient not finite.
     MemoryError: an update needs more memory than the device has, by XLA's analysis.
     SystemExit: on SIGTERM, with code 143, after the state was saved.
   """
