@@ -6,11 +6,10 @@ was stopped goes on from its last checkpoint and ends, on the same devices, in t
 """
 
 import contextlib
-import faulthandler
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from jax.experimental import multihost_utils
 
 from shrinkmeta.batching import num_tasks
 from shrinkmeta.callbacks import Callback
@@ -26,6 +24,7 @@ from shrinkmeta.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.needs import Estimate, estimate
 from shrinkmeta.placement import Rules, place_state, place_tasks, share_of_tasks
 from shrinkmeta.state import MetaLearner, MetaState, Metrics
+from shrinkmeta.stopping import Watchdog, sigterm
 from shrinkmeta.sums import PerTask, Sums, sees_all_tasks
 from shrinkmeta.tasks import Task
 
@@ -95,8 +94,8 @@ def fit(
     for callback in told:
       callback.begin(first, steps)
       stack.callback(callback.end)
-    stopped = stack.enter_context(_sigterm())
-    watchdog = _Watchdog(stall_seconds)
+    stopped = stack.enter_context(sigterm())
+    watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
     update = _update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
     on_cpu = jax.default_backend() == "cpu"
@@ -180,7 +179,7 @@ def _update(
   meta_batch: int,
   micro_batches: int,
   key: jax.Array | None,
-  watchdog: "_Watchdog",
+  watchdog: Watchdog,
 ) -> Callable[[MetaState, int], tuple[MetaState, PyTree]]:
   """(state, step) -> (state, row): draws the tasks and runs the compiled programs."""
   mesh, count = learner.spec.mesh, meta_batch // micro_batches
@@ -236,7 +235,7 @@ def _update(
   return update
 
 
-def _telling(f: Callable[..., Any], watchdog: "_Watchdog", **options: Any) -> Callable[..., Any]:
+def _telling(f: Callable[..., Any], watchdog: Watchdog, **options: Any) -> Callable[..., Any]:
   """jit(f), which tells what it takes whenever it compiles: once for all arguments of a shape.
 
   While it compiles it is not watched.
@@ -286,54 +285,6 @@ def _tell(needed: Estimate | None) -> None:
       f"An update takes {needed}, but the device has {limit / 1e6:,.1f} MB. Give the learner "
       "batching=1 or another small number of tasks at once, fit more micro_batches, or both."
     )
-
-
-class _Watchdog:
-  """Ends the process where `start` is not followed by `stop` within `seconds`; None: never."""
-
-  def __init__(self, seconds: float | None):
-    self.seconds, self.watches = seconds, False
-
-  def start(self) -> None:
-    if self.seconds is not None:
-      self.watches = True
-      faulthandler.dump_traceback_later(
-        self.seconds, exit=True, file=2
-      )  # stderr, where replaced too
-
-  def stop(self) -> bool:
-    """Whether it was watching."""
-    watched, self.watches = self.watches, False
-    if watched:
-      faulthandler.cancel_dump_traceback_later()
-    return watched
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-  """Yields a function of the step that tells, in all processes alike, whether to stop after it."""
-  if jax.process_count() > 1:  # the processes agree on the step by JAX's own service
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  received: list[int] = []
-  told = False
-  try:
-    old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-  except ValueError:  # not in the main thread, where signals are not ours to handle
-    yield lambda step: False
-    return
-
-  def stopped(step: int) -> bool:
-    nonlocal told
-    told = bool(received)
-    return told
-
-  try:
-    yield stopped
-  finally:
-    signal.signal(signal.SIGTERM, old)
-    if received and not told:  # after the last step: nobody has acted on it
-      signal.raise_signal(signal.SIGTERM)
 
 
 def _check(

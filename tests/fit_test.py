@@ -1,5 +1,6 @@
 """The training loop: resumption, rows, evaluation, errors, signals, memory."""
 
+import faulthandler
 import gc
 import json
 import math
@@ -16,6 +17,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
+from shrinkmeta import stopping
 from tests import fit_worker
 
 SOURCE = fit_worker.source
@@ -276,8 +278,8 @@ def test_compilation_is_not_watched(monkeypatch):
   """Tasks of another shape compile in the middle of a run, for longer than a step may take."""
   calls = []
   for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
-    monkeypatch.setattr(loop.faulthandler, name, lambda *a, name=name, **k: calls.append(name))
-  watchdog = loop._Watchdog(1.0)
+    monkeypatch.setattr(faulthandler, name, lambda *a, name=name, **k: calls.append(name))
+  watchdog = stopping.Watchdog(1.0)
 
   def traced(x):
     calls.append("traced")
@@ -301,8 +303,8 @@ def test_where_dispatch_returns_early_a_step_is_waited_for_under_the_watchdog(mo
   wait = jax.block_until_ready
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("waited") or wait(x))
-  monkeypatch.setattr(loop._Watchdog, "start", lambda self: events.append("start"))
-  monkeypatch.setattr(loop._Watchdog, "stop", lambda self: events.append("stop"))
+  monkeypatch.setattr(stopping.Watchdog, "start", lambda self: events.append("start"))
+  monkeypatch.setattr(stopping.Watchdog, "stop", lambda self: events.append("stop"))
   learner, state = make()
   run(learner, state, 4, evaluate=lambda state: {"x": 0.0}, evaluate_every=2)
   assert events.count("waited") == 2
