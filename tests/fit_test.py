@@ -241,6 +241,22 @@ def test_sigterm_saves_the_step_under_way(tmp_path):
   assert os.listdir(tmp_path) == ["5"]
 
 
+def test_a_sigterm_on_which_nobody_acted_is_handed_on():
+  """One that comes after the last step, while the last state is written."""
+  received = []
+  old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+  try:
+    for acted, wanted in ((False, [signal.SIGTERM]), (True, [])):
+      received.clear()
+      with stopping.sigterm() as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert not acted or stopped(3)
+        assert received == []
+      assert received == wanted
+  finally:
+    signal.signal(signal.SIGTERM, old)
+
+
 def test_a_stall_ends_the_process_and_shows_where(tmp_path):
   done = child("import time; time.sleep(60)", tmp_path)
   assert done.returncode == 1

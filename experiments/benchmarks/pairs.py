@@ -44,6 +44,8 @@ def _value(hint: Any, change: str, text: str) -> Any:
       return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if hint is float:
       return float(text)
+    if hint in (int, int | None):
+      return int(text)
     return int(text) if text.lstrip("-").isdigit() else text
   except (KeyError, ValueError) as error:
     wanted = "true or false" if hint is bool else "a number"

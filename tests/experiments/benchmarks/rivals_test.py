@@ -84,6 +84,8 @@ def test_settings_against_each_other():
     ("colour=red", "FIELD=VALUE"),
     ("tiny=yes", "tiny=yes wants true or false"),
     ("max_seconds=long", "max_seconds=long wants a number"),
+    ("steps=long", "steps=long wants a number"),
+    ("devices=long", "devices=long wants a number"),
   ):
     with pytest.raises(ValueError, match=message):
       pairs.changed(Config(), [wrong])
