@@ -20,6 +20,7 @@ def _arm(
       "inner_steps": steps,  # in training
       "inner_decay": 0,  # n: inner_rate / (1 + t / n) after t steps; 0: constant
       "batch_size": 0,  # of inner steps; 0: all examples
+      "modules": "layer",  # or "block", a layer with its norm: what has one sigma, or one rate
       "trials": 0,  # of the search that chose these settings; 0: none did
       "searched_with": "",  # where it had other tasks or training: what differed
       "outer": outer,  # optimiser of phi

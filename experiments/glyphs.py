@@ -125,7 +125,8 @@ def run_arm(
 
   likelihood = sm.in_precision(sm.categorical(predict), config.compute)
   mesh = training.host_mesh(config.meta_batch)
-  learner = arms.make_learner(name, config, likelihood, sm.by_layer(params), mesh)
+  labels = networks.modules(params, config.arms[name].modules)
+  learner = arms.make_learner(name, config, likelihood, labels, mesh)
   sample = jax.jit(Source.sample, static_argnums=3)
   test_key = jax.random.key(_TEST_KEY)
 

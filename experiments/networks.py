@@ -1,14 +1,17 @@
 """Networks of the experiments, in flax. They know nothing of tasks or algorithms."""
 
 import functools
-from typing import Literal, get_args
+import re
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import shrinkmeta as sm
 from experiments.convolution import conv3x3, in_blocks
 
+Cut = Literal["layer", "block"]
 Norm = Literal["group", "batch", "support"]
 
 
@@ -192,6 +195,21 @@ class ConvNet(nn.Module):
       x = max_pool(x) if min(x.shape[1:3]) > 1 else x
       x = nn.relu(x)  # after the pool, with which it commutes, a quarter of the work
     return nn.Dense(self.ways, name="head")(x.reshape(x.shape[0], -1))
+
+
+def modules(params: Any, cut: Cut) -> Any:
+  """Labels: which parameters of a network share one sigma.
+
+  Args:
+    cut: "layer": conv_i and norm_i are two modules; "block": they are one, block_i. Where there is
+      no norm the two are the same.
+  """
+  if cut not in get_args(Cut):
+    raise ValueError(f"modules is one of {', '.join(get_args(Cut))}; got {cut!r}.")
+  layers = sm.by_layer(params)
+  if cut == "layer":
+    return layers
+  return jax.tree.map(lambda name: re.sub("^(conv|norm)_", "block_", name), layers)
 
 
 class MLP(nn.Module):

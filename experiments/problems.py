@@ -41,7 +41,7 @@ class Model(NamedTuple):
 
   init: Callable[[jax.Array], PyTree]  # key -> params
   likelihood: sm.Likelihood
-  labels: PyTree  # by layer
+  shapes: PyTree  # of params
 
 
 def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Problem:
@@ -77,7 +77,7 @@ def make_model(config: configs.Config, problem: Problem) -> Model:
     example.append(jnp.ones(1))
   init = lambda key: net.init(key, *example)["params"]
   shapes = jax.eval_shape(init, jax.random.key(0))
-  return Model(init, likelihood, sm.by_layer(shapes))
+  return Model(init, likelihood, shapes)
 
 
 def _apply(net: Any, squeeze: bool, theta: PyTree, inputs: PyTree) -> jax.Array:

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import ml_collections
 
 import shrinkmeta as sm
-from experiments import arms, configs, problems, results, training
+from experiments import arms, configs, networks, problems, results, training
 from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
 
-FORMAT = "shrinkmeta.experiments.run/3"
+FORMAT = "shrinkmeta.experiments.run/4"
 _SAMPLE = jax.jit(Source.sample, static_argnums=3)
 _EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
 
@@ -56,10 +56,9 @@ def prepare(arm: str, config: configs.Config, problem: Problem) -> Prepared:
   if config.network.kind == "conv" and config.network.norm == "support":
     problem = support.beside(problem)
   model = problems.make_model(config, problem)
+  labels = networks.modules(model.shapes, config.arms[arm].modules)
   mesh = training.host_mesh(config.meta_batch)
-  return Prepared(
-    arms.make_learner(arm, config, model.likelihood, model.labels, mesh), model, problem
-  )
+  return Prepared(arms.make_learner(arm, config, model.likelihood, labels, mesh), model, problem)
 
 
 def train(

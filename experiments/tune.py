@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 from scipy.stats import qmc
 
-from experiments import arms, configs, problems, results, runs, startup, tables
+from experiments import arms, configs, networks, problems, results, runs, startup, tables
 from experiments.datasets.source import Problem
 
 _TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is searched.")
@@ -136,7 +136,8 @@ def search(
   arm: str, start: configs.Config, trials: int, seeds: int, problem: Problem, out: pathlib.Path
 ) -> dict[str, Any]:
   """{"chosen": settings, "trials": of each its settings and what it found}."""
-  labels = set(jax.tree.leaves(problems.make_model(start, problem).labels))
+  shapes = problems.make_model(start, problem).shapes
+  labels = set(jax.tree.leaves(networks.modules(shapes, start.arms[arm].modules)))
   modules = results.network_order(m for m in labels if "norm" not in m)
   done: list[dict[str, Any]] = []
   for trial in range(trials):

@@ -213,3 +213,19 @@ def test_network_names_its_modules_and_group_norm_keeps_images_apart(norm):
   alone = net.apply(variables, x[:1])
   apart = np.allclose(alone, logits[:1], rtol=1e-6)
   assert apart == (norm == "group")  # batch statistics are the transductive choice
+
+
+def test_a_module_is_a_layer_or_a_block_with_its_norm():
+  net = networks.ConvNet(3, features=4, norm="batch", blocks=2)
+  params = net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]
+  assert networks.modules(params, "layer") == sm.by_layer(params)
+  blocks = networks.modules(params, "block")
+  assert jax.tree.structure(blocks) == jax.tree.structure(params)
+  assert {layer: set(own.values()) for layer, own in blocks.items()} == {
+    "conv_0": {"block_0"}, "norm_0": {"block_0"}, "conv_1": {"block_1"}, "norm_1": {"block_1"},
+    "head": {"head"},
+  }  # fmt: skip
+  mlp = networks.MLP(1).init(jax.random.key(0), jnp.zeros((1, 2)))["params"]
+  assert networks.modules(mlp, "block") == networks.modules(mlp, "layer")
+  with pytest.raises(ValueError, match="modules is one of layer, block; got 'net'"):
+    networks.modules(params, "net")  # pyright: ignore[reportArgumentType]
