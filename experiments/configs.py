@@ -161,6 +161,11 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
   return config
 
 
+def without_search(arm: Mapping[str, Any]) -> dict[str, Any]:
+  """An arm's settings, without what is told of the search for them, which is no setting."""
+  return {k: v for k, v in arm.items() if k not in ("trials", "searched_with")}
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """{dotted path: value} of nested mappings."""
   found: dict[str, Any] = {}

@@ -24,6 +24,7 @@ from experiments import (
   configs,
   networks,
   plots,
+  problems,
   results,
   sigma_plots,
   startup,
@@ -104,10 +105,28 @@ def rounds(config: configs.Config, sources: Sources) -> int:
   return math.ceil(config.test_episodes / cast(int, sources.test.tasks))
 
 
+def prepare(name: str, config: configs.Config) -> tuple[sm.MetaLearner, problems.Model]:
+  """The learner of an algorithm, and its network."""
+  net = networks.ConvNet(config.ways, config.features, config.norm)
+  init = lambda key: net.init(key, jnp.zeros((1, config.size, config.size, 1)))["params"]
+
+  def predict(theta: Any, inputs: Any) -> jax.Array:
+    return cast(jax.Array, net.apply({"params": theta}, inputs))
+
+  likelihood = sm.in_precision(sm.categorical(predict), config.compute)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  labels = networks.modules(shapes, config.arms[name].modules)
+  mesh = training.host_mesh(config.meta_batch)
+  learner = arms.make_learner(name, config, likelihood, labels, mesh)
+  return learner, problems.Model(init, likelihood, shapes)
+
+
 def run_arm(
   name: str,
   seed: int,
   config: configs.Config,
+  learner: sm.MetaLearner,
+  model: problems.Model,
   sources: Sources,
   log_dir: pathlib.Path,
   checkpoints: sm.Checkpoints | None = None,
@@ -117,22 +136,12 @@ def run_arm(
   Episodes of one system are alike: they are averaged, and the curve has a column a system.
   """
   init_key, train_key, step_key = jax.random.split(jax.random.key(seed), 3)
-  net = networks.ConvNet(config.ways, config.features, config.norm)
-  params = net.init(init_key, jnp.zeros((1, config.size, config.size, 1)))["params"]
-
-  def predict(theta: Any, inputs: Any) -> jax.Array:
-    return cast(jax.Array, net.apply({"params": theta}, inputs))
-
-  likelihood = sm.in_precision(sm.categorical(predict), config.compute)
-  mesh = training.host_mesh(config.meta_batch)
-  labels = networks.modules(params, config.arms[name].modules)
-  learner = arms.make_learner(name, config, likelihood, labels, mesh)
   sample = jax.jit(Source.sample, static_argnums=3)
   test_key = jax.random.key(_TEST_KEY)
 
   trained = training.train(
     learner,
-    params,
+    model.init(init_key),
     lambda start, count: sample(sources.train, train_key, start, count),
     config.meta_steps,
     config.meta_batch,
@@ -144,7 +153,7 @@ def run_arm(
   count = cast(int, sources.test.tasks) * rounds(config, sources)
   adapted = training.adapt(
     learner,
-    likelihood,
+    model.likelihood,
     trained.state,
     lambda start, count: sample(sources.test, test_key, start, count),
     count,
@@ -195,7 +204,7 @@ def run(
     The tables, and which runs diverged. The first process writes; in others the tables are "".
   """
   with startup.usage():
-    algorithms = arms.chosen(algorithms)
+    prepared = {name: prepare(name, config) for name in arms.chosen(algorithms)}
     sources = make_sources(config, load_data(dataset, data_dir, split, config.ways))
   out.mkdir(parents=True, exist_ok=True)
   settings = config.to_dict() | {"dataset": dataset, "split": split}
@@ -203,14 +212,15 @@ def run(
   shared = {key: value for key, value in settings.items() if key not in not_of_training}
   curves, diverged = [], []
   for seed in seeds:
-    for name in algorithms:
+    for name, (learner, model) in prepared.items():
       arm = f"{name}-{seed}"
       keep = None
       if checkpoints is not None:
         own = shared | {"seed": seed, "arm": settings["arms"][name]}
         keep = sm.Checkpoints(checkpoints / arm, checkpoint_every, settings=own)
       try:
-        curves.append(run_arm(name, seed, config, sources, out / "tensorboard" / arm, keep))
+        log_dir = out / "tensorboard" / arm
+        curves.append(run_arm(name, seed, config, learner, model, sources, log_dir, keep))
       except FloatingPointError as error:
         logging.error("%s diverged: %s", arm, error)
         diverged.append(arm)

@@ -46,14 +46,7 @@ def adaptation_curves(path: Path, curves: Sequence[Curve], over: str = "tasks") 
     bottom.set_xticks(x, [f"{step:,}" for step in steps])
     episodes = np.shape(curves[0].accuracy)[1]
     bottom.set_xlabel(f"Adaptation steps (bands: 95 % intervals over {episodes:,} {over})")
-    means = np.concatenate([np.asarray(line.get_ydata()) for line in bottom.get_lines()])
-    means = means[np.isfinite(means)]
-    low, high = (means.min(), means.max()) if means.size else (1.0, 1.0)
-    if 0 < 8 * low < high:  # one diverging method would flatten all others
-      bottom.set_yscale("log")
-      ticks = log_ticks(low, high)
-      bottom.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-      bottom.set_yticks([], minor=True)
+    _scale_nats(bottom)
     if steps[0] == 0 and len(steps) > 1:
       mark_break(bottom, (x[0] + x[1]) / 2, "x")
     label_ends(figure, panels)
@@ -88,6 +81,7 @@ def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, l
       _adaptation_panel(ax, np.log10(amounts), series, scale)
       ax.set_title(title)
       ax.tick_params(axis="x", length=0)
+    _scale_nats(panels[-1])
     panels[-1].tick_params(axis="x", length=3.5)
     panels[-1].set_xticks(np.log10(amounts), [f"{amount:g}" for amount in amounts])
     steps = np.asarray(found[amounts[0]][0].steps)
@@ -95,6 +89,30 @@ def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, l
       f"{label} (after {steps[step]:,} adaptation steps; bands: 95 % intervals)"
     )
     label_ends(figure, panels)
+
+
+_MOST = 1e3  # nats, times the lowest where that is above 1: what lies above leaves the panel
+
+
+def _scale_nats(ax: Axes) -> None:
+  """A scale on which one diverging method does not flatten all others."""
+  means = np.concatenate([np.asarray(line.get_ydata()) for line in ax.get_lines()])
+  means = means[np.isfinite(means)]
+  if not means.size or means.max() < 8 * max(means.min(), 1.0):
+    return
+  low = means.min()
+  high = min(means.max(), _MOST * max(low, 1.0))
+  if low > 0:
+    ax.set_yscale("log")
+    ticks = log_ticks(low, high)
+  else:  # densities may be above 1: linear up to one nat
+    ax.set_yscale("symlog", linthresh=1.0)
+    below = [-tick for tick in log_ticks(1.0, -low)] if low < -1 else []
+    ticks = [*below, 0.0, *log_ticks(1.0, high)]
+  ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+  ax.set_yticks([], minor=True)
+  if high < means.max():
+    ax.set_ylim(top=high)
 
 
 def _step_positions(steps: np.ndarray) -> np.ndarray:

@@ -12,17 +12,19 @@ import html
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from experiments import arms, plots, results, runs, sigma_plots, summaries
+from experiments import arms, configs, plots, results, runs, sigma_plots, summaries
 
 _OUT = flags.DEFINE_string("out", "report", "Folder of index.html and the pictures.")
 _NAME = flags.DEFINE_string(
   "evaluation", "test", "Which file of the runs: test, validation, or such as test-freeze0.1."
 )
+_OWN_FILES = r"(tables|adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.(md|png)"
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 62rem; margin: 2rem auto }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
@@ -48,6 +50,8 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
   found: dict[str, list[Evaluated]] = {}
   for folder in folders:
     file = folder / f"{name}.json"
+    if runs.diverged(folder).exists():
+      continue  # `section` tells
     if not file.exists():
       logging.warning("%s has no %s.json: left out. Run experiments.evaluate.", folder, name)
       continue
@@ -61,7 +65,7 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
           f"{other.folder} and {folder} are both runs of {curve.algorithm} from seed {curve.seed}: "
           "wanted one curve an algorithm and seed. Leave one of them out."
         )
-      if other.arm != arm:
+      if configs.without_search(other.arm) != configs.without_search(arm):
         raise ValueError(
           f"{other.folder} and {folder} are runs of one arm with unlike settings, {other.arm} and "
           f"{arm}: no mean over them has a meaning. Leave one of them out."
@@ -71,6 +75,19 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
     raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
   order = lambda one: (arms.ALL.index(one.curve.algorithm), one.curve.seed)
   return [sorted(members, key=order) for members in found.values()]
+
+
+def diverged_among(folders: Sequence[pathlib.Path], members: Sequence[Evaluated]) -> list[str]:
+  """Of a section's runs those that have no result, as training diverged: "maml, seed 3"."""
+  own = {k: v for k, v in members[0].settings.items() if k not in ("split", "freeze")}
+  found = []
+  for folder in folders:
+    if runs.diverged(folder).exists():
+      run, about = runs.read(folder)
+      settings = {k: v for k, v in about["config"].items() if k != "arms"}
+      if settings | {"protocol": about["protocol"]} == own:
+        found.append(f"{run.arm}, seed {run.seed}")
+  return found
 
 
 def as_html(text: str) -> str:
@@ -181,20 +198,32 @@ def _report_step(settings: Mapping[str, Any]) -> int:
   return list(settings["adapt_steps"]).index(settings["report_step"])
 
 
-def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str:
-  """Tables and pictures of runs that may be compared."""
+def section(
+  out: pathlib.Path, number: int, members: Sequence[Evaluated], diverged: Sequence[str]
+) -> str:
+  """Tables and pictures of runs that may be compared.
+
+  Args:
+    diverged: runs in training, which no mean holds.
+  """
   settings, curves = members[0].settings, [one.curve for one in members]
   batch = settings["meta_batch"]
+  chosen = ", on which settings were chosen" if settings["split"] == "validation" else ""
   facts = settings["protocol"] | {
+    "judged on": f"{settings['split']} tasks{chosen}",
     "training": f"{settings['meta_steps']} meta-steps of {batch} tasks",
     "seeds": ", ".join(map(str, sorted({curve.seed for curve in curves}))),
     "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
+    "diverged in training, in no mean": "; ".join(diverged) or "none",
     "on": "; and ".join(sorted({_listed(one.environment) for one in members})),
   }
   terms = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
   parts = [f"<h2>{number}. {_text(_heading(settings))}</h2><dl>{terms}</dl>"]
 
-  tables = [summaries.accuracy_table(curves)]
+  tables = [f"Judged on: {facts['judged on']}"]
+  if diverged:
+    tables.append(f"Diverged in training, in no mean: {'; '.join(diverged)}")
+  tables.append(summaries.accuracy_table(curves))
   if results.has(curves, "accuracy"):
     tables.append(summaries.overfitting_table(curves))
   names = list(results.group_by_algorithm(curves))
@@ -209,7 +238,7 @@ def section(out: pathlib.Path, number: int, members: Sequence[Evaluated]) -> str
   tables += [*freezing(members, at), summaries.cost_table(curves, batch, own)]
   tables.append(summaries.settings_table(own))
   with results.atomic(out / f"tables_{number}.md") as temporary:
-    temporary.write_text("\n".join(tables), encoding="utf-8")
+    temporary.write_text("\n\n".join(t.rstrip() for t in tables) + "\n", encoding="utf-8")
   parts += map(as_html, tables)
   file = out / f"adaptation_{number}.png"
   plots.adaptation_curves(file, curves)
@@ -230,8 +259,15 @@ def main(argv: Sequence[str]) -> None:
   out = pathlib.Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   try:
-    groups = sections_of(runs.find(argv[1:]), _NAME.value)
-    sections = [section(out, i, members) for i, members in enumerate(groups, 1)]
+    folders = runs.find(argv[1:])
+    groups = sections_of(folders, _NAME.value)
+    for file in out.iterdir():  # of an earlier report, which may have had more sections
+      if re.fullmatch(_OWN_FILES, file.name):
+        file.unlink()
+    sections = [
+      section(out, i, members, diverged_among(folders, members))
+      for i, members in enumerate(groups, 1)
+    ]
     sections.append(over_data(out, groups))
   except ValueError as error:
     raise app.UsageError(str(error)) from error

@@ -251,7 +251,14 @@ def restore(run: Run, prepared: Prepared) -> training.Trained:
       f"{run.folder} was trained for {0 if found is None else int(found.step)} of "
       f"{run.config.meta_steps} meta-steps: start experiments.train again, it goes on from there."
     )
-  return training.trained(found, sm.read_json_lines(run.folder / "states" / "log.jsonl"))
+  log = run.folder / "states" / "log.jsonl"
+  rows = sm.read_json_lines(log)
+  if len(rows) != run.config.meta_steps:
+    raise ValueError(
+      f"{log} has {len(rows)} rows and wants one for each of {run.config.meta_steps} meta-steps: "
+      "what training took and how sigma moved is lost. Train again in another folder."
+    )
+  return training.trained(found, rows)
 
 
 def protocol(config: configs.Config, problem: Problem) -> dict[str, Any]:

@@ -169,7 +169,8 @@ def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], see
     axes[1, column].set_xlabel("x")
   handles, names = axes[0, 0].get_legend_handles_labels()
   figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=4)
-  figure.savefig(path, dpi=150)
+  with results.atomic(path) as temporary:
+    figure.savefig(temporary, dpi=150, format="png")
 
 
 def define_flags() -> None:

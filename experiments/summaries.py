@@ -299,12 +299,12 @@ def module_table(curve: Curve) -> str:
 
 def _sample(curves: Sequence[Curve], over: str = "episodes") -> str:
   """What the intervals of a table are taken over, in words."""
-  groups = group_by_algorithm(curves)
-  seeds = sorted({len(group) for group in groups.values()})
-  count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+  counts = {name: len(group) for name, group in group_by_algorithm(curves).items()}
+  most = max(counts.values())
+  fewer = ", ".join(f"{name}: {n}" for name, n in counts.items() if n < most)
   return (
     f"mean ± 95 % interval over {np.asarray(curves[0].accuracy).shape[1]} {over}, "
-    f"each the mean of {count} seed{'s' * (count != '1')}"
+    f"each the mean of {most} seed{'s' * (most != 1)}" + (f" ({fewer})" if fewer else "")
   )
 
 

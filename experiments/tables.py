@@ -186,8 +186,12 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
       if form != TUNED:
         raise ValueError(f"{file}: format is {form!r}; wanted {TUNED!r}.")
       settings = _settings(found)
-      if unknown := sorted(set(settings) - set(config.arms[name])):
-        raise ValueError(f"{file}: {name} has no setting {', '.join(unknown)}. Search anew.")
+      wanted = configs.without_search(config.arms[name].to_dict())
+      if unlike := sorted(set(settings) ^ set(wanted)):
+        raise ValueError(
+          f"{file}: the settings of {name} are {', '.join(wanted)}; {', '.join(unlike)} is in one "
+          "of the two alone. Search anew."
+        )
       config.arms[name].update(settings)
   configs.check(configs.override(config, overrides))
   for name, found in searches.items():
@@ -200,8 +204,7 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
 
 def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
   """What a search chose, and beside it what it was started with."""
-  told = ("trials", "searched_with")  # of a search, not settings
-  return {k: v for k, v in (found["start"] | found["chosen"]).items() if k not in told}
+  return configs.without_search(found["start"] | found["chosen"])
 
 
 def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -> str:

@@ -45,13 +45,12 @@ def main(argv: Sequence[str]) -> None:
     seeds = startup.parse_seeds(_SEEDS.value)
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
+    learners = {name: runs.prepare(name, config, problem) for name in names}
   out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
   diverged: list[str] = []
-  for name in names:
+  for name, prepared in learners.items():
     if not config.arms[name].trials:
       logging.warning("%s: no search chose its settings", name)
-    with startup.usage():
-      prepared = runs.prepare(name, config, problem)
     for seed in seeds:
       with startup.usage():
         run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)

@@ -15,7 +15,6 @@ hangs on luck. What the table's protocol fixes, config.fixed, is not searched. A
 stopped goes on where it was when started again.
 """
 
-import functools
 import math
 import pathlib
 import sys
@@ -99,7 +98,7 @@ def run_trial(
     "accuracy" and "nll", means over seeds, and "seconds", their sum; None is an accuracy in
     regression, and all three where one seed diverged.
   """
-  prepared = functools.cache(lambda: runs.prepare(arm, config, problem))
+  prepared = runs.prepare(arm, config, problem)
   none: dict[str, float | None] = {"accuracy": None, "nll": None, "seconds": None}
   found: list[dict[str, float]] = []
   for seed in range(seeds):
@@ -109,8 +108,8 @@ def run_trial(
     file, diverged = own / "validation.json", runs.diverged(own)
     if not results.is_there(file) and not diverged.exists():
       try:
-        trained = runs.train(prepared(), arm, seed, config, run.checkpoints)
-        runs.record(run, runs.read(own)[1], prepared(), trained, "validation", "validation")
+        trained = runs.train(prepared, arm, seed, config, run.checkpoints)
+        runs.record(run, runs.read(own)[1], prepared, trained, "validation", "validation")
       except FloatingPointError as error:
         runs.record_divergence(own, error)
     if diverged.exists():
@@ -167,6 +166,8 @@ def main(argv: Sequence[str]) -> None:
     names = arms.chosen(_ARMS.value)
     config = tables.load(table, size, _SET.value, tuned=False)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
+    for name in names:
+      runs.prepare(name, config, problem)  # an error of settings, before another arm is searched
   with config.unlocked():
     config.adapt_steps = (config.report_step,)
   out = pathlib.Path(_OUT.value or f"searches/{table}-{size}")

@@ -143,7 +143,7 @@ def time_in_turn(
       tuple(rep.wall for rep in seen),
       statistics.median(rep.own for rep in seen),
       statistics.median(others) if others else None,
-      kept is not calm,
+      len(kept) > len(calm),
     )
   return timings
 

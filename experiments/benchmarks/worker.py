@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
@@ -50,6 +51,11 @@ class Config:
   cache: str | None = None
 
   def __post_init__(self) -> None:
+    for field, hint in typing.get_type_hints(Config).items():
+      if options := typing.get_args(hint) if typing.get_origin(hint) is Literal else ():
+        if getattr(self, field) not in options:
+          wanted = ", ".join(map(str, options))
+          raise ValueError(f"{field} is one of {wanted}; got {getattr(self, field)!r}.")
     if self.workload not in workloads.WORKLOADS:
       raise ValueError(f"workload must be one of {', '.join(workloads.WORKLOADS)}.")
     algorithms = workloads.WORKLOADS[self.workload].algorithms

@@ -59,6 +59,14 @@ def damaged(what: object) -> Iterator[None]:
     raise DamagedError(f"{what}: damaged or not whole, {error!r}. Download it anew.") from error
 
 
+def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+  """A member of a zip; ValueError where it would unfold to more than `most` bytes."""
+  size = archive.getinfo(name).file_size  # zipfile reads no more than is said here
+  if size > most:
+    raise ValueError(f"{name} would take {size} bytes where {most} are more than enough")
+  return archive.read(name)
+
+
 def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
   """The rows below the header, of which `columns` are needed and others may be there."""
   try:

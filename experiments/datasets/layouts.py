@@ -25,6 +25,7 @@ from experiments.datasets import cache, images, pickles
 from experiments.datasets.images import Listing
 
 SPLITS = ("train", "val", "test")
+_PICTURE = 2**26  # bytes of an encoded photograph, and more than enough
 
 
 class Layout(NamedTuple):
@@ -137,7 +138,7 @@ def from_zip(path: pathlib.Path) -> Callable[[str], np.ndarray]:
     if member is None:
       raise ValueError(f"{path} wants a member {name!r} or images/{name}. Download it anew.")
     with cache.damaged(f"{path}, {member}"):
-      return images.decode(archive.read(member))
+      return images.decode(cache.read_member(archive, member, _PICTURE))
 
   return read
 

@@ -85,7 +85,7 @@ def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
         own = drawings.setdefault((alphabet, character), {})
         if int(drawer) in own:
           raise ValueError(f"{member} is the second drawing of its character by {drawer}")
-        own[int(drawer)] = _picture(archive.read(member), member)
+        own[int(drawer)] = _picture(cache.read_member(archive, member, 2**20), member)
   wrong = [f"{'/'.join(name)} has {len(d)}" for name, d in drawings.items() if len(d) != DRAWINGS]
   if wrong or not drawings:
     raise cache.DamagedError(

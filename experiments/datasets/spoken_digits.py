@@ -60,6 +60,13 @@ def load(
   """
   folder = cache.data_folder("arabic_digits8k", data_dir)
   rows = cache.read_csv(folder / "index.csv", _COLUMNS)
+  layouts.check_distinct(folder / "index.csv", [f"{r['zip']}/{r['member']}" for r in rows])
+  splits = {row["speaker"]: row["split"] for row in rows}
+  if elsewhere := sorted({r["speaker"] for r in rows if r["split"] != splits[r["speaker"]]}):
+    raise ValueError(
+      f"{folder}/index.csv has speaker {elsewhere[0]!r} in more than one split: the voice would be "
+      "trained on and judged by. Take the original file."
+    )
   result = {}
   for split, count in SPEAKERS.items():
     own = [row for row in rows if row["split"] == split]
@@ -84,11 +91,13 @@ def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) 
     with archive:
       for row in (row for row in rows if row["zip"] == packed):
         with cache.damaged(f"{folder / packed}, {row['member']}"):
-          sound = _sound(archive.read(row["member"]))
+          sound = _sound(cache.read_member(archive, row["member"], 2**20))
         heard = log_mel(sound)
         with cache.damaged(folder / "index.csv"):
-          at = names.index(row["speaker"]), int(row["digit"]), int(row["round"]) - 1
-          features[at] = heard
+          digit, number = int(row["digit"]), int(row["round"])
+          if not (0 <= digit < DIGITS and 1 <= number <= ROUNDS):
+            raise ValueError(f"digit {digit}, round {number}")
+          features[names.index(row["speaker"]), digit, number - 1] = heard
   if np.isnan(features).any():
     raise ValueError(f"{folder}/index.csv names no recording of each digit and round.")
   return Speakers(features, tuple(names))

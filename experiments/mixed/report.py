@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from experiments import results
 from experiments.mixed.formula import Formula
 from experiments.mixed.model import Fit
 from experiments.mixed.table import Grouped
@@ -136,5 +137,5 @@ def plot(
     ax.set_xlabel(term)
   axes[0].set_ylabel(formula.group)
   axes[0].legend(fontsize=8, loc="lower right")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=150)
+  with results.atomic(path) as temporary:
+    figure.savefig(temporary, dpi=150, format="png")

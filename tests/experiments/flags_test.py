@@ -60,13 +60,22 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
     ([*smoke, "--arms=maml,maml"], "each of them once; got 'maml,maml'"),
     ([*smoke, f"--out={tmp_path / 'other'}"], "holds a run with another"),
     ([*smoke, f"--out={tmp_path / 'damaged'}"], "run.json cannot be read: "),
+    ([*smoke, "--arms=maml,boil", "--set=arms.boil.inner=adamw"], "arms.boil.inner is one of sgd"),
+    ([*smoke, "--set=arms.maml.modules=net"], "modules is one of layer, block; got 'net'"),
+    (
+      [*smoke, "--arms=maml,hand_picked", "--set=arms.hand_picked.task_specific=conv_9"],
+      "conv_9",
+    ),
     (["--table=cifar_fs"], "Give data_dir, its folder, or set SHRINKMETA_DATA"),
     (["--table=cifar_fs", "--data_dir=/none"], "CIFAR-FS wants in /none: CIFAR_FS_train.pickle"),
   ]
   if module == "train":
     cases.append(([*smoke, "--seeds=x"], "--seeds wants whole numbers"))
     cases.append(([*smoke, "--seeds=1,1"], "each of them once, as in --seeds=0,1; got '1,1'"))
-  check_refused(module, cases)
+  check_refused(
+    module, [([f"--out={tmp_path / 'new'}", *flags], wanted) for flags, wanted in cases]
+  )
+  assert not (tmp_path / "new").exists()
 
 
 def test_thresholds_to_freeze_by_are_numbers(tmp_path):

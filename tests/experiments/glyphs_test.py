@@ -136,6 +136,7 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
     ("--set=ways=200", "Tasks of 200 ways want a writing system of as many"),
     ("--set=size=40", "Episodes want 40 x 40 pixels"),
     ("--set=test_episodes=0", "test_episodes is at least 1; got 0"),
+    ("--set=arms.fomaml.inner=adamw", "arms.fomaml.inner is one of sgd, adam.*got 'adamw'"),
     ("--seeds=x", "--seeds wants whole numbers.*got 'x'"),
     ("--seeds=0,0", "--seeds wants whole numbers, each of them once.*got '0,0'"),
     ("--algorithms=maml,maml", "algorithms, each of them once; got 'maml,maml'"),

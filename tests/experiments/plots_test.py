@@ -3,6 +3,7 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import matplotlib.figure
 import numpy as np
 from absl.testing import absltest, parameterized
 from matplotlib import colors, image
@@ -95,6 +96,21 @@ class PlotsTest(parameterized.TestCase):
   def test_adaptation_curves_of_odd_runs(self, changes):
     plots.adaptation_curves(self.path, [curve("maml", **changes)])
     self.picture(6.6)
+
+  def test_one_diverging_method_flattens_no_other(self):
+    figure = matplotlib.figure.Figure()
+    for lowest, scale in ((-0.2, "symlog"), (0.1, "log"), (-30.0, "symlog")):
+      ax = figure.subplots()
+      ax.plot([0, 1], [1e18, lowest], label="maml")
+      ax.plot([0, 1], [6_757.0, lowest + 0.5], label="reptile")
+      plots._scale_nats(ax)
+      self.assertEqual(ax.get_yscale(), scale)
+      height = lambda y, ax=ax: ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]
+      self.assertGreater(height(lowest + 0.5) - height(lowest), 0.05 if lowest > -1 else 0.0)
+      self.assertGreater(height(6_757.0), 1.0)  # leaves the panel
+      inside = [height(tick) for tick in ax.get_yticks()]
+      self.assertTrue(all(-1e-6 <= y <= 1 + 1e-6 for y in inside), inside)
+      figure.clear()
 
   def test_adaptation_curves_of_regression_have_no_panel_of_accuracy(self):
     plots.adaptation_curves(self.path, [curve("maml", accuracy=np.full((4, 5), math.nan))])

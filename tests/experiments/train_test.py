@@ -106,6 +106,12 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   (tmp_path / "sigma_imaml-0" / "validation-freeze0.1.json").unlink()
 
   again = shutil.copytree(tmp_path / "reptile-0", tmp_path / "reptile-1")
+  text = (again / "test.json").read_text().replace('"trials": 0', '"trials": 8')
+  (again / "test.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+  done = call("report", tmp_path, f"--out={page}")
+  assert done.returncode == 0, done.stderr  # how settings were searched for is no setting
+  assert "each the mean of 2 seeds (sigma_imaml: 1)" in (page / "index.html").read_text()
+  assert not (page / "tables_2.md").exists()  # of the earlier report
   text = (again / "test.json").read_text().replace('"inner_rate": 0.002', '"inner_rate": 0.003')
   (again / "test.json").write_text(text.replace('"seed": 0', '"seed": 1'))
   done = call("report", tmp_path, f"--out={page}")
@@ -123,6 +129,19 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   done = call("evaluate", tmp_path)
   assert done.returncode == 1 and f"see {tmp_path / 'maml-0' / 'diverged.txt'}" in done.stderr
   assert (tmp_path / "fine_tuning-0" / "test.json").exists()
+  done = call("report", tmp_path, f"--out={tmp_path / 'report'}")
+  assert done.returncode == 0, done.stderr
+  told = (tmp_path / "report" / "tables_1.md").read_text()
+  assert (
+    "Diverged in training, in no mean: maml, seed 0" in told and "Judged on: test tasks" in told
+  )
+  page = (tmp_path / "report" / "index.html").read_text()
+  assert "<dd>maml, seed 0</dd>" in page and "<dd>test tasks</dd>" in page
+  assert call("evaluate", tmp_path / "fine_tuning-0", "--split=validation").returncode == 0
+  flag = f"--out={tmp_path / 'validation'}"
+  assert call("report", tmp_path, flag, "--evaluation=validation").returncode == 0
+  told = (tmp_path / "validation" / "tables_1.md").read_text()
+  assert "Judged on: validation tasks, on which settings were chosen" in told
   of_earlier = tmp_path / "fine_tuning-0" / "diverged.txt"
   of_earlier.touch()
   assert call("train", *flags, "--arms=fine_tuning").returncode == 0 and not of_earlier.exists()
@@ -151,6 +170,13 @@ def test_errors_say_what_was_wanted(tmp_path):
     (tmp_path / "a" / "run.json").write_text(text)
     with pytest.raises(ValueError, match=f"a/run.json.*{message}.*Train again in another folder"):
       runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+  (tmp_path / "a" / "run.json").write_text(about)
+  prepared = runs.prepare("reptile", config, problem)
+  runs.train(prepared, "reptile", 0, config, run.checkpoints)
+  log = tmp_path / "a" / "states" / "log.jsonl"
+  log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+  with pytest.raises(ValueError, match="log.jsonl has 2 rows and wants one for each of 3 meta-st"):
+    runs.restore(run, prepared)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
     arms.chosen(["reptile", "protonet"])
   with pytest.raises(ValueError, match="kind \"mlp\" and width; got .*'conv'"):

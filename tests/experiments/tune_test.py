@@ -162,7 +162,11 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="test tasks may be among those .* --tuned=false"):
     tables.load("sinusoid", "smoke", ["problem.noise=0.1"])
   path.write_text(json.dumps(first | {"chosen": {"outer_rat": 1.0}}))
-  with pytest.raises(ValueError, match="reptile has no setting outer_rat. Search anew"):
+  with pytest.raises(ValueError, match="settings of reptile are .* outer_rat is in one .*anew"):
+    tables.load("sinusoid", "smoke")
+  older = {k: v for k, v in first["start"].items() if k != "modules"}
+  path.write_text(json.dumps(first | {"start": older}))
+  with pytest.raises(ValueError, match="; modules is in one of the two alone. Search anew"):
     tables.load("sinusoid", "smoke")
   path.write_text('{"format"')
   with pytest.raises(ValueError, match="reptile.json cannot be read: .*Search anew"):
@@ -177,7 +181,8 @@ def test_settings_are_not_used_where_they_may_have_seen_the_test_alphabets(tmp_p
   monkeypatch.setattr(tables, "chosen_file", lambda table, size, arm: tmp_path / f"{arm}.json")
   config = tables.load("small_data", "cpu").to_dict()
   found = {"format": tables.TUNED, "config": config, "trials": [{}]}
-  found |= {"start": {"inner_decay": 7}, "chosen": {"inner_rate": 0.7}}
+  start = config["arms"]["reptile"] | {"inner_decay": 7}
+  found |= {"start": start, "chosen": {"inner_rate": 0.7}}
   (tmp_path / "reptile.json").write_text(json.dumps(found))
   arm = tables.load("small_data", "cpu", ["problem.train_alphabets=10"]).arms.reptile
   assert (arm.inner_rate, arm.trials, arm.searched_with) == (0.7, 1, "train_alphabets=25")

@@ -37,6 +37,13 @@ def test_one_round_runs_however_little_time_there_is():
   assert len(measure.time_in_turn({"a": lambda: None}, 5, 0.0)["a"].seconds) == 1
 
 
+@pytest.mark.parametrize("others, contended", [(0.0, False), (99.0, True), (None, False)])
+def test_rounds_are_contended_where_others_used_the_cores(monkeypatch, others, contended):
+  seen = lambda step, group: measure._Repetition(1e-3, 1.0, others)
+  monkeypatch.setattr(measure, "_repeat", seen)
+  assert measure.time_in_turn({"a": lambda: None}, 5, 0.0)["a"].contended == contended
+
+
 def test_compiled_step():
   a = jnp.ones((64, 32), jnp.float32)
   compiled = measure.compile_step(lambda x: x @ x.T, a)

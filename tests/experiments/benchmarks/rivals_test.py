@@ -86,6 +86,8 @@ def test_settings_against_each_other():
     ("max_seconds=long", "max_seconds=long wants a number"),
     ("steps=long", "steps=long wants a number"),
     ("devices=long", "devices=long wants a number"),
+    ("moving=al", "moving is one of few, all; got 'al'"),
+    ("curvature=hesian", "curvature is one of hessian, gauss_newton; got 'hesian'"),
   ):
     with pytest.raises(ValueError, match=message):
       pairs.changed(Config(), [wrong])

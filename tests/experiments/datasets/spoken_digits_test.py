@@ -119,9 +119,10 @@ class SpeakersTest(parameterized.TestCase):
       (b"no sound", "not whole"),
       (flac(tone(400.0)[:100]), r"8000 samples at 8000 Hz wanted, got \(100,\)"),
       (flac(tone(400.0), 16000), "got .* at 16000"),
+      (bytes(2**20 + 1), "would take 1048577 bytes where 1048576 are more than enough"),
     )
     for content, message in cases:
-      with zipfile.ZipFile(self.folder / "0.zip", "w") as archive:
+      with zipfile.ZipFile(self.folder / "0.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("word0/0_NO_01.flac", content)
       os.utime(self.folder / "0.zip", ns=(len(content), len(content)))
       with self.assertRaisesRegex(ValueError, f"0.zip, word0/0_NO_01.flac: .*{message}"):
@@ -140,7 +141,11 @@ class SpeakersTest(parameterized.TestCase):
       (("digit", "digjt"), "wants columns under the header zip,member,digit"),
       ((",0,0,1,train", ",0,0,one,train"), "damaged"),
       ((",0,0,1,train", ",11,0,1,train"), "damaged"),
+      ((",0,0,1,train", ",-1,0,1,train"), "damaged"),
+      ((",0,0,1,train", ",0,0,0,train"), "damaged"),
       ((",0,0,1,train", ",9,0,1,train"), "no recording of each digit"),
+      (("0_NO_02", "0_NO_01"), "has '0.zip/word0/0_NO_01.flac' more than once"),
+      ((",1,1,val", ",0,1,val"), "has speaker '0' in more than one split"),
     ):
       index.write_text(table.replace(*change, 1))
       os.utime(index, ns=(len(message), len(message)))
