@@ -34,11 +34,11 @@ def _table(size: str, **changes: Any) -> Config:
     "report_step": 100,  # of adaptation; by it settings are chosen
     "fixed": (),  # settings of arms that the protocol fixes, and searches leave
   }
-  config = ml_collections.ConfigDict(config | changes)
-  if config.network.kind == "conv":  # seeds disagree on the order of 32 numbers of a norm by itself
+  made: Config = ml_collections.ConfigDict(config | changes)
+  if made.network.kind == "conv":  # seeds disagree on the order of 32 numbers of a norm by itself
     for name in ("sigma_imaml", "sigma_reptile", "sigma_maml"):
-      config.arms[name].modules = "block"
-  return config
+      made.arms[name].modules = "block"
+  return made
 
 
 def _long(config: Config) -> Config:

@@ -80,8 +80,8 @@ def over_tasks(
     a, b = run(shared, tasks)
     if len(mesh.axis_names) > 1:
       return jax.lax.psum(a, axis), b  # leaf by leaf, as leaves are cut along other axes
-    flat, unravel = ravel_pytree(a)
-    return unravel(jax.lax.psum(flat, axis)), b  # one vector, so one all-reduce
+    flat, unravel = ravel_pytree(_widened(a))
+    return _narrowed(unravel(jax.lax.psum(flat, axis)), a), b  # one vector, so one all-reduce
 
   split, whole = PartitionSpec(axis), PartitionSpec()
   return jax.shard_map(
@@ -129,6 +129,18 @@ def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
   return count if batching == "vmap" else 1
 
 
+def _widened(tree: PyTree) -> PyTree:
+  """Floats of 16 bits as ones of 32: a running sum of ones would end at 256 in bfloat16."""
+  wide = lambda x: jnp.promote_types(x.dtype, jnp.float32)
+  return jax.tree.map(
+    lambda x: x.astype(wide(x)) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+  )
+
+
+def _narrowed(tree: PyTree, like: PyTree) -> PyTree:
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
 def _local(
   f: TaskFunction, shared: PyTree, tasks: PyTree, batching: Batching
 ) -> tuple[PyTree, PyTree]:
@@ -147,17 +159,17 @@ def _local(
   fold = lambda x: x[:whole] if size == 1 else x[:whole].reshape(-1, size, *x.shape[1:])
   blocks = jax.tree.map(fold, tasks)
   shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  zero = _widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
   def step(total: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
     a, b = block(tasks)
-    return jax.tree.map(jnp.add, total, a), b
+    return jax.tree.map(jnp.add, total, _widened(a)), b
 
   total, b = jax.lax.scan(step, zero, blocks)
   if size > 1:
     b = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), b)
   if whole < count:
     a, rest = block(jax.tree.map(lambda x: x[whole:], tasks))
-    total = jax.tree.map(jnp.add, total, a)
+    total = jax.tree.map(jnp.add, total, _widened(a))
     b = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), b, rest)
-  return total, b
+  return _narrowed(total, shapes), b

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
+from shrinkmeta.likelihood import labels_of
 from shrinkmeta.tasks import divisor
 
 
@@ -31,7 +32,8 @@ def calibration(
 
   Args:
     log_probabilities: [N, C]; logits are normalised.
-    labels: [N] integers.
+    labels: [N] integers. One out of range is a ValueError outside jit, and under it all four are
+      NaN.
     mask: [N], 0 for examples that do not count.
 
   References: Brier, 1950; Guo, Pleiss, Sun, Weinberger, On calibration of modern neural networks,
@@ -54,12 +56,15 @@ def calibration(
     value = value if kept is None else value[kept > 0]
     if ((value < 0) | (value >= classes)).any():
       raise ValueError(f"labels must lie in 0..{classes - 1}; got {value.min()}..{value.max()}.")
-  log_p = jax.nn.log_softmax(log_probabilities)
+  labels = labels_of(labels)
+  in_range = (labels >= 0) & (labels < classes)
+  log_p = jnp.where(in_range[:, None], jax.nn.log_softmax(log_probabilities), jnp.nan)
   weights = jnp.ones(labels.shape, log_p.dtype) if mask is None else mask.astype(log_p.dtype)
   total = divisor(jnp.sum(weights))
   mean = lambda x: jnp.sum(jnp.where(weights > 0, weights * x, 0.0)) / total
   right = jax.nn.one_hot(labels, log_p.shape[1], dtype=log_p.dtype)
-  p, correct = jnp.exp(log_p), (jnp.argmax(log_p, 1) == labels).astype(log_p.dtype)
+  p = jnp.exp(log_p)
+  correct = jnp.where(in_range, jnp.argmax(log_p, 1) == labels, jnp.nan).astype(log_p.dtype)
   confidence = jnp.max(p, 1)
   place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
   miss = jnp.where(weights > 0, weights * (correct - confidence), 0.0)

@@ -9,6 +9,7 @@ the difference named.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import importlib.metadata
 import json
@@ -136,6 +137,8 @@ def opened(
     enable_async_checkpointing=checkpoints.asynchronous,
   )
 
+  values: dict[int, float] = {}  # what was handed to `save`, alike in all processes
+
   @functools.cache  # opened late: damaged checkpoints are put aside first
   def manager() -> Any:
     return ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _ABOUT))
@@ -166,6 +169,8 @@ def opened(
     )
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
     explained(step, lambda: manager().save(step, args=what, metrics=metrics))
+    if metrics is not None:
+      values[step] = metrics["value"]
 
   def restore(state: MetaState) -> MetaState | None:
     wanted = describe(learner, state, checkpoints.settings, meta_batch)
@@ -177,6 +182,8 @@ def opened(
 
   def best() -> tuple[int, float] | None:
     step = manager().best_step()
+    if step in values:  # on disk only once it is written to its end, which no step waits for
+      return step, values[step]
     if step is None or (metrics := manager().metrics(step)) is None:
       return None
     return step, float(metrics["value"])
@@ -287,17 +294,34 @@ def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: path
     )
 
 
+# What says nothing of the file: no permission, too many open files, a server away.
+_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+            errno.ETIMEDOUT)  # fmt: skip
+
+
 def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
-  """(result, "") where no process failed, else (None, what went wrong here)."""
-  result, error = None, ""
+  """(result, "") where no process failed, else (None, what went wrong here).
+
+  Raises:
+    OSError: what went wrong is none of the file's doing.
+  """
+  result, error, passing = None, "", False
   try:
     result = action()
   except Exception as caught:  # a damaged file may make any reader raise anything
     error = f"{type(caught).__name__}: {str(caught).splitlines()[0] if str(caught) else ''}"
+    passing = isinstance(caught, jax.errors.JaxRuntimeError) or (
+      isinstance(caught, OSError) and caught.errno in _PASSING
+    )
   if jax.process_count() > 1:
-    failed = multihost_utils.process_allgather(np.asarray([bool(error)]))
-    if failed.any() and not error:
+    failed, passing = multihost_utils.process_allgather(np.array([bool(error), passing])).any(0)
+    if failed and not error:
       error = "another process could not read it"
+  if passing:
+    raise OSError(
+      f"A checkpoint cannot be read now: {error}. That says nothing of the file: nothing was put "
+      "aside. Mend it and start again."
+    )
   return (None, error) if error else (result, "")
 
 

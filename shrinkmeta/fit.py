@@ -82,7 +82,8 @@ def fit(
   _check(learner, steps, meta_batch, micro_batches, evaluate, evaluate_every, best, checkpoints)
   with contextlib.ExitStack() as stack:
     mesh = learner.spec.mesh
-    state = place_state(jax.tree.map(lambda x: x.copy(), state), mesh, rules)
+    copy = lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
+    state = place_state(jax.tree.map(copy, state), mesh, rules)
     store = None
     if checkpoints is not None:
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
@@ -216,7 +217,14 @@ def _update(
   options: dict[str, Any] = {"donate_argnums": 0}
   if mesh is not None:
     options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
-  whole, part = _telling(whole, watchdog, **options), _telling(part, watchdog)
+  advice = (
+    "All its tasks at once are in one term: give it a smaller meta_batch, or more devices"
+    if sees_all_tasks(learner.spec)
+    else 'Give the learner batching="sequential" or a small number of tasks at once, fit more '
+    "micro_batches, or both"
+  )
+  whole = _telling(whole, watchdog, advice, **options)
+  part = _telling(part, watchdog, advice)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   finish = jax.jit(finish, **options)
   # One program with a collective at a time, as in `fit`.
@@ -235,10 +243,15 @@ def _update(
   return update
 
 
-def _telling(f: Callable[..., Any], watchdog: Watchdog, **options: Any) -> Callable[..., Any]:
+def _telling(
+  f: Callable[..., Any], watchdog: Watchdog, advice: str = "", **options: Any
+) -> Callable[..., Any]:
   """jit(f), which tells what it takes whenever it compiles: once for all arguments of a shape.
 
   While it compiles it is not watched.
+
+  Args:
+    advice: what to do where it takes too much.
   """
   programs: dict[Any, jax.stages.Compiled] = {}
 
@@ -247,7 +260,7 @@ def _telling(f: Callable[..., Any], watchdog: Watchdog, **options: Any) -> Calla
     if shapes not in programs:
       watched = watchdog.stop()
       programs[shapes] = jax.jit(f, **options).lower(*args).compile()
-      _tell(estimate(programs[shapes]))
+      _tell(estimate(programs[shapes]), advice)
       if watched:
         watchdog.start()
     return programs[shapes](*args)
@@ -261,7 +274,7 @@ def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, 
   row = {
     "loss": metrics.loss,
     "phi_loss": metrics.phi_loss,
-    "sound": metrics.num_sound.astype(metrics.loss.dtype),
+    "sound": metrics.num_sound,
     "phi_grad_norm": metrics.phi_grad_norm,
     "inner_objective": inner.objective,
     "inner_steps": inner.steps,
@@ -276,14 +289,13 @@ def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, 
   return row
 
 
-def _tell(needed: Estimate | None) -> None:
+def _tell(needed: Estimate | None, advice: str) -> None:
   """Logs what an update needs; raises MemoryError where the device has less."""
   logging.info("An update takes %s.", needed or "memory that this backend does not tell")
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   if needed is not None and limit is not None and needed.bytes > limit:
     raise MemoryError(
-      f"An update takes {needed}, but the device has {limit / 1e6:,.1f} MB. Give the learner "
-      "batching=1 or another small number of tasks at once, fit more micro_batches, or both."
+      f"An update takes {needed}, but the device has {limit / 1e6:,.1f} MB. {advice}."
     )
 
 

@@ -199,7 +199,16 @@ def implicit_gradient(
   along, length = optax.tree.vdot(u, moving(curved, labels, frozen)), optax.tree.vdot(u, u)
   along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
   c = jnp.maximum(num_examples(batch, along.dtype), along)
-  d_phi = balance(s, c, optax.tree.sub(g, curved), by_prior)
+  direct = optax.tree.sub(g, curved)
+
+  def known(p: Any, direct: jax.Array, balanced: jax.Array) -> jax.Array:
+    # Without a prior the system has no solution where the data leave entries open, and nothing
+    # tells s x: theta stays at phi there, and x is what C does not reach of g.
+    return direct if p is None else jnp.where(p + implicit.damping > 0, balanced, direct)
+
+  balanced = balance(s, c, direct, by_prior)
+  none = lambda x: x is None
+  d_phi = jax.tree.map(known, model.white.precision, direct, balanced, is_leaf=none)
   return result(d_phi, w, info)
 
 

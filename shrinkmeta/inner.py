@@ -299,7 +299,8 @@ def minimise(
 
   def run(at: Descent, until: int | jax.Array) -> Descent:
     if inner.tol is None:
-      begin = 0 if isinstance(until, int) else at.step
+      counted = isinstance(until, int)
+      begin, until = (0, until) if counted else (at.step, jnp.asarray(until, jnp.int32))
       return jax.lax.fori_loop(begin, until, lambda _, d: task.step(d), at)
     return jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, task.step, at)
 

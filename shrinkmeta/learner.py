@@ -99,6 +99,10 @@ def make_learner(
     raise ValueError("Without a prior there is no mode: the gradient goes through the steps.")
   if restricted and row.phi != "evidence":
     raise ValueError("restricted belongs to empirical_bayes, the row that follows the evidence.")
+  if log_det != LogDet() and row.phi != "evidence":
+    raise ValueError("log_det belongs to empirical_bayes, the row that follows the evidence.")
+  if log_p_sigma is not None and row.sigma != "learned":
+    raise ValueError("log_p_sigma is a prior on a sigma that is learned; this row has a fixed one.")
   if isinstance(restricted, str) or not set(restricted) <= set(modules.names(labels)):
     raise ValueError(
       f"restricted must be a tuple of modules; got {restricted!r}, and the modules are "
@@ -142,7 +146,9 @@ def make_learner(
   def init(params: PyTree) -> MetaState:
     dtype = validate.parameters("params", params)
     modules.check_labels(labels, params)
-    phi = jax.tree.map(jnp.array, params)  # copies: donation never reaches the caller's arrays
+    # Copies, as donation never reaches the caller's arrays; of a type that no step changes, where
+    # params holds Python's numbers.
+    phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
     log_s2 = {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}
     opt_state = OptState(phi_optimizer.init(phi), sigma_optimizer.init(log_s2))
     return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32))
@@ -189,7 +195,7 @@ def make_learner(
       value, prior = jax.value_and_grad(log_p_phi)(state.phi)
       grad = grad._replace(phi=optax.tree.add_scale(grad.phi, -prior_weight, prior))
       phi_loss = phi_loss - prior_weight * value
-    if log_p_sigma is not None and row.sigma == "learned":
+    if log_p_sigma is not None:
       prior = jax.grad(log_p_sigma)(state.log_sigma2)
       sigma_weight = -by_tasks if row.phi == "evidence" else -by_examples
       grad = grad._replace(log_sigma2=optax.tree.add_scale(grad.log_sigma2, sigma_weight, prior))

@@ -156,6 +156,7 @@ def categorical(predict: Predict) -> Likelihood:
         f"labels must lie in 0..{classes - 1} (predict returned {classes} logits); got "
         f"{value.min()}..{value.max()}."
       )
+    targets = labels_of(targets)
     in_range = (targets >= 0) & (targets < classes)
     # Out of range all are chosen, times NaN, so that the gradient is NaN as well.
     chosen = jax.nn.one_hot(targets, classes, dtype=bool) | ~in_range[..., None]
@@ -163,6 +164,12 @@ def categorical(predict: Predict) -> Likelihood:
     return _sum_trailing(picked * jnp.where(in_range, 1.0, jnp.nan))
 
   return Likelihood(predict, log_prob)
+
+
+def labels_of(targets: jax.typing.ArrayLike) -> jax.Array:
+  """Integers wide enough to be compared with a number of classes: for a uint8, 256 would be 0."""
+  targets = jnp.asarray(targets)
+  return targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
 
 
 def bernoulli(predict: Predict) -> Likelihood:

@@ -40,7 +40,12 @@ def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
   if model > 1:
     shape, names = (len(devices) // model, model), ("tasks", "model")
   auto = (jax.sharding.AxisType.Auto,) * len(names)
-  return jax.make_mesh(shape, names, auto, devices=devices)
+  if len({device.process_index for device in devices}) == 1:
+    return jax.make_mesh(shape, names, auto, devices=devices)
+  # In the order of a ring through a torus, that of make_mesh, a process would have its devices here
+  # and there, and so tasks that are not side by side.
+  by_process = sorted(devices, key=lambda device: device.process_index)
+  return Mesh(np.array(by_process, object).reshape(shape), names, axis_types=auto)
 
 
 def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) -> PyTree:

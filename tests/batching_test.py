@@ -26,6 +26,15 @@ def test_vmap_is_sequential():
     np.testing.assert_allclose(each["cube"], x**3)
 
 
+@pytest.mark.parametrize("batching", ("vmap", "sequential", 7))
+def test_sums_of_sixteen_bits_do_not_saturate(batching):
+  """In bfloat16 256 + 1 is 256."""
+  ones = jnp.ones([1000, 2], jnp.bfloat16)
+  total, each = sm.over_tasks(lambda shared, x: (shared * x, x), jnp.bfloat16(1), ones, batching)
+  assert total.dtype == each.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(total.astype(float), 1000.0)
+
+
 def test_errors():
   tasks = {"x": jnp.ones([3, 2])}
   with pytest.raises(ValueError, match=r"tasks at once; got 'pmap'"):

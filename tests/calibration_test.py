@@ -51,3 +51,11 @@ def test_errors_that_help():
     sm.coverage(jnp.zeros(3), jnp.zeros(3), jnp.zeros((3, 1)))
   with pytest.raises(ValueError, match="level"):
     sm.coverage(jnp.zeros(3), jnp.zeros(3), jnp.zeros(3), level=95)
+
+
+@pytest.mark.parametrize("label", (-1, 2))
+def test_a_label_out_of_range_is_no_number_under_jit(label):
+  log_p, labels = jnp.log(jnp.array([[0.3, 0.7], [0.8, 0.2]])), jnp.array([label, 0])
+  assert np.isnan(jax.jit(sm.calibration)(log_p, labels)).all()
+  masked = jax.jit(sm.calibration)(log_p, labels, jnp.array([0.0, 1.0]))
+  np.testing.assert_allclose(masked, sm.calibration(log_p[1:], labels[1:]), rtol=1e-6)

@@ -1,5 +1,6 @@
 """Checkpoints: round trips, damage of every kind, other models, and that nothing good is lost."""
 
+import errno
 import json
 import os
 import pathlib
@@ -71,6 +72,36 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
   assert kept(tmp_path) == ["2", "5"]
   with checkpoints.opened(sm.Checkpoints(tmp_path, keep=1), learner) as store:
     assert store.best() == (2, 1.5)
+
+
+def test_the_best_is_known_before_it_is_on_disk(tmp_path, monkeypatch):
+  """Or processes that look at different moments disagree on whether a state is to be saved."""
+  manager = orbax.checkpoint.CheckpointManager
+  monkeypatch.setattr(manager, "metrics", lambda self, step: None)  # as until a commit ends
+  with checkpoints.opened(sm.Checkpoints(tmp_path), make_learner()) as store:
+    store.save(state_at(make_learner(), 1), 1.0)
+    assert store.best() == (1, 1.0)
+    store.save(state_at(make_learner(), 2), 2.0)
+    assert store.best() == (1, 1.0)
+
+
+@pytest.mark.parametrize("number", (errno.EACCES, errno.ESTALE, errno.EMFILE))
+def test_what_passes_puts_nothing_aside(tmp_path, monkeypatch, number):
+  learner = make_learner()
+  write(tmp_path, learner, (1, 2))
+  read_one = checkpoints._read
+
+  def fails(path, *rest):
+    if path.name == "2":
+      raise OSError(number, os.strerror(number), str(path))
+    return read_one(path, *rest)
+
+  monkeypatch.setattr(checkpoints, "_read", fails)
+  with pytest.raises(OSError, match="cannot be read now: .*nothing was put aside"):
+    read(tmp_path, learner)
+  assert kept(tmp_path) == ["1", "2"]
+  monkeypatch.undo()
+  chex.assert_trees_all_equal(read(tmp_path, learner), state_at(learner, 2))
 
 
 def test_random_keys_in_the_state(tmp_path):

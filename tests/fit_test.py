@@ -58,6 +58,24 @@ def test_the_state_given_can_be_used_again():
   chex.assert_trees_all_equal(first, second)
 
 
+def test_a_module_is_frozen_by_a_number():
+  learner, state = make()
+  frozen = state._replace(log_sigma2=state.log_sigma2 | {"layer_1": -math.inf})
+  fitted, rows = run(learner, frozen, 2)
+  assert fitted.log_sigma2["layer_1"] == -math.inf and rows[1]["sigma/layer_1"] == 0.0
+
+
+def test_tasks_are_counted_exactly_in_sixteen_bits():
+  """257 is no number of bfloat16."""
+  linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
+  learner = sm.reptile(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
+  one = jnp.ones((257, 2), jnp.bfloat16)
+  state = learner.init({"w": jnp.zeros([], jnp.bfloat16)})
+  _, rows = run(learner, state, 1, lambda first, count: sm.Task(sm.Batch(one, one), None),
+                meta_batch=257)  # fmt: skip
+  assert rows[0]["failed"] == 0.0
+
+
 def test_micro_batches_add_up_with_priors_and_failed_tasks():
   """Exactly the mean over sound tasks, the priors counted once."""
   params = {"w": jnp.zeros(2), "b": jnp.zeros([])}

@@ -184,6 +184,23 @@ def test_free_modules_follow_least_squares():
   assert_relative(jax.jit(jax.jacrev(mode))(flat(phi)), jax.jacrev(limit)(flat(phi), batch), 1e-8)
 
 
+def test_what_the_data_leave_open_of_a_free_module_stays_at_phi():
+  """d theta / d phi is 1 there, and 0 where the data determine theta."""
+  x = jnp.zeros((5, 3)).at[:, 0].set(jnp.arange(5.0)).at[1, 1].set(2.0)
+  batch = sm.Batch(x, jnp.arange(5.0) ** 2)
+  linear = sm.gaussian(lambda theta, x: x @ theta["w"], 0.5)
+  implicit = sm.Implicit(max_steps=50, tol=1e-12)
+
+  def mode(w, value):
+    log_sigma2 = {"w": jnp.asarray(value)}
+    return sm.map_estimate(linear, {"w": "w"}, {"w": w}, log_sigma2, batch, MODE, implicit)[0]["w"]
+
+  start = jnp.array([0.3, -1.0, 0.7])
+  for value, tol in ((jnp.inf, 1e-9), (2 * np.log(1e4), 1e-6)):
+    jacobian = jax.jit(jax.jacrev(functools.partial(mode, value=value)))(start)
+    np.testing.assert_allclose(jacobian, np.diag([0.0, 0.0, 1.0]), atol=tol)
+
+
 @pytest.mark.parametrize("masked", (False, True))
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_derivative_in_the_data_is_the_closed_forms(solver, masked):

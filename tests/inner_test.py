@@ -160,7 +160,8 @@ def test_a_tuple_of_steps_is_as_many_runs(optimizer, tol):
     np.testing.assert_allclose(infos.objective[i], info.objective, rtol=1e-12)
 
 
-def test_traced_steps_do_not_recompile():
+@pytest.mark.parametrize("dtype", (None, np.int64, np.uint32, np.int16))
+def test_traced_steps_do_not_recompile(dtype):
   phi, batch = problem()
   traces = []
 
@@ -170,7 +171,7 @@ def test_traced_steps_do_not_recompile():
     return solve(sm.Inner(optax.sgd(0.1)), phi, batch, steps=steps)
 
   for steps in (0, 3, 9):
-    z, info = run(steps)
+    z, info = run(steps if dtype is None else dtype(steps))
     want, _ = solve(sm.Inner(optax.sgd(0.1), steps), phi, batch)
     np.testing.assert_allclose(z["w"], want["w"], rtol=1e-12)
     assert info.steps == steps

@@ -563,6 +563,30 @@ def test_modules_are_named_one_by_one():
     sm.hand_picked(likelihood, sm.by_layer(params), task_specific="head", inner=SGD)
 
 
+def test_what_a_row_has_no_use_for_is_refused():
+  likelihood, params, _ = mlp_problem()
+  labels = sm.by_layer(params)
+  for name, row in sm.FAMILY.items():
+    keywords = {"task_specific": ("head",)} if name == "hand_picked" else {}
+    make = functools.partial(getattr(sm, name), likelihood, labels, **keywords)
+    if row.sigma != "learned":
+      with pytest.raises((ValueError, TypeError), match="log_p_sigma"):
+        make(log_p_sigma=sm.half_cauchy())
+    if row.phi != "evidence":
+      with pytest.raises((ValueError, TypeError), match="log_det"):
+        make(log_det=sm.LogDet("lanczos"))
+
+
+def test_pythons_numbers_are_parameters_that_compile_once():
+  linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
+  learner = sm.sigma_imaml(linear, {"w": "w"}, inner=SGD)
+  part = sm.Batch(jnp.ones((2, 3)), jnp.ones((2, 3)))
+  update, state = jax.jit(learner.update), learner.init({"w": 0.0})
+  for _ in range(2):
+    state, _ = update(state, sm.Task(part, part))
+  assert update._cache_size() == 1
+
+
 def test_a_row_without_sigma_takes_none():
   likelihood, params, _ = mlp_problem()
   keywords = dict(inner=SGD, implicit=sm.Implicit(), phi_optimizer=SGD.optimizer)

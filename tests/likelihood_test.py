@@ -211,3 +211,17 @@ def test_a_label_out_of_range_has_a_gradient_that_is_no_number():
   loss = jax.jit(jax.grad(lambda f, y: -likelihood.log_prob(f, y).sum()))
   found = loss(jnp.zeros((2, 3)), jnp.array([1, 7]))
   assert jnp.isfinite(found[0]).all() and jnp.isnan(found[1]).any()
+
+
+@pytest.mark.parametrize("dtype, classes", (("uint8", 256), ("uint8", 1000), ("int8", 128)))
+def test_labels_of_eight_bits_are_labels(dtype, classes):
+  """As an int8, 128 is -128: all labels would be out of range, or one of several columns."""
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, classes)))
+  labels = np.array([0, 3, 127], dtype)
+  log_prob = sm.categorical(identity).log_prob
+  value = jax.jit(jax.value_and_grad(lambda f, y: log_prob(f, y).sum()))
+  for got, want in zip(value(logits, labels), value(logits, labels.astype(int)), strict=True):
+    np.testing.assert_array_equal(got, want)
+  found = jax.jit(sm.calibration)(logits, labels)
+  want = sm.calibration(logits, jnp.asarray(labels.astype(int)))
+  np.testing.assert_allclose(found, want, rtol=1e-12)

@@ -14,14 +14,17 @@ def predict(params, x):
   return x @ params["layer_2"]["kernel"] + params["layer_2"]["bias"]
 
 
-def temporary_bytes(jit, algorithm, **inner):
+def temporary_bytes(jit, algorithm, batching="auto", **inner):
   params = {
     f"layer_{i}": {"kernel": jnp.zeros((a, b)), "bias": jnp.zeros(b)}
     for i, (a, b) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True))
   }
   batch = sm.Batch(jnp.zeros((T, N, SIZES[0])), jnp.zeros((T, N, SIZES[-1])))
   learner = algorithm(
-    sm.gaussian(predict), sm.by_layer(params), inner=sm.Inner(optax.sgd(0.1), **inner)
+    sm.gaussian(predict),
+    sm.by_layer(params),
+    inner=sm.Inner(optax.sgd(0.1), **inner),
+    batching=batching,
   )
   lowered = jit(learner.update).lower(learner.init(params), sm.Task(batch, batch))
   return lowered.compile().memory_analysis().temp_size_in_bytes
@@ -36,3 +39,12 @@ def test_unrolled_memory_grows_with_the_steps_and_less_so_with_remat(optimising_
   few, many = (temporary_bytes(optimising_jit, sm.sigma_maml, steps=steps) for steps in (10, 100))
   assert many > 5 * few
   assert temporary_bytes(optimising_jit, sm.sigma_maml, steps=100, remat=True) < 0.6 * many
+
+
+def test_tasks_one_at_a_time_wait_in_no_queue(optimising_jit):
+  """A queue holds the modes of all tasks."""
+  one, queue, in_turn = (
+    temporary_bytes(optimising_jit, sm.sigma_imaml, batching, steps=30, tol=1e-4)
+    for batching in (1, 2, "sequential")
+  )
+  assert 0 < one <= in_turn < queue

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,22 @@ def test_all_processes_have_masks_where_one_fills_up(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   placed = placement.place_tasks(sm.Task(batch, batch), None, 4)
   assert placed.train.mask.shape == (4, 3) and bool(jnp.all(placed.val.mask == 1.0))
+
+
+@pytest.mark.parametrize("model", (1, 2))
+def test_processes_have_their_places_side_by_side(model, monkeypatch):
+  """Devices in the order of a ring through a torus, where each host has a 2 x 2 block."""
+  fields = ("id", "process_index", "platform", "device_kind")
+  device = dataclasses.make_dataclass("Device", fields, frozen=True)
+  ring = [0, 1, 2, 3, 7, 6, 5, 9, 10, 11, 15, 14, 13, 12, 8, 4]
+  devices = [device(i, i // 8 * 2 + i % 4 // 2, "tpu", "TPU v5 lite") for i in ring]
+  mesh = sm.task_mesh(devices, model)
+  assert mesh.axis_names == (("tasks",) if model == 1 else ("tasks", "model"))
+  assert {d.id for d in mesh.devices.ravel()} == set(range(16))
+  firsts = []
+  for process in range(4):
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    first, mine, share = placement.share_of_tasks(16, mesh)
+    assert (mine, share) == (4, 4)
+    firsts.append(first)
+  assert firsts == [0, 4, 8, 12]
