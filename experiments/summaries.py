@@ -3,7 +3,7 @@
 import collections
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -190,16 +190,24 @@ def cost_table(curves: Sequence[Curve], tasks: int, arms: Mapping[str, Mapping[s
   return f"{title}; adapt with compilation\n\n{_markdown(header, rows)}\n"
 
 
-def sigma_agreement(curves: Sequence[Curve]) -> dict[str, float]:
-  """Algorithm -> mean over pairs of seeds of Spearman's rank correlation of sigma over modules."""
+class Agreement(NamedTuple):
+  """How alike the sigma of two seeds are over modules, mean over pairs of seeds."""
+
+  ranks: float  # Spearman's correlation: the order
+  logs: float  # Pearson's, of log sigma, where the order of nearly equal ones hardly tells; or nan
+
+
+def sigma_agreement(curves: Sequence[Curve]) -> dict[str, Agreement]:
+  """Algorithm -> how its seeds agree, of three modules and more with a sigma of their own."""
   found = {}
   for algorithm, group in group_by_algorithm(curves).items():
-    sigma = [[c.sigma[m] for m in sorted(c.sigma)] for c in group]
-    ranks = [stats.rankdata(row) for row in sigma]
-    pairs = [(a, b) for i, a in enumerate(ranks) for b in ranks[:i]]
-    differs = np.ptp(sigma, 1).all()  # ranks of equal numbers have no correlation
-    if pairs and len(sigma[0]) > 2 and np.isfinite(sigma).all() and differs:
-      found[algorithm] = float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
+    sigma = np.array([[c.sigma[m] for m in sorted(c.sigma)] for c in group])
+    differs = np.ptp(sigma, 1).all()  # equal numbers have no correlation
+    if len(sigma) > 1 and sigma.shape[1] > 2 and np.isfinite(sigma).all() and differs:
+      pairs = np.triu_indices(len(sigma), 1)
+      mean = lambda rows, pairs=pairs: float(np.corrcoef(rows)[pairs].mean())
+      logs = mean(np.log(sigma)) if (sigma > 0).all() else math.nan
+      found[algorithm] = Agreement(mean(stats.rankdata(sigma, axis=1)), logs)
   return found
 
 
@@ -275,10 +283,15 @@ def sigma_table(curves: Sequence[Curve]) -> str:
     curves: of algorithms that learn sigma.
   """
   agreement = sigma_agreement(curves)
-  cell = lambda algorithm: f"{agreement[algorithm]:.2f}" if algorithm in agreement else "none"
-  rows = [[a, cell(a), _found(group)] for a, group in group_by_algorithm(curves).items()]
-  title = "Sigma, geometric mean over seeds, and rank correlation, mean over pairs of seeds"
-  return f"{title}\n\n{_markdown(['algorithm', 'rank correlation', _FOUND], rows)}\n"
+  none = Agreement(math.nan, math.nan)
+  cell = lambda value: "none" if math.isnan(value) else f"{value:.2f}"
+  rows = [
+    [a, *map(cell, agreement.get(a, none)), _found(group)]
+    for a, group in group_by_algorithm(curves).items()
+  ]
+  title = "Sigma, geometric mean over seeds, and correlations, mean over pairs of seeds"
+  header = ["algorithm", "rank correlation", "of log sigma", _FOUND]
+  return f"{title}\n\n{_markdown(header, rows)}\n"
 
 
 def module_table(curve: Curve) -> str:

@@ -35,8 +35,10 @@ def _table(size: str, **changes: Any) -> Config:
     "fixed": (),  # settings of arms that the protocol fixes, and searches leave
   }
   made: Config = ml_collections.ConfigDict(config | changes)
-  if made.network.kind == "conv":  # seeds disagree on the order of 32 numbers of a norm by itself
-    for name in ("sigma_imaml", "sigma_reptile", "sigma_maml"):
+  if made.network.kind == "conv":
+    # Seeds disagree on the order of norms by themselves, of 32 numbers each. meta_sgd and
+    # sigma_maml, the same steps without a prior and with one, keep a rate a layer.
+    for name in ("sigma_imaml", "sigma_reptile"):
       made.arms[name].modules = "block"
   return made
 

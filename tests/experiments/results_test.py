@@ -168,8 +168,11 @@ class TablesTest(parameterized.TestCase):
     self.assertEqual(rows(table)["Omniglot"], ["sigma_imaml", "head 0.4, conv_0 0.2, norm_0 0"])
     two = [make(0, 0.1), make(1, 1.6)]  # the head is second in one seed, first in the other
     found = rows(summaries.sigma_table([*two, curve("sigma_maml")]))
-    self.assertEqual(found["sigma_imaml"], ["0.50", "head 0.4, conv_0 0.2, norm_0 0"])
+    self.assertEqual(found["sigma_imaml"], ["0.50", "none", "head 0.4, conv_0 0.2, norm_0 0"])
     self.assertEqual(found["sigma_maml"][0], "none")  # one seed
+    moving = [make(0, 0.1)._replace(sigma={"a": 1.0, "b": 2.0, "c": 4.0}) for _ in (0, 1)]
+    moving[1] = moving[1]._replace(seed=1, sigma={"a": 1.0, "b": 4.0, "c": 2.0})
+    self.assertEqual(rows(summaries.sigma_table(moving))["sigma_imaml"][:2], ["0.50", "0.50"])
     frozen = [curve(seed=s, sigma=dict.fromkeys(("conv_0", "norm_0", "head"), 0.0)) for s in (0, 1)]
     self.assertEqual(rows(summaries.sigma_table(frozen))["sigma_imaml"][0], "none")
 

@@ -195,6 +195,15 @@ def test_every_table_has_every_arm_and_reports_a_step_that_it_records(table, siz
   assert isinstance(config, configs.ml_collections.ConfigDict)
 
 
+@pytest.mark.parametrize("table", ("alphabets", "small_data", "more_data", "few_shot"))
+def test_rows_that_share_a_cut_were_searched_with_it(table):
+  """A module is a block for rows with a mode; for sigma_maml, as for meta_sgd, a layer."""
+  found = tables.load(table, "cpu").arms
+  assert {found[name].modules for name in ("sigma_imaml", "sigma_reptile")} == {"block"}
+  assert {found[name].modules for name in ("sigma_maml", "meta_sgd", "hand_picked")} == {"layer"}
+  assert all(arm.trials >= 6 for arm in found.values())
+
+
 def test_sigma_agreement_is_the_mean_rank_correlation_of_pairs():
   make = lambda seed, sigma: results.Curve(
     algorithm="sigma_imaml",
@@ -210,7 +219,9 @@ def test_sigma_agreement_is_the_mean_rank_correlation_of_pairs():
   )
   curves = [make(0, (0.1, 0.2, 0.3)), make(1, (1.0, 2.0, 3.0)), make(2, (3.0, 2.0, 1.0))]
   found = summaries.sigma_agreement(curves)
-  np.testing.assert_allclose(found["sigma_imaml"], (1 - 1 - 1) / 3)
+  np.testing.assert_allclose(found["sigma_imaml"].ranks, (1 - 1 - 1) / 3)
+  logs = np.corrcoef(np.log([list(curve.sigma.values()) for curve in curves]))
+  np.testing.assert_allclose(found["sigma_imaml"].logs, (logs[0, 1] + logs[0, 2] + logs[1, 2]) / 3)
 
 
 DATA = os.environ.get("SHRINKMETA_DATA")
