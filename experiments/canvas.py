@@ -144,6 +144,7 @@ def label_ends(figure: Figure, panels: Sequence[Axes]) -> None:
     if not here:
       continue
     x, y = ax.transAxes.inverted().transform(ax.transData.transform(points)).T
+    y = np.clip(y, 0.0, 1.0)  # of lines that leave the panel
     gap = min(height / (ax.get_position().height * figure.get_figheight()), 1 / len(here))
     places = spread(y, gap, gap / 2, 1 - gap / 2)
     for (line, _, text), start, end, place in zip(here, x, y, places, strict=True):

@@ -107,6 +107,7 @@ def _scale_nats(ax: Axes) -> None:
     ticks = log_ticks(low, high)
   else:  # densities may be above 1: linear up to one nat
     ax.set_yscale("symlog", linthresh=1.0)
+    ax.set_ylim(bottom=min(1.3 * low, -0.1))  # bands may go far below
     below = [-tick for tick in log_ticks(1.0, -low)] if low < -1 else []
     ticks = [*below, 0.0, *log_ticks(1.0, high)]
   ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -24,7 +24,7 @@ _OUT = flags.DEFINE_string("out", "report", "Folder of index.html and the pictur
 _NAME = flags.DEFINE_string(
   "evaluation", "test", "Which file of the runs: test, validation, or such as test-freeze0.1."
 )
-_OWN_FILES = r"(tables|adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.(md|png)"
+_OWN_FILES = r"tables_\d+\.md|(adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.png"
 _STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 62rem; margin: 2rem auto }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
@@ -72,21 +72,27 @@ def sections_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluat
         )
     members.append(one)
   if not found:
-    raise ValueError(f"No run has {name}.json. Run experiments.evaluate on them first.")
+    lost = sum(runs.diverged(folder).exists() for folder in folders)
+    raise ValueError(
+      f"No run has {name}.json, {lost} of {len(folders)} diverged in training. Run "
+      "experiments.evaluate on the others first."
+    )
   order = lambda one: (arms.ALL.index(one.curve.algorithm), one.curve.seed)
   return [sorted(members, key=order) for members in found.values()]
 
 
-def diverged_among(folders: Sequence[pathlib.Path], members: Sequence[Evaluated]) -> list[str]:
-  """Of a section's runs those that have no result, as training diverged: "maml, seed 3"."""
+def diverged_among(
+  folders: Sequence[pathlib.Path], members: Sequence[Evaluated]
+) -> dict[pathlib.Path, str]:
+  """Of a section's runs those that have no result: folder -> "maml, seed 3"."""
   own = {k: v for k, v in members[0].settings.items() if k not in ("split", "freeze")}
-  found = []
+  found = {}
   for folder in folders:
     if runs.diverged(folder).exists():
       run, about = runs.read(folder)
       settings = {k: v for k, v in about["config"].items() if k != "arms"}
       if settings | {"protocol": about["protocol"]} == own:
-        found.append(f"{run.arm}, seed {run.seed}")
+        found[folder] = f"{run.arm}, seed {run.seed}"
   return found
 
 
@@ -208,7 +214,8 @@ def section(
   """
   settings, curves = members[0].settings, [one.curve for one in members]
   batch = settings["meta_batch"]
-  chosen = ", on which settings were chosen" if settings["split"] == "validation" else ""
+  searched = settings["split"] == "validation" and any(one.arm["trials"] for one in members)
+  chosen = ", on which settings were chosen" if searched else ""
   facts = settings["protocol"] | {
     "judged on": f"{settings['split']} tasks{chosen}",
     "training": f"{settings['meta_steps']} meta-steps of {batch} tasks",
@@ -261,12 +268,12 @@ def main(argv: Sequence[str]) -> None:
   try:
     folders = runs.find(argv[1:])
     groups = sections_of(folders, _NAME.value)
-    for file in out.iterdir():  # of an earlier report, which may have had more sections
-      if re.fullmatch(_OWN_FILES, file.name):
-        file.unlink()
+    diverged = [diverged_among(folders, members) for members in groups]
+    earlier = [file for file in out.iterdir() if re.fullmatch(_OWN_FILES, file.name)]
+    written = {file: file.stat().st_mtime_ns for file in earlier}
     sections = [
-      section(out, i, members, diverged_among(folders, members))
-      for i, members in enumerate(groups, 1)
+      section(out, i, members, [*own.values()])
+      for i, (members, own) in enumerate(zip(groups, diverged, strict=True), 1)
     ]
     sections.append(over_data(out, groups))
   except ValueError as error:
@@ -277,6 +284,11 @@ def main(argv: Sequence[str]) -> None:
   )
   with results.atomic(out / "index.html") as temporary:
     temporary.write_text(page, encoding="utf-8")
+  for file, time in written.items():
+    if file.stat().st_mtime_ns == time:  # of an earlier report that had more sections
+      file.unlink()
+  for folder in set(filter(lambda f: runs.diverged(f).exists(), folders)).difference(*diverged):
+    logging.warning("%s diverged in training, and no other run is like it: left out.", folder)
   logging.info("The report is %s", out / "index.html")
 
 

@@ -131,10 +131,13 @@ def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
 
 def _widened(tree: PyTree) -> PyTree:
   """Floats of 16 bits as ones of 32: a running sum of ones would end at 256 in bfloat16."""
-  wide = lambda x: jnp.promote_types(x.dtype, jnp.float32)
-  return jax.tree.map(
-    lambda x: x.astype(wide(x)) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-  )
+
+  def wide(x: jax.typing.ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if floating else x
+
+  return jax.tree.map(wide, tree)
 
 
 def _narrowed(tree: PyTree, like: PyTree) -> PyTree:

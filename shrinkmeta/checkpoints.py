@@ -297,6 +297,7 @@ def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: path
 # What says nothing of the file: no permission, too many open files, a server away.
 _PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
             errno.ETIMEDOUT)  # fmt: skip
+_STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in errors of tensorstore
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
@@ -313,6 +314,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
     passing = isinstance(caught, jax.errors.JaxRuntimeError) or (
       isinstance(caught, OSError) and caught.errno in _PASSING
     )
+    passing = passing or any(status in str(caught) for status in _STATUS)
   if jax.process_count() > 1:
     failed, passing = multihost_utils.process_allgather(np.array([bool(error), passing])).any(0)
     if failed and not error:

@@ -169,7 +169,7 @@ def categorical(predict: Predict) -> Likelihood:
 def labels_of(targets: jax.typing.ArrayLike) -> jax.Array:
   """Integers wide enough to be compared with a number of classes: for a uint8, 256 would be 0."""
   targets = jnp.asarray(targets)
-  return targets.astype(jnp.promote_types(targets.dtype, jnp.int32))
+  return targets if targets.dtype.itemsize >= 4 else targets.astype(jnp.int32)
 
 
 def bernoulli(predict: Predict) -> Likelihood:

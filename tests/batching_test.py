@@ -35,6 +35,12 @@ def test_sums_of_sixteen_bits_do_not_saturate(batching):
   np.testing.assert_array_equal(total.astype(float), 1000.0)
 
 
+@pytest.mark.parametrize("batching", ("vmap", "sequential", 2))
+def test_what_is_added_up_may_be_pythons_number(batching):
+  total, _ = sm.over_tasks(lambda _, x: ((1, 0.5), x), 1.0, jnp.ones(5), batching)
+  assert total == (5, 2.5)
+
+
 def test_errors():
   tasks = {"x": jnp.ones([3, 2])}
   with pytest.raises(ValueError, match=r"tasks at once; got 'pmap'"):

@@ -85,15 +85,22 @@ def test_the_best_is_known_before_it_is_on_disk(tmp_path, monkeypatch):
     assert store.best() == (1, 1.0)
 
 
-@pytest.mark.parametrize("number", (errno.EACCES, errno.ESTALE, errno.EMFILE))
-def test_what_passes_puts_nothing_aside(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+  "error",
+  (
+    OSError(errno.EACCES, "no permission"),
+    OSError(errno.ESTALE, "a server away"),
+    ValueError("PERMISSION_DENIED: Error opening local file"),
+  ),
+)
+def test_what_passes_puts_nothing_aside(tmp_path, monkeypatch, error):
   learner = make_learner()
   write(tmp_path, learner, (1, 2))
   read_one = checkpoints._read
 
   def fails(path, *rest):
     if path.name == "2":
-      raise OSError(number, os.strerror(number), str(path))
+      raise error
     return read_one(path, *rest)
 
   monkeypatch.setattr(checkpoints, "_read", fails)

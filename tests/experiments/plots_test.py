@@ -103,6 +103,7 @@ class PlotsTest(parameterized.TestCase):
       ax = figure.subplots()
       ax.plot([0, 1], [1e18, lowest], label="maml")
       ax.plot([0, 1], [6_757.0, lowest + 0.5], label="reptile")
+      ax.fill_between([0, 1], [-1e18, lowest], [3e18, lowest], alpha=0.1)
       plots._scale_nats(ax)
       self.assertEqual(ax.get_yscale(), scale)
       height = lambda y, ax=ax: ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]

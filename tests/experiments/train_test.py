@@ -141,7 +141,16 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   flag = f"--out={tmp_path / 'validation'}"
   assert call("report", tmp_path, flag, "--evaluation=validation").returncode == 0
   told = (tmp_path / "validation" / "tables_1.md").read_text()
+  assert "Judged on: validation tasks\n" in told  # no search chose these settings
+  text = (tmp_path / "fine_tuning-0" / "validation.json").read_text()
+  (tmp_path / "fine_tuning-0" / "validation.json").write_text(
+    text.replace('"trials": 0', '"trials": 8')
+  )
+  assert call("report", tmp_path, flag, "--evaluation=validation").returncode == 0
+  told = (tmp_path / "validation" / "tables_1.md").read_text()
   assert "Judged on: validation tasks, on which settings were chosen" in told
+  done = call("report", tmp_path / "maml-0", f"--out={tmp_path / 'none'}")
+  assert done.returncode != 0 and "1 of 1 diverged in training" in " ".join(done.stderr.split())
   of_earlier = tmp_path / "fine_tuning-0" / "diverged.txt"
   of_earlier.touch()
   assert call("train", *flags, "--arms=fine_tuning").returncode == 0 and not of_earlier.exists()
