@@ -161,9 +161,12 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
   return config
 
 
+OF_SEARCH = ("trials", "searched_with")  # how an arm's settings were searched for, no settings
+
+
 def without_search(arm: Mapping[str, Any]) -> dict[str, Any]:
-  """An arm's settings, without what is told of the search for them, which is no setting."""
-  return {k: v for k, v in arm.items() if k not in ("trials", "searched_with")}
+  """An arm's settings, without what is told of the search for them."""
+  return {k: v for k, v in arm.items() if k not in OF_SEARCH}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -175,8 +175,7 @@ def begin(
     different = [
       f"{k.removeprefix('config.')}: {then.get(k, 'absent')} in it, {now.get(k, 'absent')} here"
       for k in sorted({*then, *now})
-      # How settings were searched for is no setting.
-      if then.get(k) != now.get(k) and not k.endswith((".trials", ".searched_with"))
+      if then.get(k) != now.get(k) and k.rpartition(".")[2] not in configs.OF_SEARCH
     ]
     if different:
       raise ValueError(

@@ -9,7 +9,6 @@ the difference named.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib.metadata
 import json
@@ -21,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
+from shrinkmeta.damage import attempt, put_aside
 from shrinkmeta.description import (
   FORMAT,
   describe,
@@ -175,7 +174,7 @@ def opened(
   def restore(state: MetaState) -> MetaState | None:
     wanted = describe(learner, state, checkpoints.settings, meta_batch)
     new, damaged = _newest_whole(folder, _steps(folder), state, wanted)
-    _put_aside(folder, damaged)
+    put_aside(folder, damaged)
     if new is not None:
       logging.info("Training goes on from step %d of %s.", int(new.step), folder)
     return new
@@ -237,10 +236,10 @@ def _newest_whole(
   """
   damaged = {}
   for step in reversed(steps):
-    about, error = _attempt(lambda step=step: _read_about(folder / str(step)))
+    about, error = attempt(lambda step=step: _read_about(folder / str(step)))
     if about is not None:
       _check_about(about, wanted, folder / str(step))
-      new, error = _attempt(lambda step=step, about=about: _read(folder / str(step), state, about))
+      new, error = attempt(lambda step=step, about=about: _read(folder / str(step), state, about))
       if new is not None:
         return new, damaged
     damaged[step] = error
@@ -292,57 +291,6 @@ def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: path
       f"{path} is a checkpoint of another run: {'; '.join(found[:3])}{more}. Go on with "
       "what it was written by, or name another folder."
     )
-
-
-# What says nothing of the file: no permission, too many open files, a server away.
-_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
-            errno.ETIMEDOUT)  # fmt: skip
-_STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # in errors of tensorstore
-
-
-def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
-  """(result, "") where no process failed, else (None, what went wrong here).
-
-  Raises:
-    OSError: what went wrong is none of the file's doing.
-  """
-  result, error, passing = None, "", False
-  try:
-    result = action()
-  except Exception as caught:  # a damaged file may make any reader raise anything
-    error = f"{type(caught).__name__}: {str(caught).splitlines()[0] if str(caught) else ''}"
-    passing = isinstance(caught, jax.errors.JaxRuntimeError) or (
-      isinstance(caught, OSError) and caught.errno in _PASSING
-    )
-    passing = passing or any(status in str(caught) for status in _STATUS)
-  if jax.process_count() > 1:
-    failed, passing = multihost_utils.process_allgather(np.array([bool(error), passing])).any(0)
-    if failed and not error:
-      error = "another process could not read it"
-  if passing:
-    raise OSError(
-      f"A checkpoint cannot be read now: {error}. That says nothing of the file: nothing was put "
-      "aside. Mend it and start again."
-    )
-  return (None, error) if error else (result, "")
-
-
-def _put_aside(folder: pathlib.Path, damaged: Mapping[int, str]) -> None:
-  """Renames checkpoints that cannot be read, so that their steps can be written again."""
-  for step, error in damaged.items():
-    logging.error("The checkpoint of step %d is damaged, kept as %d.damaged: %s", step, step, error)
-    if jax.process_index() == 0:
-      target = folder / f"{step}.damaged"
-      with contextlib.suppress(FileNotFoundError):
-        os.replace(folder / str(step), _unused(target))
-  if damaged and jax.process_count() > 1:
-    multihost_utils.sync_global_devices("shrinkmeta: damaged checkpoints are put aside")
-
-
-def _unused(path: pathlib.Path) -> pathlib.Path:
-  """The path, or the first of path.1, path.2, ... that does not exist."""
-  candidates = (path if i == 0 else path.with_name(f"{path.name}.{i}") for i in range(1_000_000))
-  return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def _writable(folder: pathlib.Path) -> None:
