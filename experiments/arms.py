@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 import shrinkmeta as sm
 from experiments import configs
-from shrinkmeta.modules import Labels
+from shrinkmeta.model.modules import Labels
 
 ALL = (
   "sigma_imaml",

@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 import shrinkmeta as sm
 from experiments import results
-from shrinkmeta.modules import gather
-from shrinkmeta.tasks import weights
+from shrinkmeta.model.modules import gather
+from shrinkmeta.model.tasks import weights
 
 PyTree = Any
 Episodes = Callable[[Any, int], sm.Task]  # (first index, number of tasks) -> tasks [T]

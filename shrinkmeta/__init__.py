@@ -1,6 +1,5 @@
 """Shrinkage meta-learning: which modules does each task need for itself, how far may they go?"""
 
-from shrinkmeta import hyperprior
 from shrinkmeta.algorithms import (
   FAMILY,
   anil,
@@ -18,25 +17,23 @@ from shrinkmeta.algorithms import (
   sigma_maml,
   sigma_reptile,
 )
-from shrinkmeta.batching import over_tasks
-from shrinkmeta.calibration import Calibration, calibration, coverage
-from shrinkmeta.callbacks import (
-  Callback,
-  json_lines,
-  progress_bar,
-  read_json_lines,
-  recorder,
-  tensorboard,
-)
-from shrinkmeta.check import GradientCheck, check_meta_gradient
-from shrinkmeta.checkpoints import Checkpoints, restore
-from shrinkmeta.density import log_joint, log_likelihood, log_predictive, log_prior
-from shrinkmeta.evidence import EvidenceInfo, log_evidence, restriction
-from shrinkmeta.fit import fit
-from shrinkmeta.implicit import Implicit, MetaParams, map_estimate
-from shrinkmeta.inner import Inner, InnerInfo
+from shrinkmeta.base import MetaLearner, MetaState, Metrics
+from shrinkmeta.curvature.solvers import SolveInfo
+from shrinkmeta.devices.batching import over_tasks
+from shrinkmeta.devices.memory import Estimate, estimate
+from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
+from shrinkmeta.gradient_check import GradientCheck, check_meta_gradient
+from shrinkmeta.gradients.evidence import EvidenceInfo, log_evidence, restriction
+from shrinkmeta.gradients.implicit import Implicit, MetaParams, map_estimate
+from shrinkmeta.gradients.log_det import LogDet
+from shrinkmeta.gradients.per_task import Row
 from shrinkmeta.learner import make_learner
-from shrinkmeta.likelihood import (
+from shrinkmeta.mode.frozen import merge
+from shrinkmeta.mode.optimise import Inner, InnerInfo
+from shrinkmeta.mode.warm_start import WarmStart, put, take
+from shrinkmeta.model import priors
+from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior
+from shrinkmeta.model.likelihood import (
   Likelihood,
   bernoulli,
   categorical,
@@ -46,8 +43,7 @@ from shrinkmeta.likelihood import (
   mean_and_scale,
   poisson,
 )
-from shrinkmeta.log_det import LogDet
-from shrinkmeta.modules import (
+from shrinkmeta.model.modules import (
   ModuleSummary,
   by_layer,
   by_leaf,
@@ -55,15 +51,19 @@ from shrinkmeta.modules import (
   format_summary,
   module_summary,
 )
-from shrinkmeta.needs import Estimate, estimate
-from shrinkmeta.partition import merge
-from shrinkmeta.placement import place_state, place_tasks, share_of_tasks, task_mesh
-from shrinkmeta.posterior import Posterior, Predictive, posterior
-from shrinkmeta.rows import Row
-from shrinkmeta.solvers import SolveInfo
-from shrinkmeta.state import MetaLearner, MetaState, Metrics
-from shrinkmeta.tasks import Batch, Task, stack_batches, stack_tasks
-from shrinkmeta.warm import WarmStart, put, take
+from shrinkmeta.model.tasks import Batch, Task, stack_batches, stack_tasks
+from shrinkmeta.training.callbacks import (
+  Callback,
+  json_lines,
+  progress_bar,
+  read_json_lines,
+  recorder,
+  tensorboard,
+)
+from shrinkmeta.training.checkpoints import Checkpoints, restore
+from shrinkmeta.training.fit import fit
+from shrinkmeta.uncertainty.calibration import Calibration, calibration, coverage
+from shrinkmeta.uncertainty.posterior import Posterior, Predictive, posterior
 
 __version__ = "0.1.0"
 
@@ -111,7 +111,7 @@ __all__ = (
   "gaussian",
   "gaussian_with_scale",
   "hand_picked",
-  "hyperprior",
+  "priors",
   "imaml",
   "in_precision",
   "json_lines",

@@ -26,13 +26,13 @@ from typing import Any
 import optax
 from absl import logging
 
-from shrinkmeta import modules
-from shrinkmeta.implicit import Implicit
-from shrinkmeta.inner import Inner
+from shrinkmeta.base import MetaLearner
+from shrinkmeta.gradients.implicit import Implicit
+from shrinkmeta.gradients.per_task import Row
 from shrinkmeta.learner import make_learner
-from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.rows import Row
-from shrinkmeta.state import MetaLearner
+from shrinkmeta.mode.optimise import Inner
+from shrinkmeta.model import modules
+from shrinkmeta.model.likelihood import Likelihood
 
 FAMILY: dict[str, Row] = {
   "maml": Row("inf", "predictive", "unrolled"),

@@ -18,15 +18,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from shrinkmeta import modules, validate
-from shrinkmeta.batching import Batching, check_batching, num_tasks, over_tasks
-from shrinkmeta.hyperprior import SigmaPrior
-from shrinkmeta.implicit import Implicit, MetaParams, check_dual, check_whole, map_estimate
-from shrinkmeta.inner import Inner, InnerInfo
-from shrinkmeta.likelihood import Likelihood
-from shrinkmeta.log_det import LogDet
-from shrinkmeta.partition import Frozen, as_built, frozen_modules, moving
-from shrinkmeta.rows import (
+from shrinkmeta import validate
+from shrinkmeta.base import MetaLearner, MetaState, Metrics, OptState
+from shrinkmeta.devices.batching import Batching, check_batching, num_tasks, over_tasks
+from shrinkmeta.gradients.implicit import (
+  Implicit,
+  MetaParams,
+  check_dual,
+  check_whole,
+  map_estimate,
+)
+from shrinkmeta.gradients.log_det import LogDet
+from shrinkmeta.gradients.per_task import (
   Item,
   Row,
   SigmaGradient,
@@ -35,8 +38,7 @@ from shrinkmeta.rows import (
   check_sigma_gradient,
   mode_of,
 )
-from shrinkmeta.state import MetaLearner, MetaState, Metrics, OptState
-from shrinkmeta.sums import (
+from shrinkmeta.gradients.total import (
   PerTask,
   Sums,
   in_blocks,
@@ -45,8 +47,13 @@ from shrinkmeta.sums import (
   run_first,
   sums_over_tasks,
 )
-from shrinkmeta.tasks import Batch, Task, check_batch, check_tasks, divisor
-from shrinkmeta.warm import WarmStart, check_start, no_start
+from shrinkmeta.mode.frozen import Frozen, as_built, frozen_modules, moving
+from shrinkmeta.mode.optimise import Inner, InnerInfo
+from shrinkmeta.mode.warm_start import WarmStart, check_start, no_start
+from shrinkmeta.model import modules
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.priors import SigmaPrior
+from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks, divisor
 
 PyTree = Any
 

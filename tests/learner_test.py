@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from experiments import networks
-from shrinkmeta import hyperprior
+from shrinkmeta.model import priors
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -572,7 +572,7 @@ def test_what_a_row_has_no_use_for_is_refused():
     make = functools.partial(getattr(sm, name), likelihood, labels, **keywords)
     if row.sigma != "learned":
       with pytest.raises((ValueError, TypeError), match="log_p_sigma"):
-        make(log_p_sigma=hyperprior.half_cauchy())
+        make(log_p_sigma=priors.half_cauchy())
     if row.phi != "evidence":
       with pytest.raises((ValueError, TypeError), match="log_det"):
         make(log_det=sm.LogDet("lanczos"))

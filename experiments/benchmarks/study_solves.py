@@ -13,7 +13,7 @@ import shrinkmeta as sm
 from experiments import training
 from experiments.benchmarks import measure, report, workloads
 from experiments.benchmarks.worker import Config, Step, make_step, outcome, place
-from shrinkmeta.batching import num_tasks
+from shrinkmeta.devices.batching import num_tasks
 
 _TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
 _COUNTS = (1, 2, 5, 10)
@@ -176,7 +176,7 @@ def sigma_gradient(config: Config) -> Iterator[report.Record]:
       phi_optimizer=optax.adam(rate),
       sigma_optimizer=optax.set_to_zero(),
       init_sigma=0.3,
-      log_p_phi=sm.hyperprior.normal(1.0),
+      log_p_phi=sm.priors.normal(1.0),
       sigma_gradient=name,
       batching="vmap",
     )

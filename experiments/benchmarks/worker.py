@@ -20,7 +20,7 @@ import jax
 import shrinkmeta as sm
 from experiments import results, startup, training
 from experiments.benchmarks import flops, measure, report, workloads
-from shrinkmeta.batching import Batching, num_tasks
+from shrinkmeta.devices.batching import Batching, num_tasks
 
 
 @dataclasses.dataclass(frozen=True)

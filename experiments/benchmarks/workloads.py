@@ -18,7 +18,7 @@ import optax
 
 import shrinkmeta as sm
 from experiments import networks
-from shrinkmeta.modules import Labels
+from shrinkmeta.model.modules import Labels
 
 PyTree = Any
 Net = Literal["conv", "mlp", "transformer"]

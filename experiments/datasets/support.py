@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from experiments.datasets.source import Problem, Source
 from shrinkmeta import Batch, Task
-from shrinkmeta.tasks import weights
+from shrinkmeta.model.tasks import weights
 
 
 def beside(problem: Problem) -> Problem:

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from experiments.mixed.formula import Formula
-from shrinkmeta.solvers import after
+from shrinkmeta.curvature.solvers import after
 
 Family = Literal["gaussian", "logistic", "poisson"]
 Estimator = Literal["ml", "reml", "predictive"]

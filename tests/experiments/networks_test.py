@@ -8,8 +8,8 @@ from jax.test_util import check_grads
 
 import shrinkmeta as sm
 from experiments import convolution, networks
-from shrinkmeta.curvature import curvature_product
-from shrinkmeta.solvers import cg
+from shrinkmeta.curvature.products import curvature_product
+from shrinkmeta.curvature.solvers import cg
 
 pytestmark = pytest.mark.usefixtures("x64")
 

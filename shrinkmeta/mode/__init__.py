@@ -1,0 +1,1 @@
+"""The posterior mode of one task: whitened coordinates, the task model and its optimisation."""

@@ -1,0 +1,1 @@
+"""The training loop: updates, checkpoints, callbacks, and what ends a run."""

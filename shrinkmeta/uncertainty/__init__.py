@@ -1,0 +1,1 @@
+"""How uncertain a task is: its posterior, and whether predicted probabilities hold."""

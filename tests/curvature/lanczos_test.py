@@ -1,0 +1,51 @@
+"""Lanczos against dense eigenvalues, also past the end of the Krylov space."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shrinkmeta.curvature.lanczos import lanczos
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def matrix(rng, eigenvalues):
+  q = np.linalg.qr(rng.normal(size=(len(eigenvalues),) * 2))[0]
+  return jnp.asarray(q * eigenvalues @ q.T)
+
+
+def test_the_basis_is_orthonormal_and_tridiagonalises():
+  rng = np.random.default_rng(0)
+  k = matrix(rng, np.geomspace(1.0, 1e6, 60))
+  found = lanczos(lambda v: k @ v, jnp.asarray(rng.normal(size=60)), 40)
+  np.testing.assert_allclose(found.basis @ found.basis.T, np.eye(40), atol=1e-12)
+  want = jnp.diag(found.alpha) + jnp.diag(found.beta, 1) + jnp.diag(found.beta, -1)
+  np.testing.assert_allclose(found.basis @ k @ found.basis.T, want, atol=1e-8)
+
+
+def test_all_steps_give_all_eigenvalues():
+  rng = np.random.default_rng(1)
+  values = np.geomspace(1.0, 50.0, 12)
+  k = matrix(rng, values)
+  found = lanczos(lambda v: k @ v, jnp.asarray(rng.normal(size=12)), 100)
+  assert found.alpha.shape == (12,)
+  np.testing.assert_allclose(found.eigh()[0], values, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rank", (0, 1, 5))
+def test_a_small_krylov_space_is_exhausted_and_still_exact(rank):
+  rng = np.random.default_rng(2)
+  k = matrix(rng, np.concatenate([np.ones(30 - rank), np.linspace(3.0, 9.0, rank)]))
+  v = jnp.asarray(rng.normal(size=30))
+  found = lanczos(lambda x: k @ x, v, 20)
+  values, vectors = found.eigh()
+  got = float(v @ v) * float(jnp.sum(vectors[0] ** 2 * jnp.log(values)))
+  dense_values, dense = jnp.linalg.eigh(k)
+  want = float(jnp.sum((dense.T @ v) ** 2 * jnp.log(jnp.maximum(dense_values, 1.0))))
+  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_zero_start_is_no_number_and_no_error():
+  found = lanczos(lambda x: 2.0 * x, jnp.zeros(5), 3)
+  np.testing.assert_array_equal(found.basis, np.zeros((3, 5)))
+  np.testing.assert_array_equal(found.eigh()[0], np.ones(3))

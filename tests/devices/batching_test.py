@@ -1,0 +1,128 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import shrinkmeta as sm
+
+
+def f(shared, task):
+  x = task["x"]
+  return {"square": shared * x**2, "count": jnp.ones([], jnp.int32)}, {"cube": x**3}
+
+
+def test_vmap_is_sequential():
+  x = np.arange(12.0).reshape(4, 3)
+  for batching in ("vmap", "sequential"):
+    total, each = sm.over_tasks(f, jnp.asarray(2.0), {"x": jnp.asarray(x)}, batching)
+    np.testing.assert_allclose(total["square"], 2 * (x**2).sum(0))
+    assert total["count"] == 4 and total["count"].dtype == jnp.int32
+    np.testing.assert_allclose(each["cube"], x**3)
+
+
+@pytest.mark.parametrize("batching", ("vmap", "sequential", 7))
+def test_sums_of_sixteen_bits_do_not_saturate(batching):
+  """In bfloat16 256 + 1 is 256."""
+  ones = jnp.ones([1000, 2], jnp.bfloat16)
+  total, each = sm.over_tasks(lambda shared, x: (shared * x, x), jnp.bfloat16(1), ones, batching)
+  assert total.dtype == each.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(total.astype(float), 1000.0)
+
+
+@pytest.mark.parametrize("batching", ("vmap", "sequential", 2))
+def test_what_is_added_up_may_be_pythons_number(batching):
+  total, _ = sm.over_tasks(lambda _, x: ((1, 0.5), x), 1.0, jnp.ones(5), batching)
+  assert total == (5, 2.5)
+
+
+def test_errors():
+  tasks = {"x": jnp.ones([3, 2])}
+  with pytest.raises(ValueError, match=r"tasks at once; got 'pmap'"):
+    sm.over_tasks(f, 1.0, tasks, "pmap")  # pyright: ignore[reportArgumentType]
+  explicit = (jax.sharding.AxisType.Explicit,)
+  mesh = jax.make_mesh((1,), ("tasks",), explicit, devices=jax.devices()[:1])
+  with pytest.raises(ValueError, match=r"must be of type Auto; .*Explicit.*sm.task_mesh"):
+    sm.over_tasks(f, 1.0, tasks, mesh=mesh)
+
+
+MESHED = """
+import json, re, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp, numpy as np, optax
+import shrinkmeta as sm
+from jax.sharding import Mesh
+
+mesh = Mesh(np.array(jax.devices()), ("tasks",))
+assert mesh.size == 4
+rng = np.random.default_rng(0)
+batch = lambda: sm.Batch(jnp.array(rng.normal(size=(8, 5, 2))), jnp.array(rng.normal(size=(8, 5))))
+tasks = sm.Task(batch(), batch())
+linear = sm.gaussian(lambda theta, x: x @ theta["w"] + theta["b"])
+labels = {"w": "w", "b": "b"}
+params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
+inner = sm.Inner(optax.sgd(0.1), 3)
+for make in (sm.sigma_imaml, sm.maml):
+  states = {}
+  for batching in ("vmap", "sequential"):
+    for m in (None, mesh):
+      learner = make(linear, labels, inner=inner, batching=batching, mesh=m)
+      state = learner.init(params)
+      compiled = jax.jit(learner.update).lower(state, tasks).compile(json.loads(sys.argv[1]))
+      for _ in range(2):
+        state, metrics = compiled(state, tasks)
+      states[batching, m is mesh] = (state, metrics)
+      if m is not None:
+        text = compiled.as_text()
+        count = lambda op: len(re.findall(rf"\\b{op}(?:-start)?\\(", text))
+        assert count("all-reduce") == 1, (make, batching, count("all-reduce"))
+        for op in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+          assert count(op) == 0, (make, batching, op)
+  want = jax.tree.leaves(states["vmap", False])
+  for got in states.values():
+    for a, b in zip(jax.tree.leaves(got), want, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+# Numbers of tasks that the mesh does not divide, one of them failing; blocks that tasks leave.
+tol = sm.Inner(optax.sgd(0.1), 30, tol=1e-3)
+exact = sm.Implicit(tol=1e-12, max_steps=50)
+joint = lambda *a, **k: sm.sigma_reptile(*a, sigma_gradient="joint", **k)
+broken = tasks._replace(train=tasks.train._replace(inputs=tasks.train.inputs.at[1].set(jnp.nan)))
+for make, data in ((sm.sigma_imaml, broken), (joint, broken), (sm.empirical_bayes, tasks)):
+  for devices, count in ((3, 7), (4, 6), (4, 1)):
+    some = jax.tree.map(lambda x: x[:count], data)
+    found = []
+    for m in (None, sm.task_mesh(jax.devices()[:devices])):
+      for batching in ("vmap", 2) if make is sm.sigma_imaml else ("vmap",):
+        learner = make(linear, labels, inner=tol, implicit=exact, batching=batching, mesh=m)
+        found.append(jax.jit(learner.update)(learner.init(params), some))
+    failing = int(data is broken and count > 1)
+    assert found[0][1].val_nll.shape == (count,) and int(found[0][1].num_failed) == failing
+    for got in found[1:]:
+      for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(found[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+print("passed")
+"""
+
+
+def test_a_mesh_is_one_device_and_one_sum(optimising_jit):
+  """Four CPU devices, in a program of its own: equal states, and one all-reduce an update."""
+  options = optimising_jit.keywords["compiler_options"]  # the sums are counted in what XLA makes
+  root = str(pathlib.Path(__file__).absolute().parents[2])
+  path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+  environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+  run = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(MESHED), json.dumps(options)],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert run.returncode == 0 and "passed" in run.stdout, run.stderr

@@ -1,0 +1,649 @@
+"""The posterior mode and its derivative: closed forms, then central differences on networks."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import shrinkmeta as sm
+from shrinkmeta.gradients.implicit import implicit_gradient
+from shrinkmeta.mode import optimise as inner_lib
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# D = 45 parameters in five modules, one of them frozen; N = 70 examples.
+SIZES = {"a": (4, 3), "b": (10,), "c": (9,), "d": (8,), "e": (6,)}
+LOG_SIGMA2 = {
+  "a": np.log(1e-6), "b": np.log(1e-2), "c": 0.3, "d": np.log(1e2), "e": -np.inf
+}  # fmt: skip
+D, N, SCALE = 45, 70, 0.7
+# Heavy ball with the best constants for a curvature of J / N from 1 / 70 to 10; seconds less to
+# compile than L-BFGS, and as exact as rounding lets it.
+MODE = sm.Inner(optax.sgd(0.37, momentum=0.86), steps=3000, tol=1e-13)
+LBFGS = sm.Inner(optax.lbfgs(memory_size=10), steps=1000, tol=1e-11)
+# CG ends in at most D + 1 steps but for rounding; all solvers here are exact to 1e-12 or so.
+SOLVERS = {
+  "cg": sm.Implicit(solver="cg", max_steps=400, tol=1e-13),
+  "cg, hessian": sm.Implicit(solver="cg", curvature="hessian", max_steps=400, tol=1e-13),
+  "dual": sm.Implicit(solver="dual"),
+}
+
+
+def flat(tree):
+  return ravel_pytree(tree)[0]
+
+
+def linear_predict(theta, inputs):
+  return inputs @ flat(theta)
+
+
+LINEAR = sm.gaussian(linear_predict, SCALE)
+
+
+def linear_problem(seed=0, n=N):
+  """(labels, phi, batch); every module is one leaf."""
+  rng = np.random.default_rng(seed)
+  phi = {m: jnp.asarray(rng.normal(size=shape)) for m, shape in SIZES.items()}
+  inputs = jnp.asarray(rng.normal(size=(n, D)) / np.sqrt(D))
+  targets = inputs @ flat(phi) + jnp.asarray(rng.normal(size=n))
+  return {m: m for m in SIZES}, phi, sm.Batch(inputs, targets)
+
+
+def sigma2_of_entries(log_sigma2):
+  full = {m: jnp.full(shape, jnp.exp(log_sigma2[m])) for m, shape in SIZES.items()}
+  return flat(full)
+
+
+def closed_form(phi, log_sigma2, batch):
+  """phi + S X^T (X S X^T + scale^2 W^-1)^-1 (y - X phi): finite at sigma = 0. phi a vector."""
+  s = sigma2_of_entries(log_sigma2)
+  weights = jnp.ones(len(batch.targets)) if batch.mask is None else batch.mask
+  a = batch.inputs * jnp.sqrt(weights)[:, None] / SCALE
+  r = (batch.targets - batch.inputs @ phi) * jnp.sqrt(weights) / SCALE
+  gram = (a * s) @ a.T + jnp.eye(len(r))
+  return phi + s * (a.T @ jnp.linalg.solve(gram, r))
+
+
+def assert_relative(got, want, error, name=""):
+  """Norm of the difference over the norm of what is right, for every leaf."""
+  chex.assert_trees_all_equal_shapes(got, want)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+  ):
+    off = float(jnp.linalg.norm(a - b)) / max(float(jnp.linalg.norm(b)), 1e-300)
+    assert off <= error or bool(jnp.all(a == b)), f"{name}{path}: {off}"
+
+
+def log_sigma2_arrays():
+  return {m: jnp.asarray(v) for m, v in LOG_SIGMA2.items()}
+
+
+@functools.cache
+def mode_and_pullback(implicit=SOLVERS["cg"], inner=MODE):
+  """jit of (g, phi, log_sigma2, batch) -> (g^T d theta_hat / d (phi, log_sigma2), theta, info)."""
+
+  def run(g, phi, log_sigma2, batch):
+    def mode(phi, log_sigma2):
+      labels = {m: m for m in SIZES}
+      return sm.map_estimate(LINEAR, labels, phi, log_sigma2, batch, inner, implicit)
+
+    theta, pullback, info = jax.vjp(mode, phi, log_sigma2, has_aux=True)
+    return pullback(ravel_pytree(phi)[1](g)), theta, info
+
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize("inner", (MODE, LBFGS), ids=("heavy_ball", "lbfgs"))
+def test_the_mode_is_the_closed_form(inner):
+  _, phi, batch = linear_problem()
+  run = mode_and_pullback(inner=inner)
+  _, theta, info = run(jnp.ones(D), phi, log_sigma2_arrays(), batch)
+  assert bool(info.converged)
+  unravel = ravel_pytree(phi)[1]
+  assert_relative(theta, unravel(closed_form(flat(phi), LOG_SIGMA2, batch)), 1e-8)
+  # The part that moved, too: sigma^2 = 1e-6 moves theta by 1e-5, which 1e-8 of theta would hide.
+  moved = jax.tree.map(jnp.subtract, theta, phi)
+  want = closed_form(flat(phi), LOG_SIGMA2, batch) - flat(phi)
+  # L-BFGS stops at 1e-11, which leaves 1e-8 or so of the smallest z.
+  assert_relative(moved, unravel(want), 1e-8 if inner is MODE else 1e-6)
+  np.testing.assert_array_equal(theta["e"], phi["e"])  # frozen: to the bit
+
+
+def test_info_reports_the_objective_at_the_mode():
+  _, phi, batch = linear_problem()
+  _, theta, info = mode_and_pullback()(jnp.ones(D), phi, log_sigma2_arrays(), batch)
+  residual = batch.targets - batch.inputs @ flat(theta)
+  moving = [m for m in SIZES if m != "e"]
+  prior = sum(jnp.sum((theta[m] - phi[m]) ** 2) / np.exp(LOG_SIGMA2[m]) for m in moving)
+  nll = 0.5 * jnp.sum((residual / SCALE) ** 2) + N * np.log(SCALE * np.sqrt(2 * np.pi))
+  np.testing.assert_allclose(info.objective, (nll + 0.5 * prior) / N, rtol=1e-10)
+  assert float(info.grad_norm) <= 1e-13 and 0 < int(info.steps) < 3000
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("padded", (False, True))
+def test_the_jacobian_of_the_mode_is_the_closed_forms(solver, padded):
+  """d theta_hat / d (phi, log sigma^2): all 45 x (45 + 5) entries, by jax.jacrev.
+
+  Relative to the norm of each block d theta_m / d (phi_k or log sigma_k^2): the blocks of
+  sigma^2 = 1e-6 are themselves that small, and would hide behind the others.
+  """
+  labels, phi, batch = linear_problem()
+  if padded:
+    batch = batch._replace(mask=jnp.asarray(np.random.default_rng(1).integers(2, size=N), float))
+
+  def mode(phi, log_sigma2):
+    return sm.map_estimate(LINEAR, labels, phi, log_sigma2, batch, MODE, SOLVERS[solver])
+
+  unravel = ravel_pytree(phi)[1]
+
+  def right(phi, log_sigma2):
+    return unravel(closed_form(flat(phi), log_sigma2, batch))
+
+  log_sigma2 = log_sigma2_arrays()
+  got, info = jax.jit(jax.jacrev(mode, (0, 1), has_aux=True))(phi, log_sigma2)
+  assert bool(info.converged)
+  # The closed form has no derivative at -inf: exp(-1000) is zero, too.
+  want = jax.jit(jax.jacrev(right, (0, 1)))(phi, log_sigma2 | {"e": jnp.asarray(-1e3)})
+  for m in SIZES:
+    for k in SIZES:
+      assert_relative(got[m][0][k], want[m][0][k], 1e-8, f"d theta_{m} / d phi_{k}")
+      assert_relative(got[m][1][k], want[m][1][k], 1e-8, f"d theta_{m} / d log_sigma2_{k}")
+  for k in SIZES:  # the frozen module: theta_e = phi_e, and its log sigma^2 moves nothing
+    identity = np.eye(6) if k == "e" else np.zeros((6, *SIZES[k]))
+    np.testing.assert_allclose(got["e"][0][k], identity, rtol=0.0, atol=1e-15)
+    np.testing.assert_array_equal(got[k][1]["e"], np.zeros(SIZES[k]))
+    np.testing.assert_array_equal(got["e"][1][k], np.zeros(6))
+
+
+def test_free_modules_follow_least_squares():
+  """sigma = inf for two modules: no prior there, the closed form's limit."""
+  labels, phi, batch = linear_problem()
+  log_sigma2 = {m: jnp.asarray(v) for m, v in LOG_SIGMA2.items()} | {
+    "c": jnp.asarray(jnp.inf), "d": jnp.asarray(jnp.inf)
+  }  # fmt: skip
+  precision = 1.0 / sigma2_of_entries(log_sigma2)  # 0 where free, inf where frozen
+
+  def limit(phi, batch):
+    moving = jnp.flatnonzero(jnp.isfinite(precision), size=D - 6)
+    x, r = batch.inputs[:, moving] / SCALE, (batch.targets - batch.inputs @ phi) / SCALE
+    step = jnp.linalg.solve(x.T @ x + jnp.diag(precision[moving]), x.T @ r)
+    return phi.at[moving].add(step)
+
+  unravel = ravel_pytree(phi)[1]
+  implicit = sm.Implicit(solver="cg", max_steps=1000, tol=1e-13)
+  mode = lambda p: flat(
+    sm.map_estimate(LINEAR, labels, unravel(p), log_sigma2, batch, MODE, implicit)[0]
+  )
+  assert_relative(jax.jit(mode)(flat(phi)), limit(flat(phi), batch), 1e-8)
+  assert_relative(jax.jit(jax.jacrev(mode))(flat(phi)), jax.jacrev(limit)(flat(phi), batch), 1e-8)
+
+
+def test_what_the_data_leave_open_of_a_free_module_stays_at_phi():
+  """d theta / d phi is 1 there, and 0 where the data determine theta."""
+  x = jnp.zeros((5, 3)).at[:, 0].set(jnp.arange(5.0)).at[1, 1].set(2.0)
+  batch = sm.Batch(x, jnp.arange(5.0) ** 2)
+  linear = sm.gaussian(lambda theta, x: x @ theta["w"], 0.5)
+  implicit = sm.Implicit(max_steps=50, tol=1e-12)
+
+  def mode(w, value):
+    log_sigma2 = {"w": jnp.asarray(value)}
+    return sm.map_estimate(linear, {"w": "w"}, {"w": w}, log_sigma2, batch, MODE, implicit)[0]["w"]
+
+  start = jnp.array([0.3, -1.0, 0.7])
+  for value, tol in ((jnp.inf, 1e-9), (2 * np.log(1e4), 1e-6)):
+    jacobian = jax.jit(jax.jacrev(functools.partial(mode, value=value)))(start)
+    np.testing.assert_allclose(jacobian, np.diag([0.0, 0.0, 1.0]), atol=tol)
+
+
+@pytest.mark.parametrize("masked", (False, True))
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_derivative_in_the_data_is_the_closed_forms(solver, masked):
+  labels, phi, batch = linear_problem()
+  if masked:
+    weights = np.random.default_rng(1).uniform(0.2, 2.0, size=N)
+    weights[::5] = 0.0
+    batch = batch._replace(mask=jnp.asarray(weights))
+  v = jnp.asarray(np.random.default_rng(2).normal(size=D))
+
+  def got(batch):
+    mode = sm.map_estimate(LINEAR, labels, phi, LOG_SIGMA2, batch, MODE, SOLVERS[solver])
+    return v @ flat(mode[0])
+
+  want = jax.grad(lambda batch: v @ closed_form(flat(phi), LOG_SIGMA2, batch))(
+    batch if not masked else batch._replace(mask=jnp.maximum(batch.mask, 1e-30))
+  )
+  have = jax.jit(jax.grad(got))(batch)
+  assert_relative(have.inputs, want.inputs, 1e-8)
+  assert_relative(have.targets, want.targets, 1e-8)
+  if masked:
+    kept = batch.mask > 0
+    assert_relative(have.mask[kept], want.mask[kept], 1e-8)
+    np.testing.assert_array_equal(have.inputs[::5], 0.0)
+    np.testing.assert_array_equal(have.targets[::5], 0.0)
+
+
+def test_both_curvatures_agree_on_a_linear_model():
+  _, phi, batch = linear_problem()
+  g = jnp.asarray(np.random.default_rng(2).normal(size=D))
+  args = g, phi, log_sigma2_arrays(), batch
+  want = mode_and_pullback()(*args)[0]
+  for solver in ("cg, hessian", "dual"):
+    assert_relative(mode_and_pullback(SOLVERS[solver])(*args)[0], want, 1e-8, solver)
+
+
+def test_damping_and_the_identity_do_what_they_say():
+  """damping: (1 + d) I + s C s; identity: d/d phi = g, d/d log sigma_m^2 = <s g, z>."""
+  _, phi, batch = linear_problem()
+  log_sigma2 = log_sigma2_arrays()
+  g = jnp.asarray(np.random.default_rng(2).normal(size=D))
+  s = jnp.sqrt(sigma2_of_entries(log_sigma2))
+  theta = closed_form(flat(phi), log_sigma2, batch)
+  z = jnp.where(s > 0, (theta - flat(phi)) / jnp.where(s > 0, s, 1.0), 0.0)
+  h = batch.inputs.T @ batch.inputs / SCALE**2
+  unravel = ravel_pytree(phi)[1]
+  gradient = lambda implicit: mode_and_pullback(implicit)(g, phi, log_sigma2, batch)[0]
+
+  w = jnp.linalg.solve(1.7 * jnp.eye(D) + s[:, None] * h * s, s * g)
+  want = unravel(g - h @ (s * w)), {m: jnp.sum(x) for m, x in unravel(w * z).items()}
+  assert_relative(gradient(sm.Implicit(damping=0.7, max_steps=400, tol=1e-13)), want, 1e-8)
+  assert_relative(gradient(sm.Implicit(damping=0.7, solver="dual")), want, 1e-8)
+  want = unravel(g), {m: jnp.sum(x) for m, x in unravel(s * g * z).items()}
+  assert_relative(gradient(sm.Implicit(solver="identity")), want, 1e-8)
+
+
+def test_phi_has_no_more_error_than_the_solve():
+  """12 steps of CG for 45 parameters: w is off by a hundredth, g - C (s w) by all of itself.
+
+  But for module b, so tight that d/d phi is g's part and w there, of size 1e-7, is off by all.
+  """
+  _, phi, batch = linear_problem()
+  log_sigma2 = {m: jnp.asarray(-30.0 if m == "b" else 7.0) for m in SIZES}
+  g = jnp.asarray(np.random.default_rng(2).normal(size=D))
+  s = jnp.sqrt(sigma2_of_entries(log_sigma2))
+  h = batch.inputs.T @ batch.inputs / SCALE**2
+  w = jnp.linalg.solve(jnp.eye(D) + s[:, None] * h * s, s * g)
+  unravel = ravel_pytree(phi)[1]
+  at = jax.tree.map(jnp.zeros_like, phi)
+  short = sm.Implicit(max_steps=12, tol=0.0)
+  labels = {m: m for m in SIZES}
+  grad, got, info = implicit_gradient(short, LINEAR, labels, phi, log_sigma2, batch, at, unravel(g))
+  assert int(info.steps) == 12
+  assert_relative(grad.phi, unravel(w / s), 0.01)
+  for off in (flat(got) / s, g - h @ (s * flat(got))):  # neither form alone would do
+    with pytest.raises(AssertionError):
+      assert_relative(unravel(off), unravel(w / s), 0.01)
+
+
+def test_phi_of_a_sharp_likelihood_has_no_more_error_than_the_solve():
+  """Curvatures of 2e5 an example: in proportion to their number alone phi would be off by half."""
+  _, phi, batch = linear_problem()
+  sharp = sm.gaussian(linear_predict, 0.002)
+  log_sigma2 = {m: jnp.asarray(0.0) for m in SIZES}
+  g = jnp.asarray(np.random.default_rng(2).normal(size=D))
+  h = batch.inputs.T @ batch.inputs / 0.002**2
+  w = jnp.linalg.solve(jnp.eye(D) + h, g)
+  unravel = ravel_pytree(phi)[1]
+  at, labels = jax.tree.map(jnp.zeros_like, phi), {m: m for m in SIZES}
+  short = sm.Implicit(max_steps=20, tol=0.0)
+  grad, got, _ = implicit_gradient(short, sharp, labels, phi, log_sigma2, batch, at, unravel(g))
+  of_w, of_phi = (float(jnp.linalg.norm(flat(x) - w) / jnp.linalg.norm(w)) for x in (got, grad.phi))
+  n_alone = (g - h @ flat(got) + N * flat(got)) / (1 + N)
+  assert of_phi < 1.5 * of_w < 0.1 < float(jnp.linalg.norm(n_alone - w) / jnp.linalg.norm(w))
+
+
+def test_the_curvature_that_balances_counts_no_padding_and_none_that_is_held():
+  """Two steps of CG leave an error in which the weight shows; a does not move, e has no prior."""
+  _, phi, batch = linear_problem()
+  mask = jnp.asarray(np.arange(N) % 3 > 0, float)
+  batch = batch._replace(mask=mask)
+  values = 0.0, 3.0, 1.0, -2.0, jnp.inf
+  log_sigma2 = {m: jnp.asarray(v) for m, v in zip(SIZES, values, strict=True)}
+  unravel = ravel_pytree(phi)[1]
+  g = unravel(jnp.asarray(np.random.default_rng(2).normal(size=D)))
+  at, labels = jax.tree.map(jnp.zeros_like, phi), {m: m for m in SIZES}
+  part = {m: x for m, x in at.items() if m != "a"} | {"a": None}
+  short = sm.Implicit(max_steps=2, tol=0.0, damping=0.3)
+  grad, w, _ = implicit_gradient(
+    short, LINEAR, labels, phi, log_sigma2, batch, part, g, frozen=frozenset({"a"})
+  )
+  s = {m: jnp.exp(0.5 * v) for m, v in log_sigma2.items()} | {"e": jnp.asarray(1.0)}
+  u = unravel(jnp.concatenate([(s[m] * w[m] if m != "a" else at[m]).ravel() for m in SIZES]))
+  h = (batch.inputs * mask[:, None]).T @ batch.inputs / SCALE**2
+  curved = unravel(h @ flat(u))
+  along = flat(u) @ flat(curved) / (flat(u) @ flat(u))
+  c = jnp.maximum(jnp.sum(mask), along)
+  assert float(along) < float(c)
+  for m in SIZES:
+    want = g[m] - curved[m]
+    if m != "a":
+      precision = 0.0 if m == "e" else 1.0
+      want = (want + c * s[m] * (precision + 0.3) * w[m]) / (1 + c * s[m] ** 2)
+    np.testing.assert_allclose(grad.phi[m], want, rtol=1e-9, err_msg=m)
+
+
+def test_a_padded_task_is_the_task():
+  _, phi, batch = linear_problem(n=60)
+  rng = np.random.default_rng(3)
+  order = rng.permutation(90)
+  fill = lambda x: jnp.concatenate([x, jnp.asarray(5.0 * rng.normal(size=(30, *x.shape[1:])))])
+  padded = sm.Batch(fill(batch.inputs)[order], fill(batch.targets)[order], jnp.asarray(order < 60))
+  g = jnp.asarray(rng.normal(size=D))
+  for solver in ("cg", "dual"):
+    run = mode_and_pullback(SOLVERS[solver])
+    short, long = (run(g, phi, log_sigma2_arrays(), b) for b in (batch, padded))
+    assert bool(short[2].converged) and bool(long[2].converged)
+    assert_relative(long[:2], short[:2], 1e-8, solver)
+    assert_relative(long[2].objective, short[2].objective, 1e-10)
+
+
+@pytest.mark.parametrize("solver", ("cg", "dual"))
+def test_vmap_is_a_loop(solver):
+  _, phi, _ = linear_problem()
+  batches = [linear_problem(seed=t, n=60)[2] for t in range(3)]
+  gs = jnp.asarray(np.random.default_rng(2).normal(size=(3, D)))
+  run, log_sigma2 = mode_and_pullback(SOLVERS[solver]), log_sigma2_arrays()
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+  got = jax.jit(jax.vmap(run, (0, None, None, 0)))(gs, phi, log_sigma2, stacked)
+  loop = [run(g, phi, log_sigma2, batch) for g, batch in zip(gs, batches, strict=True)]
+  want = jax.tree.map(lambda *x: jnp.stack(x), *loop)
+  assert bool(got[2].converged.all())
+  assert_relative(got[:2], want[:2], 1e-8)
+
+
+def sampled(size, **keywords):
+  return sm.Implicit(max_steps=400, tol=1e-13, batch_size=size, **keywords)
+
+
+@pytest.mark.parametrize("solver", ("cg", "dual"))
+def test_a_sampled_curvature_is_scaled_to_all_examples(solver):
+  """Rows alike up to sign and padding in between: every sample then has the curvature of all."""
+  _, phi, batch = linear_problem()
+  rng = np.random.default_rng(5)
+  signs = jnp.asarray(rng.choice([-1.0, 1.0], size=(N, 1)))
+  mask = jnp.asarray(rng.permutation(N) < 50, jnp.float64)
+  inputs = jnp.where(mask[:, None] != 0, signs * batch.inputs[:1], 9.0)
+  batch = batch._replace(inputs=inputs, mask=mask)
+  z, g = (ravel_pytree(phi)[1](jnp.asarray(rng.normal(size=D))) for _ in range(2))
+
+  def gradient(implicit):
+    labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
+    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels)
+    return jax.jit(solve)(phi, log_s2, batch, z, g, key=jax.random.key(3))[:2]
+
+  # 7 of 50, and 60, more than there are; then rows that count for a tenth each.
+  for weight in (1.0, 0.1):
+    batch = batch._replace(mask=weight * mask)
+    want = gradient(SOLVERS["cg"])
+    for size in (7, 60):
+      assert_relative(gradient(sampled(size, solver=solver)), want, 1e-6, size)
+
+
+def test_noise_and_bias_of_a_sample():
+  """Against the solve with all examples, 45 parameters and 70 of them: see README."""
+  labels, phi, batch = linear_problem()
+  tasks = jax.tree.map(lambda x: x[None], sm.Task(batch, linear_problem(seed=1)[2]))
+  moving = {m: 0.0 if np.isneginf(v) else np.exp(0.5 * v) for m, v in LOG_SIGMA2.items()}
+
+  def gradients(size):
+    learner = sm.sigma_imaml(LINEAR, labels, inner=MODE, implicit=sampled(size), init_sigma=moving)
+    state = learner.init(phi)
+    of = lambda seed: learner.meta_gradient(state, tasks, jax.random.key(seed))[0]
+    return jax.jit(jax.vmap(lambda seed: tuple(map(flat, of(seed)))))(jnp.arange(400))
+
+  whole = gradients(None)
+  noise, bias = {}, {}
+  for size in (20, 40, 60):
+    for name, found, want in zip(("phi", "sigma"), gradients(size), whole, strict=True):
+      of, norm = (name, size), jnp.linalg.norm(want[0])
+      noise[of] = float(jnp.linalg.norm(found - found.mean(0), axis=1).mean() / norm)
+      bias[of] = float(jnp.linalg.norm(found.mean(0) - want[0]) / norm)
+  for name in ("phi", "sigma"):
+    assert noise[name, 20] > 2 * noise[name, 40] > 3 * noise[name, 60] > 0
+    assert bias[name, 20] > 2 * bias[name, 40] > 4 * bias[name, 60]
+  assert 0.7 < bias["sigma", 20] and bias["sigma", 60] < 0.06 and bias["phi", 60] < 0.02
+
+
+def test_a_sample_is_the_same_however_tasks_are_run():
+  labels, phi, _ = linear_problem()
+  parts = [[linear_problem(seed=10 * t + i)[2] for t in range(4)] for i in range(2)]
+  tasks = sm.Task(*[jax.tree.map(lambda *x: jnp.stack(x), *part) for part in parts])
+  inner, key = sm.Inner(optax.adam(0.1), steps=20, batch_size=9), jax.random.key(4)
+
+  def gradient(batching, implicit=sampled(30)):  # noqa: B008 (frozen)
+    learner = sm.sigma_imaml(LINEAR, labels, inner=inner, implicit=implicit, batching=batching)
+    return jax.jit(learner.meta_gradient)(learner.init(phi), tasks, key)[0]
+
+  want = gradient("vmap")
+  for batching in ("sequential", 2):
+    assert_relative(gradient(batching), want, 1e-8, batching)
+  off = optax.tree.norm(optax.tree.sub(gradient("vmap", sampled(None)), want))
+  assert off > 1e-3 * optax.tree.norm(want)
+
+
+def test_a_sample_is_none_of_the_mini_batches():
+  _, _, batch = linear_problem()
+  batch = batch._replace(targets=jnp.arange(N))
+  key = jax.random.key(0)
+  rows = inner_lib.draw_at_end(key, batch, 9, 1).targets[0]
+  for step in range(50):
+    mini = inner_lib.draw(jax.random.fold_in(key, step), batch, 9).targets
+    assert sorted(np.asarray(mini)) != sorted(np.asarray(rows))
+
+
+@pytest.mark.parametrize("size", (8, 35, N))  # 8: the last of nine batches is filled up
+@pytest.mark.parametrize("curvature", ("gauss_newton", "hessian"))
+def test_batches_of_all_examples_in_turn_are_all_examples(size, curvature):
+  _, phi, batch = linear_problem()
+  rng = np.random.default_rng(7)
+  mask = jnp.asarray(rng.uniform(0.2, 1.0, N) * (rng.permutation(N) < 61))
+  batch = batch._replace(mask=mask)
+  z, g = (ravel_pytree(phi)[1](jnp.asarray(rng.normal(size=D))) for _ in range(2))
+
+  def gradient(frozen, **keywords):
+    labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
+    implicit = sm.Implicit(curvature, max_steps=400, tol=1e-13, **keywords)
+    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels, frozen=frozen)
+    moving = {m: None if m in frozen else v for m, v in z.items()}
+    return jax.jit(solve)(phi, log_s2, batch, moving, g, key=jax.random.key(3))[:2]
+
+  for frozen in (frozenset(), frozenset({"b"})):
+    want = gradient(frozen)
+    assert_relative(gradient(frozen, batch_size=size, num_batches=None), want, 1e-8, frozen)
+
+
+def test_some_batches_in_turn_are_a_sample_of_as_many():
+  """Without batch statistics it is the same whether 24 examples come at once or eight by eight."""
+  _, phi, batch = linear_problem()
+  z, g = (
+    ravel_pytree(phi)[1](jnp.asarray(np.random.default_rng(8).normal(size=D))) for _ in range(2)
+  )
+
+  def gradient(size, count):
+    implicit = sm.Implicit(max_steps=400, tol=1e-13, batch_size=size, num_batches=count)
+    labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
+    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels)
+    return jax.jit(solve)(phi, log_s2, batch, z, g, key=jax.random.key(3))[:2]
+
+  assert_relative(gradient(8, 3), gradient(24, 1), 1e-8)
+
+
+def test_the_gradient_of_a_mean_over_keys_is_the_mean_of_the_gradients():
+  """theta_hat is the same for all keys, w is not: its cotangent must not be summed over them."""
+  labels, phi, batch = linear_problem()
+  keys = jax.random.split(jax.random.key(1), 4)
+
+  def entry(phi, key):
+    theta, _ = sm.map_estimate(LINEAR, labels, phi, LOG_SIGMA2, batch, MODE, sampled(30), key=key)
+    return jnp.sum(jnp.square(flat(theta)))
+
+  mean = lambda phi: jax.vmap(entry, (None, 0))(phi, keys).mean()
+  each = jax.vmap(jax.grad(entry), (None, 0))(phi, keys)
+  want = jax.tree.map(lambda x: x.mean(0), each)
+  assert_relative(jax.grad(mean)(phi), want, 1e-8)
+
+
+def test_a_sample_costs_what_it_holds(optimising_jit):
+  rng = np.random.default_rng(0)
+  labels = {"w": "w", "v": "v"}
+  phi = {"w": jnp.asarray(rng.normal(size=(8, 64))), "v": jnp.asarray(rng.normal(size=64))}
+  likelihood = sm.gaussian(lambda theta, x: jnp.tanh(x @ theta["w"]) @ theta["v"])
+  batch = sm.Batch(jnp.asarray(rng.normal(size=(4096, 8))), jnp.zeros(4096))
+
+  def temporaries(size, count):
+    implicit = sm.Implicit(max_steps=5, batch_size=size, num_batches=count)
+    solve = functools.partial(implicit_gradient, implicit, likelihood, labels)
+    call = lambda phi, key: solve(phi, {"w": 0.0, "v": 0.0}, batch, phi, phi, key=key)
+    compiled = optimising_jit(call).lower(phi, jax.random.key(0)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporaries(128, 1) < 0.2 * temporaries(None, 1)
+  assert temporaries(128, None) < 0.4 * temporaries(None, 1)  # order and shuffled copy are whole
+
+
+def test_sampling_says_what_it_wants():
+  labels, phi, batch = linear_problem()
+  tasks = jax.tree.map(lambda x: x[None], sm.Task(batch, batch))
+
+  def step(size, key=None):
+    learner = sm.sigma_imaml(LINEAR, labels, implicit=sm.Implicit(batch_size=size))
+    return learner.meta_gradient(learner.init(phi), tasks, key)
+
+  with pytest.raises(ValueError, match="batch_size must be positive, or None; got 0"):
+    step(0)
+  with pytest.raises(ValueError, match="Implicit.batch_size draws examples: pass key="):
+    step(5)
+  mode = lambda phi, key: sm.map_estimate(
+    LINEAR, labels, phi, LOG_SIGMA2, batch, sm.Inner(steps=3), sampled(N), key=key
+  )[0]["a"].sum()  # fmt: skip
+  with pytest.raises(ValueError, match="Implicit.batch_size draws examples: pass key="):
+    jax.grad(mode)(phi, None)
+  every = jax.grad(mode)(phi, jax.random.key(0))  # a sample of all examples
+  none = lambda phi: sm.map_estimate(
+    LINEAR, labels, phi, LOG_SIGMA2, batch, sm.Inner(steps=3), sampled(None)
+  )[0]["a"].sum()  # fmt: skip
+  assert_relative(every, jax.grad(none)(phi), 1e-8)
+  with pytest.raises(ValueError, match=r"asks for 1 x 71 examples .* but the task has 70 rows"):
+    step(71, jax.random.key(0))
+  with pytest.raises(ValueError, match=r"asks for 3 x 30 examples .* but the task has 70 rows"):
+    solve = sm.Implicit(batch_size=30, num_batches=3)
+    learner = sm.sigma_imaml(LINEAR, labels, implicit=solve)
+    learner.meta_gradient(learner.init(phi), tasks, jax.random.key(0))
+  with pytest.raises(ValueError, match="num_batches must be positive, or None; got 0"):
+    sm.Implicit(batch_size=5, num_batches=0)
+  for keywords in ({}, {"batch_size": 5, "solver": "dual"}):
+    with pytest.raises(ValueError, match=r'goes with a batch_size, and .* "cg" and "neumann"'):
+      sm.Implicit(num_batches=None, **keywords)
+  whole = "The evidence and .* take all examples: leave it None"
+  with pytest.raises(ValueError, match=whole):
+    sm.empirical_bayes(LINEAR, labels, implicit=sm.Implicit(batch_size=5))
+  in_turn = sm.Implicit(batch_size=5, num_batches=None)
+  diagonal = sm.sigma_reptile(LINEAR, labels, implicit=in_turn, sigma_gradient="diagonal")
+  assert diagonal.spec.implicit.solver == "identity"  # which asks for no key
+  with pytest.raises(ValueError, match="takes no curvature: leave"):
+    sm.Implicit(solver="identity", batch_size=5)
+  with pytest.raises(ValueError, match=whole):
+    sm.sigma_reptile(LINEAR, labels, implicit=sm.Implicit(batch_size=5), sigma_gradient="joint")
+  with pytest.raises(ValueError, match="solved by CG: implicit.solver is 'dual'"):
+    sm.sigma_reptile(LINEAR, labels, implicit=sm.Implicit(solver="dual"), sigma_gradient="joint")
+  with pytest.raises(ValueError, match=whole):
+    sm.log_evidence(
+      LINEAR, labels, phi, dict.fromkeys(SIZES, 0.0), batch, implicit=sm.Implicit(batch_size=5)
+    )
+
+
+# --- networks: differences of the whole procedure ------------------------------------------------
+
+
+def mlp_predict(theta, x):
+  h = jnp.tanh(x @ theta["layer_0"]["kernel"] + theta["layer_0"]["bias"])
+  return h @ theta["layer_1"]["kernel"] + theta["layer_1"]["bias"]
+
+
+def conv_predict(theta, x):
+  """3 x 3 convolution, tanh, 2 x 2 mean: [N, 4, 4, 1] -> logits [N, 3]."""
+  h = jax.lax.conv_general_dilated(
+    x, theta["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  h = jnp.tanh(h + theta["conv"]["bias"]).reshape(-1, 2, 2, 2, 2, 3).mean((2, 4))
+  return h.reshape(-1, 12) @ theta["head"]["kernel"] + theta["head"]["bias"]
+
+
+def network_problem(name):
+  rng = np.random.default_rng(0)
+  array = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape))
+  if name == "tanh":
+    phi = {
+      "layer_0": {"kernel": array(3, 8), "bias": array(8)},
+      "layer_1": {"kernel": array(8, 2), "bias": array(2)},
+    }
+    batch = sm.Batch(array(6, 3), 2.0 * array(6, 2))
+    likelihood = sm.gaussian(mlp_predict, 0.5)
+    sigma = {"layer_0": 0.4, "layer_1": 0.8}
+  else:
+    phi = {
+      "conv": {"kernel": array(3, 3, 1, 3), "bias": array(3)},
+      "head": {"kernel": array(12, 3), "bias": array(3)},
+    }
+    batch = sm.Batch(2.0 * array(6, 4, 4, 1), jnp.asarray(rng.integers(3, size=6)))
+    likelihood = sm.categorical(conv_predict)
+    sigma = {"conv": 0.4, "head": 0.8}
+  log_sigma2 = {m: jnp.asarray(2 * np.log(s)) for m, s in sigma.items()}
+  return likelihood, sm.by_layer(phi), phi, log_sigma2, batch
+
+
+@pytest.mark.parametrize("name", ("tanh", "conv"))
+def test_the_derivative_is_the_difference_quotients(name):
+  """In random directions of phi, log sigma^2 and the inputs (targets too where they are real)."""
+  likelihood, labels, phi, log_sigma2, batch = network_problem(name)
+  implicit = sm.Implicit(curvature="hessian", max_steps=400, tol=1e-13)
+  rng = np.random.default_rng(7)
+  weight = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), phi)
+  targets = batch.targets if name == "tanh" else jnp.zeros([])
+
+  def value(args):
+    phi, log_s2, inputs, targets = args
+    data = batch._replace(inputs=inputs)
+    data = data._replace(targets=targets) if name == "tanh" else data
+    theta, info = sm.map_estimate(likelihood, labels, phi, log_s2, data, LBFGS, implicit)
+    return optax.tree.vdot(weight, theta), info
+
+  args = (phi, log_sigma2, batch.inputs, targets)
+  run = jax.jit(jax.value_and_grad(value, has_aux=True))  # one program for all
+  (_, info), grad = run(args)
+  assert bool(info.converged)
+  for i in range(4 if name == "tanh" else 3):
+    for _ in range(2):
+      direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), args[i])
+      size = optax.tree.norm(direction)
+      v = optax.tree.zeros_like(args)
+      v = (*v[:i], optax.tree.scale(1 / size, direction), *v[i + 1 :])
+      values = []
+      for step in (-2, -1, 1, 2):
+        (x, x_info), _ = run(optax.tree.add_scale(args, 3e-3 * step, v))
+        assert bool(x_info.converged)
+        values.append(float(x))
+      want = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * 3e-3)
+      got = float(optax.tree.vdot(grad, v))
+      assert abs(got - want) <= 1e-6 * max(abs(want), 0.1 * float(optax.tree.norm(grad[i])))
+
+
+def test_gauss_newton_is_an_approximation_on_a_network():
+  """Else the test above could not tell the two curvatures apart."""
+  likelihood, labels, phi, log_sigma2, batch = network_problem("tanh")
+
+  def gradient(curvature):
+    implicit = sm.Implicit(curvature=curvature, max_steps=400, tol=1e-13)
+    value = lambda phi: optax.tree.norm(
+      sm.map_estimate(likelihood, labels, phi, log_sigma2, batch, LBFGS, implicit)[0]
+    )
+    return flat(jax.jit(jax.grad(value))(phi))
+
+  exact, approximate = gradient("hessian"), gradient("gauss_newton")
+  off = float(jnp.linalg.norm(exact - approximate) / jnp.linalg.norm(exact))
+  assert 1e-3 < off < 1.0

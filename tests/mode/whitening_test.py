@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shrinkmeta.mode.whitening import balance, to_theta, whitening
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+LABELS = {"a": "finite", "b": "frozen", "c": "free"}
+LOG_SIGMA2 = {"finite": 2 * np.log(0.3), "frozen": -jnp.inf, "free": jnp.inf}
+
+
+def test_scale_and_precision():
+  white = whitening(LOG_SIGMA2, LABELS, jnp.float64)
+  np.testing.assert_allclose([white.scale[k] for k in "abc"], [0.3, 0.0, 1.0], rtol=1e-12)
+  np.testing.assert_array_equal([white.precision[k] for k in "abc"], [1.0, 1.0, 0.0])
+  assert whitening(LOG_SIGMA2, LABELS, jnp.float32).scale["a"].dtype == jnp.float32
+
+
+def test_theta():
+  phi = {k: jnp.array([1.0, 2.0]) for k in "abc"}
+  z = {k: jnp.array([-1.0, 0.5]) for k in "abc"}
+  theta = to_theta(phi, whitening(LOG_SIGMA2, LABELS, jnp.float64).scale, z)
+  np.testing.assert_allclose(theta["a"], [0.7, 2.15])
+  np.testing.assert_array_equal(theta["b"], phi["b"])
+  np.testing.assert_array_equal(theta["c"], [0.0, 2.5])
+
+
+def test_gradients_at_the_limits():
+  scales = lambda s: sum(jax.tree.leaves(whitening(s, LABELS, jnp.float64).scale))
+  grad = jax.grad(scales)(LOG_SIGMA2)
+  np.testing.assert_allclose(grad["finite"], 0.15)  # d sigma / d log sigma^2 = sigma / 2
+  assert grad["frozen"] == 0.0 and grad["free"] == 0.0
+
+
+@pytest.mark.parametrize("c", (0.0, 7.0))
+def test_balance_weighs_by_sigma(c):
+  """Forms that contradict each other: what comes out tells how much it took of each."""
+  scale = {"tight": jnp.asarray(0.0), "wide": jnp.asarray(3.0), "free": 1.0, "held": None}
+  direct = {m: jnp.array([2.0, -1.0]) for m in scale}
+  scaled = {m: jnp.array([5.0, 4.0]) for m in scale} | {"free": 0.0, "held": None}
+  got = balance(scale, jnp.asarray(c), direct, scaled)
+  for name in ("tight", "held"):
+    np.testing.assert_array_equal(got[name], direct[name])
+  np.testing.assert_allclose(got["free"], direct["free"] / (1.0 + c), rtol=1e-14)
+  want = (direct["wide"] + c * 3.0 * scaled["wide"]) / (1.0 + c * 9.0)
+  np.testing.assert_allclose(got["wide"], want, rtol=1e-14)

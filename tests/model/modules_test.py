@@ -1,0 +1,154 @@
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import shrinkmeta as sm
+from shrinkmeta.model import modules
+
+
+class Net(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(1, name="head")(nn.relu(nn.Dense(3, name="body")(x)))
+
+
+class Affine(NamedTuple):
+  w: jax.Array
+  b: jax.Array
+
+
+class Mlp(nnx.Module):
+  def __init__(self, rngs):
+    self.body = nnx.Linear(2, 3, rngs=rngs)
+    self.head = nnx.Linear(3, 1, rngs=rngs)
+
+  def __call__(self, x):
+    return self.head(nnx.relu(self.body(x)))
+
+
+def test_labels_of_flax_linen():
+  params = Net().init(jax.random.key(0), jnp.ones([1, 2]))
+  assert sm.by_layer(params) == {
+    "params": {
+      "body": {"kernel": "params/body", "bias": "params/body"},
+      "head": {"kernel": "params/head", "bias": "params/head"},
+    }
+  }
+  assert sm.by_leaf(params)["params"]["body"]["bias"] == "params/body/bias"
+  rules = {"head/": "head", "kernel": "kernels", ".*": "rest"}  # the first rule that matches wins
+  labels = sm.by_path(params, rules)["params"]
+  assert labels["head"] == {"kernel": "head", "bias": "head"}
+  assert labels["body"] == {"kernel": "kernels", "bias": "rest"}
+
+
+def test_labels_of_named_tuples_and_lists():
+  params = [Affine(jnp.ones([2]), jnp.ones([])), {"out": Affine(jnp.ones([2]), jnp.ones([]))}]
+  assert sm.by_layer(params) == [Affine("0", "0"), {"out": Affine("1/out", "1/out")}]
+  assert sm.by_leaf(params) == [Affine("0/w", "0/b"), {"out": Affine("1/out/w", "1/out/b")}]
+  assert sm.by_layer({"scale": jnp.ones([])}) == {"scale": "scale"}  # no parent: its own module
+
+
+def test_names_are_in_network_order():
+  labels = {f"layer_{i}": f"layer_{i}" for i in (10, 9, 2)}
+  assert modules.names(labels) == ("layer_2", "layer_9", "layer_10")
+
+
+def test_spread_and_gather_are_transposes():
+  labels = {"a": "m", "b": "n", "c": "m"}
+  tree = {"a": jnp.arange(3.0), "b": jnp.ones([2, 2]), "c": jnp.asarray(5.0)}
+  values = {"m": jnp.asarray(2.0), "n": jnp.asarray(-3.0)}
+  gathered = modules.gather(tree, labels)
+  assert gathered == {"m": 8.0, "n": 4.0}
+  spread = modules.spread(values, labels)
+  left = sum(jnp.sum(spread[k] * tree[k]) for k in tree)
+  assert left == sum(values[m] * gathered[m] for m in values)
+
+
+def test_path_without_rule():
+  params = {"conv": {"w": 1.0}, "out": {"w": 1.0}}
+  with pytest.raises(ValueError, match=r"'out/w'.*\['conv'\].*Add a rule"):
+    sm.by_path(params, {"conv": "body"})
+
+
+@pytest.mark.parametrize(
+  ("labels", "message"),
+  [
+    ({"a": {"w": "m"}}, r"'b' is in the parameters and not in labels"),
+    ({"a": {"w": "m"}, "b": "m", "c": "m"}, r"'c' is in labels and not in the parameters"),
+    ({"a": {"w": "m"}, "b": 3}, r"labels/b must be a string.*got 3"),
+    ("m", r"'a/w' is in the parameters"),
+  ],
+)
+def test_labels_that_do_not_fit(labels, message):
+  params = {"a": {"w": jnp.ones([2])}, "b": jnp.ones([])}
+  with pytest.raises(ValueError, match=message):
+    modules.check_labels(labels, params)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"m": 0.0}, r"log_sigma2 has no entry for module 'n' \(parameter 'b'\)"),
+    ({"m": 0.0, "n": 0.0, "o": 0.0}, r"log_sigma2 has an entry for 'o', which is no module"),
+    ({"m": 0.0, "n": jnp.zeros([2])}, r"log_sigma2\['n'\] must be a scalar; its shape is \(2,\)"),
+    ({"m": 0.0, "n": jnp.nan}, r"log_sigma2\['n'\] is NaN"),
+    (0.0, r"log_sigma2 must be a dict"),
+  ],
+)
+def test_a_wrong_quantity_per_module(values, message):
+  with pytest.raises(ValueError, match=message):
+    modules.check_modules("log_sigma2", values, {"a": "m", "b": "n"})
+
+
+def test_summary_by_hand():
+  phi = {"body": {"w": jnp.zeros([2, 2]), "b": jnp.zeros([2])}, "head": jnp.ones([3])}
+  thetas = {
+    "body": {"w": jnp.full([2, 2, 2], 0.5), "b": jnp.zeros([2, 2])},
+    "head": jnp.stack([jnp.ones([3]), jnp.ones([3]) + jnp.array([3.0, 0.0, 4.0])]),
+  }
+  labels = sm.by_layer(phi)
+  log_sigma2 = {"body": 2 * np.log(0.3), "head": -jnp.inf}
+  body, head = sm.module_summary(labels, phi, log_sigma2, thetas)
+  # body: 4 of 6 entries moved by 0.5; head: squares 9 and 16 over 2 tasks and 3 entries.
+  assert (body.name, body.size, head.name, head.size) == ("body", 6, "head", 3)
+  np.testing.assert_allclose([body.sigma, head.sigma], [0.3, 0.0], rtol=1e-6)
+  np.testing.assert_allclose([body.moved, head.moved], [(1 / 6) ** 0.5, (25 / 6) ** 0.5], rtol=1e-6)
+  assert all(np.isnan(row.moved) for row in sm.module_summary(labels, phi, log_sigma2))
+  cut = sm.module_summary(labels, phi, log_sigma2, {**thetas, "head": None})  # of adapt_tasks
+  assert (cut[0], cut[1].moved) == (body, 0.0)
+  with pytest.raises(ValueError, match=r"thetas/head has shape \(3,\).*leading axis T"):
+    sm.module_summary(labels, phi, log_sigma2, {**thetas, "head": phi["head"]})
+
+
+def test_an_nnx_state_goes_all_the_way():
+  graph, params = nnx.split(Mlp(nnx.Rngs(0)), nnx.Param)
+  labels = sm.by_layer(params)
+  assert modules.names(labels) == ("body", "head")
+  assert jax.tree.structure(labels) == jax.tree.structure(params)
+  assert jax.tree.leaves(sm.by_leaf(params)) == [
+    "body/bias",
+    "body/kernel",
+    "head/bias",
+    "head/kernel",
+  ]
+  likelihood = sm.gaussian(lambda theta, x: nnx.merge(graph, theta)(x))
+  learner = sm.sigma_imaml(
+    likelihood, labels, inner=sm.Inner(optax.sgd(0.1), 5), init_sigma={"body": 0.0, "head": 0.5}
+  )
+  x = jax.random.normal(jax.random.key(1), (2, 4, 2))
+  batch = sm.Batch(x, jnp.sum(x, -1, keepdims=True))
+  state = learner.init(params)
+  new, metrics = jax.jit(learner.update)(state, sm.Task(batch, batch))
+  assert jax.tree.structure(new.phi) == jax.tree.structure(params)
+  assert metrics.num_failed == 0
+  theta, _ = learner.adapt(new, jax.tree.map(lambda a: a[0], batch))
+  moved = {n: float(jnp.abs(theta[n].kernel[...] - new.phi[n].kernel[...]).max()) for n in theta}
+  assert moved["body"] == 0.0 and moved["head"] > 0.0
+  summary = sm.module_summary(labels, new.phi, new.log_sigma2)
+  assert [(row.name, row.size) for row in summary] == [("body", 9), ("head", 4)]

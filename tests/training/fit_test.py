@@ -1,0 +1,348 @@
+"""The training loop: resumption, rows, evaluation, errors, signals, memory."""
+
+import faulthandler
+import gc
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import shrinkmeta as sm
+from shrinkmeta.training import stopping
+from tests import fit_worker
+
+SOURCE = fit_worker.source
+loop = sys.modules["shrinkmeta.training.fit"]  # `shrinkmeta.fit` is the function
+
+
+def make(algorithm="sigma_imaml", width=4, steps=3):
+  learner, params = fit_worker.make_learner(algorithm, None, width, steps)
+  return learner, learner.init(params)
+
+
+def run(learner, state, steps, source=SOURCE, **keywords):
+  rows = []
+  keywords = {"meta_batch": 3, "callbacks": [sm.recorder(rows)]} | keywords
+  return sm.fit(learner, state, source, steps, **keywords), rows
+
+
+def test_fit_is_the_loop_written_out():
+  learner, state = make()
+  fitted, rows = run(learner, state, 4)
+  update = jax.jit(learner.update)
+  for i in range(4):
+    state, metrics = update(state, SOURCE(3 * i, 3))
+    np.testing.assert_allclose(rows[i]["loss"], metrics.loss, rtol=1e-6)
+    np.testing.assert_allclose(rows[i]["inner_steps"], metrics.inner.steps.mean(), rtol=1e-6)
+    np.testing.assert_allclose(rows[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
+    sigma = math.exp(0.5 * float(state.log_sigma2["layer_1"]))
+    np.testing.assert_allclose(rows[i]["sigma/layer_1"], sigma, rtol=1e-6)
+  # Two programs, which may round otherwise: differences of large numbers show it.
+  chex.assert_trees_all_close(fitted, state, rtol=1e-5)
+  assert [row["step"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_the_state_given_can_be_used_again():
+  learner, state = make()
+  first, _ = run(learner, state, 2)
+  second, _ = run(learner, state, 2)
+  chex.assert_trees_all_equal(first, second)
+
+
+def test_a_module_is_frozen_by_a_number():
+  learner, state = make()
+  frozen = state._replace(log_sigma2=state.log_sigma2 | {"layer_1": -math.inf})
+  fitted, rows = run(learner, frozen, 2)
+  assert fitted.log_sigma2["layer_1"] == -math.inf and rows[1]["sigma/layer_1"] == 0.0
+
+
+def test_tasks_are_counted_exactly_in_sixteen_bits():
+  """257 is no number of bfloat16."""
+  linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
+  learner = sm.reptile(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
+  one = jnp.ones((257, 2), jnp.bfloat16)
+  state = learner.init({"w": jnp.zeros([], jnp.bfloat16)})
+  _, rows = run(learner, state, 1, lambda first, count: sm.Task(sm.Batch(one, one), None),
+                meta_batch=257)  # fmt: skip
+  assert rows[0]["failed"] == 0.0
+
+
+def test_micro_batches_add_up_with_priors_and_failed_tasks():
+  """Exactly the mean over sound tasks, the priors counted once."""
+  params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
+  keys = jax.random.split(jax.random.key(0), 2)
+  x, y = jax.random.normal(keys[0], (6, 8, 2)), jax.random.normal(keys[1], (6, 8))
+  y = y.at[1].set(jnp.inf)  # one task fails
+
+  def source(first, count):
+    pick = slice(first, first + count)
+    batch = lambda half: sm.Batch(x[pick, half], y[pick, half])
+    return sm.Task(batch(slice(0, 4)), batch(slice(4, 8)))
+
+  for algorithm in (sm.sigma_imaml, sm.sigma_reptile, sm.empirical_bayes):
+    learner = algorithm(
+      sm.gaussian(lambda p, x: x @ p["w"] + p["b"], 1.0),
+      sm.by_leaf(params),
+      log_p_phi=lambda phi: -0.5 * optax.tree.norm(phi, squared=True),
+      log_p_sigma=sm.priors.half_cauchy(1.0),
+      inner=sm.Inner(optax.sgd(0.1), 20),
+      phi_optimizer=optax.sgd(0.1),
+      sigma_optimizer=optax.sgd(0.1),
+    )
+    state = learner.init({"w": jnp.ones(2), "b": jnp.ones([])})
+    whole, rows = run(learner, state, 1, source, meta_batch=6)
+    parts, part_rows = run(learner, state, 1, source, meta_batch=6, micro_batches=3)
+    chex.assert_trees_all_close(whole, parts, rtol=1e-5)
+    assert rows[0]["failed"] == part_rows[0]["failed"] == 1
+    for name in rows[0].keys() - {"seconds", "solve_residual", "inner_grad_norm"}:
+      np.testing.assert_allclose(rows[0][name], part_rows[0][name], rtol=1e-5, err_msg=name)
+
+
+def test_keys_differ_from_task_to_task_also_in_micro_batches():
+  """Mini-batches are drawn by the task's number in the meta-step, however it is cut."""
+  learner, params = fit_worker.make_learner("reptile", None, 4)
+  inner = sm.Inner(optax.sgd(0.02), steps=3, batch_size=2)
+  learner = sm.reptile(learner.spec.likelihood, learner.labels, inner=inner)
+  state, key = learner.init(params), jax.random.key(5)
+  whole, _ = run(learner, state, 2, meta_batch=4, key=key)
+  parts, _ = run(learner, state, 2, meta_batch=4, key=key, micro_batches=2)
+  other, _ = run(learner, state, 2, meta_batch=4, key=jax.random.key(6))
+  chex.assert_trees_all_close(whole, parts, rtol=1e-5)
+  update, loop = jax.jit(learner.update), state
+  for step in range(2):
+    loop, _ = update(loop, SOURCE(4 * step, 4), jax.random.fold_in(key, step))
+  chex.assert_trees_all_close(whole, loop, rtol=1e-5)
+  assert not np.allclose(whole.phi["layer_1"]["w"], other.phi["layer_1"]["w"], rtol=1e-4)
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path):
+  learner, state = make()
+  straight, rows = run(learner, state, 9)
+  keep = sm.Checkpoints(tmp_path / "run", every=2)
+  log = tmp_path / "run" / "log.jsonl"
+  run(learner, state, 5, checkpoints=keep, callbacks=[sm.json_lines(log)])
+  with log.open("a") as file:
+    file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # of steps that are not saved
+  resumed, _ = run(learner, state, 9, checkpoints=keep, callbacks=[sm.json_lines(log)])
+  chex.assert_trees_all_equal(straight, resumed)
+  timeless = lambda row: {k: v for k, v in row.items() if k != "seconds"}
+  assert list(map(timeless, sm.read_json_lines(log))) == list(map(timeless, rows))
+  again, rows = run(learner, state, 9, checkpoints=keep)
+  assert rows == []
+  chex.assert_trees_all_equal(again, straight)
+
+
+def test_the_best_evaluated_state_is_kept(tmp_path):
+  learner, state = make()
+  values = iter([3.0, 1.0, 2.0])
+  keywords = {
+    "evaluate": lambda state: {"nll": next(values)},
+    "evaluate_every": 2,
+    "best": "nll",
+    "checkpoints": sm.Checkpoints(tmp_path, every=100, keep=1),
+  }
+  _, rows = run(learner, state, 6, **keywords)
+  assert [row.get("eval/nll") for row in rows] == [None, 3.0, None, 1.0, None, 2.0]
+  assert sorted(os.listdir(tmp_path)) == ["4", "6"]
+
+
+def test_json_lines_are_strict(tmp_path):
+  log = sm.json_lines(tmp_path / "log.jsonl")
+  log.begin(0, 1)
+  log.record(0, {"a": math.nan, "b": 1.5})
+  log.end()
+  assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 0, "a": None, "b": 1.5}
+  assert math.isnan(sm.read_json_lines(tmp_path / "log.jsonl")[0]["a"])
+
+
+def test_progress_bar_and_tensorboard(tmp_path, capsys):
+  learner, state = make()
+  callbacks = [sm.progress_bar("name"), sm.tensorboard(tmp_path)]
+  run(learner, state, 3, callbacks=callbacks)
+  assert "name: 100%" in capsys.readouterr().err
+  assert any("tfevents" in name for name in os.listdir(tmp_path))
+
+
+def test_no_sound_task_is_an_error_that_names_the_step():
+  learner, state = make()
+
+  def source(first, count):
+    tasks = SOURCE(first, count)
+    return tasks if first < 6 else jax.tree.map(lambda x: x * jnp.nan, tasks)
+
+  rows = []
+  with pytest.raises(FloatingPointError, match=r"No task of step 2 had a finite loss"):
+    run(learner, state, 5, source, callbacks=[sm.recorder(rows)])
+  assert [row["failed"] for row in rows] == [0, 0, 3]
+
+
+def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
+  learner, state = make()
+  prior = lambda phi: -jnp.linalg.norm(0.0 * jax.tree.leaves(phi)[0])
+  wrong = sm.sigma_imaml(learner.spec.likelihood, learner.labels, log_p_phi=prior)
+  with pytest.raises(FloatingPointError, match="of step 0 is not finite.*look at log_p_phi"):
+    run(wrong, state, 3)
+
+
+def test_wrong_arguments(tmp_path):
+  learner, state = make()
+  for keywords, message in (
+    ({"meta_batch": 4, "micro_batches": 3}, "micro_batches divides"),
+    ({"evaluate": lambda s: {}}, "go together"),
+    ({"best": "nll"}, "there is no evaluate"),
+    ({"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "a"}, "pass checkpoints="),
+  ):
+    with pytest.raises(ValueError, match=message):
+      run(learner, state, 1, **keywords)
+  with pytest.raises(ValueError, match=r"gives \['eval/a'\]"):
+    keywords = {"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}
+    run(learner, state, 1, checkpoints=sm.Checkpoints(tmp_path / "b"), **keywords)
+  with pytest.raises(ValueError, match="that of step 7, beyond the 2 asked for"):
+    run(learner, state._replace(step=jnp.asarray(7)), 2)
+  for more in (1, -1):
+    with pytest.raises(
+      ValueError, match=rf"source\(0, 3\) returned {3 + more} tasks; 3 were asked"
+    ):
+      run(learner, state, 1, lambda first, count, more=more: SOURCE(first, count + more))
+  joint = sm.sigma_reptile(learner.spec.likelihood, learner.labels, sigma_gradient="joint")
+  with pytest.raises(ValueError, match="micro_batches must be 1; got 3"):
+    run(joint, state, 1, micro_batches=3)
+
+
+def test_estimate_counts_what_is_there():
+  x = jnp.ones([256, 256])
+  needed = sm.estimate(jax.jit(lambda x: x @ x).lower(x).compile())
+  assert needed is not None
+  assert needed.arguments == needed.outputs == 4 * 256**2
+  assert needed.bytes >= 2 * 4 * 256**2 and needed.flops >= 2 * 256**3
+  donated = sm.estimate(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
+  assert donated is not None and donated.outputs == 0
+  assert "MB a device" in str(needed)
+
+
+SIGNALS = """
+import os, signal, sys
+from tests import fit_worker
+import shrinkmeta as sm
+
+learner, params = fit_worker.make_learner("maml", None, 4)
+def source(first, count):
+  if first == 3 * 4:  # while step 4 is under way
+    {action}
+  return fit_worker.source(first, count)
+rows = []
+sm.fit(learner, learner.init(params), source, 10, meta_batch=3, callbacks=[sm.recorder(rows)],
+       checkpoints=sm.Checkpoints(sys.argv[1], every=100), stall_seconds=2.0)
+"""
+
+
+def child(action, folder):
+  command = [sys.executable, "-c", SIGNALS.format(action=action), str(folder)]
+  root = str(pathlib.Path(__file__).absolute().parents[2])
+  return subprocess.run(
+    command, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=120
+  )
+
+
+def test_sigterm_saves_the_step_under_way(tmp_path):
+  done = child("os.kill(os.getpid(), signal.SIGTERM)", tmp_path)
+  assert done.returncode == 128 + signal.SIGTERM, done.stderr
+  assert os.listdir(tmp_path) == ["5"]
+
+
+def test_a_sigterm_on_which_nobody_acted_is_handed_on():
+  """One that comes after the last step, while the last state is written."""
+  received = []
+  old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+  try:
+    for acted, wanted in ((False, [signal.SIGTERM]), (True, [])):
+      received.clear()
+      with stopping.sigterm() as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert not acted or stopped(3)
+        assert received == []
+      assert received == wanted
+  finally:
+    signal.signal(signal.SIGTERM, old)
+
+
+def test_a_stall_ends_the_process_and_shows_where(tmp_path):
+  done = child("import time; time.sleep(60)", tmp_path)
+  assert done.returncode == 1
+  assert "Timeout" in done.stderr and "in source" in done.stderr
+
+
+@pytest.mark.slow
+def test_five_thousand_updates_leave_nothing_behind():
+  """Resident memory after step 500 grows by less than 2 %, the number of arrays not at all."""
+  learner, state = make()
+  page = os.sysconf("SC_PAGE_SIZE")
+  seen = {}
+
+  def record(step, row):
+    if step in (500, 4999):
+      gc.collect()
+      with open("/proc/self/statm") as file:
+        seen[step] = int(file.read().split()[1]) * page, len(jax.live_arrays())
+
+  watch = sm.Callback(lambda first, steps: None, record, lambda: None)
+  run(learner, state, 5000, callbacks=[watch])
+  assert seen[4999][1] == seen[500][1]
+  assert seen[4999][0] < 1.02 * seen[500][0], seen
+
+
+def test_another_meta_batch_is_another_run(tmp_path):
+  learner, state = make()
+  kept = sm.Checkpoints(tmp_path)
+  run(learner, state, 2, checkpoints=kept)
+  with pytest.raises(ValueError, match="argument meta_batch: 3 in it, 5 here"):
+    run(learner, state, 4, checkpoints=kept, meta_batch=5)
+
+
+def test_compilation_is_not_watched(monkeypatch):
+  """Tasks of another shape compile in the middle of a run, for longer than a step may take."""
+  calls = []
+  for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
+    monkeypatch.setattr(faulthandler, name, lambda *a, name=name, **k: calls.append(name))
+  watchdog = stopping.Watchdog(1.0)
+
+  def traced(x):
+    calls.append("traced")
+    return x + 1
+
+  f = loop._telling(traced, watchdog)
+  f(jnp.zeros(2))
+  assert calls == ["traced"]  # the first step is not watched at all
+  watchdog.start()
+  f(jnp.zeros(2))
+  assert calls[1:] == ["dump_traceback_later"]
+  f(jnp.zeros(3))
+  cancel, dump = "cancel_dump_traceback_later", "dump_traceback_later"
+  assert calls[2:] == [cancel, "traced", dump]
+  assert watchdog.stop() and not watchdog.stop()
+
+
+def test_where_dispatch_returns_early_a_step_is_waited_for_under_the_watchdog(monkeypatch):
+  """On accelerators, wherever the step's numbers are read at once."""
+  events = []
+  wait = jax.block_until_ready
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append("waited") or wait(x))
+  monkeypatch.setattr(stopping.Watchdog, "start", lambda self: events.append("start"))
+  monkeypatch.setattr(stopping.Watchdog, "stop", lambda self: events.append("stop"))
+  learner, state = make()
+  run(learner, state, 4, evaluate=lambda state: {"x": 0.0}, evaluate_every=2)
+  assert events.count("waited") == 2
+  for i, event in enumerate(events):
+    if event == "waited":
+      assert events[i - 1 : i + 2] == ["start", "waited", "stop"]
