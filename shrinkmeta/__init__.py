@@ -19,18 +19,18 @@ from shrinkmeta.algorithms import (
 )
 from shrinkmeta.base import MetaLearner, MetaState, Metrics
 from shrinkmeta.curvature.solvers import SolveInfo
-from shrinkmeta.devices.batching import over_tasks
-from shrinkmeta.devices.memory import Estimate, estimate
+from shrinkmeta.devices.batching import num_tasks, over_tasks
+from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
 from shrinkmeta.gradient_check import GradientCheck, check_meta_gradient
 from shrinkmeta.gradients.evidence import EvidenceInfo, log_evidence, restriction
 from shrinkmeta.gradients.implicit import Implicit, MetaParams, map_estimate
 from shrinkmeta.gradients.log_det import LogDet
-from shrinkmeta.gradients.per_task import Row
+from shrinkmeta.gradients.per_task import Algorithm
 from shrinkmeta.learner import make_learner
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.mode.optimise import Inner, InnerInfo
-from shrinkmeta.mode.warm_start import WarmStart, put, take
+from shrinkmeta.mode.warm_start import WarmStart
 from shrinkmeta.model import priors
 from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior
 from shrinkmeta.model.likelihood import (
@@ -44,6 +44,7 @@ from shrinkmeta.model.likelihood import (
   poisson,
 )
 from shrinkmeta.model.modules import (
+  Labels,
   ModuleSummary,
   by_layer,
   by_leaf,
@@ -73,12 +74,13 @@ __all__ = (
   "Calibration",
   "Callback",
   "Checkpoints",
-  "Estimate",
+  "ProgramCost",
   "EvidenceInfo",
   "GradientCheck",
   "Implicit",
   "Inner",
   "InnerInfo",
+  "Labels",
   "Likelihood",
   "LogDet",
   "MetaLearner",
@@ -88,7 +90,7 @@ __all__ = (
   "ModuleSummary",
   "Posterior",
   "Predictive",
-  "Row",
+  "Algorithm",
   "SolveInfo",
   "Task",
   "WarmStart",
@@ -103,7 +105,7 @@ __all__ = (
   "check_meta_gradient",
   "coverage",
   "empirical_bayes",
-  "estimate",
+  "program_cost",
   "fine_tuning",
   "fit",
   "fomaml",
@@ -128,13 +130,13 @@ __all__ = (
   "merge",
   "module_summary",
   "no_adaptation",
+  "num_tasks",
   "over_tasks",
   "place_state",
   "place_tasks",
   "poisson",
   "posterior",
   "progress_bar",
-  "put",
   "read_json_lines",
   "recorder",
   "reptile",
@@ -146,7 +148,6 @@ __all__ = (
   "sigma_reptile",
   "stack_batches",
   "stack_tasks",
-  "take",
   "task_mesh",
   "tensorboard",
 )

@@ -28,27 +28,27 @@ from absl import logging
 
 from shrinkmeta.base import MetaLearner
 from shrinkmeta.gradients.implicit import Implicit
-from shrinkmeta.gradients.per_task import Row
+from shrinkmeta.gradients.per_task import Algorithm
 from shrinkmeta.learner import make_learner
 from shrinkmeta.mode.optimise import Inner
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 
-FAMILY: dict[str, Row] = {
-  "maml": Row("inf", "predictive", "unrolled"),
-  "fomaml": Row("inf", "predictive", "first_order"),
-  "imaml": Row("fixed", "predictive", "implicit"),
-  "reptile": Row("inf", "map", "none"),
-  "sigma_maml": Row("learned", "predictive", "unrolled"),
-  "sigma_imaml": Row("learned", "predictive", "implicit"),
-  "sigma_reptile": Row("learned", "map", "implicit"),
-  "meta_sgd": Row("learned", "predictive", "unrolled", prior=False),
-  "empirical_bayes": Row("learned", "evidence", "implicit"),
-  "hand_picked": Row("inf", "predictive", "unrolled"),
-  "anil": Row("inf", "predictive", "unrolled"),
-  "boil": Row("inf", "predictive", "unrolled"),
-  "fine_tuning": Row("inf", "pooled", "none"),
-  "no_adaptation": Row("inf", "pooled", "none"),
+FAMILY: dict[str, Algorithm] = {
+  "maml": Algorithm("inf", "predictive", "unrolled"),
+  "fomaml": Algorithm("inf", "predictive", "first_order"),
+  "imaml": Algorithm("fixed", "predictive", "implicit"),
+  "reptile": Algorithm("inf", "map", "none"),
+  "sigma_maml": Algorithm("learned", "predictive", "unrolled"),
+  "sigma_imaml": Algorithm("learned", "predictive", "implicit"),
+  "sigma_reptile": Algorithm("learned", "map", "implicit"),
+  "meta_sgd": Algorithm("learned", "predictive", "unrolled", prior=False),
+  "empirical_bayes": Algorithm("learned", "evidence", "implicit"),
+  "hand_picked": Algorithm("inf", "predictive", "unrolled"),
+  "anil": Algorithm("inf", "predictive", "unrolled"),
+  "boil": Algorithm("inf", "predictive", "unrolled"),
+  "fine_tuning": Algorithm("inf", "pooled", "none"),
+  "no_adaptation": Algorithm("inf", "pooled", "none"),
 }
 
 # One step size for the objective per example, in theta (sigma = inf) or in z.
@@ -86,7 +86,7 @@ def _head(name: str, labels: modules.Labels) -> str:
 
 
 def _without_sigma(
-  row: Row,
+  row: Algorithm,
   likelihood: Likelihood,
   labels: modules.Labels,
   inner: Inner,

@@ -8,7 +8,7 @@ import optax
 
 from shrinkmeta.curvature.solvers import SolveInfo
 from shrinkmeta.gradients.implicit import MetaParams
-from shrinkmeta.gradients.per_task import Row, Spec
+from shrinkmeta.gradients.per_task import Algorithm, Spec
 from shrinkmeta.gradients.total import PerTask, Sums
 from shrinkmeta.mode.optimise import InnerInfo
 from shrinkmeta.mode.warm_start import WarmStart
@@ -92,6 +92,6 @@ class MetaLearner(NamedTuple):
     return self.spec.labels
 
   @property
-  def row(self) -> Row:
+  def algorithm(self) -> Algorithm:
     """The line of the table."""
-    return self.spec.row
+    return self.spec.algorithm

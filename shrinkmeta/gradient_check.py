@@ -80,7 +80,7 @@ def check_meta_gradient(
   def loss_of_each(params: MetaParams) -> dict[str, jax.Array]:
     moved = state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
     metrics = learner.meta_gradient(moved, tasks, key)[1]
-    followed = metrics.phi_loss if learner.row.phi == "evidence" else metrics.loss
+    followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
     if log_p_sigma is not None:  # reported in no loss, see `make_learner` for its weight
       followed -= log_p_sigma(params.log_sigma2) / _units(learner, tasks, metrics)
     if learner.spec.sigma_gradient == "joint":
@@ -117,7 +117,7 @@ def check_meta_gradient(
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
   """What a prior on sigma is divided by: sound tasks, or their validation examples []."""
-  if learner.row.phi == "evidence" or tasks.val is None:
+  if learner.algorithm.phi == "evidence" or tasks.val is None:
     return metrics.num_sound
   count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.val)
   return jnp.sum(jnp.where(metrics.failed, 0.0, count))
@@ -146,7 +146,7 @@ def _directions(
       norm = optax.tree.norm(part)
       if norm > 0:
         yield "phi", module, kind, zero._replace(phi=optax.tree.scale(1 / norm, part))
-  if learner.row.sigma == "learned":
+  if learner.algorithm.sigma == "learned":
     for module in modules.names(learner.labels):
       if jnp.isfinite(start.log_sigma2[module]):
         axis = zero.log_sigma2 | {module: jnp.ones_like(zero.log_sigma2[module])}

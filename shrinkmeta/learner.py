@@ -30,8 +30,8 @@ from shrinkmeta.gradients.implicit import (
 )
 from shrinkmeta.gradients.log_det import LogDet
 from shrinkmeta.gradients.per_task import (
+  Algorithm,
   Item,
-  Row,
   SigmaGradient,
   Spec,
   check_row,
@@ -59,7 +59,7 @@ PyTree = Any
 
 
 def make_learner(
-  row: Row,
+  row: Algorithm,
   likelihood: Likelihood,
   labels: modules.Labels,
   *,

@@ -111,7 +111,7 @@ def gradient(learner, params, tasks):
   state = learner.init(params)
   grad, metrics = jax.jit(learner.meta_gradient)(state, tasks)
   assert int(metrics.num_failed) == 0
-  if learner.row.gradient == "implicit":
+  if learner.algorithm.gradient == "implicit":
     assert bool(metrics.inner.converged.all())
   return grad, metrics
 

@@ -87,8 +87,8 @@ def test_a_step_size_of_zero_holds_its_module():
 def test_without_a_prior_there_is_no_mode():
   params, _ = problem()
   for row in (
-    sm.Row("learned", "predictive", "implicit", prior=False),
-    sm.Row("inf", "map", "none", prior=False),
+    sm.Algorithm("learned", "predictive", "implicit", prior=False),
+    sm.Algorithm("inf", "map", "none", prior=False),
   ):
     with pytest.raises(ValueError, match="no mode"):
       learner_of(functools.partial(sm.make_learner, row, **REST), params)

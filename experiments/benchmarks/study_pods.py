@@ -109,7 +109,7 @@ def compiled_for(name: str, tiny: bool) -> report.Record:
     tasks = jax.tree.map(like(split), problem.tasks)
     key = jax.tree.map(like(whole), jax.eval_shape(lambda: jax.random.key(0)))
     compiled = jax.jit(learner.update).lower(state, tasks, key).compile()
-    found.append((hlo.collectives(compiled.as_text() or ""), sm.estimate(compiled)))
+    found.append((hlo.collectives(compiled.as_text() or ""), sm.program_cost(compiled)))
   if found[0][0] != found[1][0] or [kind for kind, _ in found[0][0]] != ["all-reduce"]:
     raise AssertionError(f"Not one all-reduce of one size: {[sent for sent, _ in found]}.")
   needed = [n.bytes if n is not None else None for _, n in found]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 
-class Estimate(NamedTuple):
+class ProgramCost(NamedTuple):
   """What one call of a compiled program takes on one device, by XLA's analysis."""
 
   arguments: int  # bytes
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
     )
 
 
-def estimate(compiled: jax.stages.Compiled) -> Estimate | None:
+def program_cost(compiled: jax.stages.Compiled) -> ProgramCost | None:
   """Memory and work of `jax.jit(f).lower(...).compile()`; None where the backend does not tell.
 
   XLA counts a loop's body once, so that the flops of programs with loops are a lower bound.
@@ -35,7 +35,7 @@ def estimate(compiled: jax.stages.Compiled) -> Estimate | None:
   flops = float((cost or {}).get("flops", 0.0))
   if memory is None:
     return None
-  return Estimate(
+  return ProgramCost(
     memory.argument_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
     memory.temp_size_in_bytes,

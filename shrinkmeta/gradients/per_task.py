@@ -38,7 +38,7 @@ from shrinkmeta.model.tasks import Batch, Task, divisor, num_examples
 PyTree = Any
 
 
-class Row(NamedTuple):
+class Algorithm(NamedTuple):
   """One line of the table of algorithms."""
 
   sigma: Literal["inf", "fixed", "learned"]  # "inf": only a mask tells which modules move
@@ -55,7 +55,7 @@ SigmaGradient = Literal["joint", "per_task", "diagonal"]
 class Spec(NamedTuple):
   """What a learner was built from, but for its optimisers; static."""
 
-  row: Row
+  algorithm: Algorithm
   likelihood: Likelihood
   labels: modules.Labels
   inner: Inner
@@ -100,7 +100,7 @@ class TaskResult(NamedTuple):
 
 def log_sigma2_of(spec: Spec, params: MetaParams) -> dict[str, Any]:
   """log sigma^2; as a number, known before compiling, where the row leaves no choice."""
-  if spec.row.sigma != "inf":
+  if spec.algorithm.sigma != "inf":
     return params.log_sigma2
   free = lambda module, value: math.inf if spec.sigma[module] == math.inf else value
   return {module: free(module, value) for module, value in params.log_sigma2.items()}
@@ -109,7 +109,7 @@ def log_sigma2_of(spec: Spec, params: MetaParams) -> dict[str, Any]:
 def moving_of(spec: Spec, params: MetaParams, frozen: Frozen) -> Moving:
   """The model of the modules that move."""
   log_sigma2 = log_sigma2_of(spec, params)
-  prior = spec.row.prior
+  prior = spec.algorithm.prior
   return moving_model(spec.likelihood, spec.labels, params.phi, log_sigma2, frozen, prior)
 
 
@@ -126,7 +126,7 @@ def mode_of(
     batch,
     frozen,
     key=key,
-    prior=spec.row.prior,
+    prior=spec.algorithm.prior,
     **keywords,
   )
 
@@ -192,7 +192,7 @@ def reptile(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen
 def stationary(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
   """Gradients by the implicit function theorem, for sigma and, where phi follows it, l_PLL."""
   task, start = item.task, item.start
-  follows_map = spec.row.phi == "map"
+  follows_map = spec.algorithm.phi == "map"
   mode = _mode_of_item(spec, params, item, key, frozen, info_at_end=not follows_map)
   nll, g = jax.value_and_grad(lambda theta: _val_nll(spec, theta, task))(mode.theta)
   grad, w, solve = implicit_gradient(
@@ -228,7 +228,7 @@ def joint(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) 
 
 def key_of_loop(spec: Spec, key: Any) -> Any:
   """What a task's inner loop draws with; the determinant of the evidence draws with another."""
-  return jax.random.split(key)[0] if key is not None and spec.row.phi == "evidence" else key
+  return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
 
 
 def by_evidence(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen) -> TaskResult:
@@ -276,7 +276,7 @@ def pooled(spec: Spec, params: MetaParams, item: Item, key: Any, frozen: Frozen)
 
 def gradient_of(spec: Spec) -> Callable[..., TaskResult]:
   """The function of this file that belongs to a row."""
-  row = spec.row
+  row = spec.algorithm
   if row.phi in ("pooled", "evidence"):
     return pooled if row.phi == "pooled" else by_evidence
   if row.gradient == "implicit":
@@ -292,7 +292,7 @@ _GRADIENTS = {
 }
 
 
-def check_row(row: Row) -> None:
+def check_row(row: Algorithm) -> None:
   """Raises ValueError unless there is such a row: `gradient_of` would take another for it."""
   fits = row.sigma in ("inf", "fixed", "learned") and row.gradient in _GRADIENTS.get(row.phi, ())
   if not fits or (row.sigma == "learned" and row.gradient == "none"):
@@ -303,13 +303,13 @@ def check_row(row: Row) -> None:
     )
 
 
-def check_sigma_gradient(row: Row, sigma_gradient: SigmaGradient) -> None:
+def check_sigma_gradient(row: Algorithm, sigma_gradient: SigmaGradient) -> None:
   """Raises ValueError unless the row has that choice."""
   if sigma_gradient not in ("joint", "per_task", "diagonal"):
     raise ValueError(
       f'sigma_gradient must be "joint", "per_task" or "diagonal"; got {sigma_gradient!r}.'
     )
-  if sigma_gradient != "per_task" and row != Row("learned", "map", "implicit"):
+  if sigma_gradient != "per_task" and row != Algorithm("learned", "map", "implicit"):
     raise ValueError(
       f"sigma_gradient={sigma_gradient!r} is for sigma_reptile, in which phi follows l_MAP."
     )

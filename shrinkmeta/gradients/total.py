@@ -18,7 +18,7 @@ from shrinkmeta.devices.batching import num_tasks, over_tasks, tasks_at_once
 from shrinkmeta.gradients.evidence import restriction
 from shrinkmeta.gradients.implicit import MetaParams
 from shrinkmeta.gradients.joint import joint_sigma_gradient
-from shrinkmeta.gradients.per_task import Item, Row, Spec, gradient_of, key_of_loop, moving_of
+from shrinkmeta.gradients.per_task import Algorithm, Item, Spec, gradient_of, key_of_loop, moving_of
 from shrinkmeta.mode.frozen import Frozen
 from shrinkmeta.mode.optimise import InnerInfo
 from shrinkmeta.mode.task_model import run_loops
@@ -100,7 +100,7 @@ def sums_over_tasks(
     frozen: modules that need no work.
     first: the number of the first of these tasks among those of the meta-step.
   """
-  row, of_task = spec.row, gradient_of(spec)
+  row, of_task = spec.algorithm, gradient_of(spec)
   follows_objective = row.phi in ("map", "evidence") and row.sigma == "learned"
   dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
 
@@ -161,7 +161,7 @@ def sees_all_tasks(spec: Spec) -> bool:
   return spec.sigma_gradient == "joint" or bool(spec.restricted)
 
 
-def needs_validation(row: Row) -> bool:
+def needs_validation(row: Algorithm) -> bool:
   """Reptile and the evidence look at no validation example."""
   return row.phi != "evidence" and (row.phi, row.gradient) != ("map", "none")
 

@@ -21,21 +21,19 @@ class WarmStart(NamedTuple):
   z: PyTree  # the mode, theta = phi + sigma * z
   w: PyTree  # the solution of the linear system
 
+  def take(self, tasks: jax.Array) -> "WarmStart":
+    """The starts of the tasks with these numbers [T]."""
+    return jax.tree.map(lambda x: x[tasks], self)
+
+  def put(self, tasks: jax.Array, warm: "WarmStart") -> "WarmStart":
+    """The buffer with `warm`, of these tasks [T], written into it."""
+    return jax.tree.map(lambda x, new: x.at[tasks].set(new), self, warm)
+
 
 def no_start(phi: PyTree, count: int) -> WarmStart:
   """`count` tasks that have not been seen: zeros, the cold start, like the moving part of phi."""
   zeros = lambda: jax.tree.map(lambda p: jnp.zeros((count, *p.shape), p.dtype), phi)
   return WarmStart(zeros(), zeros())  # two: a buffer may be donated once
-
-
-def take(buffer: WarmStart, tasks: jax.Array) -> WarmStart:
-  """The starts of the tasks with these numbers [T]."""
-  return jax.tree.map(lambda x: x[tasks], buffer)
-
-
-def put(buffer: WarmStart, tasks: jax.Array, warm: WarmStart) -> WarmStart:
-  """The buffer with `warm`, of these tasks [T], written into it."""
-  return jax.tree.map(lambda x, new: x.at[tasks].set(new), buffer, warm)
 
 
 def check_start(warm: WarmStart, part: PyTree, count: int) -> None:

@@ -33,11 +33,13 @@ def describe(
     for name, leaf in named(state).items()
   }
   labels = dict(validate.leaves_with_names(learner.labels))
-  learnt = learner.row.sigma == "learned"  # then the state has it, but for what is frozen or free
+  learnt = (
+    learner.algorithm.sigma == "learned"
+  )  # then the state has it, but for what is frozen or free
   sigma = {m: f"{s:g}" for m, s in learner.spec.sigma.items() if not learnt or s in (0.0, math.inf)}
   return {
     "format": FORMAT,
-    "row": [*learner.row[:3], *(() if learner.row.prior else ("no prior",))],
+    "row": [*learner.algorithm[:3], *(() if learner.algorithm.prior else ("no prior",))],
     "sigma": sigma,
     "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
     "settings": json.loads(json.dumps(settings)),  # a tuple is a list when it is read again

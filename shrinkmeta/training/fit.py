@@ -20,7 +20,7 @@ from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState, Metrics
 from shrinkmeta.devices.batching import num_tasks
-from shrinkmeta.devices.memory import Estimate, estimate
+from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import Rules, place_state, place_tasks, share_of_tasks
 from shrinkmeta.gradients.total import PerTask, Sums, sees_all_tasks
 from shrinkmeta.model.tasks import Task
@@ -260,7 +260,7 @@ def _telling(
     if shapes not in programs:
       watched = watchdog.stop()
       programs[shapes] = jax.jit(f, **options).lower(*args).compile()
-      _tell(estimate(programs[shapes]), advice)
+      _tell(program_cost(programs[shapes]), advice)
       if watched:
         watchdog.start()
     return programs[shapes](*args)
@@ -283,13 +283,13 @@ def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, 
   if solve is not None:
     row["solve_residual"], row["solve_steps"] = solve.residual, solve.steps
     row["negative_curvature"] = solve.negative_curvature
-  if learner.row.sigma != "inf":
+  if learner.algorithm.sigma != "inf":
     row["sigma_grad_norm"] = optax.tree.norm(metrics.sigma_grad)
     row |= {f"sigma/{m}": jnp.exp(0.5 * value) for m, value in state.log_sigma2.items()}
   return row
 
 
-def _tell(needed: Estimate | None, advice: str) -> None:
+def _tell(needed: ProgramCost | None, advice: str) -> None:
   """Logs what an update needs; raises MemoryError where the device has less."""
   logging.info("An update takes %s.", needed or "memory that this backend does not tell")
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -46,7 +46,7 @@ def test_every_arm_builds_its_row(name):
   likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
   config = configs.load("smoke", ["arms.hand_picked.task_specific=w"])
   learner = arms.make_learner(name, config, likelihood, {"w": "w"}, None)
-  assert learner.row == sm.FAMILY[name]
+  assert learner.algorithm == sm.FAMILY[name]
 
 
 def test_settings_reach_the_learner():

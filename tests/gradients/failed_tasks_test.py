@@ -232,14 +232,14 @@ def test_data_in_another_precision_than_the_parameters(name):
 @pytest.mark.parametrize(
   "row",
   [
-    sm.Row("learned", "map", "unrolled"),
-    sm.Row("Learned", "predictive", "unrolled"),
-    sm.Row("learned", "joint", "implicit"),
-    sm.Row("learned", "map", "none"),
+    sm.Algorithm("learned", "map", "unrolled"),
+    sm.Algorithm("Learned", "predictive", "unrolled"),
+    sm.Algorithm("learned", "joint", "implicit"),
+    sm.Algorithm("learned", "map", "none"),
   ],
 )
 def test_there_is_no_such_row(row):
-  with pytest.raises(ValueError, match="There is no Row.*predictive: unrolled or first_order"):
+  with pytest.raises(ValueError, match="There is no Algorithm.*: unrolled or first_order"):
     sm.make_learner(
       row,
       sm.gaussian(lambda p, x: x),

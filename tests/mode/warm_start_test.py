@@ -63,11 +63,11 @@ def test_a_buffer_of_recurring_tasks():
   learner, state, tasks = problem()
   buffer = learner.no_start(state, 10)
   ids = jnp.array([7, 2, 0, 5])
-  _, metrics = jax.jit(learner.update)(state, tasks, warm=sm.take(buffer, ids))
-  buffer = sm.put(buffer, ids, metrics.warm)
-  chex.assert_trees_all_equal(sm.take(buffer, ids), metrics.warm)
+  _, metrics = jax.jit(learner.update)(state, tasks, warm=buffer.take(ids))
+  buffer = buffer.put(ids, metrics.warm)
+  chex.assert_trees_all_equal(buffer.take(ids), metrics.warm)
   assert all(not np.any(x[jnp.array([1, 3, 4, 6, 8, 9])]) for x in jax.tree.leaves(buffer))
-  donating = jax.jit(sm.put, donate_argnums=0)
+  donating = jax.jit(sm.WarmStart.put, donate_argnums=0)
   chex.assert_trees_all_equal(donating(learner.no_start(state, 10), ids, metrics.warm), buffer)
 
 

@@ -221,11 +221,11 @@ def test_wrong_arguments(tmp_path):
 
 def test_estimate_counts_what_is_there():
   x = jnp.ones([256, 256])
-  needed = sm.estimate(jax.jit(lambda x: x @ x).lower(x).compile())
+  needed = sm.program_cost(jax.jit(lambda x: x @ x).lower(x).compile())
   assert needed is not None
   assert needed.arguments == needed.outputs == 4 * 256**2
   assert needed.bytes >= 2 * 4 * 256**2 and needed.flops >= 2 * 256**3
-  donated = sm.estimate(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
+  donated = sm.program_cost(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile())
   assert donated is not None and donated.outputs == 0
   assert "MB a device" in str(needed)
 

@@ -138,7 +138,7 @@ def test_a_predictive_holds_nothing_of_the_size_of_all_outputs_squared(optimisin
   )  # fmt: skip
   n = 1_000
   compiled = optimising_jit(lambda x: posterior.predictive(x).covariance).lower(jnp.ones(n))
-  needed = sm.estimate(compiled.compile())
+  needed = sm.program_cost(compiled.compile())
   assert needed.bytes < 50 * 8 * n  # n^2 would be 1,000
 
 
