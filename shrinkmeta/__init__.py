@@ -1,36 +1,29 @@
 """Shrinkage meta-learning: which modules does each task need for itself, how far may they go?"""
 
-from shrinkmeta.algorithms import (
-  FAMILY,
-  anil,
-  boil,
-  empirical_bayes,
-  fine_tuning,
-  fomaml,
-  hand_picked,
-  imaml,
-  maml,
-  meta_sgd,
-  no_adaptation,
-  reptile,
-  sigma_imaml,
-  sigma_maml,
-  sigma_reptile,
+from shrinkmeta.algorithms.at_the_mode import empirical_bayes, imaml, sigma_imaml, sigma_reptile
+from shrinkmeta.algorithms.baselines import anil, boil, fine_tuning, hand_picked, no_adaptation
+from shrinkmeta.algorithms.table import FAMILY
+from shrinkmeta.algorithms.through_steps import fomaml, maml, meta_sgd, reptile, sigma_maml
+from shrinkmeta.base import (
+  EvidenceInfo,
+  InnerInfo,
+  MetaLearner,
+  MetaParams,
+  MetaState,
+  Metrics,
+  SolveInfo,
+  WarmStart,
 )
-from shrinkmeta.base import MetaLearner, MetaState, Metrics
-from shrinkmeta.curvature.solvers import SolveInfo
+from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
 from shrinkmeta.devices.batching import num_tasks, over_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
 from shrinkmeta.gradient_check import GradientCheck, check_meta_gradient
-from shrinkmeta.gradients.evidence import EvidenceInfo, log_evidence, restriction
-from shrinkmeta.gradients.implicit import Implicit, MetaParams, map_estimate
-from shrinkmeta.gradients.log_det import LogDet
-from shrinkmeta.gradients.per_task import Algorithm
+from shrinkmeta.gradients.evidence import log_evidence
+from shrinkmeta.gradients.implicit import map_estimate
+from shrinkmeta.gradients.restriction import restriction
 from shrinkmeta.learner import make_learner
 from shrinkmeta.mode.frozen import merge
-from shrinkmeta.mode.optimise import Inner, InnerInfo
-from shrinkmeta.mode.warm_start import WarmStart
 from shrinkmeta.model import priors
 from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior
 from shrinkmeta.model.likelihood import (
@@ -68,86 +61,39 @@ from shrinkmeta.uncertainty.posterior import Posterior, Predictive, posterior
 
 __version__ = "0.1.0"
 
+# One purpose a group, each sorted.
+# fmt: off
 __all__ = (
-  "FAMILY",
-  "Batch",
-  "Calibration",
-  "Callback",
-  "Checkpoints",
-  "ProgramCost",
-  "EvidenceInfo",
-  "GradientCheck",
-  "Implicit",
-  "Inner",
-  "InnerInfo",
-  "Labels",
-  "Likelihood",
-  "LogDet",
-  "MetaLearner",
-  "MetaParams",
-  "MetaState",
-  "Metrics",
-  "ModuleSummary",
-  "Posterior",
-  "Predictive",
-  "Algorithm",
-  "SolveInfo",
-  "Task",
-  "WarmStart",
-  "anil",
-  "bernoulli",
-  "boil",
-  "by_layer",
-  "by_leaf",
-  "by_path",
-  "calibration",
-  "categorical",
-  "check_meta_gradient",
-  "coverage",
-  "empirical_bayes",
-  "program_cost",
-  "fine_tuning",
-  "fit",
-  "fomaml",
-  "format_summary",
-  "gaussian",
-  "gaussian_with_scale",
-  "hand_picked",
-  "priors",
-  "imaml",
-  "in_precision",
-  "json_lines",
-  "log_evidence",
-  "log_joint",
-  "log_likelihood",
-  "log_predictive",
-  "log_prior",
-  "make_learner",
-  "maml",
-  "meta_sgd",
-  "mean_and_scale",
-  "map_estimate",
-  "merge",
-  "module_summary",
-  "no_adaptation",
-  "num_tasks",
-  "over_tasks",
-  "place_state",
-  "place_tasks",
-  "poisson",
-  "posterior",
-  "progress_bar",
-  "read_json_lines",
-  "recorder",
-  "reptile",
-  "restore",
-  "restriction",
-  "share_of_tasks",
-  "sigma_imaml",
-  "sigma_maml",
-  "sigma_reptile",
-  "stack_batches",
-  "stack_tasks",
-  "task_mesh",
-  "tensorboard",
+  # Data of tasks.
+  "Batch", "Task", "num_tasks", "stack_batches", "stack_tasks",
+  # Likelihoods.
+  "Likelihood", "bernoulli", "categorical", "gaussian", "gaussian_with_scale",
+  "in_precision", "mean_and_scale", "poisson",
+  # Modules: which parameters share one sigma.
+  "Labels", "by_layer", "by_leaf", "by_path", "merge",
+  "ModuleSummary", "format_summary", "module_summary",
+  # Densities and priors.
+  "log_joint", "log_likelihood", "log_predictive", "log_prior", "priors",
+  # Settings.
+  "Algorithm", "Implicit", "Inner", "LogDet",
+  # Algorithms.
+  "FAMILY", "anil", "boil", "empirical_bayes", "fine_tuning", "fomaml", "hand_picked", "imaml",
+  "make_learner", "maml", "meta_sgd", "no_adaptation", "reptile",
+  "sigma_imaml", "sigma_maml", "sigma_reptile",
+  # Learners: what they hand on and what they report.
+  "MetaLearner", "MetaParams", "MetaState", "Metrics", "WarmStart",
+  "EvidenceInfo", "InnerInfo", "SolveInfo",
+  # The mode and the evidence of one task.
+  "log_evidence", "map_estimate", "restriction",
+  # Uncertainty.
+  "Calibration", "Posterior", "Predictive", "calibration", "coverage", "posterior",
+  # Training.
+  "Checkpoints", "fit", "restore",
+  "Callback", "json_lines", "progress_bar", "read_json_lines", "recorder", "tensorboard",
+  # Devices and memory.
+  "over_tasks", "place_state", "place_tasks", "share_of_tasks", "task_mesh",
+  "ProgramCost", "program_cost",
+  # Looking inside.
+  "GradientCheck", "check_meta_gradient",
 )
+# fmt: on

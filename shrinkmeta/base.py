@@ -1,4 +1,7 @@
-"""What a learner is: pure functions, the state that they hand on and what they report."""
+"""The types that travel: parameters, states, what a learner is, and what it reports.
+
+Shapes: T tasks; [] is a scalar. A tree like phi has the structure and shapes of the parameters.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,40 +9,117 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from shrinkmeta.curvature.solvers import SolveInfo
-from shrinkmeta.gradients.implicit import MetaParams
-from shrinkmeta.gradients.per_task import Algorithm, Spec
-from shrinkmeta.gradients.total import PerTask, Sums
-from shrinkmeta.mode.optimise import InnerInfo
-from shrinkmeta.mode.warm_start import WarmStart
+from shrinkmeta.config import Algorithm, Spec
 from shrinkmeta.model import modules
 
 PyTree = Any
 
 
+class MetaParams(NamedTuple):
+  """What all tasks share, or a gradient with respect to it."""
+
+  phi: PyTree  # mean of theta
+  log_sigma2: dict[str, jax.Array]  # {module: []} log variance of theta around phi
+
+
+class WarmStart(NamedTuple):
+  """Where a task's loop and solve ended: a start for the next time the same task comes.
+
+  phi and sigma move little from one update to the next, and so do z_hat and w of a task in whitened
+  coordinates. Tasks that recur may begin there; a loop or a solve that stops by tolerance then
+  stops sooner. Both trees are like phi, with None for frozen modules. Of T tasks the leaves lead
+  with [T], and a buffer of K tasks leads with [K].
+
+  >>> import jax.numpy as jnp
+  >>> buffer = WarmStart(z={"w": jnp.zeros(3)}, w={"w": jnp.zeros(3)})  # of three tasks
+  >>> ended = WarmStart(z={"w": jnp.ones(1)}, w={"w": jnp.ones(1)})
+  >>> buffer.put(jnp.array([2]), ended).take(jnp.array([1, 2])).z["w"].tolist()
+  [0.0, 1.0]
+  """
+
+  z: PyTree  # the mode, theta = phi + sigma * z
+  w: PyTree  # the solution of the linear system
+
+  def take(self, tasks: jax.Array) -> "WarmStart":
+    """Return the starts of some tasks of a buffer.
+
+    Args:
+      tasks: their numbers in the buffer, [T] integers.
+
+    Returns:
+      a WarmStart whose leaves lead with [T].
+    """
+    return jax.tree.map(lambda x: x[tasks], self)
+
+  def put(self, tasks: jax.Array, warm: "WarmStart") -> "WarmStart":
+    """Return the buffer with the starts of some tasks replaced.
+
+    Args:
+      tasks: their numbers in the buffer, [T] integers.
+      warm: the new starts, leaves [T, ...].
+
+    Returns:
+      a buffer of the size of this one.
+    """
+    return jax.tree.map(lambda x, new: x.at[tasks].set(new), self, warm)
+
+
+class InnerInfo(NamedTuple):
+  """How the optimisation of one task ended: at theta_hat, on all examples.
+
+  The algorithms whose gradient needs no mode (`maml`, `fomaml`, `reptile`, ...) report other values
+  in their metrics, because the true ones would cost as much as a step. Their objective is the one
+  at the start of the last step, on its mini-batch, and NaN where no step was taken. Their
+  `grad_norm` is NaN unless Inner.tol asks for it.
+  """
+
+  steps: jax.Array  # [] int32, taken
+  objective: jax.Array  # [] J / N, nats per example
+  grad_norm: jax.Array  # [] norm of grad J / N, with respect to z
+  converged: jax.Array  # [] bool: grad_norm <= tol (1e-3 where Inner.tol is None)
+
+
+class SolveInfo(NamedTuple):
+  """How a linear solve K w = b ended."""
+
+  residual: jax.Array  # [] |b - K w| / |b|; CG reports that of its recursion, without rounding
+  steps: jax.Array  # [] int32, products with K spent
+  negative_curvature: jax.Array  # [] bool: a direction with p^T K p <= 0 was met
+  converged: jax.Array  # [] bool: residual <= tol
+
+
+class EvidenceInfo(NamedTuple):
+  """How a log evidence was found."""
+
+  inner: InnerInfo  # of the mode
+  solve: SolveInfo | None  # of the gradient through the mode; None from `log_evidence`
+  log_det: jax.Array  # [] log det(I + s C s)
+  log_det_error: jax.Array  # [] its standard error; 0 where it is exact
+
+
 class OptState(NamedTuple):
-  """The optimisers' states."""
+  """The states of the two optimisers."""
 
   phi: optax.OptState
   log_sigma2: optax.OptState
 
 
 class MetaState(NamedTuple):
-  """All that the next step needs."""
+  """All that the next update needs."""
 
-  phi: PyTree
+  phi: PyTree  # the parameters that all tasks share
   log_sigma2: dict[str, jax.Array]  # {module: []}; inf: no prior, -inf: frozen
   opt_state: OptState
-  step: jax.Array  # [] int32
+  step: jax.Array  # [] int32, updates done
 
 
 class Metrics(NamedTuple):
-  """What people read. T is the number of tasks; a failed task counts in no mean."""
+  """What people read of an update of T tasks. A failed task counts in no mean."""
 
-  loss: jax.Array  # [] mean over tasks of val_nll; nan without validation data
-  phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; nan: reptile
-  val_nll: jax.Array  # [T] mean validation negative log-likelihood of an example, nats
-  failed: jax.Array  # [T] bool: not finite, or no example; left out of this step
+  loss: jax.Array  # [] mean over tasks of val_nll; NaN without validation data
+  phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; NaN: reptile
+  val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
+  failed: jax.Array  # [T] bool: not finite, or no example; left out of this update
   num_failed: jax.Array  # [] int32
   num_sound: jax.Array  # [] int32, the others
   inner: InnerInfo  # [T] each
@@ -51,29 +131,36 @@ class Metrics(NamedTuple):
   warm: WarmStart | None  # where these tasks may begin next time; None unless a start was given
 
 
+class Sums(NamedTuple):
+  """Sums over the sound ones of T tasks."""
+
+  grad: MetaParams
+  loss: jax.Array  # [] of mean validation negative log-likelihoods
+  phi_loss: jax.Array  # [] of what phi follows
+  judged: jax.Array  # [] examples in phi's loss: of val, of train without val, of both if pooled
+  sound: jax.Array  # [] int32, tasks that count
+  inner: InnerInfo  # [] each, in the dtype of the parameters
+  solve: SolveInfo | None  # likewise; None where no task solves a system of its own
+  tasks: jax.Array  # [] int32, T
+
+
+class PerTask(NamedTuple):
+  """What is known of each of T tasks."""
+
+  val_nll: jax.Array  # [T] nats per example
+  failed: jax.Array  # [T] bool
+  inner: InnerInfo  # [T] each
+  solve: SolveInfo | None  # [T] each
+  warm: WarmStart | None  # leaves [T, ...]
+
+
 class MetaLearner(NamedTuple):
   """An algorithm as pure functions; `jax.jit` them at the edge.
 
-  init(params) -> MetaState
-  update(state, tasks, key=None, warm=None) -> (MetaState, Metrics)
-  adapt(state, batch, steps=None, key=None) -> (theta, InnerInfo), for one task
-  meta_gradient(state, tasks, key=None, warm=None) -> (MetaParams, Metrics)
-  adapt_tasks(state, batches, steps=None, key=None) -> (thetas, InnerInfo), for T tasks
-  no_start(state, count) -> WarmStart, of `count` tasks not seen before
-  sums(state, tasks, key=None, warm=None, first=0) -> (Sums, PerTask)
-  apply(state, sums, per_task) -> (MetaState, Metrics)
-
-  `key` is needed with a batch_size, of Inner or Implicit, or a stochastic log-determinant only.
-  `steps` replaces the learner's own: an int, or an increasing tuple [S] that records one run, so
-  that theta and info lead with [S]. `warm` starts recurring tasks of a row with a mode where they
-  ended before: see `warm.py`.
-
-  `adapt_tasks` runs tasks as `update` does, by the learner's batching and mesh. Frozen modules are
-  not copied T times: their leaves of `thetas` are None, and `sm.merge(thetas, state.phi)` is whole.
-
-  `update` is `apply(state, *sums(state, tasks))`, for all tasks of a meta-step at once. Where they
-  do not fit, `sums` takes micro-batches of them, `first` being the number of a micro-batch's first
-  task: the Sums add up leaf by leaf, the PerTasks are concatenated. `fit` does so.
+  Each function has a docstring of its own: `help(learner.update)`. An update is
+  `apply(state, *sums(state, tasks))`, for all tasks of a meta-batch at once. Where they do not fit,
+  `sums` takes micro-batches of them: the Sums add up leaf by leaf, the PerTasks are concatenated.
+  `sm.fit` does so.
   """
 
   init: Callable[[PyTree], MetaState]
@@ -93,5 +180,5 @@ class MetaLearner(NamedTuple):
 
   @property
   def algorithm(self) -> Algorithm:
-    """The line of the table."""
+    """The line of the table of algorithms."""
     return self.spec.algorithm

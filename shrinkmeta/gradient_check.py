@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shrinkmeta.base import MetaLearner, MetaState, Metrics
-from shrinkmeta.gradients.implicit import MetaParams
+from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 

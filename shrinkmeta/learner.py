@@ -1,17 +1,18 @@
-"""One meta-learner for the whole family: a row of choices, and what follows from it.
+"""The functions of a learner, for every algorithm of the family.
 
-The meta-loss is the mean over tasks of the mean validation negative log-likelihood at theta_hat;
-where phi follows l_MAP it is the mean over tasks of the training negative log joint, and where phi
-and sigma follow the evidence, of the negative log evidence of the training data. Each task gives
-its gradient with respect to (phi, log sigma^2); a task whose loss or gradient is not finite
-is left out of the step and counted.
+The meta-loss is the mean over tasks of the mean validation negative log-likelihood at theta_hat.
+Where phi follows l_MAP it is the mean over tasks of the training negative log joint, and where phi
+and sigma follow the evidence, that of the negative log evidence of the training data. Each task
+gives its gradient with respect to (phi, log sigma^2). A task whose loss or gradient is not finite
+is left out of the update and counted.
 """
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,47 +20,45 @@ import optax
 from jax.sharding import Mesh
 
 from shrinkmeta import validate
-from shrinkmeta.base import MetaLearner, MetaState, Metrics, OptState
-from shrinkmeta.devices.batching import Batching, check_batching, num_tasks, over_tasks
-from shrinkmeta.gradients.implicit import (
-  Implicit,
+from shrinkmeta.base import (
+  InnerInfo,
+  MetaLearner,
   MetaParams,
-  check_dual,
-  check_whole,
-  map_estimate,
-)
-from shrinkmeta.gradients.log_det import LogDet
-from shrinkmeta.gradients.per_task import (
-  Algorithm,
-  Item,
-  SigmaGradient,
-  Spec,
-  check_row,
-  check_sigma_gradient,
-  mode_of,
-)
-from shrinkmeta.gradients.total import (
+  MetaState,
+  Metrics,
+  OptState,
   PerTask,
   Sums,
-  in_blocks,
-  key_of,
-  needs_validation,
-  run_first,
-  sums_over_tasks,
+  WarmStart,
 )
-from shrinkmeta.mode.frozen import Frozen, as_built, frozen_modules, moving
-from shrinkmeta.mode.optimise import Inner, InnerInfo
-from shrinkmeta.mode.warm_start import WarmStart, check_start, no_start
+from shrinkmeta.config import (
+  Algorithm,
+  Frozen,
+  Implicit,
+  Inner,
+  LogDet,
+  SigmaGradient,
+  Spec,
+  check_spec,
+)
+from shrinkmeta.devices.batching import Batching, num_tasks, over_tasks
+from shrinkmeta.gradients.implicit import differentiable_mode
+from shrinkmeta.gradients.per_task import Item
+from shrinkmeta.gradients.total import in_blocks, key_of, model_of, run_first, sums_over_tasks
+from shrinkmeta.meta_step import apply, gradient_from
+from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
+from shrinkmeta.mode.optimise import Steps, posterior_mode
+from shrinkmeta.mode.warm_start import check_start, no_start
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.priors import SigmaPrior
-from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks, divisor
+from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
 
 PyTree = Any
 
 
 def make_learner(
-  row: Algorithm,
+  algorithm: Algorithm,
   likelihood: Likelihood,
   labels: modules.Labels,
   *,
@@ -76,248 +75,287 @@ def make_learner(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Builds the learner of a row; `algorithms.py` names the rows and their defaults.
+  """Build the learner of an algorithm; `sm.maml`, `sm.sigma_imaml`, ... do so with defaults.
 
   Args:
-    init_sigma: sigma_m at the start (fixed rows: for good); a number for all modules or one each.
-      Modules that start at 0 are frozen for good: their parameters are held at phi, have no task
-      axis and no part in the inner loop. (Outside jit, so are those whose log_sigma2 is -inf.)
-    log_p_phi, log_p_sigma: log densities added to the meta-loss, negated, once for the tasks of a
-      step and in its units: over the number of their validation examples (pooled rows: of all their
-      examples; phi following l_MAP, and both following the evidence: over the number of tasks).
-    log_det, restricted: of rows that follow the evidence. `restricted` names modules of phi that
-      are integrated out too (REML), for linear-Gaussian models: see `restriction`.
-    sigma_gradient: of sigma where phi follows l_MAP: through both levels, "joint" (see `joint.py`);
-      with phi held, "per_task"; without the curvature of the loss, "diagonal".
-    batching, mesh: see `over_tasks`. With Inner.tol and blocks of tasks, a task that has converged
-      leaves its block to the next: see `queue.py`.
+    algorithm: a line of `sm.FAMILY`, or one of your own.
+    likelihood: predict and log_prob.
+    labels: the module of every parameter.
+    inner: how theta_hat is found.
+    implicit: how its gradient is found, where the algorithm has an implicit gradient.
+    phi_optimizer: any optax optimiser, for phi.
+    sigma_optimizer: likewise, for log sigma^2 where it is learned.
+    init_sigma: sigma_m at the start (for good where sigma is fixed): a number for all modules, or
+      {module: number}. Modules that start at 0 are frozen for good: their parameters are held at
+      phi, have no task axis and no part in the inner loop. (Outside jit, so are those whose
+      log_sigma2 is -inf.)
+    log_p_phi: a log density phi -> [], subtracted from the meta-loss once per update. It is divided
+      by the number of validation examples, as the likelihood term is. (Pooled algorithms: of all
+      examples; phi following l_MAP or the evidence: by the number of tasks.)
+    log_p_sigma: a log density {module: log sigma_m^2} -> [], likewise, where sigma is learned.
+    log_det: how the determinant of the evidence is found.
+    restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
+      models: see `sm.restriction`.
+    sigma_gradient: sigma's gradient where phi follows l_MAP. "joint" goes through phi_hat and
+      theta_hat, "per_task" through theta_hat with phi held, "diagonal" drops the loss's curvature.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and blocks
+      of tasks, a task that has converged leaves its block to the next.
+    mesh: the devices that the tasks are split over, or None.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    ValueError: settings that do not fit each other.
   """
-  check_row(row)
-  check_batching(batching)
-  sigma = _sigma_by_module(init_sigma, labels)
-  log_sigma2 = {m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()}
-  built_frozen = frozen_modules(log_sigma2)
-  if row.gradient == "unrolled" and inner.tol is not None:
-    raise ValueError(
-      "A gradient through the steps needs their number: set Inner.tol=None, or take an implicit "
-      "row."
-    )
-  if not row.prior and row.gradient not in ("unrolled", "first_order"):
-    raise ValueError("Without a prior there is no mode: the gradient goes through the steps.")
-  if restricted and row.phi != "evidence":
-    raise ValueError("restricted belongs to empirical_bayes, the row that follows the evidence.")
-  if log_det != LogDet() and row.phi != "evidence":
-    raise ValueError("log_det belongs to empirical_bayes, the row that follows the evidence.")
-  if log_p_sigma is not None and row.sigma != "learned":
-    raise ValueError("log_p_sigma is a prior on a sigma that is learned; this row has a fixed one.")
-  if isinstance(restricted, str) or not set(restricted) <= set(modules.names(labels)):
-    raise ValueError(
-      f"restricted must be a tuple of modules; got {restricted!r}, and the modules are "
-      f"{modules.names(labels)}."
-    )
-  if row.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:
-    raise ValueError(
-      f"This row has no finite sigma: init_sigma is 0, for what is frozen, or inf; got {sigma}."
-    )
-  check_sigma_gradient(row, sigma_gradient)
-  if row.phi == "evidence" or sigma_gradient == "joint":
-    check_whole(implicit)
-  if sigma_gradient == "joint" and implicit.solver != "cg":
-    raise ValueError(
-      f'sigma_gradient="joint" is solved by CG: implicit.solver is {implicit.solver!r}.'
-    )
   if sigma_gradient == "diagonal":
     implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
-  if row.gradient == "implicit":
-    check_dual(implicit, log_sigma2)
-  if row.phi == "evidence" and math.inf in sigma.values():
-    raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
-
+  if isinstance(restricted, str):
+    raise TypeError(f"restricted must be a tuple of modules; got the string {restricted!r}.")
   spec = Spec(
-    row,
-    likelihood,
-    labels,
-    inner,
-    implicit,
-    log_det,
-    sigma,
-    sigma_gradient,
-    tuple(restricted),
-    log_p_phi,
-    log_p_sigma,
-    batching,
-    mesh,
+    algorithm=algorithm,
+    likelihood=likelihood,
+    labels=labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    sigma=_sigma_by_module(init_sigma, labels),
+    log_det=log_det,
+    restricted=tuple(restricted),
+    sigma_gradient=sigma_gradient,
+    log_p_phi=log_p_phi,
+    log_p_sigma=log_p_sigma,
+    batching=batching,
+    mesh=mesh,
   )
-  has_mode = row.gradient == "implicit"
+  check_spec(spec)
+  functions = (_init, _update, _adapt, _meta_gradient, _adapt_tasks, _no_start, _sums, apply)
+  return MetaLearner(*(_bound(f, spec) for f in functions), spec=spec)
 
-  def init(params: PyTree) -> MetaState:
-    dtype = validate.parameters("params", params)
-    modules.check_labels(labels, params)
-    # Copies, as donation never reaches the caller's arrays; of a type that no step changes, where
-    # params holds Python's numbers.
-    phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
-    log_s2 = {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()}
-    opt_state = OptState(phi_optimizer.init(phi), sigma_optimizer.init(log_s2))
-    return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32))
 
-  def checked(state: MetaState) -> tuple[MetaParams, Frozen]:
-    """The parameters, after checks, and the modules that need no work."""
-    validate.parameters("state.phi", state.phi)
-    modules.check_labels(labels, state.phi)
-    modules.check_modules("state.log_sigma2", state.log_sigma2, labels)
-    frozen = frozen_modules(state.log_sigma2, built_frozen)
-    built = {m: s for m, s in sigma.items() if m in built_frozen or row.sigma == "inf"}
-    phi = as_built(state.phi, state.log_sigma2, labels, built)
-    return MetaParams(phi, state.log_sigma2), frozen
+def _bound(f: Callable[..., Any], spec: Spec) -> Callable[..., Any]:
+  """Return f with `spec` fixed, under its own docstring and the signature of what is left."""
 
-  def sums(
-    state: MetaState,
-    tasks: Task,
-    key: jax.Array | None = None,
-    warm: WarmStart | None = None,
-    first: jax.typing.ArrayLike = 0,
-  ) -> tuple[Sums, PerTask]:
-    check_tasks(tasks, needs_val=needs_validation(row))
-    params, frozen = checked(state)
-    if warm is not None:
-      if not has_mode:
-        raise ValueError(
-          "A warm start is for rows with a mode: imaml, sigma_imaml, sigma_reptile, "
-          "empirical_bayes."
-        )
-      frozen = built_frozen  # as in no_start
-      check_start(warm, moving(params.phi, labels, frozen), num_tasks(tasks))
-    return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
+  @functools.wraps(f)
+  def bound(*args: Any, **keywords: Any) -> Any:
+    return f(spec, *args, **keywords)
 
-  def gradient_from(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaParams, Metrics]:
-    """The mean over sound tasks, with the priors on phi and sigma."""
-    dtype = sums.loss.dtype
-    count = jnp.maximum(sums.sound, 1).astype(dtype)
-    grad, loss, phi_loss, mean_inner, mean_solve = jax.tree.map(
-      lambda x: x / count, (sums.grad, sums.loss, sums.phi_loss, sums.inner, sums.solve)
-    )
-    by_tasks, by_examples = 1.0 / count, 1.0 / divisor(sums.judged)
-    prior_weight = by_examples if row.phi in ("predictive", "pooled") else by_tasks
-    if log_p_phi is not None:
-      value, prior = jax.value_and_grad(log_p_phi)(state.phi)
-      grad = grad._replace(phi=optax.tree.add_scale(grad.phi, -prior_weight, prior))
-      phi_loss = phi_loss - prior_weight * value
-    if log_p_sigma is not None:
-      prior = jax.grad(log_p_sigma)(state.log_sigma2)
-      sigma_weight = -by_tasks if row.phi == "evidence" else -by_examples
-      grad = grad._replace(log_sigma2=optax.tree.add_scale(grad.log_sigma2, sigma_weight, prior))
-    if row.sigma != "learned":
-      grad = grad._replace(log_sigma2=optax.tree.zeros_like(grad.log_sigma2))
-    metrics = Metrics(
-      loss=jnp.where(sums.sound > 0, loss, jnp.nan),
-      phi_loss=jnp.where(sums.sound > 0, phi_loss, jnp.nan),
-      val_nll=per_task.val_nll,
-      failed=per_task.failed,
-      num_failed=sums.tasks - sums.sound,
-      num_sound=sums.sound,
-      inner=per_task.inner,
-      solve=per_task.solve,
-      mean_inner=mean_inner,
-      mean_solve=mean_solve,
-      phi_grad_norm=optax.tree.norm(grad.phi),
-      sigma_grad=grad.log_sigma2,
-      warm=per_task.warm,
-    )
-    return grad, metrics
+  rest = list(inspect.signature(f).parameters.values())[1:]
+  setattr(bound, "__signature__", inspect.signature(f).replace(parameters=rest))  # noqa: B010
+  bound.__name__ = f.__name__.lstrip("_")
+  return bound
 
-  def meta_gradient(
-    state: MetaState,
-    tasks: Task,
-    key: jax.Array | None = None,
-    warm: WarmStart | None = None,
-  ) -> tuple[MetaParams, Metrics]:
-    return gradient_from(state, *sums(state, tasks, key, warm))
 
-  def apply(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, Metrics]:
-    grad, metrics = gradient_from(state, sums, per_task)
-    phi_step, phi_opt = phi_optimizer.update(grad.phi, state.opt_state.phi, state.phi)
-    phi, log_s2 = optax.apply_updates(state.phi, phi_step), state.log_sigma2
-    sigma_opt = state.opt_state.log_sigma2
-    if row.sigma == "learned":
-      sigma_step, sigma_opt = sigma_optimizer.update(grad.log_sigma2, sigma_opt, log_s2)
-      moved = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
-      # Frozen and free modules stay: with weight decay a step from -inf is NaN.
-      keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
-      log_s2 = jax.tree.map(keep, log_s2, moved)
-    new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
-    # A step on nothing must move nothing, nor one by a prior's or a sum's gradient of no number.
-    moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
-    moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
-    new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)
-    return new._replace(step=state.step + 1), metrics
+def _init(spec: Spec, params: PyTree) -> MetaState:
+  """Return the state before the first update.
 
-  def update(
-    state: MetaState,
-    tasks: Task,
-    key: jax.Array | None = None,
-    warm: WarmStart | None = None,
-  ) -> tuple[MetaState, Metrics]:
-    return apply(state, *sums(state, tasks, key, warm))
+  Args:
+    params: the parameters of your network, a pytree of floats. They are copied.
 
-  def adapt(
-    state: MetaState,
-    batch: Batch,
-    steps: int | jax.Array | tuple[int, ...] | None = None,
-    key: jax.Array | None = None,
-  ) -> tuple[PyTree, InnerInfo]:
-    if has_mode and not isinstance(steps, tuple):
-      return map_estimate(
-        likelihood,
-        labels,
-        state.phi,
-        state.log_sigma2,
-        batch,
-        inner,
-        implicit,
-        steps=steps,
-        key=key,
-        frozen=built_frozen,
+  Returns:
+    a MetaState with phi = params, log sigma^2 at the learner's start, and fresh optimiser states.
+
+  Raises:
+    ValueError: params are not finite floats of one dtype, or labels do not fit them.
+  """
+  dtype = validate.parameters("params", params)
+  modules.check_labels(spec.labels, params)
+  # Copies, as donation never reaches the caller's arrays; of a type that no step changes, where
+  # params holds Python's numbers.
+  phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
+  log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
+  opt_state = OptState(spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2))
+  return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32))
+
+
+def _update(
+  spec: Spec,
+  state: MetaState,
+  tasks: Task,
+  key: jax.Array | None = None,
+  warm: WarmStart | None = None,
+) -> tuple[MetaState, Metrics]:
+  """Take one step of phi and sigma on the tasks of one meta-batch.
+
+  Args:
+    state: from `init`, or from the update before.
+    tasks: T tasks, leaves [T, N, ...].
+    key: needed with a batch_size, of Inner or Implicit, or a stochastic log-determinant only;
+      consumed.
+    warm: where the loops and solves of recurring tasks begin, leaves [T, ...]; for algorithms with
+      an implicit gradient. `metrics.warm` says where these tasks may begin next time.
+
+  Returns:
+    (the next MetaState, Metrics).
+
+  Raises:
+    TypeError, ValueError: tasks or a state that do not fit this learner.
+  """
+  return apply(spec, state, *_sums(spec, state, tasks, key, warm))
+
+
+def _meta_gradient(
+  spec: Spec,
+  state: MetaState,
+  tasks: Task,
+  key: jax.Array | None = None,
+  warm: WarmStart | None = None,
+) -> tuple[MetaParams, Metrics]:
+  """Return the gradient that an update would follow, and its metrics.
+
+  Args:
+    state: a MetaState of this learner.
+    tasks: T tasks, leaves [T, N, ...].
+    key: as for `update`; consumed.
+    warm: as for `update`.
+
+  Returns:
+    (the gradient in phi and log sigma^2, Metrics).
+
+  Raises:
+    TypeError, ValueError: tasks or a state that do not fit this learner.
+  """
+  return gradient_from(spec, state, *_sums(spec, state, tasks, key, warm))
+
+
+def _sums(
+  spec: Spec,
+  state: MetaState,
+  tasks: Task,
+  key: jax.Array | None = None,
+  warm: WarmStart | None = None,
+  first: jax.typing.ArrayLike = 0,
+) -> tuple[Sums, PerTask]:
+  """Return what a micro-batch of tasks adds to an update.
+
+  Args:
+    state: a MetaState of this learner.
+    tasks: some tasks of the meta-batch, leaves [T, N, ...].
+    key: as for `update`, the same for all micro-batches; consumed.
+    warm: as for `update`.
+    first: the number of the first of these tasks in the meta-batch.
+
+  Returns:
+    (Sums, which add up leaf by leaf over micro-batches; PerTask, to be concatenated).
+
+  Raises:
+    TypeError, ValueError: tasks or a state that do not fit this learner.
+  """
+  check_tasks(tasks, needs_val=spec.needs_validation)
+  params, frozen = _checked(spec, state)
+  if warm is not None:
+    if not spec.has_mode:
+      raise ValueError(
+        "A warm start is for algorithms with an implicit gradient: imaml, sigma_imaml, "
+        "sigma_reptile, empirical_bayes."
       )
-    params, frozen = checked(state)
-    check_batch("batch", batch)
-    mode = mode_of(spec, params, batch, key, frozen, steps=steps)
-    return mode.theta, mode.info
+    frozen = spec.frozen  # as in no_start
+    check_start(warm, moving(params.phi, spec.labels, frozen), num_tasks(tasks))
+  return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
 
-  def adapt_tasks(
-    state: MetaState,
-    batches: Batch,
-    steps: int | jax.Array | tuple[int, ...] | None = None,
-    key: jax.Array | None = None,
-  ) -> tuple[PyTree, InnerInfo]:
-    params, frozen = checked(state)
-    check_batch("batches", batches, ("T", "N"))
 
-    def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
-      params, key = shared
-      own = key_of(key, item.number)
-      mode = mode_of(spec, params, item.task.train, own, frozen, steps=steps, end=item.end)
-      return (), (moving(mode.theta, labels, frozen), mode.info)
+def _adapt(
+  spec: Spec, state: MetaState, batch: Batch, steps: Steps = None, key: jax.Array | None = None
+) -> tuple[PyTree, InnerInfo]:
+  """Return theta_hat of one task.
 
-    items = Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
-    queued = in_blocks(spec) and not isinstance(steps, tuple)
-    first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
-    return over_tasks(one, (params, key), items, batching, mesh, first)[1]
+  Algorithms with an implicit gradient differentiate the result by the implicit rule, the others
+  through the steps.
 
-  def fresh(state: MetaState, count: int) -> WarmStart:
-    return no_start(moving(state.phi, labels, built_frozen), count)
+  Args:
+    state: a MetaState of this learner.
+    batch: the task's training data [N, ...], without the T axis.
+    steps: replaces the learner's own: an int, or an increasing tuple [S] that records one run at
+      those steps.
+    key: needed with a batch_size of Inner or Implicit only; consumed.
 
-  return MetaLearner(init, update, adapt, meta_gradient, adapt_tasks, fresh, sums, apply, spec)
+  Returns:
+    (theta, InnerInfo); for a tuple of steps every leaf leads with [S].
+
+  Raises:
+    TypeError, ValueError: a batch or a state that does not fit this learner.
+  """
+  params, frozen = _checked(spec, state)
+  check_batch("batch", batch)
+  model = model_of(spec, params, batch, frozen)
+  if spec.has_mode and not isinstance(steps, tuple):
+    return differentiable_mode(spec.inner, spec.implicit, model, steps, key)
+  mode = posterior_mode(spec.inner, model, key=key, steps=steps)
+  return mode.theta, mode.info
+
+
+def _adapt_tasks(
+  spec: Spec, state: MetaState, batches: Batch, steps: Steps = None, key: jax.Array | None = None
+) -> tuple[PyTree, InnerInfo]:
+  """Return theta_hat of T tasks, which run as in `update`, by the learner's batching and mesh.
+
+  Frozen modules are not copied T times: their leaves of the result are None, and
+  `sm.merge(thetas, state.phi)` is whole.
+
+  Args:
+    state: a MetaState of this learner.
+    batches: training data, leaves [T, N, ...].
+    steps: as for `adapt`.
+    key: as for `adapt`; consumed.
+
+  Returns:
+    (thetas, InnerInfo), leaves [T, ...], or [T, S, ...] for a tuple of steps.
+
+  Raises:
+    TypeError, ValueError: batches or a state that do not fit this learner.
+  """
+  params, frozen = _checked(spec, state)
+  check_batch("batches", batches, ("T", "N"))
+
+  def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
+    params, key = shared
+    own = key_of(key, item.number)
+    model = model_of(spec, params, item.task.train, frozen)
+    mode = posterior_mode(spec.inner, model, key=own, steps=steps, end=item.end)
+    return (), (moving(mode.theta, spec.labels, frozen), mode.info)
+
+  items = Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
+  queued = in_blocks(spec) and not isinstance(steps, tuple)
+  first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
+  return over_tasks(one, (params, key), items, spec.batching, spec.mesh, first)[1]
+
+
+def _no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
+  """Return the warm start of tasks that have not been seen: zeros.
+
+  Args:
+    state: a MetaState of this learner.
+    count: the number of tasks.
+
+  Returns:
+    a WarmStart, leaves [count, ...].
+  """
+  return no_start(moving(state.phi, spec.labels, spec.frozen), count)
+
+
+def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
+  """Return the parameters, after checks, and the modules that need no work."""
+  validate.parameters("state.phi", state.phi)
+  modules.check_labels(spec.labels, state.phi)
+  modules.check_modules("state.log_sigma2", state.log_sigma2, spec.labels)
+  frozen = frozen_modules(state.log_sigma2, spec.frozen)
+  masked = spec.algorithm.sigma == "inf"
+  built = {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
+  phi = as_built(state.phi, state.log_sigma2, spec.labels, built)
+  return MetaParams(phi, state.log_sigma2), frozen
 
 
 def _sigma_by_module(
   init_sigma: float | Mapping[str, float], labels: modules.Labels
 ) -> dict[str, float]:
+  """Return {module: sigma_m at the start}."""
   if isinstance(init_sigma, Mapping):
     modules.check_modules("init_sigma", init_sigma, labels)
     sigma = {module: float(value) for module, value in init_sigma.items()}
   else:
     sigma = dict.fromkeys(modules.names(labels), float(init_sigma))
   for module, value in sigma.items():
-    if not value >= 0:
+    if not value >= 0 or math.isnan(value):
       raise ValueError(f"init_sigma is a standard deviation; got {value} for module {module!r}.")
   return sigma

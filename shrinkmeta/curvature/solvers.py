@@ -14,17 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from shrinkmeta.base import SolveInfo
+
 PyTree = Any
 Operator = Callable[[PyTree], PyTree]
-
-
-class SolveInfo(NamedTuple):
-  """How a linear solve ended."""
-
-  residual: jax.Array  # [] |b - K w| / |b|; of CG its own recursion's, so beside rounding
-  steps: jax.Array  # [] int32, products with K spent
-  negative_curvature: jax.Array  # [] bool: a direction with p^T K p <= 0 was met
-  converged: jax.Array  # [] bool: residual <= tol
 
 
 class _CG(NamedTuple):

@@ -1,95 +1,67 @@
-"""log det(I + s C s), C the Gauss-Newton curvature: what the evidence has beside the mode.
+"""The log-determinant of K = I + s C s, C the Gauss-Newton curvature: a part of the evidence.
 
 With A = Lambda^(1/2) J s, R x D (R = N C rows: examples times outputs; D entries that move),
 
-    log det(I + s C s) = log det(I + A^T A) = sum_i log(1 + a_i^2),   a_i the singular values of A;
+    log det(I + s C s) = log det(I + A^T A) = sum_i log(1 + a_i^2),   a_i the singular values of A.
 
-or, for an A that does not fit, stochastic Lanczos quadrature:
-tr log K = E v^T log(K) v over random signs v, each by a few products with K. Its gradient is that
-of E w^T K v with w = K^-1 v held, from the same Lanczos basis.
+For an A that does not fit, stochastic Lanczos quadrature estimates tr log K = E v^T log(K) v over
+random signs v, by a few products with K each. The gradient is that of E w^T K v with w = K^-1 v
+held, from the same Lanczos basis.
 
 References: Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from shrinkmeta.config import LogDet
+from shrinkmeta.curvature.jacobian import by_example
 from shrinkmeta.curvature.lanczos import lanczos
-from shrinkmeta.curvature.products import by_example, curvature_product, whitened_factor
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
-from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch
+from shrinkmeta.mode.task_model import TaskModel
 
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True)
-class LogDet:
-  """How the log-determinant is found; static.
-
-  Attributes:
-    method: "exact"; "lanczos", an estimate with a standard error, from a key; "auto", exact where
-      A has at most `limit` entries.
-    limit: of the entries of A, R D. Exact work grows as min(R, D) R D.
-    probes: random vectors of "lanczos"; the standard error falls with their square root. Rounding,
-      up to D |K| times the precision, is no part of it.
-    steps: products with K a probe, R + 1 at most for an exact quadrature.
-  """
-
-  method: Literal["auto", "exact", "lanczos"] = "auto"
-  limit: int = 2**24
-  probes: int = 16
-  steps: int = 32
-
-  def __post_init__(self) -> None:
-    if self.method not in ("auto", "exact", "lanczos"):
-      raise ValueError(f'method must be "auto", "exact" or "lanczos"; got {self.method!r}.')
-    if self.limit < 1 or self.probes < 2 or self.steps < 1:
-      raise ValueError(
-        "limit and steps must be positive, probes at least 2 (for a standard error); got "
-        f"{self.limit}, {self.steps}, {self.probes}."
-      )
-
-
 def log_det(
-  how: LogDet,
-  likelihood: Likelihood,
-  theta: PyTree,
-  scale: PyTree,
-  batch: Batch,
-  key: jax.Array | None = None,
+  how: LogDet, model: TaskModel, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """(log det(I + s C s) [], its standard error [], 0 if exact); differentiable in theta and scale.
+  """Return (log det K [], its standard error [], which is 0 if exact), C taken at the model's phi.
+
+  Differentiable in phi and log sigma^2. For a determinant at theta_hat pass `model.around(theta)`.
 
   Args:
-    theta, scale: of the modules that move, s a scalar a leaf.
-    key: for the probes; consumed.
+    how: the method and its settings.
+    model: the task model.
+    key: for the random signs; consumed.
   """
-  outputs = jax.eval_shape(likelihood.predict, theta, batch.inputs)
+  outputs = jax.eval_shape(model.outputs_at, model.part)
   if not isinstance(outputs, jax.ShapeDtypeStruct):
-    raise ValueError("The log-determinant needs outputs in one array [N, ...].")
-  entries = outputs.size * sum(x.size for x in jax.tree.leaves(theta))
+    raise ValueError(
+      f"predict returned {type(outputs).__name__}: the log-determinant needs outputs in one array "
+      "[N, ...]."
+    )
+  entries = outputs.size * sum(x.size for x in jax.tree.leaves(model.part))
   if how.method == "exact" or (how.method == "auto" and entries <= how.limit):
-    return _exact(likelihood, theta, scale, batch), jnp.zeros([], outputs.dtype)
+    return _exact(model), jnp.zeros([], outputs.dtype)
   if key is None:
     raise ValueError(
       f"This log-determinant ({entries} entries of A) is estimated from random probes: pass key="
       'jax.random.key(...), or set LogDet(method="exact").'
     )
-  return _stochastic(how, likelihood, theta, scale, batch, key)
+  return _stochastic(how, model, key)
 
 
-def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -> jax.Array:
-  """By the singular values of A: forming A^T A would lose what is small beside its largest entry.
+def _exact(model: TaskModel) -> jax.Array:
+  """Sum log(1 + a_i^2): forming A^T A would lose what is small beside its largest entry.
 
-  The gradient is tr K^-1 dK with K^-1 held, since that of singular vectors does not exist where two
-  values agree: 2 tr (Lambda J s K^-1)^T d(J s) + tr (J s K^-1 s J^T) dLambda.
+  The gradient is tr K^-1 dK with K^-1 held, 2 tr (Lambda J s K^-1)^T d(J s) + tr (J s K^-1 s J^T)
+  dLambda. The gradient of singular vectors does not exist where two values agree.
   """
-  factor = whitened_factor(likelihood, theta, scale, batch)
+  factor = model.factor()
   a, rows, root = jax.lax.stop_gradient((factor.a, factor.rows, factor.root))
   u, singular, v = thin_svd(a)
   square = jnp.square(singular)
@@ -106,27 +78,20 @@ def _exact(likelihood: Likelihood, theta: PyTree, scale: PyTree, batch: Batch) -
   return jnp.where(factor.negative, jnp.nan, value)  # log p not concave: C is no curvature
 
 
-def _stochastic(
-  how: LogDet,
-  likelihood: Likelihood,
-  theta: PyTree,
-  scale: PyTree,
-  batch: Batch,
-  key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  flat, unravel = ravel_pytree(theta)
-  held_theta, held_scale = jax.lax.stop_gradient((theta, scale))
+def _stochastic(how: LogDet, model: TaskModel, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Estimate tr log K by Lanczos quadrature from `how.probes` random signs."""
+  flat, unravel = ravel_pytree(model.part)
 
-  def product_at(theta: PyTree, scale: PyTree) -> Any:
-    curved = curvature_product("gauss_newton", likelihood, theta, batch)
+  def product_of(model: TaskModel) -> Any:
+    curved = model.product("gauss_newton")
 
-    def product(v: jax.Array) -> jax.Array:
-      sv = jax.tree.map(jnp.multiply, scale, unravel(v))
-      return v + ravel_pytree(jax.tree.map(jnp.multiply, scale, curved(sv)))[0]
+    def product(v: jax.Array) -> jax.Array:  # K v
+      part = unravel(v)
+      return ravel_pytree(model.k(part, curved(model.scaled(part))))[0]
 
     return product
 
-  held = product_at(held_theta, held_scale)
+  held = product_of(model.at(jax.lax.stop_gradient(model.params)))
   signs = jax.random.rademacher(key, (how.probes, flat.size), flat.dtype)
 
   def quadrature(v: jax.Array) -> tuple[jax.Array, jax.Array]:  # v^T log(K) v and K^-1 v
@@ -142,7 +107,7 @@ def _stochastic(
 
   estimates, solutions = jax.lax.stop_gradient(jax.vmap(quadrature)(signs))
   # Of value 0, and with the gradient of the log-determinant.
-  product = product_at(theta, scale)
+  product = product_of(model)
   slope = jnp.mean(jax.vmap(lambda w, v: w @ product(v))(solutions, signs))
   value = jnp.mean(estimates) + (slope - jax.lax.stop_gradient(slope))
   return value, jnp.std(estimates, ddof=1) / how.probes**0.5

@@ -1,63 +1,45 @@
-"""What the tasks of a meta-step add up to.
+"""What the tasks of an update add up to.
 
-Of every task the gradient and the losses, of sound tasks only: a task whose loss or gradient is not
-finite, or that has no example, adds nothing and is counted. Sums add up: of the devices of a mesh,
-of the blocks on a device, and, leaf by leaf, of micro-batches of tasks, where all tasks of a
-meta-step do not fit at once.
+Sums hold the gradients and losses of sound tasks. A task whose loss or gradient is not finite, or
+that has no example, adds nothing and is counted. Sums add up over the devices of a mesh, over the
+blocks of tasks on a device, and, leaf by leaf, over micro-batches of tasks, where all tasks of a
+meta-batch do not fit at once.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta.curvature.solvers import SolveInfo
+from shrinkmeta.base import MetaParams, PerTask, Sums, WarmStart
+from shrinkmeta.config import Frozen, Spec
 from shrinkmeta.devices.batching import num_tasks, over_tasks, tasks_at_once
-from shrinkmeta.gradients.evidence import restriction
-from shrinkmeta.gradients.implicit import MetaParams
 from shrinkmeta.gradients.joint import joint_sigma_gradient
-from shrinkmeta.gradients.per_task import Algorithm, Item, Spec, gradient_of, key_of_loop, moving_of
-from shrinkmeta.mode.frozen import Frozen
-from shrinkmeta.mode.optimise import InnerInfo
-from shrinkmeta.mode.task_model import run_loops
-from shrinkmeta.mode.warm_start import WarmStart
+from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
+from shrinkmeta.gradients.restriction import restriction_of
+from shrinkmeta.mode.slots import run_loops
+from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model.tasks import Batch, Task, num_examples, weights
 
 PyTree = Any
+Shared = tuple[MetaParams, Any]  # what all tasks share: the parameters, and the key of the update
 
 
-class Sums(NamedTuple):
-  """Sums over the sound ones of T tasks."""
-
-  grad: MetaParams
-  loss: jax.Array  # [] of mean validation negative log-likelihoods
-  phi_loss: jax.Array  # [] of what phi follows
-  judged: jax.Array  # [] examples in phi's loss: of val, of train without one, of both if pooled
-  sound: jax.Array  # [] int32, tasks that count
-  inner: InnerInfo  # [] each, of the parameters' dtype
-  solve: SolveInfo | None  # likewise; None where each task solves no system of its own
-  tasks: jax.Array  # [] int32, T
-
-
-class PerTask(NamedTuple):
-  """What is known of each task, leaves [T]."""
-
-  val_nll: jax.Array
-  failed: jax.Array  # bool
-  inner: InnerInfo
-  solve: SolveInfo | None
-  warm: WarmStart | None
+def model_of(spec: Spec, params: MetaParams, batch: Batch, frozen: Frozen) -> TaskModel:
+  """Return the task model of a learner on the training data of one task."""
+  prior = spec.algorithm.prior
+  return task_model(spec.likelihood, spec.labels, params, batch, frozen, spec.free, prior)
 
 
 def in_blocks(spec: Spec) -> bool:
-  """Whether tasks leave their block of tasks as soon as their loops have ended."""
+  """Tell whether tasks leave their block of tasks as soon as their loops have ended."""
   return isinstance(spec.batching, int) and spec.inner.tol is not None
 
 
 def key_of(key: jax.Array | None, number: jax.Array) -> jax.Array | None:
-  """The key of one task."""
+  """Return the key of one task."""
   return None if key is None else jax.random.fold_in(key, number)
 
 
@@ -66,23 +48,33 @@ def run_first(
   frozen: Frozen,
   steps: Any,
   of_loop: Callable[[Any], Any],
-  shared: tuple[MetaParams, Any],
+  shared: Shared,
   items: Item,
 ) -> Item:
-  """The inner loops of tasks in blocks, each leaving its block when it has converged.
+  """Run the inner loops of tasks in blocks; a task leaves its block when it has converged.
 
   Args:
-    of_loop: a task's key -> what its loop draws with.
+    spec: the learner's.
+    frozen: modules held at phi.
+    steps: replaces inner.steps.
+    of_loop: a task's key -> the key that its loop draws with.
+    shared: (params, key).
+    items: leaves [T, ...].
+
+  Returns:
+    the items with their ends.
   """
   params, key = shared
   slots = tasks_at_once(spec.batching, shared, num_tasks(items))
   if slots in (1, num_tasks(items)):
-    return items  # none waits for a place
+    return items  # no task waits for a place
   own = lambda number: of_loop(key_of(key, number))
   keys = None if key is None else jax.vmap(own)(items.number)
   starts = None if items.start is None else items.start.z
-  train, model = items.task.train, moving_of(spec, params, frozen)
-  return items._replace(end=run_loops(spec.inner, model, train, keys, starts, steps, slots))
+  make = lambda batch: model_of(spec, params, batch, frozen)
+  return items._replace(
+    end=run_loops(spec.inner, make, items.task.train, keys, starts, steps, slots)
+  )
 
 
 def sums_over_tasks(
@@ -94,91 +86,82 @@ def sums_over_tasks(
   warm: WarmStart | None,
   first: jax.typing.ArrayLike = 0,
 ) -> tuple[Sums, PerTask]:
-  """Runs the row's function on every task, by the learner's batching and mesh.
+  """Run the algorithm's function on every task, by the learner's batching and mesh.
 
   Args:
+    spec: the learner's.
+    params: phi and log sigma^2.
     frozen: modules that need no work.
-    first: the number of the first of these tasks among those of the meta-step.
+    tasks: leaves [T, N, ...].
+    key: of the update, or None.
+    warm: where the tasks begin, leaves [T, ...], or None.
+    first: the number of the first of these tasks among those of the meta-batch.
   """
-  row, of_task = spec.algorithm, gradient_of(spec)
-  follows_objective = row.phi in ("map", "evidence") and row.sigma == "learned"
-  dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
+  of_task = gradient_of(spec)
 
-  def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[Any, Any]:
+  def one(shared: Shared, item: Item) -> tuple[Any, Any]:
     params, key = shared
-    result = of_task(spec, params, item, key_of(key, item.number), frozen)
-    counts = jnp.stack([num_examples(part, dtype) for part in item.task if part is not None])
-    judged = (result.grad, result.val_nll) if item.task.val is not None else result.grad
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
-    # A gradient may be finite where its objective is not, as with a label out of range.
-    inner_info = result.inner
-    finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
-    if follows_objective:
-      finite.append(jnp.isfinite(result.phi_loss))
-    ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
-    numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
-    examples = jnp.sum(counts) if row.phi == "pooled" else counts[-1]
-    kept = (result.grad, result.val_nll, result.phi_loss, examples, jnp.ones([], jnp.int32))
-    # A task that failed begins anew, and has no part in a joint solve.
-    again = (result.warm, result.ends)
-    kept, (warm, ends) = jax.tree.map(
-      lambda x: jnp.where(ok, x, jnp.zeros_like(x)), ((*kept, *numbers), again)
-    )
-    return kept, (result.val_nll, ~ok, result.inner, result.solve, warm, ends)
+    model = model_of(spec, params, item.task.train, frozen)
+    result = of_task(spec, model, item, key_of(key, item.number))
+    return _if_sound(spec, result, item.task, model.dtype)
 
   count = num_tasks(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
-  has_mode = row.gradient == "implicit"
-  of_loop = functools.partial(key_of_loop, spec)
-  queued = has_mode and in_blocks(spec)
-  loops = functools.partial(run_first, spec, frozen, None, of_loop) if queued else None
+  loops = None
+  if spec.has_mode and in_blocks(spec):
+    loops = functools.partial(run_first, spec, frozen, None, functools.partial(key_of_loop, spec))
   added, (val_nll, failed, inner_info, solve, warm, ends) = over_tasks(
     one, (params, key), items, spec.batching, spec.mesh, loops
   )
   sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
-  if ends is not None:
-    sound = _emptied(tasks.train, failed)
-    d_sigma, info = joint_sigma_gradient(
-      spec.implicit,
-      spec.likelihood,
-      spec.labels,
-      params,
-      sound,
-      ends.z,
-      ends.g,
-      frozen=frozen,
-      log_p_phi=spec.log_p_phi,
-    )
-    sums = sums._replace(grad=sums.grad._replace(log_sigma2=d_sigma))
-    solve = jax.tree.map(lambda x: jnp.broadcast_to(x, val_nll.shape), info)
-  if spec.restricted:
-    sums = _restricted(spec, params, frozen, _emptied(tasks.train, failed), sums)
+  if spec.sees_all_tasks:
+    batches = _emptied(tasks.train, failed)
+    make = lambda params, batch: model_of(spec, params, batch, frozen)
+    if ends is not None:
+      model = make(params, jax.tree.map(lambda x: x[0], batches))
+      d_sigma, info = joint_sigma_gradient(
+        spec.implicit, model, batches, ends.z, ends.g, log_p_phi=spec.log_p_phi
+      )
+      sums = sums._replace(grad=sums.grad._replace(log_sigma2=d_sigma))
+      solve = jax.tree.map(lambda x: jnp.broadcast_to(x, val_nll.shape), info)
+    if spec.restricted:
+      sums = _restricted(spec.restricted, make, params, batches, sums)
   return sums, PerTask(val_nll, failed, inner_info, solve, warm)
 
 
-def sees_all_tasks(spec: Spec) -> bool:
-  """Whether a term joins the tasks of a meta-step, so that they cannot come in micro-batches."""
-  return spec.sigma_gradient == "joint" or bool(spec.restricted)
-
-
-def needs_validation(row: Algorithm) -> bool:
-  """Reptile and the evidence look at no validation example."""
-  return row.phi != "evidence" and (row.phi, row.gradient) != ("map", "none")
-
-
-def _restricted(spec: Spec, params: MetaParams, frozen: Frozen, batches: Batch, sums: Sums) -> Sums:
-  """The sums with REML's term, of all tasks together."""
-  term = lambda params: (
-    -restriction(
-      spec.likelihood,
-      spec.labels,
-      params.phi,
-      params.log_sigma2,
-      batches,
-      spec.restricted,
-      frozen,
-    )
+def _if_sound(spec: Spec, result: TaskResult, task: Task, dtype: Any) -> tuple[Any, Any]:
+  """Return what a task adds to the sums, zeros if it failed, and what is reported of it."""
+  algorithm = spec.algorithm
+  follows_objective = algorithm.phi in ("map", "evidence") and algorithm.sigma == "learned"
+  counts = jnp.stack([num_examples(part, dtype) for part in task if part is not None])
+  judged = (result.grad, result.val_nll) if task.val is not None else result.grad
+  finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
+  # A gradient may be finite where its objective is not, as with a label out of range.
+  inner_info = result.inner
+  finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
+  if follows_objective:
+    finite.append(jnp.isfinite(result.phi_loss))
+  ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
+  numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
+  examples = jnp.sum(counts) if algorithm.phi == "pooled" else counts[-1]
+  kept = (result.grad, result.val_nll, result.phi_loss, examples, jnp.ones([], jnp.int32))
+  # A task that failed begins anew, and has no part in a joint solve.
+  again = (result.warm, result.ends)
+  kept, (warm, ends) = jax.tree.map(
+    lambda x: jnp.where(ok, x, jnp.zeros_like(x)), ((*kept, *numbers), again)
   )
+  return kept, (result.val_nll, ~ok, result.inner, result.solve, warm, ends)
+
+
+def _restricted(
+  integrated: tuple[str, ...],
+  make: Callable[[MetaParams, Batch], TaskModel],
+  params: MetaParams,
+  batches: Batch,
+  sums: Sums,
+) -> Sums:
+  """Return the sums with REML's term, of all tasks together."""
+  term = lambda params: -restriction_of(functools.partial(make, params), batches, integrated)
   value, slope = jax.value_and_grad(term)(params)
   # Not finite where the tasks together leave an integrated entry of phi open: no step then.
   finite = [jnp.all(jnp.isfinite(x)) for x in (value, *jax.tree.leaves(slope))]
@@ -191,9 +174,10 @@ def _restricted(spec: Spec, params: MetaParams, frozen: Frozen, batches: Batch, 
 
 
 def _emptied(batches: Batch, failed: jax.Array) -> Batch:
-  """The batches [T, ...] without examples in tasks that failed [T].
+  """Return the batches [T, ...] without examples in tasks that failed [T].
 
-  They hold those of a sound task, masked: a network need not have a derivative at inputs of 0.
+  A failed task holds the examples of a sound one, masked: a network need not have a derivative at
+  inputs of 0.
   """
   of_task = lambda x: failed.reshape(-1, *[1] * (x.ndim - 1))
   sound = jnp.argmin(failed)

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
+from shrinkmeta.config import Frozen
 from shrinkmeta.model import modules
-from shrinkmeta.model.likelihood import Likelihood
 
 PyTree = Any
-Frozen = frozenset[str]
 
 
 def frozen_modules(log_sigma2: Mapping[str, Any], also: Iterable[str] = ()) -> Frozen:
@@ -89,11 +88,6 @@ def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
   return jax.tree.map(lambda label, x: None if label in frozen else x, labels, tree)
 
 
-def held(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
-  """The other part."""
-  return jax.tree.map(lambda label, x: x if label in frozen else None, labels, tree)
-
-
 def merge(part: PyTree, rest: PyTree) -> PyTree:
   """The whole tree: leaves of `part`, and where it has None those of `rest`, cut or whole.
 
@@ -102,9 +96,3 @@ def merge(part: PyTree, rest: PyTree) -> PyTree:
   """
   none = lambda x: x is None
   return jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=none)
-
-
-def restrict(likelihood: Likelihood, rest: PyTree) -> Likelihood:
-  """The likelihood as a function of the moving part alone; `rest` holds the other leaves."""
-  predict = lambda part, inputs: likelihood.predict(merge(part, rest), inputs)
-  return likelihood._replace(predict=predict)

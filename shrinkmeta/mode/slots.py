@@ -1,9 +1,9 @@
 """Loops of many tasks at once, in which a task that is finished makes room for the next.
 
-`vmap` of a loop that may stop early runs until the slowest of its tasks stops, and the others'
-steps are thrown away. Here a fixed number of slots step together; a finished task leaves its slot
-to one that waits, so that all T take about (sum of their steps) / slots steps of the block instead
-of (longest) a block.
+`vmap` of a loop that may stop early runs until the slowest of its tasks stops, and the steps of the
+others are thrown away. Here a fixed number of slots step together. A finished task leaves its slot
+to a waiting one, so that all T tasks take about (sum of their steps) / slots steps instead of
+(longest loop of a block) for every block.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,55 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta.config import Inner
+from shrinkmeta.mode.optimise import Descent, Loop, loop
+from shrinkmeta.mode.task_model import TaskModel
+from shrinkmeta.model.tasks import Batch
+
 PyTree = Any
+
+
+def run_loops(
+  inner: Inner,
+  model_of: Callable[[Batch], TaskModel],
+  batches: Batch,
+  keys: jax.Array | None,
+  starts: PyTree | None,
+  steps: int | jax.Array | None,
+  slots: int,
+) -> Descent:
+  """Run the loops of T tasks, `slots` at a time; one that meets inner.tol makes room for the next.
+
+  What frozen modules make of a batch is computed in every step here, unlike in `posterior_mode`: a
+  slot would have to keep it beside the batch.
+
+  Args:
+    inner: the optimiser, its steps and its tolerance.
+    model_of: the data of one task -> its task model.
+    batches: training data, leaves [T, N, ...].
+    keys: [T] keys for mini-batches, or None.
+    starts: z to begin from, leaves [T, ...], or None for 0.
+    steps: replaces inner.steps.
+    slots: how many loops run at once.
+
+  Returns:
+    the end of each loop without its optimiser's state, leaves [T, ...]: the argument `end` of
+    `posterior_mode`.
+  """
+  until = inner.steps if steps is None else steps
+
+  def loop_of(task: tuple[Any, ...]) -> Loop:
+    batch, key, _ = task
+    return loop(inner, model_of(batch), key)
+
+  return drain(
+    begin=lambda task: loop_of(task).begin(task[2]),
+    unfinished=lambda at: (at.step < until) & ~at.done,
+    step=lambda task, at: loop_of(task).step(at),
+    keep=lambda at: at._replace(opt_state=()),
+    tasks=(batches, keys, starts),
+    slots=slots,
+  )[0]
 
 
 def drain(

@@ -1,122 +1,244 @@
-"""The posterior mode: `minimise` on the modules that move, the others held at phi."""
+"""The task model: one task's likelihood, seen from (phi, sigma) on the modules that move.
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+    theta(z) = phi + s z                                  s = sigma, whitened coordinates
+    J(z)     = -log p(D | theta(z)) + P |z|^2 / 2          P = 1, the prior's precision in z
+    K        = P + s C s                                  C the curvature of -log p(D | theta)
+
+The mode, the implicit gradient, the joint solve, the determinant, the posterior and the evidence
+need these and nothing else. Modules that are held at phi are cut off here: a tree of the moving
+part has None, an empty subtree, in their place. For sigma = inf, s = 1 and P = 0: see
+`whitening.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from shrinkmeta.mode.frozen import Frozen, held, merge, moving, restrict
+from shrinkmeta.base import MetaParams
+from shrinkmeta.config import Curvature, Frozen
+from shrinkmeta.curvature.jacobian import Factor, whitened_factor
+from shrinkmeta.curvature.products import curvature_column, curvature_product
+from shrinkmeta.mode.frozen import merge, moving
 from shrinkmeta.mode.hoist import hoist
-from shrinkmeta.mode.optimise import Descent, Inner, InnerInfo, Loop, loop, minimise
-from shrinkmeta.mode.slots import drain
-from shrinkmeta.mode.whitening import Whitening, to_theta, whitening
+from shrinkmeta.mode.whitening import Whitening, whitening
 from shrinkmeta.model import modules
+from shrinkmeta.model.density import masked_log_prob, mean_nll
 from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch
+from shrinkmeta.model.tasks import Batch, divisor, num_examples
 
 PyTree = Any
 
 
-class Mode(NamedTuple):
-  """theta_hat of one task and how it was found."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskModel:
+  """A likelihood and the data of one task, as functions of z. Make one by `task_model`.
 
-  theta: PyTree  # all of it
-  z: PyTree  # of the modules that move; None for the others
-  info: InnerInfo
+  "A part" is a tree of theta's leaves in the modules that move, None elsewhere; z, s and P are
+  trees like it.
+  """
 
-
-class Moving(NamedTuple):
-  """The smaller model that is left when the frozen modules are held."""
-
-  phi: PyTree
-  labels: modules.Labels
-  white: Whitening
   likelihood: Likelihood
+  labels: modules.Labels
+  params: MetaParams  # phi, whole, and log sigma^2
+  part: PyTree  # of phi
+  white: Whitening  # s and P
+  batch: Batch  # D, without the T axis
+  count: jax.Array  # [] N, the number of examples in D
+  frozen: Frozen  # modules held at phi
+  free: Frozen  # modules without a prior, known to be so before anything is compiled
+  prior: bool  # False: sigma^2 is a step size and nothing else
+
+  # Which parameters: another point, other data.
+
+  def at(self, params: MetaParams, batch: Batch | None = None) -> "TaskModel":
+    """The same task, or another with the data `batch`, seen from other (phi, sigma)."""
+    batch = self.batch if batch is None else batch
+    rest = self.frozen, self.free, self.prior
+    return task_model(self.likelihood, self.labels, params, batch, *rest)
+
+  def around(self, theta: PyTree) -> "TaskModel":
+    """The same task seen from theta: an expansion around theta is one at z = 0."""
+    return self.at(self.params._replace(phi=theta))
+
+  def on(self, batch: Batch) -> "TaskModel":
+    """The same parameters on other data."""
+    return dataclasses.replace(self, batch=batch, count=num_examples(batch, self.dtype))
+
+  def unfrozen(self) -> "TaskModel":
+    """The same task with no module cut off: parts are whole trees."""
+    return task_model(self.likelihood, self.labels, self.params, self.batch, prior=self.prior)
+
+  def hoisted(self) -> "TaskModel":
+    """The model of the moving part alone; what frozen modules make of D is computed once, here."""
+    outputs_of = lambda part, inputs: self.likelihood.predict(self.whole(part), inputs)
+    predict, features = hoist(outputs_of, self.part, self.batch.inputs)
+    return dataclasses.replace(
+      self,
+      likelihood=self.likelihood._replace(predict=predict),
+      labels=moving(self.labels, self.labels, self.frozen),
+      params=self.params._replace(phi=self.part),
+      batch=self.batch._replace(inputs=features),
+      frozen=frozenset(),
+    )
+
+  # theta(z) and the trees of the moving part.
+
+  @property
+  def dtype(self) -> Any:
+    """The dtype of the parameters."""
+    return jnp.result_type(jax.tree.leaves(self.params.phi)[0])
+
+  def theta_part(self, z: PyTree) -> PyTree:
+    """phi + s z, a part."""
+    return jax.tree.map(lambda p, s, v: p + s * v, self.part, self.white.scale, z)
+
+  def whole(self, part: PyTree) -> PyTree:
+    """All of theta: a part, and phi where it has None."""
+    return merge(part, self.params.phi) if self.frozen else part
+
+  def theta(self, z: PyTree) -> PyTree:
+    """phi + s z, all of it."""
+    return self.whole(self.theta_part(z))
+
+  def scaled(self, v: PyTree) -> PyTree:
+    """s v, for a part v."""
+    return jax.tree.map(jnp.multiply, self.white.scale, v)
+
+  def cut(self, tree: PyTree) -> PyTree:
+    """The part of a tree like phi."""
+    return moving(tree, self.labels, self.frozen) if self.frozen else tree
+
+  def by_module(self, part: PyTree) -> dict[str, jax.Array]:
+    """{module: the sum of a part's entries []}, 0 for modules that do not move."""
+    zero = {m: jnp.zeros([], jnp.result_type(v)) for m, v in self.params.log_sigma2.items()}
+    return zero | modules.gather(part, self.cut(self.labels))
+
+  # J and its gradient.
+
+  def objective(self, z: PyTree, batch: Batch) -> jax.Array:
+    """J / N [], the likelihood estimated from `batch`, N counted on D."""
+    nll = mean_nll(self.likelihood, self.theta(z), batch)
+    return nll + self._neg_log_prior(z) / divisor(self.count)
+
+  def value_and_grad(self, z: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
+    """(J / N [], its gradient in z), the likelihood estimated from `batch`."""
+    return self.with_prior(z, *self.nll_and_grad(self.theta_part(z), batch))
+
+  def nll_and_grad(self, part: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
+    """The mean of -log p(x_n | theta) over `batch` [] and its gradient, a tree like `part`."""
+    loss = lambda part: mean_nll(self.likelihood, self.whole(part), batch)
+    return jax.value_and_grad(loss)(part)
+
+  def with_prior(self, z: PyTree, nll: jax.Array, g: PyTree) -> tuple[jax.Array, PyTree]:
+    """(J / N [], s g + P z / N): the prior's half of the gradient needs no autodiff.
+
+    Args:
+      nll: the mean negative log-likelihood [] at theta(z).
+      g: its gradient with respect to theta, a part.
+    """
+    n = divisor(self.count)
+    pull = lambda s, p, g, v: s * g if _is_none(p) else s * g + p * v / n
+    grad = jax.tree.map(pull, self.white.scale, self.white.precision, g, z)
+    return nll + self._neg_log_prior(z) / n, grad
+
+  def _neg_log_prior(self, z: PyTree) -> jax.Array:
+    """P |z|^2 / 2 []."""
+    half = lambda p, v: 0.0 if _is_none(p) else 0.5 * p * jnp.sum(jnp.square(v))
+    return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(half, self.white.precision, z))))
+
+  # The curvature C at phi, and K.
+
+  def product(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
+    """v -> C v on the moving part, C taken at phi: expand `around` theta first."""
+    return curvature_product(curvature, self.outputs_at, self._loss_of, self.part)
+
+  def column(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
+    """v -> C v with the rows of frozen modules too, a tree like phi; C taken at phi."""
+    predict, inputs = self.likelihood.predict, self.batch.inputs
+    return curvature_column(
+      curvature,
+      lambda theta: predict(theta, inputs),
+      self._loss_of,
+      self.whole,
+      self.params.phi,
+      self.part,
+    )
+
+  def outputs_at(self, part: PyTree) -> jax.Array:
+    """The outputs on D [N, ...]."""
+    return self.likelihood.predict(self.whole(part), self.batch.inputs)
+
+  def _loss_of(self, outputs: jax.Array) -> jax.Array:
+    """-log p(D | outputs) []."""
+    return -masked_log_prob(self.likelihood, outputs, self.batch)
+
+  def k(self, v: PyTree, curved: PyTree, damping: float = 0.0) -> PyTree:
+    """(K + damping) v = (P + damping) v + s C (s v), for `curved` = C (s v), both parts."""
+    row = lambda p, s, c, v: (p + damping) * v + s * c
+    return jax.tree.map(row, self.white.precision, self.white.scale, curved, v)
+
+  def factor(self) -> Factor:
+    """A with s C s = A^T A, the Gauss-Newton C taken at phi."""
+    return whitened_factor(
+      self.likelihood, self.outputs_at, self.part, self.white.scale, self.batch
+    )
+
+  def balance(self, direct: PyTree, scaled: PyTree, c: jax.Array | None = None) -> PyTree:
+    """Return one x from two inexact forms of it, x = `direct` and s x = `scaled`.
+
+        x = (direct + c s scaled) / (1 + c s^2)
+
+    Where the data dominate the prior, a form such as g - C (s w) subtracts two large, nearly equal
+    vectors: an error e in w becomes an error C s e. A division by s makes it e / s. The formula
+    holds for every c >= 0 and never divides by s. With c = 0 it is the first form, with a large c
+    the second; at c = C the two errors cancel.
+
+    Args:
+      direct: a tree like all of phi. Leaves that do not move are kept.
+      scaled: a part: what the prior says, which is 0 where there is none.
+      c: [] about the curvature of all examples; None takes the number of examples.
+    """
+    c = self.count if c is None else c
+
+    def leaf(s: Any, of_data: jax.Array, of_prior: Any) -> jax.Array:
+      return of_data if s is None else (of_data + c * s * of_prior) / (1.0 + c * s * s)
+
+    none = lambda x: x is None
+    return jax.tree.map(leaf, self.white.scale, direct, scaled, is_leaf=none)
 
 
-def moving_model(
+def task_model(
   likelihood: Likelihood,
   labels: modules.Labels,
-  phi: PyTree,
-  log_sigma2: Mapping[str, Any],
-  frozen: Frozen,
-  prior: bool = True,
-) -> Moving:
-  """phi, labels, coordinates and likelihood of the modules that move."""
-  part, names = moving(phi, labels, frozen), moving(labels, labels, frozen)
-  white = whitening(log_sigma2, names, jnp.result_type(jax.tree.leaves(part)[0]), prior)
-  if frozen:
-    likelihood = restrict(likelihood, held(phi, labels, frozen))
-  return Moving(part, names, white, likelihood)
-
-
-def posterior_mode(
-  inner: Inner,
-  likelihood: Likelihood,
-  labels: modules.Labels,
-  phi: PyTree,
-  log_sigma2: Mapping[str, Any],
+  params: MetaParams,
   batch: Batch,
-  frozen: Frozen,
-  steps: int | jax.Array | tuple[int, ...] | None = None,
+  frozen: Frozen = frozenset(),
+  free: Frozen = frozenset(),
   prior: bool = True,
-  **keywords: Any,
-) -> Mode:
-  """theta_hat of one task; what the frozen modules make of a fixed batch is computed once.
+) -> TaskModel:
+  """Build the task model of one task.
 
   Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter.
+    params: phi, and log sigma^2 {module: []}.
+    batch: D, without the T axis.
     frozen: modules held at phi.
-    prior: see `whitening`. The other arguments are those of `minimise`.
+    free: modules known to have sigma = inf, whatever params say.
+    prior: False drops the prior: see `whitening`.
   """
-  model, data = moving_model(likelihood, labels, phi, log_sigma2, frozen, prior), batch
-  if frozen and inner.batch_size is None:
-    predict, features = hoist(model.likelihood.predict, model.phi, batch.inputs)
-    model = model._replace(likelihood=likelihood._replace(predict=predict))
-    data = batch._replace(inputs=features)
-  z, info = minimise(inner, model.likelihood, model.phi, model.white, data, steps=steps, **keywords)
-  theta, rest = to_theta(model.phi, model.white.scale, z), held(phi, labels, frozen)
-  if isinstance(steps, tuple):  # every leaf leads with [S]
-    rest = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(steps), *p.shape)), rest)
-  return Mode(merge(theta, rest), z, info)
+  part, names = moving(params.phi, labels, frozen), moving(labels, labels, frozen)
+  dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
+  log_sigma2: Mapping[str, Any] = dict(params.log_sigma2) | dict.fromkeys(free, math.inf)
+  white = whitening(log_sigma2, names, dtype, prior)
+  count = num_examples(batch, dtype)
+  return TaskModel(likelihood, labels, params, part, white, batch, count, frozen, free, prior)
 
 
-def run_loops(
-  inner: Inner,
-  model: Moving,
-  batches: Batch,
-  keys: jax.Array | None,
-  starts: PyTree | None,
-  steps: int | jax.Array | None,
-  slots: int,
-) -> Descent:
-  """The loops of T tasks, `slots` at a time; a task that meets inner.tol makes room for the next.
-
-  What frozen modules make of a batch is computed in every step here, unlike in `posterior_mode`: a
-  slot would have to keep it beside the batch.
-
-  Args:
-    batches, keys, starts: lead with [T].
-
-  Returns:
-    where each loop ended, without its optimiser's state; leaves lead with [T]. For the argument
-    `end` of `minimise`.
-  """
-  until = inner.steps if steps is None else steps
-
-  def loop_of(task: tuple[Any, ...]) -> Loop:
-    batch, key, _ = task
-    return loop(inner, model.likelihood, model.phi, model.white, batch, key)
-
-  def begin(task: tuple[Any, ...]) -> Descent:
-    return loop_of(task).begin(optax.tree.zeros_like(model.phi) if task[2] is None else task[2])
-
-  return drain(
-    begin,
-    unfinished=lambda at: (at.step < until) & ~at.done,
-    step=lambda task, at: loop_of(task).step(at),
-    keep=lambda at: at._replace(opt_state=()),
-    tasks=(batches, keys, starts),
-    slots=slots,
-  )[0]
+def _is_none(precision: jax.Array | float) -> bool:
+  """Tell whether there is no prior for sure: see `Whitening`."""
+  return isinstance(precision, float) and precision == 0.0

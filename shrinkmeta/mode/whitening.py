@@ -56,27 +56,3 @@ def whitening(
 
 def _is_free(log_s2: jax.typing.ArrayLike) -> bool:
   return isinstance(log_s2, float) and log_s2 == math.inf
-
-
-def to_theta(phi: PyTree, scale: PyTree, z: PyTree) -> PyTree:
-  """theta = phi + scale * z."""
-  return jax.tree.map(lambda p, s, v: p + s * v, phi, scale, z)
-
-
-def balance(scale: PyTree, c: jax.Array, direct: PyTree, scaled: PyTree) -> PyTree:
-  """x of two inexact forms, x = `direct` and s * x = `scaled`.
-
-  A z or w that is off by e is off by C s e after a curvature C, and by e / s after a division by s.
-  For every c >= 0 x is (direct + c s scaled) / (1 + c s^2) too, which never divides by sigma. With
-  c = 0 it is the first form, with a large c the second; at c = C the two errors cancel.
-
-  Args:
-    c: [] about the curvature of all examples; the number of examples for want of a better one.
-    direct: a tree like all of phi. What does not move, None in `scale` and `scaled`, is kept.
-    scaled: what the prior says, which is 0 where there is none.
-  """
-
-  def leaf(s: Any, of_data: jax.Array, of_prior: Any) -> jax.Array:
-    return of_data if s is None else (of_data + c * s * of_prior) / (1.0 + c * s * s)
-
-  return jax.tree.map(leaf, scale, direct, scaled, is_leaf=lambda x: x is None)

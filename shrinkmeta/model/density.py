@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from shrinkmeta import validate
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch, check_batch, weights
+from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples, weights
 
 PyTree = Any
 
@@ -65,8 +65,31 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
       f"Likelihood.log_prob must return one number an example, shape {want}; it returned shape "
       f"{jnp.shape(log_prob)}. Sum over the trailing axes."
     )
+  if batch.mask is None:
+    return jnp.sum(log_prob)
   mask = weights(batch, log_prob.dtype)
   return jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))  # whatever padding yields counts 0
+
+
+def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
+  """Return the mean over examples of -log p(x_n | theta), nats per example [].
+
+  Args:
+    likelihood: predict and log_prob.
+    theta: the parameters of one task.
+    batch: its examples, without the T axis.
+
+  Raises:
+    ValueError: data or predict promote the outputs to another dtype than that of theta.
+  """
+  log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
+  dtype = jnp.result_type(jax.tree.leaves(theta)[0])
+  if log_p.dtype != dtype:
+    raise ValueError(
+      f"log p(D | theta) is {log_p.dtype}, the parameters are {dtype}: data or predict promote it. "
+      f"Cast inputs and targets to {dtype}, or the parameters to {log_p.dtype}."
+    )
+  return -log_p / divisor(num_examples(batch, log_p.dtype))
 
 
 def without_padding(tree: PyTree, batch: Batch) -> PyTree:

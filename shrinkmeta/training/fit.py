@@ -18,11 +18,10 @@ import numpy as np
 import optax
 from absl import logging
 
-from shrinkmeta.base import MetaLearner, MetaState, Metrics
+from shrinkmeta.base import MetaLearner, MetaState, Metrics, PerTask, Sums
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import Rules, place_state, place_tasks, share_of_tasks
-from shrinkmeta.gradients.total import PerTask, Sums, sees_all_tasks
 from shrinkmeta.model.tasks import Task
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
@@ -219,7 +218,7 @@ def _update(
     options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
   advice = (
     "All its tasks at once are in one term: give it a smaller meta_batch, or more devices"
-    if sees_all_tasks(learner.spec)
+    if learner.spec.sees_all_tasks
     else 'Give the learner batching="sequential" or a small number of tasks at once, fit more '
     "micro_batches, or both"
   )
@@ -314,7 +313,7 @@ def _check(
       "fit wants steps >= 0 and a meta_batch >= 1 that micro_batches divides; got "
       f"steps={steps}, meta_batch={meta_batch}, micro_batches={micro_batches}."
     )
-  if micro_batches > 1 and sees_all_tasks(learner.spec):
+  if micro_batches > 1 and learner.spec.sees_all_tasks:
     raise ValueError(
       'sigma_gradient="joint" and restricted join all tasks of an update in one term: '
       f"micro_batches must be 1; got {micro_batches}."

@@ -18,11 +18,12 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import validate
+from shrinkmeta.base import MetaParams
+from shrinkmeta.curvature.jacobian import indefinite
 from shrinkmeta.curvature.lanczos import lanczos
-from shrinkmeta.curvature.products import curvature_product, indefinite, whitened_factor
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
 from shrinkmeta.mode.frozen import frozen_modules, merge
-from shrinkmeta.mode.task_model import Moving, moving_model
+from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.density import without_padding
 from shrinkmeta.model.likelihood import Likelihood
@@ -167,35 +168,33 @@ def posterior(
   if rank is not None and rank < 1:
     raise ValueError(f"rank must be positive, or None; got {rank}.")
   frozen = frozen_modules(log_sigma2)
-  log_s2 = {m: v.astype(dtype) for m, v in log_s2.items()}
-  model = moving_model(likelihood, labels, theta, log_s2, frozen)
-  outputs = jax.eval_shape(model.likelihood.predict, model.phi, batch.inputs)
-  size = sum(x.size for x in jax.tree.leaves(model.phi))
+  at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
+  model = task_model(likelihood, labels, at_mode, batch, frozen)
+  outputs = jax.eval_shape(model.outputs_at, model.part)
+  size = sum(x.size for x in jax.tree.leaves(model.part))
   if rank is None and outputs.size * size > limit:
     rank = 64
   if rank is None:
-    basis, values = _exact(model, batch)
+    basis, values = _exact(model)
   else:
-    basis, values = _low_rank(model, batch, rank, jax.random.key(0) if key is None else key)
+    basis, values = _low_rank(model, rank, jax.random.key(0) if key is None else key)
   return Posterior(theta, model.white.scale, basis, values, likelihood.predict, likelihood.log_prob)
 
 
-def _exact(model: Moving, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  factor = whitened_factor(model.likelihood, model.phi, model.white.scale, batch)
+def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:
+  """Return (V [R, D], lambda [R]) by the singular values of A."""
+  factor = model.factor()
   _, singular, basis = thin_svd(factor.a)
   return basis, jnp.where(factor.negative, jnp.nan, jnp.square(singular))
 
 
-def _low_rank(
-  model: Moving, batch: Batch, rank: int, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  flat, unravel = ravel_pytree(model.phi)
-  curved = curvature_product("gauss_newton", model.likelihood, model.phi, batch)
-  s = model.white.scale
+def _low_rank(model: TaskModel, rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return (V [rank, D], lambda [rank]) by `rank` products with s C s."""
+  flat, unravel = ravel_pytree(model.part)
+  curved = model.product("gauss_newton")
 
   def product(v: jax.Array) -> jax.Array:
-    sv = jax.tree.map(jnp.multiply, s, unravel(v))
-    return ravel_pytree(jax.tree.map(jnp.multiply, s, curved(sv)))[0]
+    return ravel_pytree(model.scaled(curved(model.scaled(unravel(v)))))[0]
 
   krylov = lanczos(product, jax.random.normal(key, flat.shape, flat.dtype), rank)
   values, vectors = krylov.eigh()

@@ -11,9 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
+from shrinkmeta.base import InnerInfo
 from shrinkmeta.gradients.evidence import evidence_at
-from shrinkmeta.mode.optimise import InnerInfo
-from shrinkmeta.mode.task_model import Mode
+from shrinkmeta.mode.optimise import Mode
 
 pytestmark = pytest.mark.usefixtures("x64")
 

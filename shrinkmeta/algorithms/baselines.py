@@ -1,0 +1,316 @@
+"""Baselines: a mask chosen by hand says which modules move, or nothing adapts in training."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+from absl import logging
+from jax.sharding import Mesh
+
+from shrinkmeta.algorithms.table import FAMILY
+from shrinkmeta.base import MetaLearner
+from shrinkmeta.config import Implicit, Inner
+from shrinkmeta.devices.batching import Batching
+from shrinkmeta.learner import make_learner
+from shrinkmeta.model import modules
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.modules import Labels
+
+PyTree = Any
+
+STEPS = Inner(optax.sgd(0.1), steps=5)
+LONG = Inner(optax.sgd(0.1), steps=50)
+PHI_OPTIMIZER = optax.adam(1e-3)
+
+
+def hand_picked(
+  likelihood: Likelihood,
+  labels: Labels,
+  *,
+  task_specific: Sequence[str],
+  inner: Inner = STEPS,
+  phi_optimizer: optax.GradientTransformation = PHI_OPTIMIZER,
+  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
+  batching: Batching = "auto",
+  mesh: Mesh | None = None,
+) -> MetaLearner:
+  """Build MAML in which only the modules `task_specific` move.
+
+      sigma_m = inf for the modules named, 0 for the others
+
+  Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter, for example `sm.by_layer(params)`.
+    task_specific: the modules that move; the others are held at phi.
+    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
+    phi_optimizer: any optax optimiser, for phi.
+    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`.
+    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    TypeError, ValueError: `task_specific` names what is no module, or other arguments do not fit.
+
+  >>> import jax.numpy as jnp
+  >>> import shrinkmeta as sm
+  >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
+  >>> learner = sm.hand_picked(likelihood, {"w": "w"}, task_specific=("w",))
+  >>> theta, info = learner.adapt(
+  ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
+  ... )
+  >>> [round(float(v), 2) for v in theta["w"]]
+  @
+  """
+  return make_learner(
+    FAMILY["hand_picked"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=Implicit(),
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=optax.set_to_zero(),
+    init_sigma=_mask(labels, task_specific),
+    log_p_phi=log_p_phi,
+    batching=batching,
+    mesh=mesh,
+  )
+
+
+def anil(
+  likelihood: Likelihood,
+  labels: Labels,
+  *,
+  head: str | None = None,
+  inner: Inner = STEPS,
+  phi_optimizer: optax.GradientTransformation = PHI_OPTIMIZER,
+  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
+  batching: Batching = "auto",
+  mesh: Mesh | None = None,
+) -> MetaLearner:
+  """Build ANIL, almost no inner loop: MAML in which only the head moves.
+
+  Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter, for example `sm.by_layer(params)`.
+    head: the module of the output layer. None takes the module called "head"; where there is none
+      it takes the last by path and logs a warning.
+    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
+    phi_optimizer: any optax optimiser, for phi.
+    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`.
+    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    TypeError, ValueError: `head` is no module, or other arguments do not fit.
+
+  >>> import shrinkmeta as sm
+  >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["body"] * theta["head"])
+  >>> learner = sm.anil(likelihood, {"body": "body", "head": "head"})
+  >>> learner.spec.sigma
+  {'body': 0.0, 'head': inf}
+
+  References: Raghu, Raghu, Bengio, Vinyals, Rapid learning or feature reuse?, arXiv 1909.09157.
+  """
+  head = _head("anil", labels, head)
+  return hand_picked(
+    likelihood,
+    labels,
+    task_specific=(head,),
+    inner=inner,
+    phi_optimizer=phi_optimizer,
+    log_p_phi=log_p_phi,
+    batching=batching,
+    mesh=mesh,
+  )
+
+
+def boil(
+  likelihood: Likelihood,
+  labels: Labels,
+  *,
+  head: str | None = None,
+  inner: Inner = STEPS,
+  phi_optimizer: optax.GradientTransformation = PHI_OPTIMIZER,
+  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
+  batching: Batching = "auto",
+  mesh: Mesh | None = None,
+) -> MetaLearner:
+  """Build BOIL, body only update in the inner loop: MAML in which all but the head move.
+
+  Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter, for example `sm.by_layer(params)`.
+    head: the module of the output layer. None takes the module called "head"; where there is none
+      it takes the last by path and logs a warning.
+    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
+    phi_optimizer: any optax optimiser, for phi.
+    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`.
+    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    TypeError, ValueError: `head` is no module, or other arguments do not fit.
+
+  >>> import shrinkmeta as sm
+  >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["body"] * theta["head"])
+  >>> learner = sm.boil(likelihood, {"body": "body", "head": "head"})
+  >>> learner.spec.sigma
+  {'body': inf, 'head': 0.0}
+
+  References: Oh, Yoo, Kim, Yun, BOIL, arXiv 2008.08882.
+  """
+  head = _head("boil", labels, head)
+  return hand_picked(
+    likelihood,
+    labels,
+    task_specific=[name for name in modules.names(labels) if name != head],
+    inner=inner,
+    phi_optimizer=phi_optimizer,
+    log_p_phi=log_p_phi,
+    batching=batching,
+    mesh=mesh,
+  )
+
+
+def fine_tuning(
+  likelihood: Likelihood,
+  labels: Labels,
+  *,
+  inner: Inner = LONG,
+  phi_optimizer: optax.GradientTransformation = PHI_OPTIMIZER,
+  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
+  batching: Batching = "auto",
+  mesh: Mesh | None = None,
+) -> MetaLearner:
+  """Build fine-tuning: phi fits the data of all tasks alike, and a new task moves everything.
+
+      phi follows sum_t log p(D_t | phi),   theta_hat = L steps from phi
+
+  Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter, for example `sm.by_layer(params)`.
+    inner: how a new task adapts; training does not adapt.
+    phi_optimizer: any optax optimiser, for phi.
+    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`.
+    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+
+  >>> import jax.numpy as jnp
+  >>> import shrinkmeta as sm
+  >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
+  >>> learner = sm.fine_tuning(likelihood, {"w": "w"})
+  >>> theta, info = learner.adapt(
+  ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
+  ... )
+  >>> [round(float(v), 2) for v in theta["w"]]
+  @
+  """
+  return make_learner(
+    FAMILY["fine_tuning"],
+    likelihood,
+    labels,
+    inner=inner,
+    implicit=Implicit(),
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=optax.set_to_zero(),
+    init_sigma=math.inf,
+    log_p_phi=log_p_phi,
+    batching=batching,
+    mesh=mesh,
+  )
+
+
+def no_adaptation(
+  likelihood: Likelihood,
+  labels: Labels,
+  *,
+  phi_optimizer: optax.GradientTransformation = PHI_OPTIMIZER,
+  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
+  batching: Batching = "auto",
+  mesh: Mesh | None = None,
+) -> MetaLearner:
+  """Build the baseline without adaptation: phi fits the data of all tasks alike and is used as is.
+
+      phi follows sum_t log p(D_t | phi),   theta_hat = phi
+
+  Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter, for example `sm.by_layer(params)`.
+    phi_optimizer: any optax optimiser, for phi.
+    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`.
+    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+
+  >>> import jax.numpy as jnp
+  >>> import shrinkmeta as sm
+  >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
+  >>> learner = sm.no_adaptation(likelihood, {"w": "w"})
+  >>> theta, info = learner.adapt(
+  ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
+  ... )
+  >>> [round(float(v), 2) for v in theta["w"]]
+  @
+  """
+  return make_learner(
+    FAMILY["no_adaptation"],
+    likelihood,
+    labels,
+    inner=Inner(optax.sgd(0.1), steps=5),  # moves nothing
+    implicit=Implicit(),
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=optax.set_to_zero(),
+    init_sigma=_mask(labels, ()),
+    log_p_phi=log_p_phi,
+    batching=batching,
+    mesh=mesh,
+  )
+
+
+def _mask(labels: Labels, task_specific: Sequence[str]) -> dict[str, float]:
+  """Return {module: sigma}, inf for the modules named and 0 for the others."""
+  known = modules.names(labels)
+  if isinstance(task_specific, str):
+    raise TypeError(f"task_specific is a sequence of modules; got the string {task_specific!r}.")
+  for name in task_specific:
+    if name not in known:
+      raise ValueError(f"{name!r} is no module; the modules are {known}.")
+  return {name: math.inf if name in task_specific else 0.0 for name in known}
+
+
+def _head(algorithm: str, labels: Labels, head: str | None) -> str:
+  """Return the module called "head", else the last by path: in some networks the output layer."""
+  known = modules.names(labels)
+  if head is not None:
+    _mask(labels, (head,))
+    return head
+  if "head" in known:
+    return "head"
+  logging.warning(
+    "%s takes %r for the head, the last module by path: if it is another, say head=...",
+    algorithm,
+    known[-1],
+  )
+  return known[-1]

@@ -1,0 +1,320 @@
+"""What is static: an algorithm, its settings, and every check of one setting against another.
+
+A static value is part of the compiled program. Another value is another program.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from shrinkmeta.devices.batching import Batching, check_batching
+from shrinkmeta.model import modules
+from shrinkmeta.model.likelihood import Likelihood
+
+PyTree = Any
+Frozen = frozenset[str]  # names of modules held at phi
+Curvature = Literal["gauss_newton", "hessian"]
+SigmaGradient = Literal["joint", "per_task", "diagonal"]
+
+
+class Algorithm(NamedTuple):
+  """One line of the table of algorithms: what theta_hat, phi and sigma are.
+
+  Attributes:
+    sigma: "inf", no prior, and a mask says which modules move; "fixed"; or "learned".
+    phi: what phi follows: "predictive" (l_PLL), "map" (l_MAP), "evidence" (sigma then follows it
+      too), or "pooled": the likelihood of all data at theta = phi, without adaptation.
+    gradient: how theta_hat is differentiated: "unrolled" (through the steps), "first_order"
+      (d theta_hat / d phi = I), "implicit", or "none".
+    prior: False drops the prior, so that a finite sigma^2 is a step size and nothing else.
+  """
+
+  sigma: Literal["inf", "fixed", "learned"]
+  phi: Literal["predictive", "map", "evidence", "pooled"]
+  gradient: Literal["unrolled", "first_order", "implicit", "none"]
+  prior: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  """How theta_hat of one task is found.
+
+  Attributes:
+    optimizer: any optax optimiser. Schedules count inner steps. `value`, `grad` and `value_fn` are
+      passed to optimisers that want them (L-BFGS, Polyak step sizes). For finite sigma it moves z,
+      for sigma = inf it moves theta.
+    steps: the number of steps; with `tol` the largest number.
+    tol: stop once the norm of grad J / N is at most this, in nats per example. None runs all steps.
+      A loop that may stop early can be differentiated forwards and implicitly, not backwards
+      through its steps. With `batch_size` all steps are run: a mini-batch says too little about J.
+    batch_size: None uses all examples in every step. A number draws that many examples without
+      replacement in every step, from a key that the caller passes. With a prior let the rate
+      decrease: at the mode the gradients of single mini-batches are not 0, and a constant rate ends
+      in noise around it. InnerInfo is of all examples, one mini-batch after the other.
+    remat: recompute each step in the backward pass (`jax.checkpoint`) instead of storing it. This
+      serves gradients through the steps.
+
+  >>> Inner(optax.sgd(0.1), steps=5).steps
+  5
+  """
+
+  optimizer: optax.GradientTransformation = dataclasses.field(default_factory=optax.lbfgs)
+  steps: int = 100
+  tol: float | None = None
+  batch_size: int | None = None
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.optimizer, optax.GradientTransformation):
+      raise TypeError(
+        f"Inner.optimizer must be an optax optimiser, such as optax.sgd(0.1); got {self.optimizer}."
+      )
+    if self.steps < 0:
+      raise ValueError(f"Inner.steps must not be negative; got {self.steps}.")
+    if self.tol is not None and not self.tol > 0:
+      raise ValueError(f"Inner.tol must be positive, or None to run all steps; got {self.tol}.")
+    if self.batch_size is not None and self.batch_size < 1:
+      raise ValueError(f"Inner.batch_size must be positive, or None; got {self.batch_size}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Implicit:
+  """How the implicit gradient is solved for.
+
+  Attributes:
+    curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
+    solver: "cg"; "dual", exact, by the singular values of an N C x D matrix (N examples, C outputs,
+      Gauss-Newton only), which costs N C gradients where CG ends in N C + 1 products or, mostly,
+      long before; "neumann"; "identity", which drops C from both formulas: w = s * g, d/d phi = g.
+    max_steps: the largest number of CG or Neumann iterations.
+    tol: the relative residual at which they stop, and under which a solve counts as converged.
+    damping: a number added to the operator's diagonal. It biases the gradient towards
+      "identity" / damping.
+    batch_size: None takes the curvature of all examples at once. A number takes that of
+      `num_batches` mini-batches of so many examples, drawn once a solve with a key that the caller
+      passes, and scaled to all examples. Under batch statistics the outputs of a mini-batch differ
+      from those of the whole, and the curvature is that of the mini-batches.
+    num_batches: the number of those mini-batches. With 1 the cost of a solve does not grow with N.
+      The noise of the draw averages out over tasks, a bias stays: in directions that no drawn
+      example determines, w is that of "identity". Take as many as determine what N examples do.
+      None takes all examples. More than one are taken in turn and linearised anew in every
+      product, in the memory of one, at about 1.5 times the work.
+
+  >>> Implicit(solver="dual").max_steps
+  30
+  """
+
+  curvature: Curvature = "gauss_newton"
+  solver: Literal["cg", "dual", "neumann", "identity"] = "cg"
+  max_steps: int = 30
+  tol: float = 1e-4
+  damping: float = 0.0
+  batch_size: int | None = None
+  num_batches: int | None = 1
+
+  def __post_init__(self) -> None:
+    if self.curvature not in ("gauss_newton", "hessian"):
+      raise ValueError(f'curvature must be "gauss_newton" or "hessian"; got {self.curvature!r}.')
+    if self.solver not in ("cg", "dual", "neumann", "identity"):
+      raise ValueError(
+        f'solver must be "cg", "dual", "neumann" or "identity"; got {self.solver!r}.'
+      )
+    if self.solver == "dual" and self.curvature == "hessian":
+      raise ValueError(
+        'solver="dual" factorises J^T Lambda J: use curvature="gauss_newton" or solver="cg".'
+      )
+    if self.max_steps < 1 or not self.tol >= 0 or not self.damping >= 0:
+      raise ValueError(
+        "max_steps must be positive, tol and damping not negative; got "
+        f"{self.max_steps}, {self.tol}, {self.damping}."
+      )
+    if self.batch_size is not None and self.batch_size < 1:
+      raise ValueError(f"Implicit.batch_size must be positive, or None; got {self.batch_size}.")
+    if self.batch_size is not None and self.solver == "identity":
+      raise ValueError('solver="identity" takes no curvature: leave Implicit.batch_size None.')
+    if self.num_batches is not None and self.num_batches < 1:
+      raise ValueError(f"Implicit.num_batches must be positive, or None; got {self.num_batches}.")
+    if self.num_batches != 1 and (self.batch_size is None or self.solver == "dual"):
+      raise ValueError(
+        f"Implicit.num_batches is {self.num_batches}: it goes with a batch_size, and with the "
+        f'solvers "cg" and "neumann"; got batch_size={self.batch_size} and solver={self.solver!r}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogDet:
+  """How log det(I + s C s) is found.
+
+  Attributes:
+    method: "exact"; "lanczos", an estimate with a standard error, from a key; or "auto", exact
+      where A = Lambda^(1/2) J s has at most `limit` entries.
+    limit: the number of entries of A, R D. Exact work grows as min(R, D) R D.
+    probes: the number of random vectors of "lanczos". The standard error falls with their square
+      root. It does not contain rounding, which is up to D |K| times the precision.
+    steps: the number of products with K for each probe; R + 1 give an exact quadrature.
+
+  >>> LogDet("lanczos", probes=8).probes
+  8
+  """
+
+  method: Literal["auto", "exact", "lanczos"] = "auto"
+  limit: int = 2**24
+  probes: int = 16
+  steps: int = 32
+
+  def __post_init__(self) -> None:
+    if self.method not in ("auto", "exact", "lanczos"):
+      raise ValueError(f'method must be "auto", "exact" or "lanczos"; got {self.method!r}.')
+    if self.limit < 1 or self.probes < 2 or self.steps < 1:
+      raise ValueError(
+        "limit and steps must be positive, probes at least 2 (for a standard error); got "
+        f"{self.limit}, {self.steps}, {self.probes}."
+      )
+
+
+class Spec(NamedTuple):
+  """All that a learner was built from."""
+
+  algorithm: Algorithm
+  likelihood: Likelihood
+  labels: modules.Labels
+  inner: Inner
+  implicit: Implicit
+  phi_optimizer: optax.GradientTransformation
+  sigma_optimizer: optax.GradientTransformation
+  sigma: dict[str, float]  # {module: sigma_m} at the start
+  log_det: LogDet
+  restricted: tuple[str, ...]
+  sigma_gradient: SigmaGradient
+  log_p_phi: Callable[[PyTree], jax.Array] | None
+  log_p_sigma: Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array] | None
+  batching: Batching
+  mesh: Mesh | None
+
+  @property
+  def log_sigma2(self) -> dict[str, float]:
+    """{module: log sigma_m^2} at the start; -inf for frozen modules, inf for free ones."""
+    return {m: 2.0 * math.log(s) if s else -math.inf for m, s in self.sigma.items()}
+
+  @property
+  def frozen(self) -> Frozen:
+    """The modules that start at sigma = 0, held at phi for good; none where that is all of them."""
+    frozen = frozenset(m for m, s in self.sigma.items() if s == 0)
+    return frozen if len(frozen) < len(self.sigma) else frozenset()
+
+  @property
+  def free(self) -> Frozen:
+    """The modules without a prior for good, known before anything is compiled."""
+    known = self.algorithm.sigma == "inf"
+    return frozenset(m for m, s in self.sigma.items() if known and s == math.inf)
+
+  @property
+  def has_mode(self) -> bool:
+    """Whether theta_hat is a stationary point, differentiated implicitly."""
+    return self.algorithm.gradient == "implicit"
+
+  @property
+  def needs_validation(self) -> bool:
+    """Whether tasks need a validation part: Reptile and the evidence look at none."""
+    algorithm = self.algorithm
+    return algorithm.phi != "evidence" and algorithm[1:3] != ("map", "none")
+
+  @property
+  def sees_all_tasks(self) -> bool:
+    """Whether a term joins the tasks of an update, so that they cannot come in micro-batches."""
+    return self.sigma_gradient == "joint" or bool(self.restricted)
+
+
+def check_spec(spec: Spec) -> None:
+  """Raises ValueError where one setting contradicts another."""
+  algorithm, sigma = spec.algorithm, spec.sigma
+  check_algorithm(algorithm)
+  check_batching(spec.batching)
+  check_sigma_gradient(spec)
+  learned, evidence = algorithm.sigma == "learned", algorithm.phi == "evidence"
+  if algorithm.gradient == "unrolled" and spec.inner.tol is not None:
+    raise ValueError(
+      "A gradient through the steps needs their number: set Inner.tol=None, or take an algorithm "
+      "with an implicit gradient, such as sm.sigma_imaml."
+    )
+  for name, given in (("restricted", spec.restricted), ("log_det", spec.log_det != LogDet())):
+    if given and not evidence:
+      raise ValueError(f"{name} belongs to empirical_bayes, which follows the evidence.")
+  if not set(spec.restricted) <= set(sigma):
+    raise ValueError(
+      f"restricted must be a tuple of modules; got {spec.restricted!r}, and the modules are "
+      f"{tuple(sigma)}."
+    )
+  if spec.log_p_sigma is not None and not learned:
+    raise ValueError("log_p_sigma is a prior on a learned sigma; this algorithm has a fixed one.")
+  if algorithm.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:
+    raise ValueError(
+      "This algorithm has no finite sigma: init_sigma is 0, for frozen modules, or inf; got "
+      f"{sigma}."
+    )
+  if evidence and math.inf in sigma.values():
+    raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
+  if evidence or spec.sigma_gradient == "joint":
+    check_whole(spec.implicit)
+  if spec.has_mode:
+    check_dual(spec.implicit, spec.log_sigma2)
+
+
+_GRADIENTS = {
+  "predictive": ("unrolled", "first_order", "implicit"),
+  "map": ("implicit", "none"),
+  "evidence": ("implicit",),
+  "pooled": ("none",),
+}
+
+
+def check_algorithm(algorithm: Algorithm) -> None:
+  """Raises ValueError unless such an algorithm exists: another would be run in its place."""
+  sigma, phi, gradient, prior = algorithm
+  fits = sigma in ("inf", "fixed", "learned") and gradient in _GRADIENTS.get(phi, ())
+  if not fits or (sigma == "learned" and gradient == "none"):
+    choices = "; ".join(f"{phi}: {' or '.join(own)}" for phi, own in _GRADIENTS.items())
+    raise ValueError(
+      f"There is no {algorithm}. sigma is inf, fixed or, except with gradient none, learned. The "
+      f"gradients that go with each phi are {choices}. See sm.FAMILY."
+    )
+  if not prior and gradient not in ("unrolled", "first_order"):
+    raise ValueError("Without a prior there is no mode: the gradient goes through the steps.")
+
+
+def check_sigma_gradient(spec: Spec) -> None:
+  """Raises ValueError unless the algorithm has that choice of sigma's gradient."""
+  choice = spec.sigma_gradient
+  if choice not in ("joint", "per_task", "diagonal"):
+    raise ValueError(f'sigma_gradient must be "joint", "per_task" or "diagonal"; got {choice!r}.')
+  if choice != "per_task" and spec.algorithm != Algorithm("learned", "map", "implicit"):
+    raise ValueError(f"sigma_gradient={choice!r} is for sigma_reptile, in which phi follows l_MAP.")
+  if choice == "joint" and spec.implicit.solver != "cg":
+    raise ValueError(
+      f'sigma_gradient="joint" is solved by CG: implicit.solver is {spec.implicit.solver!r}.'
+    )
+
+
+def check_whole(implicit: Implicit) -> None:
+  """Raises ValueError where the curvature is sampled but the evidence or the joint solve needs all.
+
+  Args:
+    implicit: how the implicit gradient is solved for.
+  """
+  if implicit.batch_size is not None:
+    raise ValueError(
+      f"Implicit.batch_size is {implicit.batch_size}: it is for imaml, sigma_imaml and "
+      'sigma_reptile, with a solve a task. The evidence and sigma_gradient="joint" take all '
+      "examples: leave it None."
+    )
+
+
+def check_dual(implicit: Implicit, log_sigma2: Mapping[str, Any]) -> None:
+  """Raises ValueError where a dual solve is known to meet a module without a prior."""
+  if implicit.solver == "dual":
+    modules.finite_sigma(log_sigma2, 'dual solve: use solver="cg"')

@@ -1,0 +1,82 @@
+"""One step of phi and sigma, from the sums over the tasks of a meta-batch."""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shrinkmeta.base import MetaParams, MetaState, Metrics, OptState, PerTask, Sums
+from shrinkmeta.config import Spec
+from shrinkmeta.model.tasks import divisor
+
+PyTree = Any
+
+
+def gradient_from(
+  spec: Spec, state: MetaState, sums: Sums, per_task: PerTask
+) -> tuple[MetaParams, Metrics]:
+  """Return the mean over sound tasks, with the priors on phi and sigma, and the metrics."""
+  algorithm, dtype = spec.algorithm, sums.loss.dtype
+  count = jnp.maximum(sums.sound, 1).astype(dtype)
+  grad, loss, phi_loss, mean_inner, mean_solve = jax.tree.map(
+    lambda x: x / count, (sums.grad, sums.loss, sums.phi_loss, sums.inner, sums.solve)
+  )
+  by_tasks, by_examples = 1.0 / count, 1.0 / divisor(sums.judged)
+  if spec.log_p_phi is not None:
+    weight = by_examples if algorithm.phi in ("predictive", "pooled") else by_tasks
+    value, prior = jax.value_and_grad(spec.log_p_phi)(state.phi)
+    grad = grad._replace(phi=optax.tree.add_scale(grad.phi, -weight, prior))
+    phi_loss = phi_loss - weight * value
+  if spec.log_p_sigma is not None:
+    prior = jax.grad(spec.log_p_sigma)(state.log_sigma2)
+    weight = -by_tasks if algorithm.phi == "evidence" else -by_examples
+    grad = grad._replace(log_sigma2=optax.tree.add_scale(grad.log_sigma2, weight, prior))
+  if algorithm.sigma != "learned":
+    grad = grad._replace(log_sigma2=optax.tree.zeros_like(grad.log_sigma2))
+  metrics = Metrics(
+    loss=jnp.where(sums.sound > 0, loss, jnp.nan),
+    phi_loss=jnp.where(sums.sound > 0, phi_loss, jnp.nan),
+    val_nll=per_task.val_nll,
+    failed=per_task.failed,
+    num_failed=sums.tasks - sums.sound,
+    num_sound=sums.sound,
+    inner=per_task.inner,
+    solve=per_task.solve,
+    mean_inner=mean_inner,
+    mean_solve=mean_solve,
+    phi_grad_norm=optax.tree.norm(grad.phi),
+    sigma_grad=grad.log_sigma2,
+    warm=per_task.warm,
+  )
+  return grad, metrics
+
+
+def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, Metrics]:
+  """Take the step of phi and sigma that the sums over all tasks of a meta-batch give.
+
+  Args:
+    state: the MetaState that the sums were made at.
+    sums: of all tasks of the meta-batch.
+    per_task: likewise.
+
+  Returns:
+    (the next MetaState, Metrics). If no task is sound, or the gradient is not finite, only the
+    count of updates moves.
+  """
+  grad, metrics = gradient_from(spec, state, sums, per_task)
+  phi_step, phi_opt = spec.phi_optimizer.update(grad.phi, state.opt_state.phi, state.phi)
+  phi, log_s2 = optax.apply_updates(state.phi, phi_step), state.log_sigma2
+  sigma_opt = state.opt_state.log_sigma2
+  if spec.algorithm.sigma == "learned":
+    sigma_step, sigma_opt = spec.sigma_optimizer.update(grad.log_sigma2, sigma_opt, log_s2)
+    moved = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
+    # Frozen and free modules stay: with weight decay a step from -inf is NaN.
+    keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
+    log_s2 = jax.tree.map(keep, log_s2, moved)
+  new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
+  # Nothing may move without a sound task, nor by a gradient that is not finite: a prior's, a sum's.
+  moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
+  moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
+  new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)
+  return new._replace(step=state.step + 1), metrics
