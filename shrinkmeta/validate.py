@@ -91,23 +91,49 @@ def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
     raise TypeError(f"{name} must be a function, {wanted}; got {shown(value)}. {hint}".rstrip())
 
 
-def array(name: str, value: Any, wanted: str) -> None:
-  """Raise TypeError unless `value` is an array, or a number, of numbers or bools.
+def integer(name: str, value: Any, least: int | None = None) -> None:
+  """Raise an error unless `value` is an integer, and at least `least`.
 
   Args:
     name: the argument, as the caller knows it.
-    value: what was passed.
+    value: what was passed; a bool or an array is no integer.
+    least: the smallest value allowed; None: any.
+
+  Raises:
+    TypeError: the value is no integer.
+    ValueError: the value is less than `least`.
+
+  >>> integer("bins", 0, least=1)
+  Traceback (most recent call last):
+  ValueError: bins must be at least 1; got 0.
+  """
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    raise TypeError(f"{name} must be an integer; got {shown(value)}.")
+  if least is not None and value < least:
+    raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def array(name: str, value: Any, wanted: str, numbers: bool = True) -> None:
+  """Raise TypeError unless `value` is an array of numbers or bools.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed; it may be traced.
     wanted: what the argument must be, with its shape.
+    numbers: True to accept Python's numbers as arrays of shape [].
 
   Raises:
     TypeError: the value is a list, None, or another object without shape and dtype.
 
   >>> array("mask", [1, 0], "an array [N]")
   Traceback (most recent call last):
-  TypeError: mask must be an array [N]; got a list of 2 items. Make it one: jnp.asarray(mask).
+  TypeError: mask must be an array [N]; got a list of 2 items. Make an array of the \
+numbers: jnp.asarray.
   """
-  if not is_array(value):
-    hint = f" Make it one: jnp.asarray({name})." if isinstance(value, (list, tuple)) else ""
+  number = isinstance(value, (bool, int, float, complex))
+  if not is_array(value) or (number and not numbers):
+    rows = number or isinstance(value, (list, tuple))
+    hint = " Make an array of the numbers: jnp.asarray." if rows else ""
     raise TypeError(f"{name} must be {wanted}; got {shown(value)}.{hint}")
 
 
