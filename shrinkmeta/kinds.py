@@ -118,11 +118,7 @@ def _is_special(node: Any) -> bool:
 def _check_special(where: str, node: Any) -> None:
   """Raise TypeError if a node that is no leaf holds something other than parameters."""
   if _derives(node, "flax.nnx", "Module"):
-    raise TypeError(
-      f"{where} must be a pytree of arrays; got an nnx module, {type(node).__name__}. Pass its "
-      "parameters: graphdef, params, rest = nnx.split(model, nnx.Param, ...); `predict` is then "
-      "lambda params, x: nnx.merge(graphdef, params, rest)(x)."
-    )
+    raise TypeError(f"{where} must be a pytree of arrays; got {model_hint(node)}")
   if _derives(node, "flax.nnx", "Variable"):
     if not _derives(node, "flax.nnx", "Param"):
       raise TypeError(
@@ -137,9 +133,7 @@ def _check_special(where: str, node: Any) -> None:
     )
   elif bad := [x for x in jax.tree.leaves(node) if not is_array(x)]:
     raise TypeError(
-      f"{where} is an equinox module, {type(node).__name__}, that holds {shown(bad[0])}. Pass its "
-      "arrays: params, static = eqx.partition(model, eqx.is_inexact_array); `predict` is then "
-      "lambda params, x: jax.vmap(eqx.combine(params, static))(x)."
+      f"{where} must be a pytree of arrays; it holds {shown(bad[0])}, and is {model_hint(node)}"
     )
 
 
@@ -164,17 +158,46 @@ def _derives(value: Any, library: str, name: str) -> bool:
 
 def _hint(leaf: Any) -> str:
   """What to do about a leaf that is no array."""
-  if _derives(leaf, "flax.linen", "Module"):
-    return (
-      "It is a flax.linen module. Pass its parameters: "
-      'params = module.init(key, inputs)["params"]; `predict` is then '
-      'lambda params, x: module.apply({"params": params}, x).'
-    )
+  if hint := model_hint(leaf):
+    return f"It is {hint}"
   if isinstance(leaf, str):
     return "Pass the parameters, not their labels."
   if callable(leaf):
     return "Keep functions out of the parameters, and close over them in `predict`."
   return "Make it one with jnp.asarray, or close over it in `predict`."
+
+
+def model_hint(value: Any) -> str:
+  """What to do with a whole model of flax or equinox; "" for any other object.
+
+  Args:
+    value: anything.
+
+  Returns:
+    Words that name the model and tell how to make its parameters and `predict` of it.
+
+  >>> model_hint({"kernel": jnp.ones([2, 3])})
+  ''
+  """
+  kind = type(value).__name__
+  if _derives(value, "flax.nnx", "Module"):
+    return (
+      f"an nnx module, {kind}. Pass its parameters: graphdef, params, rest = "
+      "nnx.split(model, nnx.Param, ...); `predict` is then "
+      "lambda params, x: nnx.merge(graphdef, params, rest)(x)."
+    )
+  if _derives(value, "flax.linen", "Module"):
+    return (
+      f"a flax.linen module, {kind}. Pass its parameters: params = module.init(key, inputs)"
+      '["params"]; `predict` is then lambda params, x: module.apply({"params": params}, x).'
+    )
+  if _derives(value, "equinox", "Module"):
+    return (
+      f"an equinox module, {kind}. Pass its arrays: params, static = "
+      "eqx.partition(model, eqx.is_inexact_array); `predict` is then "
+      "lambda params, x: jax.vmap(eqx.combine(params, static))(x)."
+    )
+  return ""
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from shrinkmeta.kinds import is_array, parameter_tree, shown
+from shrinkmeta.kinds import is_array, model_hint, parameter_tree, shown
 
 PyTree = Any
 
@@ -72,7 +72,10 @@ def instance(
 
 
 def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
-  """Raise TypeError unless `value` can be called.
+  """Raise TypeError unless `value` is a function, or an object that acts as one.
+
+  A whole model of flax or equinox is refused although it can be called: its parameters and its
+  function are passed apart.
 
   Args:
     name: the argument, as the caller knows it.
@@ -81,12 +84,14 @@ def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
     hint: a sentence that says what to do.
 
   Raises:
-    TypeError: the value cannot be called.
+    TypeError: the value cannot be called, or is a whole model.
 
   >>> function("predict", 3, "(theta, inputs) -> outputs [N, ...]")
   Traceback (most recent call last):
   TypeError: predict must be a function, (theta, inputs) -> outputs [N, ...]; got 3.
   """
+  if came := model_hint(value):
+    raise TypeError(f"{name} must be a function, {wanted}; got {came}")
   if not callable(value):
     raise TypeError(f"{name} must be a function, {wanted}; got {shown(value)}. {hint}".rstrip())
 

@@ -95,7 +95,7 @@ VARIABLES = DENSE.init(jax.random.key(0), jnp.ones([1, 2]))
     ({"net": Net()}, r"params/net must be .* an nnx module, Net"),
     (nnx.state(Net()), r"params/drop/rngs/count is an nnx.RngCount, not a parameter.*close over"),
     (nnx.state(Net().norm), r"params/mean is an nnx.BatchStat, not a parameter"),
-    (Mlp(jnp.ones(2), jax.nn.relu), r"params is an equinox module, Mlp.*eqx.is_inexact_array"),
+    (Mlp(jnp.ones(2), jax.nn.relu), r"params must be .* an equinox module, Mlp.*eqx.is_inexact_a"),
     (DENSE, r"params must be a pytree of arrays.* flax.linen module.*module.init\(key, inputs"),
     ({**VARIABLES, "batch_stats": {}}, r"\['batch_stats'\].*pass variables\[\"params\"\]"),
     ("head", r"params must be a pytree of arrays, the parameters; got 'head'.*not their labels"),
@@ -153,6 +153,15 @@ def test_an_instance_of_another_type():
     validate.instance("inner", optax.sgd(0.1), dict, "a sm.Inner", hint)
   with pytest.raises(TypeError, match=r"x must be an array \[N\]; got a list of 2 items. Make"):
     validate.array("x", [1, 2], "an array [N]")
+  for model in (Net(), DENSE, Mlp(jnp.ones(2), None)):
+    with pytest.raises(TypeError, match=r"predict must be a function, .*got an? .* module"):
+      validate.function("predict", model, "(theta, inputs) -> outputs")
+  for value in (2.0, True, jnp.int32(2)):
+    with pytest.raises(TypeError, match=r"steps must be an integer; got (2.0|True|an array)"):
+      validate.integer("steps", value)
+  with pytest.raises(ValueError, match=r"steps must be at least 1; got 0"):
+    validate.integer("steps", 0, least=1)
+  validate.integer("steps", np.int64(3))
   validate.instance("x", 3, int, "an integer")
   validate.function("f", len, "x -> its length")
   validate.array("x", np.float32(2), "a number")
