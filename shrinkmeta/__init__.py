@@ -31,9 +31,6 @@ from shrinkmeta.model.likelihood import (
   bernoulli,
   categorical,
   gaussian,
-  gaussian_with_scale,
-  in_precision,
-  mean_and_scale,
   poisson,
 )
 from shrinkmeta.model.modules import (
@@ -46,6 +43,7 @@ from shrinkmeta.model.modules import (
   module_summary,
 )
 from shrinkmeta.model.tasks import Batch, Task, stack_batches, stack_tasks
+from shrinkmeta.model.variants import gaussian_with_scale, in_precision, mean_and_scale
 from shrinkmeta.training.callbacks import (
   Callback,
   json_lines,

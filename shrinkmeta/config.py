@@ -195,28 +195,11 @@ class Spec(NamedTuple):
   log_p_sigma: Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array] | None
   batching: Batching
   mesh: Mesh | None
-
-  @property
-  def log_sigma2(self) -> dict[str, float]:
-    """{module: log sigma_m^2} at the start; -inf for frozen modules, inf for free ones."""
-    return {m: 2.0 * math.log(s) if s else -math.inf for m, s in self.sigma.items()}
-
-  @property
-  def frozen(self) -> Frozen:
-    """The modules that start at sigma = 0, held at phi for good; none where that is all of them."""
-    frozen = frozenset(m for m, s in self.sigma.items() if s == 0)
-    return frozen if len(frozen) < len(self.sigma) else frozenset()
-
-  @property
-  def free(self) -> Frozen:
-    """The modules without a prior for good, known before anything is compiled."""
-    known = self.algorithm.sigma == "inf"
-    return frozenset(m for m, s in self.sigma.items() if known and s == math.inf)
-
-  @property
-  def has_mode(self) -> bool:
-    """Whether theta_hat is a stationary point, differentiated implicitly."""
-    return self.algorithm.gradient == "implicit"
+  # What follows from these: see `derive`.
+  log_sigma2: dict[str, float] = {}  # {module: log sigma_m^2} at the start; -inf: frozen, inf: free
+  frozen: Frozen = frozenset()  # modules that start at sigma = 0, held at phi for good
+  free: Frozen = frozenset()  # modules without a prior for good, known before compiling
+  has_mode: bool = False  # theta_hat is a stationary point, differentiated implicitly
 
   @property
   def needs_validation(self) -> bool:
@@ -228,6 +211,27 @@ class Spec(NamedTuple):
   def sees_all_tasks(self) -> bool:
     """Whether a term joins the tasks of an update, so that they cannot come in micro-batches."""
     return self.sigma_gradient == "joint" or bool(self.restricted)
+
+
+def derive(spec: Spec) -> Spec:
+  """Return the spec with what follows from its settings, after checks of these against each other.
+
+  Where all modules are frozen, `frozen` is empty: the inner problem needs at least one parameter,
+  and sigma = 0 already holds it.
+
+  Raises:
+    ValueError: one setting contradicts another.
+  """
+  sigma, masked = spec.sigma, spec.algorithm.sigma == "inf"
+  frozen = frozenset(m for m, s in sigma.items() if s == 0)
+  spec = spec._replace(
+    log_sigma2={m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()},
+    frozen=frozen if len(frozen) < len(sigma) else frozenset(),
+    free=frozenset(m for m, s in sigma.items() if masked and s == math.inf),
+    has_mode=spec.algorithm.gradient == "implicit",
+  )
+  check_spec(spec)
+  return spec
 
 
 def check_spec(spec: Spec) -> None:

@@ -39,7 +39,7 @@ from shrinkmeta.config import (
   LogDet,
   SigmaGradient,
   Spec,
-  check_spec,
+  derive,
 )
 from shrinkmeta.devices.batching import Batching, num_tasks, over_tasks
 from shrinkmeta.gradients.implicit import differentiable_mode
@@ -112,7 +112,7 @@ def make_learner(
     implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
   if isinstance(restricted, str):
     raise TypeError(f"restricted must be a tuple of modules; got the string {restricted!r}.")
-  spec = Spec(
+  settings = Spec(
     algorithm=algorithm,
     likelihood=likelihood,
     labels=labels,
@@ -129,7 +129,7 @@ def make_learner(
     batching=batching,
     mesh=mesh,
   )
-  check_spec(spec)
+  spec = derive(settings)
   functions = (_init, _update, _adapt, _meta_gradient, _adapt_tasks, _no_start, _sums, apply)
   return MetaLearner(*(_bound(f, spec) for f in functions), spec=spec)
 
@@ -278,10 +278,10 @@ def _adapt(
   """
   params, frozen = _checked(spec, state)
   check_batch("batch", batch)
-  model = model_of(spec, params, batch, frozen)
+  make = lambda params, batch: model_of(spec, params, batch, frozen)
   if spec.has_mode and not isinstance(steps, tuple):
-    return differentiable_mode(spec.inner, spec.implicit, model, steps, key)
-  mode = posterior_mode(spec.inner, model, key=key, steps=steps)
+    return differentiable_mode(spec.inner, spec.implicit, make, params, batch, steps, key)
+  mode = posterior_mode(spec.inner, make(params, batch), key=key, steps=steps)
   return mode.theta, mode.info
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from shrinkmeta.kinds import is_array, model_hint, parameter_tree, shown
+
 PyTree = Any
 
 
@@ -25,8 +27,8 @@ def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
   Raises:
     ValueError: two paths read alike.
   """
-  prefix = f"{name}/" if name else ""
-  named = [(prefix + path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+  under = lambda path: "/".join(filter(None, (name, path_name(path))))
+  named = [(under(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
   seen: set[str] = set()
   for path, _ in named:
     if path in seen:
@@ -46,6 +48,129 @@ def known(x: Any) -> np.ndarray | None:
   return np.asarray(x)
 
 
+def instance(
+  name: str, value: Any, kind: type | tuple[type, ...], wanted: str, hint: str = ""
+) -> None:
+  """Raise TypeError unless `value` is an instance of `kind`.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+    kind: a class, or a tuple of classes.
+    wanted: what the argument must be, in words.
+    hint: a sentence that says what to do.
+
+  Raises:
+    TypeError: the value is of another type.
+
+  >>> instance("steps", 2.5, int, "an integer", "Round it.")
+  Traceback (most recent call last):
+  TypeError: steps must be an integer; got 2.5. Round it.
+  """
+  if not isinstance(value, kind):
+    raise TypeError(f"{name} must be {wanted}; got {shown(value)}. {hint}".rstrip())
+
+
+def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
+  """Raise TypeError unless `value` is a function, or an object that acts as one.
+
+  A whole model of flax or equinox is refused although it can be called: its parameters and its
+  function are passed apart.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+    wanted: the function's arguments and result, such as "(theta, inputs) -> outputs [N, ...]".
+    hint: a sentence that says what to do.
+
+  Raises:
+    TypeError: the value cannot be called, or is a whole model.
+
+  >>> function("predict", 3, "(theta, inputs) -> outputs [N, ...]")
+  Traceback (most recent call last):
+  TypeError: predict must be a function, (theta, inputs) -> outputs [N, ...]; got 3.
+  """
+  if came := model_hint(value):
+    raise TypeError(f"{name} must be a function, {wanted}; got {came}")
+  if not callable(value):
+    raise TypeError(f"{name} must be a function, {wanted}; got {shown(value)}. {hint}".rstrip())
+
+
+def integer(name: str, value: Any, least: int | None = None) -> None:
+  """Raise an error unless `value` is an integer, and at least `least`.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed; a bool or an array is no integer.
+    least: the smallest value allowed; None: any.
+
+  Raises:
+    TypeError: the value is no integer.
+    ValueError: the value is less than `least`.
+
+  >>> integer("bins", 0, least=1)
+  Traceback (most recent call last):
+  ValueError: bins must be at least 1; got 0.
+  """
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    raise TypeError(f"{name} must be an integer; got {shown(value)}.")
+  if least is not None and value < least:
+    raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def array(name: str, value: Any, wanted: str, numbers: bool = True) -> None:
+  """Raise TypeError unless `value` is an array of numbers or bools.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed; it may be traced.
+    wanted: what the argument must be, with its shape.
+    numbers: True to accept Python's numbers as arrays of shape [].
+
+  Raises:
+    TypeError: the value is a list, None, or another object without shape and dtype.
+
+  >>> array("mask", [1, 0], "an array [N]")
+  Traceback (most recent call last):
+  TypeError: mask must be an array [N]; got a list of 2 items. Make an array of the \
+numbers: jnp.asarray.
+  """
+  number = isinstance(value, (bool, int, float, complex))
+  if not is_array(value) or (number and not numbers):
+    rows = number or isinstance(value, (list, tuple))
+    hint = " Make an array of the numbers: jnp.asarray." if rows else ""
+    raise TypeError(f"{name} must be {wanted}; got {shown(value)}.{hint}")
+
+
+def labels(name: str, tree: PyTree) -> None:
+  """Raise TypeError unless every leaf of `tree` is a string.
+
+  Args:
+    name: the argument, as the caller knows it.
+    tree: what was passed for the labels.
+
+  Raises:
+    TypeError: the tree has no leaves, or one that is no string, as where the parameters came.
+
+  >>> labels("labels", {"kernel": "head", "bias": "head"})
+  >>> labels("labels", {"kernel": jnp.ones([2])})
+  Traceback (most recent call last):
+  TypeError: labels/kernel must be a string, the name of a module; got an array float32[2]. Make \
+labels from the parameters: sm.by_layer(params), sm.by_leaf(params) or sm.by_path(params, rules).
+  """
+  make = (
+    "Make labels from the parameters: sm.by_layer(params), sm.by_leaf(params) or "
+    "sm.by_path(params, rules)."
+  )
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  if not leaves:
+    raise TypeError(f"{name} must be a pytree of strings; got {shown(tree)}. {make}")
+  for path, leaf in leaves:
+    if not isinstance(leaf, str):
+      where = "/".join(filter(None, (name, path_name(path))))
+      raise TypeError(f"{where} must be a string, the name of a module; got {shown(leaf)}. {make}")
+
+
 def finite(name: str, tree: PyTree) -> None:
   """Raises ValueError if a known float leaf of `tree` holds NaN or inf."""
   for leaf_name, leaf in leaves_with_names(tree, name):
@@ -62,9 +187,10 @@ def finite(name: str, tree: PyTree) -> None:
 
 def parameters(name: str, tree: PyTree) -> jnp.dtype:
   """Checks a parameter pytree: not empty, floating, one dtype, finite. Returns the dtype."""
+  parameter_tree(name, tree)
   leaves = leaves_with_names(tree, name)
   if not leaves:
-    raise ValueError(f"{name} has no arrays: {tree!r}. Pass the parameters of your model.")
+    raise ValueError(f"{name} has no arrays; got {shown(tree)}. Pass the parameters of your model.")
   for leaf_name, leaf in leaves:
     dtype = jnp.result_type(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -15,8 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import validate
 from shrinkmeta.curvature.solvers import exact
-from shrinkmeta.model.density import without_padding
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, weights
 
 PyTree = Any

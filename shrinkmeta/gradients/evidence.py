@@ -29,8 +29,7 @@ from shrinkmeta.mode.frozen import freeze
 from shrinkmeta.mode.optimise import Mode, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
-from shrinkmeta.model.density import masked_log_prob
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, masked_log_prob
 from shrinkmeta.model.tasks import Batch, check_batch
 
 PyTree = Any

@@ -32,7 +32,7 @@ from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
 from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
 from shrinkmeta.mode.frozen import freeze, merge
-from shrinkmeta.mode.optimise import Mode, Steps, draw_at_end, posterior_mode
+from shrinkmeta.mode.optimise import Steps, draw_at_end, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
@@ -68,26 +68,28 @@ def implicit_gradient(
   Returns:
     the gradient, w (a part), and how the solve went.
   """
-  b = model.scaled(model.cut(g))
-  precision = model.white.precision
-
-  def result(d_phi: PyTree, w: PyTree, info: SolveInfo) -> tuple[MetaParams, PyTree, SolveInfo]:
-    # Without a prior there is no sigma to depend on: precision 0.
-    d_sigma = model.by_module(jax.tree.map(lambda p, w, z: p * w * z, precision, w, z))
-    return MetaParams(d_phi, d_sigma), w, info
-
+  b, precision = model.scaled(model.cut(g)), model.white.precision
+  # Without a prior there is no sigma to depend on: precision 0.
+  d_sigma = lambda w: model.by_module(jax.tree.map(lambda p, w, z: p * w * z, precision, w, z))
   if implicit.solver == "identity":
-    return result(g, b, SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False))))
+    none = SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False)))
+    return MetaParams(g, d_sigma(b)), b, none
 
-  here = model.around(model.theta(z))
-  batches = _batches(implicit, model.batch, key)
-  product = _total(lambda mini: mini.product(implicit.curvature), here, batches, here.part)
+  here, mini = model.around(model.theta(z)), None
+  if implicit.batch_size is not None:
+    mini = _mini_batches(implicit, model.batch, key)
+  product = _total(lambda task: task.product(implicit.curvature), here, here.part, mini)
   operator = lambda v: model.k(v, product(model.scaled(v)), implicit.damping)
-  w, info = _solve(implicit, here, batches, operator, b, start)
+  if implicit.solver == "cg":
+    w, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
+  elif implicit.solver == "neumann":
+    w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
+  else:
+    w, info = _dual(implicit, here, mini, operator, b)
   column = product
   if model.frozen:
-    of_column = lambda mini: mini.column(implicit.curvature)
-    column = _total(of_column, here, batches, here.params.phi)
+    of_column = lambda task: task.column(implicit.curvature)
+    column = _total(of_column, here, here.params.phi, mini)
   u = model.scaled(w)
   curved = column(u)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
@@ -97,52 +99,43 @@ def implicit_gradient(
   direct = optax.tree.sub(g, curved)
   balanced = model.balance(direct, by_prior, jnp.maximum(model.count, along))
 
-  def known(p: Any, direct: jax.Array, balanced: jax.Array) -> jax.Array:
-    # Without a prior the system has no solution where the data leave entries open, and nothing
-    # tells s x: theta stays at phi there, and x is what C does not reach of g.
-    return direct if p is None else jnp.where(p + implicit.damping > 0, balanced, direct)
-
+  # Without a prior the system has no solution where the data leave entries open, and nothing says
+  # what s x is: theta stays at phi there, and x is what C does not reach of g.
+  known = lambda p, d, x: d if p is None else jnp.where(p + implicit.damping > 0, x, d)
   none = lambda x: x is None
-  return result(jax.tree.map(known, precision, direct, balanced, is_leaf=none), w, info)
+  d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=none)
+  return MetaParams(d_phi, d_sigma(w)), w, info
 
 
 def _total(
-  make: Callable[[TaskModel], Linear], model: TaskModel, batches: Batch, like: PyTree
+  make: Callable[[TaskModel], Linear], here: TaskModel, like: PyTree, mini: Batch | None
 ) -> Linear:
-  """Return v -> the sum over mini-batches [B, n, ...] of make(mini-batch)(v), like `like`."""
-  if num_rows(batches) == 1:
-    return make(model.on(jax.tree.map(lambda x: x[0], batches)))
-  add = lambda v: lambda sum_, mini: (optax.tree.add(sum_, make(model.on(mini))(v)), None)
-  return lambda v: jax.lax.scan(add(v), optax.tree.zeros_like(like), batches)[0]
+  """Return v -> make(task)(v), or its sum over mini-batches [B, n, ...], a tree like `like`."""
+  if mini is None:
+    return make(here)
+  if num_rows(mini) == 1:
+    return make(here.on(jax.tree.map(lambda x: x[0], mini)))
+  add = lambda v: lambda sum_, batch: (optax.tree.add(sum_, make(here.on(batch))(v)), None)
+  return lambda v: jax.lax.scan(add(v), optax.tree.zeros_like(like), mini)[0]
 
 
-def _solve(
-  implicit: Implicit,
-  here: TaskModel,
-  batches: Batch,
-  operator: Linear,
-  b: PyTree,
-  start: PyTree | None,
+def _dual(
+  implicit: Implicit, here: TaskModel, mini: Batch | None, operator: Linear, b: PyTree
 ) -> tuple[PyTree, SolveInfo]:
-  """Solve K w = b by the method of `implicit`; `here` is the model around theta_hat."""
-  if implicit.solver == "dual":
-    # The evidence's g comes from a factorisation of its own, which this one must wait for.
-    first = here.on(jax.tree.map(lambda x: x[0], batches))
-    factor = first.around(solvers.after(b, first.params.phi)).factor()
-    free = jnp.any(jnp.stack([jnp.isposinf(v) for v in here.params.log_sigma2.values()]))
-    shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
-    w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)
-    return w, info._replace(negative_curvature=factor.negative)
-  if implicit.solver == "neumann":
-    return solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
-  return solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
+  """Solve K w = b by the singular values of A; `here` is the model around theta_hat."""
+  first = here if mini is None else here.on(jax.tree.map(lambda x: x[0], mini))
+  # The evidence's g comes from a factorisation of its own, which this one must wait for.
+  factor = first.around(solvers.after(b, first.params.phi)).factor()
+  free = jnp.any(jnp.stack([jnp.isposinf(v) for v in here.params.log_sigma2.values()]))
+  shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
+  w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)
+  return w, info._replace(negative_curvature=factor.negative)
 
 
-def _batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
-  """Return the examples whose curvature is taken, [B, n, ...], with weights that sum to N."""
+def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
+  """Draw the examples whose curvature is taken, [B, n, ...], with weights that sum to N."""
   size, count = implicit.batch_size, implicit.num_batches
-  if size is None:
-    return jax.tree.map(lambda x: x[None], batch)
+  assert size is not None
   if key is None:
     raise ValueError("Implicit.batch_size draws examples: pass key=jax.random.key(...) along.")
   if size * (count or 1) > num_rows(batch):
@@ -159,7 +152,9 @@ def _batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
 def differentiable_mode(
   inner: Inner,
   implicit: Implicit,
-  model: TaskModel,
+  model_of: Callable[[MetaParams, Batch], TaskModel],
+  params: MetaParams,
+  batch: Batch,
   steps: Steps = None,
   key: jax.Array | None = None,
 ) -> tuple[PyTree, InnerInfo]:
@@ -168,51 +163,50 @@ def differentiable_mode(
   Args:
     inner: how the mode is found.
     implicit: how its gradient is found.
-    model: the task model. The rule covers its phi, log sigma^2 and data.
+    model_of: (params, batch) -> the task model. Its modules may not depend on either.
+    params: phi and log sigma^2.
+    batch: the task's training data. The rule covers its float leaves.
     steps: replaces inner.steps; no tuple.
     key: for inner.batch_size and implicit.batch_size; consumed.
   """
 
-  def find(params: MetaParams, batch: Batch, key: Any) -> tuple[TaskModel, Mode]:
-    task = model.at(params, batch)
-    return task, posterior_mode(inner, task, key=key, steps=steps)
-
   # Only the part that moves leaves this function. Held leaves would be the same for all tasks of a
   # vmap: JAX would sum their cotangent over tasks before `backward` runs, and then once more after
   # it. So would a theta that is the same for all keys of a vmap, while `backward` draws by the key.
-  def part_of(found: Mode, key: Any) -> PyTree:
+  def find(params: MetaParams, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo, PyTree]:
+    model = model_of(params, batch)
+    found = posterior_mode(inner, model, key=key, steps=steps)
     part = model.cut(found.theta)
-    if implicit.batch_size is None or key is None:
-      return part
-    zero = 0 * jax.random.key_data(key).ravel()[0]
-    return jax.tree.map(lambda x: x + zero.astype(x.dtype), part)
+    if implicit.batch_size is not None and key is not None:
+      zero = 0 * jax.random.key_data(key).ravel()[0]
+      part = jax.tree.map(lambda x: x + zero.astype(x.dtype), part)
+    return part, found.info, found.z
 
   @jax.custom_vjp
   def mode(params: MetaParams, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo]:
-    found = find(params, batch, key)[1]
-    return part_of(found, key), found.info
+    return find(params, batch, key)[:2]
 
   def forward(params: MetaParams, batch: Batch, key: Any) -> tuple[Any, Any]:
-    found = find(params, batch, key)[1]
-    return (part_of(found, key), found.info), (params, batch, key, found.z)
+    part, info, z = find(params, batch, key)
+    return (part, info), (params, batch, key, z)
 
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     params, batch, key, z = residuals
-    task = model.at(params, batch)
+    model = model_of(params, batch)
     g = merge(cotangents[0], optax.tree.zeros_like(params.phi))
-    grad, w, _ = implicit_gradient(implicit, task, z, g, key=key)
+    grad, w, _ = implicit_gradient(implicit, model, z, g, key=key)
 
     def stationarity(batch: Batch) -> PyTree:  # grad_z J, a sum over examples
-      moved = task.on(batch)
+      moved = model.on(batch)
       of_z = jax.grad(lambda z: moved.objective(z, batch))(z)
-      return jax.tree.map(lambda x: divisor(moved.count) * x, of_z)
+      return jax.tree.map(lambda x: moved.n * x, of_z)
 
     d_batch = jax.vjp(stationarity, batch)[1](optax.tree.scale(-1.0, w))[0]
     return grad, d_batch, None
 
   mode.defvjp(forward, backward)
-  part, info = mode(model.params, model.batch, key)
-  return model.whole(part), info
+  part, info = mode(params, batch, key)
+  return merge(part, params.phi), info
 
 
 def map_estimate(
@@ -268,5 +262,8 @@ def map_estimate(
   check_dual(implicit, log_sigma2)
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, frozen)
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
-  model = task_model(likelihood, labels, params, batch, taken)
-  return differentiable_mode(inner, implicit, model, steps, key)
+
+  def model_of(params: MetaParams, batch: Batch) -> TaskModel:
+    return task_model(likelihood, labels, params, batch, taken)
+
+  return differentiable_mode(inner, implicit, model_of, params, batch, steps, key)

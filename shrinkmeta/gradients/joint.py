@@ -32,7 +32,7 @@ from shrinkmeta.curvature import solvers
 from shrinkmeta.curvature.products import curvature_product
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.mode.task_model import TaskModel
-from shrinkmeta.model.density import masked_log_prob
+from shrinkmeta.model.likelihood import masked_log_prob
 from shrinkmeta.model.tasks import Batch, divisor, num_examples
 
 PyTree = Any
@@ -61,7 +61,7 @@ def joint_sigma_gradient(
   """
   phi, likelihood = model.params.phi, model.likelihood
   # phi's block is larger than the tasks' by about the number of examples: balanced by r, a = r a'.
-  count = jnp.sum(jax.vmap(lambda batch: num_examples(batch, model.dtype))(batches))
+  count = jnp.sum(jax.vmap(lambda batch: num_examples(batch, model.n.dtype))(batches))
   r = jax.lax.rsqrt(divisor(count))
 
   def direction(a: PyTree, b: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ from shrinkmeta.gradients.implicit import implicit_gradient
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.mode.optimise import Descent, Mode, info_at, nll_and_gradient, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel
-from shrinkmeta.model.density import mean_nll
+from shrinkmeta.model.likelihood import mean_nll
 from shrinkmeta.model.tasks import Task, divisor, num_examples
 
 PyTree = Any
@@ -86,7 +86,7 @@ def first_order(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResul
 
 def reptile(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Return sigma^2 times the gradient of -l_MAP in phi: phi - theta_hat = -s z_hat."""
-  mode = _mode(spec, model, item, key, info_at_end=False)
+  mode = posterior_mode(spec.inner, model, key=key, info_at_end=False, **_from(item))
   d_phi = jax.tree.map(lambda s, v: -s * v, model.white.scale, mode.z)
   zero = optax.tree.zeros_like(model.params)
   nll = _val_nll(model, mode.theta, item.task)
@@ -97,7 +97,8 @@ def reptile(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate val_nll implicitly, for sigma and, where phi follows l_PLL, for phi too."""
   start, follows_map = item.start, spec.algorithm.phi == "map"
-  mode = _mode(spec, model, item, key, info_at_end=not follows_map)
+  begin, needed = _from(item), spec.algorithm.phi != "map"
+  mode = posterior_mode(spec.inner, model, key=key, info_at_end=needed, **begin)
   nll, g = jax.value_and_grad(lambda theta: _val_nll(model, theta, item.task))(mode.theta)
   from_w = None if start is None else start.w
   grad, w, solve = implicit_gradient(spec.implicit, model, mode.z, g, start=from_w, key=key)
@@ -110,7 +111,7 @@ def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult
 
 def joint(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Take phi's gradient as `stationary` does; leave sigma's to `joint.py`, which sees all tasks."""
-  mode = _mode(spec, model, item, key, info_at_end=False)
+  mode = posterior_mode(spec.inner, model, key=key, info_at_end=False, **_from(item))
   nll, g = jax.value_and_grad(lambda theta: _val_nll(model, theta, item.task))(mode.theta)
   d_phi, phi_loss, info = _map_gradient(spec, model, mode, key)
   grad = optax.tree.zeros_like(model.params)._replace(phi=d_phi)
@@ -120,7 +121,7 @@ def joint(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Follow the log evidence of the training data, Laplace's, with phi and with sigma."""
   probe_key = None if key is None else jax.random.split(key)[1]
-  mode = _mode(spec, model, item, key_of_loop(spec, key))
+  mode = posterior_mode(spec.inner, model, key=key_of_loop(spec, key), **_from(item))
   value, grad, info = evidence_at(
     model, mode, implicit=spec.implicit, how=spec.log_det, key=probe_key
   )
@@ -132,7 +133,7 @@ def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResul
 def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Fit phi to all tasks alike: the mean negative log-likelihood of both parts at theta = phi."""
   del spec, key
-  counts = [num_examples(part, model.dtype) for part in item.task]
+  counts = [num_examples(part, model.n.dtype) for part in item.task]
 
   def loss(phi: PyTree) -> jax.Array:
     parts = zip(counts, item.task, strict=True)
@@ -159,10 +160,15 @@ def _mode(spec: Spec, model: TaskModel, item: Item, key: Any, info_at_end: bool 
   )
 
 
+def _from(item: Item) -> dict[str, Any]:
+  """Return where a task's loop begins, or ended, as keywords of `posterior_mode`."""
+  return {"start": None if item.start is None else item.start.z, "end": item.end}
+
+
 def _val_nll(model: TaskModel, theta: PyTree, task: Task) -> jax.Array:
   """Return the mean validation negative log-likelihood [], NaN without validation data."""
   if task.val is None:
-    return jnp.full([], jnp.nan, model.dtype)
+    return jnp.full([], jnp.nan, model.n.dtype)
   return mean_nll(model.likelihood, theta, task.val)
 
 
@@ -181,8 +187,7 @@ def _map_gradient(
   the inner loop ended.
   """
   mean, g = nll_and_gradient(spec.inner, model.unfrozen(), mode.theta, key)
-  n = divisor(model.count)  # by which the means divide
   of_prior = jax.tree.map(lambda p, z: -p * z, model.white.precision, mode.z)
-  grad = model.balance(optax.tree.scale(n, g), of_prior)
+  grad = model.balance(optax.tree.scale(model.n, g), of_prior)
   judged = model.with_prior(mode.z, mean, model.cut(g))
-  return grad, n * judged[0], info_at(spec.inner, mode.info.steps, judged)
+  return grad, model.n * judged[0], info_at(spec.inner, mode.info.steps, judged)

@@ -97,24 +97,24 @@ def sums_over_tasks(
     warm: where the tasks begin, leaves [T, ...], or None.
     first: the number of the first of these tasks among those of the meta-batch.
   """
-  of_task = gradient_of(spec)
 
   def one(shared: Shared, item: Item) -> tuple[Any, Any]:
     params, key = shared
+    own = key_of(key, item.number)
     model = model_of(spec, params, item.task.train, frozen)
-    result = of_task(spec, model, item, key_of(key, item.number))
-    return _if_sound(spec, result, item.task, model.dtype)
+    result = gradient_of(spec)(spec, model, item, own)
+    return _if_sound(spec, result, item.task, model)
 
+  queued = spec.has_mode and in_blocks(spec)
+  of_loop = functools.partial(key_of_loop, spec)
+  loops = functools.partial(run_first, spec, frozen, None, of_loop) if queued else None
   count = num_tasks(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
-  loops = None
-  if spec.has_mode and in_blocks(spec):
-    loops = functools.partial(run_first, spec, frozen, None, functools.partial(key_of_loop, spec))
   added, (val_nll, failed, inner_info, solve, warm, ends) = over_tasks(
     one, (params, key), items, spec.batching, spec.mesh, loops
   )
   sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
-  if spec.sees_all_tasks:
+  if ends is not None or spec.restricted:
     batches = _emptied(tasks.train, failed)
     make = lambda params, batch: model_of(spec, params, batch, frozen)
     if ends is not None:
@@ -129,11 +129,13 @@ def sums_over_tasks(
   return sums, PerTask(val_nll, failed, inner_info, solve, warm)
 
 
-def _if_sound(spec: Spec, result: TaskResult, task: Task, dtype: Any) -> tuple[Any, Any]:
+def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> tuple[Any, Any]:
   """Return what a task adds to the sums, zeros if it failed, and what is reported of it."""
   algorithm = spec.algorithm
   follows_objective = algorithm.phi in ("map", "evidence") and algorithm.sigma == "learned"
-  counts = jnp.stack([num_examples(part, dtype) for part in task if part is not None])
+  dtype, counts = model.n.dtype, model.count[None]
+  if task.val is not None:
+    counts = jnp.stack([model.count, num_examples(task.val, dtype)])
   judged = (result.grad, result.val_nll) if task.val is not None else result.grad
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
   # A gradient may be finite where its objective is not, as with a label out of range.

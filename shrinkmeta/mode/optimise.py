@@ -16,8 +16,8 @@ import optax
 from shrinkmeta.base import InnerInfo
 from shrinkmeta.config import Inner
 from shrinkmeta.mode.task_model import TaskModel
-from shrinkmeta.model.density import masked_log_prob
-from shrinkmeta.model.tasks import Batch, divisor, num_rows, weights
+from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
+from shrinkmeta.model.tasks import Batch, num_rows, weights
 
 PyTree = Any
 Steps = int | jax.Array | tuple[int, ...] | None
@@ -85,29 +85,36 @@ def posterior_mode(
   fixed_batch = model.frozen and inner.batch_size is None
   task = loop(inner, model.hoisted() if fixed_batch else model, key)
 
-  def ended(at: Descent) -> Mode:
-    known = _report(inner, at.step, at.objective, at.grad_norm)
-    return Mode(model.theta(at.z), at.z, task.info(at) if info_at_end else known)
+  if isinstance(steps, tuple):
+    z, info = _record(inner, task, task.begin(start), steps)
+    return Mode(jax.vmap(model.theta)(z), z, info)
+  at = _run(inner, task, task.begin(start), steps) if end is None else end
+  if info_at_end:
+    info = task.info(at)
+  else:
+    info = InnerInfo(at.step, at.objective, at.grad_norm, at.grad_norm <= (inner.tol or 1e-3))
+  return Mode(model.theta(at.z), at.z, info)
 
-  def run(at: Descent, until: int | jax.Array) -> Descent:
-    if inner.tol is None:
-      counted = isinstance(until, int)
-      begin, until = (0, until) if counted else (at.step, jnp.asarray(until, jnp.int32))
-      return jax.lax.fori_loop(begin, until, lambda _, d: task.step(d), at)
+
+def _run(inner: Inner, task: Loop, at: Descent, until: int | jax.Array) -> Descent:
+  """Step on until step `until`, or until the tolerance is met."""
+  if inner.tol is not None:
     return jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, task.step, at)
+  counted = isinstance(until, int)
+  begin, end = (0, until) if counted else (at.step, jnp.asarray(until, jnp.int32))
+  return jax.lax.fori_loop(begin, end, lambda _, d: task.step(d), at)
 
-  if end is not None:
-    return ended(end)
-  begin = task.begin(start)
-  if not isinstance(steps, tuple):
-    return ended(run(begin, steps))
+
+def _record(
+  inner: Inner, task: Loop, begin: Descent, steps: tuple[int, ...]
+) -> tuple[PyTree, InnerInfo]:
+  """Return (z, info) of one run at each of the steps [S]."""
 
   def segment(at: Descent, until: jax.Array) -> tuple[Descent, tuple[PyTree, InnerInfo]]:
-    at = run(at, until)
+    at = _run(inner, task, at, until)
     return at, (at.z, task.info(at))
 
-  z, info = jax.lax.scan(segment, begin, jnp.asarray(steps, jnp.int32))[1]
-  return Mode(jax.vmap(model.theta)(z), z, info)
+  return jax.lax.scan(segment, begin, jnp.asarray(steps, jnp.int32))[1]
 
 
 def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
@@ -124,7 +131,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 
   def begin(start: PyTree | None) -> Descent:
     z: PyTree = optax.tree.zeros_like(model.part) if start is None else start
-    nan = jnp.full([], jnp.nan, model.dtype)
+    nan = jnp.full([], jnp.nan, model.n.dtype)
     return Descent(z, optimizer.init(z), jnp.zeros([], jnp.int32), jnp.zeros([], bool), nan, nan)
 
   def step(at: Descent) -> Descent:
@@ -146,6 +153,8 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     return Descent(z, opt_state, steps, done, value, norm)
 
   def info(at: Descent) -> InnerInfo:
+    if inner.batch_size is None:
+      return info_at(inner, at.step, model.value_and_grad(at.z, batch))
     nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
     return info_at(inner, at.step, model.with_prior(at.z, nll, g))
 
@@ -167,27 +176,24 @@ def nll_and_gradient(
     key: that of the loop.
   """
   if inner.batch_size is None or key is None:
-    return model.nll_and_grad(part, model.batch)
-  n = divisor(model.count)
+    loss = lambda part: mean_nll(model.likelihood, model.whole(part), model.batch)
+    return jax.value_and_grad(loss)(part)
 
   def share(part: PyTree, mini: Batch) -> jax.Array:
     outputs = model.likelihood.predict(model.whole(part), mini.inputs)
-    return -masked_log_prob(model.likelihood, outputs, mini) / n
+    return -masked_log_prob(model.likelihood, outputs, mini) / model.n
 
   def add(total: tuple[jax.Array, PyTree], mini: Batch) -> tuple[tuple[jax.Array, PyTree], None]:
     return jax.tree.map(jnp.add, total, jax.value_and_grad(share)(part, mini)), None
 
-  zero = (jnp.zeros([], model.dtype), optax.tree.zeros_like(part))
+  zero = (jnp.zeros([], model.n.dtype), optax.tree.zeros_like(part))
   return jax.lax.scan(add, zero, draw_at_end(key, model.batch, inner.batch_size))[0]
 
 
 def info_at(inner: Inner, steps: jax.Array, value_and_grad: tuple[jax.Array, PyTree]) -> InnerInfo:
   """Return the report of a loop that ended with J / N and its gradient in z."""
   value, grad = value_and_grad
-  return _report(inner, steps, value, optax.tree.norm(jax.lax.stop_gradient(grad)))
-
-
-def _report(inner: Inner, steps: jax.Array, value: jax.Array, norm: jax.Array) -> InnerInfo:
+  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
   return InnerInfo(steps, value, norm, norm <= (inner.tol or 1e-3))
 
 

@@ -26,8 +26,7 @@ from shrinkmeta.mode.frozen import merge, moving
 from shrinkmeta.mode.hoist import hoist
 from shrinkmeta.mode.whitening import Whitening, whitening
 from shrinkmeta.model import modules
-from shrinkmeta.model.density import masked_log_prob, mean_nll
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, divisor, num_examples
 
 PyTree = Any
@@ -48,6 +47,7 @@ class TaskModel:
   white: Whitening  # s and P
   batch: Batch  # D, without the T axis
   count: jax.Array  # [] N, the number of examples in D
+  n: jax.Array  # [] N to divide a sum over D by: 1 where no example counts
   frozen: Frozen  # modules held at phi
   free: Frozen  # modules without a prior, known to be so before anything is compiled
   prior: bool  # False: sigma^2 is a step size and nothing else
@@ -62,11 +62,13 @@ class TaskModel:
 
   def around(self, theta: PyTree) -> "TaskModel":
     """The same task seen from theta: an expansion around theta is one at z = 0."""
-    return self.at(self.params._replace(phi=theta))
+    params = self.params._replace(phi=theta)
+    return dataclasses.replace(self, params=params, part=self.cut(theta))
 
   def on(self, batch: Batch) -> "TaskModel":
     """The same parameters on other data."""
-    return dataclasses.replace(self, batch=batch, count=num_examples(batch, self.dtype))
+    count = num_examples(batch, self.count.dtype)
+    return dataclasses.replace(self, batch=batch, count=count, n=divisor(count))
 
   def unfrozen(self) -> "TaskModel":
     """The same task with no module cut off: parts are whole trees."""
@@ -86,11 +88,6 @@ class TaskModel:
     )
 
   # theta(z) and the trees of the moving part.
-
-  @property
-  def dtype(self) -> Any:
-    """The dtype of the parameters."""
-    return jnp.result_type(jax.tree.leaves(self.params.phi)[0])
 
   def theta_part(self, z: PyTree) -> PyTree:
     """phi + s z, a part."""
@@ -121,17 +118,12 @@ class TaskModel:
 
   def objective(self, z: PyTree, batch: Batch) -> jax.Array:
     """J / N [], the likelihood estimated from `batch`, N counted on D."""
-    nll = mean_nll(self.likelihood, self.theta(z), batch)
-    return nll + self._neg_log_prior(z) / divisor(self.count)
+    return mean_nll(self.likelihood, self.theta(z), batch) + self._neg_log_prior(z) / self.n
 
   def value_and_grad(self, z: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
     """(J / N [], its gradient in z), the likelihood estimated from `batch`."""
-    return self.with_prior(z, *self.nll_and_grad(self.theta_part(z), batch))
-
-  def nll_and_grad(self, part: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-    """The mean of -log p(x_n | theta) over `batch` [] and its gradient, a tree like `part`."""
     loss = lambda part: mean_nll(self.likelihood, self.whole(part), batch)
-    return jax.value_and_grad(loss)(part)
+    return self.with_prior(z, *jax.value_and_grad(loss)(self.theta_part(z)))
 
   def with_prior(self, z: PyTree, nll: jax.Array, g: PyTree) -> tuple[jax.Array, PyTree]:
     """(J / N [], s g + P z / N): the prior's half of the gradient needs no autodiff.
@@ -140,10 +132,9 @@ class TaskModel:
       nll: the mean negative log-likelihood [] at theta(z).
       g: its gradient with respect to theta, a part.
     """
-    n = divisor(self.count)
-    pull = lambda s, p, g, v: s * g if _is_none(p) else s * g + p * v / n
+    pull = lambda s, p, g, v: s * g if _is_none(p) else s * g + p * v / self.n
     grad = jax.tree.map(pull, self.white.scale, self.white.precision, g, z)
-    return nll + self._neg_log_prior(z) / n, grad
+    return nll + self._neg_log_prior(z) / self.n, grad
 
   def _neg_log_prior(self, z: PyTree) -> jax.Array:
     """P |z|^2 / 2 []."""
@@ -231,12 +222,15 @@ def task_model(
     free: modules known to have sigma = inf, whatever params say.
     prior: False drops the prior: see `whitening`.
   """
-  part, names = moving(params.phi, labels, frozen), moving(labels, labels, frozen)
+  part, names = params.phi, labels
+  if frozen:
+    part, names = moving(part, labels, frozen), moving(labels, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
   log_sigma2: Mapping[str, Any] = dict(params.log_sigma2) | dict.fromkeys(free, math.inf)
   white = whitening(log_sigma2, names, dtype, prior)
   count = num_examples(batch, dtype)
-  return TaskModel(likelihood, labels, params, part, white, batch, count, frozen, free, prior)
+  n = divisor(count)
+  return TaskModel(likelihood, labels, params, part, white, batch, count, n, frozen, free, prior)
 
 
 def _is_none(precision: jax.Array | float) -> bool:

@@ -40,7 +40,7 @@ def whitening(
   Without a prior sigma is no more than the unit of z, and a step of gradient descent of rate a in z
   is one of rate a sigma^2 in theta.
   """
-  log_s2 = modules.spread(log_sigma2, labels)
+  log_s2 = jax.tree.map(lambda module: log_sigma2[module], labels)
 
   def scale(v: jax.typing.ArrayLike) -> jax.Array | float:
     if _is_free(v):

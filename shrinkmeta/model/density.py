@@ -1,7 +1,9 @@
 """The densities of the model: log p(theta | phi), log p(D | theta), and their sums over tasks.
 
-p(phi, theta_1:T, D | sigma) = p(phi) prod_m prod_t N(theta_mt | phi_m, sigma_m^2 I)
-                                      prod_t prod_n p(x_tn | theta_t)
+    p(phi, theta_1:T, D | sigma) = p(phi) prod_m prod_t N(theta_mt | phi_m, sigma_m^2 I)
+                                          prod_t prod_n p(x_tn | theta_t)
+
+T tasks, M modules, N examples in a task, padding included.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta import validate
+from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.model import modules
-from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples, weights
+from shrinkmeta.model.likelihood import Likelihood, check_likelihood, masked_log_prob
+from shrinkmeta.model.tasks import Batch, check_batch
 
 PyTree = Any
 
@@ -21,12 +24,32 @@ PyTree = Any
 def log_prior(
   theta: PyTree, phi: PyTree, log_sigma2: Mapping[str, jax.typing.ArrayLike], labels: modules.Labels
 ) -> jax.Array:
-  """sum_m log N(theta_m; phi_m, sigma_m^2 I), the normaliser included. Returns [].
+  """The log density of one task's parameters given what all tasks share.
 
-  A frozen module (log sigma^2 = -inf) is a point mass at phi: it adds 0 where theta equals phi, and
-  makes the density -inf elsewhere. A free one (+inf) has no prior, the improper flat one, and adds
-  0. Gradients of both are zero.
+      log p(theta | phi, sigma) = sum_m log N(theta_m; phi_m, sigma_m^2 I)
+
+  The normaliser is included. A frozen module (log sigma^2 = -inf) is a point mass at phi_m: it adds
+  0 if theta_m equals phi_m, and makes the density -inf otherwise. A free module (log sigma^2 =
+  +inf) has an improper flat prior and adds 0. The gradients of both are 0.
+
+  Args:
+    theta: parameters of one task, a pytree with leaves [...] as phi has.
+    phi: what all tasks share, a pytree of arrays.
+    log_sigma2: {module: []}; -inf is frozen and +inf is free.
+    labels: a pytree of strings with the structure of phi, the module of every leaf.
+
+  Returns:
+    [], nats.
+
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: theta, labels or log_sigma2 do not fit phi.
+
+  >>> theta, phi = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.zeros(2)}
+  >>> log_prior(theta, phi, {"body": 0.0}, {"w": "body"})  # -1 / 2 - log(2 pi)
+  Array(-2.338, dtype=float32)
   """
+  parameter_tree("theta", theta)
   modules.check_labels(labels, phi)
   modules.check_modules("log_sigma2", log_sigma2, labels)
   validate.same_shapes("theta", theta, "phi", phi)
@@ -35,8 +58,9 @@ def log_prior(
     t, p = jnp.asarray(t), jnp.asarray(p)
     log_s2 = jnp.asarray(log_s2, t.dtype)
     frozen, free = jnp.isneginf(log_s2), jnp.isposinf(log_s2)
-    safe = jnp.where(jnp.isinf(log_s2), 0.0, log_s2)  # keeps untaken branches' gradients finite
-    z = (t - p) * jnp.exp(-0.5 * safe)  # exp(-safe) would overflow sooner
+    # Both branches of `where` are differentiated: 0 in place of inf keeps their gradients finite.
+    safe = jnp.where(jnp.isinf(log_s2), 0.0, log_s2)
+    z = (t - p) * jnp.exp(-0.5 * safe)  # exp(-safe) overflows sooner
     normal = -0.5 * jnp.sum(jnp.square(z) + safe + jnp.log(2 * jnp.pi))
     at_phi = jnp.where(jnp.all(t == p), 0.0, -jnp.inf)
     return jnp.where(frozen, at_phi, jnp.where(free, 0.0, normal))
@@ -46,64 +70,67 @@ def log_prior(
 
 
 def log_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
-  """sum_n log p(x_n | theta) over the unmasked examples. Returns []."""
+  """The log density of one task's examples given its parameters.
+
+      log p(D | theta) = sum_n mask_n log p(y_n | x_n, theta)
+
+  Args:
+    likelihood: what the network predicts and how it is compared with the targets.
+    theta: parameters of one task, a pytree of arrays.
+    batch: leaves [N, ...].
+
+  Returns:
+    [], nats; a sum, not a mean.
+
+  Raises:
+    TypeError: an argument, or what `predict` returns, is of another type.
+    ValueError: shapes do not fit, or the batch holds NaN or infinite numbers.
+
+  >>> from shrinkmeta.model.likelihood import gaussian
+  >>> linear = gaussian(lambda theta, x: x * theta["slope"])
+  >>> log_likelihood(linear, {"slope": 1.0}, Batch(jnp.ones(2), jnp.ones(2)))  # -log(2 pi)
+  Array(-1.838, dtype=float32)
+  """
+  check_likelihood("likelihood", likelihood)
+  parameter_tree("theta", theta)
   check_batch("batch", batch)
   outputs = likelihood.predict(theta, batch.inputs)
   return masked_log_prob(likelihood, outputs, batch)
 
 
-def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:
-  """sum_n mask_n log p(y_n | outputs_n). Returns [].
+def log_predictive(likelihood: Likelihood, thetas: PyTree, batches: Batch) -> jax.Array:
+  """The predictive log-likelihood of validation examples, from which sigma is learned.
 
-  Padding is 0 before and after log_prob: an overflow there would make the gradient NaN, 0 * inf,
-  and a target there may be anything.
-  """
-  log_prob = likelihood.log_prob(*without_padding((outputs, batch.targets), batch))
-  want = jnp.shape(jax.tree.leaves(batch.targets)[0])[:1]
-  if jnp.shape(log_prob) != want:
-    raise ValueError(
-      f"Likelihood.log_prob must return one number an example, shape {want}; it returned shape "
-      f"{jnp.shape(log_prob)}. Sum over the trailing axes."
-    )
-  if batch.mask is None:
-    return jnp.sum(log_prob)
-  mask = weights(batch, log_prob.dtype)
-  return jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))  # whatever padding yields counts 0
-
-
-def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
-  """Return the mean over examples of -log p(x_n | theta), nats per example [].
+      l_PLL = sum_t log p(D_t^val | theta_t)
 
   Args:
-    likelihood: predict and log_prob.
-    theta: the parameters of one task.
-    batch: its examples, without the T axis.
+    likelihood: what the network predicts and how it is compared with the targets.
+    thetas: adapted parameters, a pytree with leaves [T, ...].
+    batches: validation examples, leaves [T, N, ...].
+
+  Returns:
+    [], nats.
 
   Raises:
-    ValueError: data or predict promote the outputs to another dtype than that of theta.
+    TypeError: an argument, or what `predict` returns, is of another type.
+    ValueError: shapes do not fit, or a batch holds NaN or infinite numbers.
+
+  >>> from shrinkmeta.model.likelihood import gaussian
+  >>> linear = gaussian(lambda theta, x: x * theta["slope"])
+  >>> batches = Batch(jnp.ones([2, 3]), jnp.ones([2, 3]))
+  >>> log_predictive(linear, {"slope": jnp.ones(2)}, batches)  # -3 log(2 pi)
+  Array(-5.514, dtype=float32)
   """
-  log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
-  dtype = jnp.result_type(jax.tree.leaves(theta)[0])
-  if log_p.dtype != dtype:
-    raise ValueError(
-      f"log p(D | theta) is {log_p.dtype}, the parameters are {dtype}: data or predict promote it. "
-      f"Cast inputs and targets to {dtype}, or the parameters to {log_p.dtype}."
-    )
-  return -log_p / divisor(num_examples(batch, log_p.dtype))
-
-
-def without_padding(tree: PyTree, batch: Batch) -> PyTree:
-  """Leaves [N, ...], 0 in place of padding, which may be anything."""
-  if batch.mask is None:
-    return tree
-  keep = weights(batch, bool)
-  clear = lambda x: jnp.where(keep.reshape(-1, *[1] * (jnp.ndim(x) - 1)), x, jnp.zeros_like(x))
-  return jax.tree.map(clear, tree)
-
-
-def log_predictive(likelihood: Likelihood, thetas: PyTree, batches: Batch) -> jax.Array:
-  """l_PLL = sum_t log p(D_t^val | theta_t); thetas and batches lead with [T]. Returns []."""
+  check_likelihood("likelihood", likelihood)
+  parameter_tree("thetas", thetas)
   check_batch("batches", batches, ("T", "N"))
+  count = jnp.shape(jax.tree.leaves(batches.targets)[0])[0]
+  for name, leaf in validate.leaves_with_names(thetas, "thetas"):
+    if jnp.shape(leaf)[:1] != (count,):
+      raise ValueError(
+        f"{name} must lead with the axis of the {count} tasks in batches; its shape is "
+        f"{jnp.shape(leaf)}."
+      )
   return jnp.sum(
     jax.vmap(lambda theta, batch: log_likelihood(likelihood, theta, batch))(thetas, batches)
   )
@@ -118,14 +145,41 @@ def log_joint(
   batches: Batch,
   log_p_phi: Callable[[PyTree], jax.Array] | None = None,
 ) -> jax.Array:
-  """log p(phi, theta_1:T, D | sigma); thetas and batches lead with [T]. Returns [].
+  """The log density of the whole model.
 
-  Jointly over (theta, phi, sigma) this grows without bound as sigma -> 0 with theta = phi: sigma
-  is learnt from `log_predictive` instead.
+      log p(phi, theta_1:T, D | sigma) =
+          log p(phi) + sum_t log p(theta_t | phi, sigma) + sum_t log p(D_t | theta_t)
+
+  As a function of (theta, phi, sigma) together it grows without bound as sigma -> 0 with theta =
+  phi. Therefore sigma is learned from `log_predictive` instead.
 
   Args:
-    log_p_phi: phi -> log p(phi) []; None is the improper flat prior, 0.
+    likelihood: what the network predicts and how it is compared with the targets.
+    labels: a pytree of strings with the structure of phi, the module of every leaf.
+    phi: what all tasks share, a pytree of arrays [...].
+    thetas: parameters of the tasks, a pytree with leaves [T, ...].
+    log_sigma2: {module: []}; -inf is frozen and +inf is free.
+    batches: training examples, leaves [T, N, ...].
+    log_p_phi: phi -> log p(phi) [], such as `priors.normal(scale)`; None: a flat prior, which adds
+      0.
+
+  Returns:
+    [], nats.
+
+  Raises:
+    TypeError: an argument, or what `predict` returns, is of another type.
+    ValueError: shapes do not fit, or a batch holds NaN or infinite numbers.
+
+  >>> from shrinkmeta.model.likelihood import gaussian
+  >>> linear, batches = gaussian(lambda theta, x: x * theta["w"]), Batch(*jnp.ones([2, 2, 3]))
+  >>> phi, thetas = {"w": jnp.ones([])}, {"w": jnp.ones(2)}
+  >>> log_joint(linear, {"w": "body"}, phi, thetas, {"body": 0.0}, batches)  # -4 log(2 pi)
+  Array(-7.352, dtype=float32)
   """
+  parameter_tree("phi", phi)
+  parameter_tree("thetas", thetas)
+  if log_p_phi is not None:
+    validate.function("log_p_phi", log_p_phi, "phi -> log p(phi) []")
   validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
   prior = jax.vmap(lambda theta: log_prior(theta, phi, log_sigma2, labels))(thetas)
   total = jnp.sum(prior) + log_predictive(likelihood, thetas, batches)

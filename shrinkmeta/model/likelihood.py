@@ -1,4 +1,7 @@
-"""p(x_n | theta): a network and the density of what it predicts."""
+"""Likelihoods p(y_n | x_n, theta): a network, and the density of the targets given its outputs.
+
+N is the number of examples, C the number of classes.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,6 +12,8 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from shrinkmeta import validate
+from shrinkmeta.model.outputs import check_outputs, in_range, labels_of, one_array
+from shrinkmeta.model.tasks import Batch, divisor, num_examples, weights
 
 PyTree = Any
 Predict = Callable[[PyTree, PyTree], jax.Array]  # (theta, inputs [N, ...]) -> outputs [N, ...]
@@ -17,132 +22,188 @@ Predict = Callable[[PyTree, PyTree], jax.Array]  # (theta, inputs [N, ...]) -> o
 class Likelihood(NamedTuple):
   """A likelihood in two parts, so that Gauss-Newton knows where the network ends.
 
-  predict(theta, inputs) -> outputs [N, ...]; log_prob(outputs, targets) -> [N].
+      log p(y_n | x_n, theta) = log_prob(predict(theta, inputs), targets)_n
+
+  Attributes:
+    predict: (theta, inputs) -> outputs [N, ...]; theta is a pytree of parameters, the leaves of
+      inputs are [N, ...].
+    log_prob: (outputs [N, ...], targets) -> [N]; the leaves of targets are [N, ...]. Entry n may
+      depend on example n alone.
+
+  >>> laplace = Likelihood(lambda theta, x: x * theta["slope"], lambda f, y: -jnp.abs(y - f))
+  >>> laplace.log_prob(laplace.predict({"slope": 2.0}, jnp.ones(2)), jnp.zeros(2))
+  Array([-2., -2.], dtype=float32)
   """
 
   predict: Predict
   log_prob: Callable[[jax.Array, PyTree], jax.Array]
 
 
-def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelihood:
-  """The network computed in `dtype`, bfloat16 say; parameters, log_prob and solves as they were.
+def check_likelihood(name: str, likelihood: Any) -> None:
+  """Raise TypeError unless `likelihood` is a Likelihood of two functions.
 
-  Floating leaves of theta and of the inputs are cast on the way in, the outputs are cast back to
-  theta's dtype on the way out, and so, through the casts, are gradients and curvature products.
+  Args:
+    name: the argument, as the caller knows it.
+    likelihood: what was passed.
+
+  Raises:
+    TypeError: it is something else, such as the network's function alone.
+
+  >>> check_likelihood("likelihood", gaussian(lambda theta, x: x * theta["slope"]))
   """
-
-  def cast(tree: PyTree) -> PyTree:
-    floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if floating(x) else x, tree)
-
-  def predict(theta: PyTree, inputs: PyTree) -> jax.Array:
-    wide = jnp.result_type(jax.tree.leaves(theta)[0])
-    return likelihood.predict(cast(theta), cast(inputs)).astype(wide)
-
-  return likelihood._replace(predict=predict)
-
-
-def _sum_trailing(x: jax.Array) -> jax.Array:
-  """[N, ...] -> [N]."""
-  return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
+  validate.instance(
+    name,
+    likelihood,
+    Likelihood,
+    "a shrinkmeta.Likelihood(predict, log_prob)",
+    "Choose the density of the targets: sm.gaussian(predict), sm.categorical(predict), ...; "
+    f"predict is {_PREDICT}.",
+  )
+  validate.function(f"{name}.predict", likelihood.predict, _PREDICT)
+  validate.function(f"{name}.log_prob", likelihood.log_prob, "(outputs [N, ...], targets) -> [N]")
 
 
-def _same_shape(outputs: jax.Array, targets: jax.Array) -> None:
-  if jnp.shape(outputs) != jnp.shape(targets):
+_PREDICT = "(theta, inputs) -> outputs [N, ...]"
+
+
+def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:
+  """The log density of one task's examples given the network's outputs.
+
+      sum_n mask_n log p(y_n | outputs_n)
+
+  Outputs and targets of padding are replaced by 0 before log_prob. Otherwise an overflow on padding
+  would make the gradient NaN, 0 * inf, and a label on padding could be out of range.
+
+  Args:
+    likelihood: its log_prob is called.
+    outputs: what `predict` returned, leaves [N, ...].
+    batch: leaves [N, ...].
+
+  Returns:
+    [], nats.
+
+  Raises:
+    TypeError: `predict` returned something other than arrays, or a tuple that log_prob cannot read.
+    ValueError: outputs or log-probabilities are not one for each example.
+  """
+  want = jnp.shape(jax.tree.leaves(batch.targets)[0])[:1]
+  if not isinstance(outputs, jax.Array) or jnp.shape(outputs)[:1] != want:
+    check_outputs(outputs, want[0])
+  log_prob = likelihood.log_prob(*without_padding((outputs, batch.targets), batch))
+  if jnp.shape(log_prob) != want:
     raise ValueError(
-      f"predict returned outputs of shape {jnp.shape(outputs)}, the targets have shape "
-      f"{jnp.shape(targets)}; they must be equal (reshape one: broadcasting would pair every "
-      "output with every target)."
+      f"Likelihood.log_prob must return one number an example, shape {want}; it returned shape "
+      f"{jnp.shape(log_prob)}. Sum over the trailing axes."
     )
+  if batch.mask is None:
+    return jnp.sum(log_prob)
+  mask = weights(batch, log_prob.dtype)
+  return jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))  # NaN on padding counts 0
 
 
-def _in_range(targets: jax.Array, dtype: Any, most: float, what: str) -> jax.Array:
-  """The targets as floats, NaN where they are not in [0, most]; ValueError where that is known."""
-  if (value := validate.known(targets)) is not None and ((value < 0) | (value > most)).any():
-    raise ValueError(f"targets must be {what}; got {value.min()} to {value.max()}.")
-  y = jnp.asarray(targets).astype(dtype)
-  return jnp.where((y >= 0) & (y <= most), y, jnp.nan)
+def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
+  """Return the mean over examples of -log p(x_n | theta), nats per example [].
+
+  Args:
+    likelihood: predict and log_prob.
+    theta: the parameters of one task.
+    batch: its examples, without the T axis.
+
+  Raises:
+    ValueError: data or predict promote the outputs to another dtype than that of theta.
+  """
+  log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
+  dtype = jnp.result_type(jax.tree.leaves(theta)[0])
+  if log_p.dtype != dtype:
+    raise ValueError(
+      f"log p(D | theta) is {log_p.dtype}, the parameters are {dtype}: data or predict promote it. "
+      f"Cast inputs and targets to {dtype}, or the parameters to {log_p.dtype}."
+    )
+  if batch.mask is None:
+    return -log_p / jax.tree.leaves(batch.targets)[0].shape[0]
+  return -log_p / divisor(num_examples(batch, log_p.dtype))
+
+
+def without_padding(tree: PyTree, batch: Batch) -> PyTree:
+  """The leaves [N, ...] of `tree` with 0 in the place of padding."""
+  if batch.mask is None:
+    return tree
+  keep = weights(batch, bool)
+  clear = lambda x: jnp.where(keep.reshape(-1, *[1] * (jnp.ndim(x) - 1)), x, jnp.zeros_like(x))
+  return jax.tree.map(clear, tree)
 
 
 def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
-  """y ~ N(f, scale^2): -((y - f) / scale)^2 / 2 - log scale - log(2 pi) / 2, summed over [...].
+  """A normal density of the targets around the network's outputs.
+
+      y ~ N(f, scale^2),  log p = -((y - f) / scale)^2 / 2 - log scale - log(2 pi) / 2
+
+  summed over the axes [...] after N.
 
   Args:
-    predict: outputs f [N, ...], the mean.
-    scale: standard deviation, in the unit of y; one number, or one an output, which broadcasts
-      against [...]. One of each example is data, and belongs into the targets: with
-      y = (values, scales), write `Likelihood(predict, log_prob)`.
+    predict: (theta, inputs) -> f [N, ...], the mean.
+    scale: the standard deviation, in the unit of y: one number [], or one for each output, an array
+      that broadcasts against [...]. A standard deviation of each example is data and belongs in the
+      targets: let targets be (values, scales) and write `Likelihood(predict, log_prob)`.
+
+  Returns:
+    A Likelihood whose targets are [N, ...], of the shape of the outputs.
+
+  Raises:
+    TypeError: `predict` is not a function, or `scale` is not an array.
+    ValueError: a scale is not positive.
+
+  >>> likelihood = gaussian(lambda theta, x: x * theta["slope"], scale=0.5)
+  >>> likelihood.log_prob(jnp.zeros(2), jnp.array([0.0, 0.5]))
+  Array([-0.226, -0.726], dtype=float32)
   """
+  validate.function("predict", predict, _PREDICT)
+  validate.array("scale", scale, "a positive number or an array of them")
   if (value := validate.known(scale)) is not None and not (value > 0).all():
     raise ValueError(f"scale is a standard deviation and must be positive; got {value}.")
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    _same_shape(outputs, targets)
+    same_shape(outputs, targets)
     s, one = jnp.asarray(scale, outputs.dtype), (1, *outputs.shape[1:])
     aligned = zip(s.shape[::-1], one[::-1], strict=False)
     if s.ndim > len(one) or any(a not in (1, b) for a, b in aligned):
       raise ValueError(
         f"scale has shape {s.shape}; it must broadcast against the outputs of one example, shape "
-        f"{one[1:]}. Scales of examples belong into the targets, with a Likelihood of your own."
+        f"{one[1:]}. Scales of examples belong in the targets, with a Likelihood of your own."
       )
     residual = (targets - outputs) / s
-    return _sum_trailing(-0.5 * jnp.square(residual) - jnp.log(s) - 0.5 * math.log(2 * math.pi))
+    return sum_trailing(-0.5 * jnp.square(residual) - jnp.log(s) - 0.5 * math.log(2 * math.pi))
 
   return Likelihood(predict, log_prob)
 
 
-def gaussian_with_scale(
-  predict: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]],
-) -> Likelihood:
-  """y ~ N(f, s^2), s predicted too: one number learnt for all, or one an output.
+def categorical(predict: Predict) -> Likelihood:
+  """A categorical density of integer labels, given logits.
 
-  The outputs [N, ..., 2] are the natural parameters (f / s^2, -1 / (2 s^2)), in which log p is
-  concave, so that Gauss-Newton stays positive semi-definite; `mean_and_scale` turns them back, and
-  with s held a variance of f / s^2 times s^4 is one of f.
+      y ~ Categorical(softmax(f)),  log p = f_y - log sum_c exp f_c
+
+  summed over the axes [...] between N and C.
 
   Args:
-    predict: (theta, inputs) -> (f [N, ...], log s, which broadcasts against f). Where log s is a
-      parameter of its own, give its module sigma = 0: it is then shared and learnt as part of phi.
+    predict: (theta, inputs) -> f, logits [N, ..., C].
 
-  >>> import shrinkmeta as sm
-  >>> predict = lambda theta, x: (x * theta["slope"], theta["log_scale"])
-  >>> likelihood = sm.gaussian_with_scale(predict)
-  >>> likelihood.predict({"slope": 3.0, "log_scale": 0.0}, jnp.ones(1))
-  Array([[ 3. , -0.5]], dtype=float32)
+  Returns:
+    A Likelihood whose targets are integers [N, ...] from 0 to C - 1. A label out of range is a
+    ValueError outside jit. Under jit it makes the log-probability of that example NaN, and the
+    learners report its task as failed and leave it out.
+
+  Raises:
+    TypeError: `predict` is not a function.
+
+  >>> likelihood = categorical(lambda theta, x: x @ theta["kernel"])
+  >>> likelihood.log_prob(jnp.zeros([2, 4]), jnp.array([0, 3]))
+  Array([-1.386, -1.386], dtype=float32)
   """
-
-  def natural(theta: PyTree, inputs: PyTree) -> jax.Array:
-    f, log_s = predict(theta, inputs)
-    precision = jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype))
-    precision = jnp.maximum(precision, 4 * jnp.finfo(f.dtype).tiny)  # 0, of its half, is padding's
-    precision = jnp.broadcast_to(precision, f.shape)
-    return jnp.stack([f * precision, -0.5 * precision], -1)
+  validate.function("predict", predict, _PREDICT)
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    f, s = mean_and_scale(outputs)
-    _same_shape(f, targets)
-    log_p = -0.5 * jnp.square((targets - f) / s) - jnp.log(s) - 0.5 * math.log(2 * math.pi)
-    return _sum_trailing(log_p)
-
-  return Likelihood(natural, log_prob)
-
-
-def mean_and_scale(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(f, s), [N, ...] each, from the outputs [N, ..., 2] of `gaussian_with_scale`."""
-  precision = -2.0 * outputs[..., 1]
-  precision = jnp.where(precision == 0, 1.0, precision)  # padding, which is 0
-  return outputs[..., 0] / precision, jax.lax.rsqrt(precision)
-
-
-def categorical(predict: Predict) -> Likelihood:
-  """y ~ Categorical(softmax(f)): f_y - logsumexp(f), summed over positions.
-
-  Outputs are logits [N, ..., C]; targets are integer labels [N, ...] from 0 to C - 1. A label out
-  of range makes that example's log-probability NaN (so that its task is reported and left out)
-  and is a ValueError outside jit.
-  """
-
-  def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    one_array("outputs", outputs)
+    one_array("targets", targets)
     if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
       raise ValueError(f"targets must be integer labels; got dtype {jnp.result_type(targets)}.")
     if jnp.shape(outputs)[:-1] != jnp.shape(targets):
@@ -157,44 +218,88 @@ def categorical(predict: Predict) -> Likelihood:
         f"{value.min()}..{value.max()}."
       )
     targets = labels_of(targets)
-    in_range = (targets >= 0) & (targets < classes)
-    # Out of range all are chosen, times NaN, so that the gradient is NaN as well.
-    chosen = jax.nn.one_hot(targets, classes, dtype=bool) | ~in_range[..., None]
+    valid = (targets >= 0) & (targets < classes)
+    # A label out of range chooses all classes, times NaN, so that the gradient is NaN as well.
+    chosen = jax.nn.one_hot(targets, classes, dtype=bool) | ~valid[..., None]
     picked = jnp.sum(jnp.where(chosen, jax.nn.log_softmax(outputs), 0.0), -1)  # logits may be -inf
-    return _sum_trailing(picked * jnp.where(in_range, 1.0, jnp.nan))
+    return sum_trailing(picked * jnp.where(valid, 1.0, jnp.nan))
 
   return Likelihood(predict, log_prob)
 
 
-def labels_of(targets: jax.typing.ArrayLike) -> jax.Array:
-  """Integers wide enough to be compared with a number of classes: for a uint8, 256 would be 0."""
-  targets = jnp.asarray(targets)
-  return targets if targets.dtype.itemsize >= 4 else targets.astype(jnp.int32)
-
-
 def bernoulli(predict: Predict) -> Likelihood:
-  """y ~ Bernoulli(sigmoid(f)): y f - log(1 + exp f), summed over [...]; y in [0, 1].
+  """A Bernoulli density of binary targets, given logits.
 
-  Labels -1 and 1, say, are treated as labels out of range are by `categorical`.
+      y ~ Bernoulli(sigmoid(f)),  log p = y f - log(1 + exp f)
+
+  summed over the axes [...] after N.
+
+  Args:
+    predict: (theta, inputs) -> f, logits [N, ...].
+
+  Returns:
+    A Likelihood whose targets are [N, ...], from 0 to 1. A target out of range, such as a label -1,
+    is a ValueError outside jit, and under jit makes the log-probability of that example NaN.
+
+  Raises:
+    TypeError: `predict` is not a function.
+
+  >>> bernoulli(lambda theta, x: x @ theta["kernel"]).log_prob(jnp.zeros(2), jnp.array([0, 1]))
+  Array([-0.693, -0.693], dtype=float32)
   """
+  validate.function("predict", predict, _PREDICT)
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    _same_shape(outputs, targets)
-    y = _in_range(targets, outputs.dtype, 1.0, "between 0 and 1")
-    return _sum_trailing(y * outputs - jax.nn.softplus(outputs))
+    same_shape(outputs, targets)
+    y = in_range(targets, outputs.dtype, 1.0, "between 0 and 1")
+    return sum_trailing(y * outputs - jax.nn.softplus(outputs))
 
   return Likelihood(predict, log_prob)
 
 
 def poisson(predict: Predict) -> Likelihood:
-  """y ~ Poisson(exp f): y f - exp f - log y!, summed over [...]; y a count.
+  """A Poisson density of counts, given log rates.
 
-  Negative ones are treated as labels out of range are by `categorical`.
+      y ~ Poisson(exp f),  log p = y f - exp f - log y!
+
+  summed over the axes [...] after N.
+
+  Args:
+    predict: (theta, inputs) -> f, log rates [N, ...].
+
+  Returns:
+    A Likelihood whose targets are [N, ...], at least 0. A negative target is a ValueError outside
+    jit, and under jit makes the log-probability of that example NaN.
+
+  Raises:
+    TypeError: `predict` is not a function.
+
+  >>> poisson(lambda theta, x: x @ theta["kernel"]).log_prob(jnp.zeros(2), jnp.array([0, 2]))[1]
+  Array(-1.693, dtype=float32)
   """
+  validate.function("predict", predict, _PREDICT)
 
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    _same_shape(outputs, targets)
-    y = _in_range(targets, outputs.dtype, math.inf, "counts, not negative")
-    return _sum_trailing(y * outputs - jnp.exp(outputs) - gammaln(y + 1))
+    same_shape(outputs, targets)
+    y = in_range(targets, outputs.dtype, math.inf, "counts, not negative")
+    return sum_trailing(y * outputs - jnp.exp(outputs) - gammaln(y + 1))
 
   return Likelihood(predict, log_prob)
+
+
+def same_shape(outputs: jax.Array, targets: jax.Array) -> None:
+  """Raise an error unless outputs and targets are two arrays of one shape [N, ...]."""
+  for name, value in (("outputs", outputs), ("targets", targets)):
+    if not isinstance(value, jax.Array):
+      one_array(name, value)
+  if jnp.shape(outputs) != jnp.shape(targets):
+    raise ValueError(
+      f"predict returned outputs of shape {jnp.shape(outputs)}, the targets have shape "
+      f"{jnp.shape(targets)}; they must be equal (reshape one: broadcasting would pair every "
+      "output with every target)."
+    )
+
+
+def sum_trailing(x: jax.Array) -> jax.Array:
+  """Sum over all axes but the first: [N, ...] -> [N]."""
+  return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)

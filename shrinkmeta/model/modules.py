@@ -1,11 +1,11 @@
-"""Modules: which parameters share one shrinkage variance.
+"""Modules: sets of parameters that share one shrinkage variance sigma_m^2.
 
 Labels are a pytree of strings with the structure of the parameters, as for
-`optax.multi_transform`. A quantity per module, such as log sigma^2, is a dict {module: scalar}.
+`optax.multi_transform`. A quantity of each module, such as log sigma^2, is a dict {module: []}.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from shrinkmeta import validate
+from shrinkmeta.kinds import parameter_tree, shown
 
 PyTree = Any
 Labels = Any  # a pytree of str with the structure of the parameters
 
 
 def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:
-  """Applies `rule` to the key path of every leaf; an nnx.Variable counts as a leaf."""
+  """Name the module of every leaf by its key path; the path of an nnx.Variable is its own."""
+  parameter_tree("params", params)
   variable = lambda node: isinstance(node, nnx.Variable)
 
   def label(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -29,7 +31,16 @@ def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:
 
 
 def by_leaf(params: PyTree) -> Labels:
-  """Every array is a module of its own, named by its path, such as "Conv_0/kernel".
+  """Make every array a module of its own, named by its path, such as "Conv_0/kernel".
+
+  Args:
+    params: a pytree of arrays [...], or of their shapes.
+
+  Returns:
+    Labels, a pytree of strings with the structure of params.
+
+  Raises:
+    TypeError: `params` holds something other than arrays.
 
   >>> by_leaf({"body": {"w": 1.0, "b": 0.0}})
   {'body': {'b': 'body/b', 'w': 'body/w'}}
@@ -38,9 +49,18 @@ def by_leaf(params: PyTree) -> Labels:
 
 
 def by_layer(params: PyTree) -> Labels:
-  """Arrays with one parent (kernel and bias of a layer) form a module named by the parent's path.
+  """Make every layer a module: the arrays with one parent, such as a kernel and its bias.
 
-  An array without a parent is a module of its own.
+  The parent's path names the module. An array without a parent is a module of its own.
+
+  Args:
+    params: a pytree of arrays [...], or of their shapes.
+
+  Returns:
+    Labels, a pytree of strings with the structure of params.
+
+  Raises:
+    TypeError: `params` holds something other than arrays.
 
   >>> by_layer({"body": {"w": 1.0, "b": 0.0}, "head": [2.0, 3.0]})
   {'body': {'b': 'body', 'w': 'body'}, 'head': ['head', 'head']}
@@ -49,18 +69,31 @@ def by_layer(params: PyTree) -> Labels:
 
 
 def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
-  r"""The first rule {regex: module} that `re.search` finds in a leaf's path names its module.
+  """Name the module of every array by the first rule that matches its path.
 
   Args:
-    params: the parameters.
-    rules: tried in order; ".*" as the last one takes whatever is left.
+    params: a pytree of arrays [...], or of their shapes.
+    rules: {regular expression: module}, tried in order with `re.search` on paths such as
+      "Conv_0/kernel". A last rule ".*" matches every path.
+
+  Returns:
+    Labels, a pytree of strings with the structure of params.
 
   Raises:
-    ValueError: a path that no rule matches.
+    TypeError: `params` holds something other than arrays, or `rules` is not a dict of strings.
+    ValueError: a path that no rule matches, or a rule that is not a regular expression.
 
   >>> by_path({"conv": {"w": 1.0}, "out": {"w": 1.0}}, {"^out/": "head", ".*": "body"})
   {'conv': {'w': 'body'}, 'out': {'w': 'head'}}
   """
+  validate.instance("rules", rules, Mapping, "a dict {regular expression: module}")
+  for pattern, module in rules.items():
+    validate.instance("a key of rules", pattern, str, "a regular expression")
+    validate.instance(f"rules[{pattern!r}]", module, str, "a string, the name of a module")
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(f"rules: {pattern!r} is not a regular expression: {error}.") from error
 
   def rule(path: tuple[Any, ...]) -> str:
     name = validate.path_name(path)
@@ -76,49 +109,90 @@ def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
 
 
 def names(labels: Labels) -> tuple[str, ...]:
-  """The modules sorted by path, with numbers inside a path compared as numbers.
+  """The modules in the order of their paths, with numbers inside a path compared as numbers.
 
-  With layers numbered or named in order that is the order of the network. It is not where names
-  say otherwise, as of "decoder" and "encoder", and of a flax module's attributes.
+  This is the order of the network if its layers are numbered or named in order. It is not the order
+  of the network for names such as "decoder" and "encoder".
+
+  Args:
+    labels: a pytree of strings.
+
+  Returns:
+    The names of the modules, each once.
+
+  Raises:
+    TypeError: a label is not a string.
 
   >>> names({"layer_10": "layer_10", "layer_9": "layer_9"})
   ('layer_9', 'layer_10')
   """
-  natural = lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
+  validate.labels("labels", labels)
+  # Every second part is a number. ASCII digits alone: int() knows no superscripts.
+  parts = lambda name: enumerate(re.split(r"([0-9]+)", name))
+  natural = lambda name: [int(part) if i % 2 else part for i, part in parts(name)]
   paths = sorted(validate.leaves_with_names(labels), key=lambda item: natural(item[0]))
   return tuple(dict.fromkeys(label for _, label in paths))
 
 
 def check_labels(labels: Labels, params: PyTree) -> None:
-  """Raises ValueError unless `labels` has a string for every array of `params` and no other."""
+  """Check that `labels` has one string for every array of `params`.
+
+  Args:
+    labels: what was passed for the labels.
+    params: the parameters, a pytree of arrays [...].
+
+  Raises:
+    TypeError: a label is not a string, or the containers differ (a tuple for a list).
+    ValueError: a path is in one of the two alone.
+  """
+  validate.labels("labels", labels)
+  parameter_tree("params", params)
+  make = "Make them with by_layer, by_leaf or by_path from these very parameters."
   have, want = dict(validate.leaves_with_names(labels)), dict(validate.leaves_with_names(params))
+  if isinstance(labels, str) and set(want) != {""}:
+    raise TypeError(
+      f"labels must have the structure of the parameters; got the string {labels!r}. For one "
+      f'module write sm.by_path(params, {{".*": {labels!r}}}).'
+    )
   for path in [*want, *have]:
     if path not in have or path not in want:
       has, lacks = ("labels", "the parameters") if path in have else ("the parameters", "labels")
       raise ValueError(
-        f"labels do not fit the parameters: {path!r} is in {has} and not in {lacks}. Make them "
-        "with by_layer, by_leaf or by_path from these very parameters."
+        f"labels do not fit the parameters: {path!r} is in {has} and not in {lacks}. {make}"
       )
-  for path, label in have.items():
-    if not isinstance(label, str):
-      raise ValueError(f"labels/{path} must be a string, the name of a module; got {label!r}.")
+  if jax.tree.structure(labels) != jax.tree.structure(params):
+    raise TypeError(
+      "labels do not fit the parameters: the paths agree, the containers differ; labels is "
+      f"{shown(labels)}, the parameters are {shown(params)}. {make}"
+    )
 
 
 def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
-  """Raises ValueError unless `values` is a dict with one scalar for each module of `labels`."""
-  if not isinstance(values, Mapping):
-    raise ValueError(f"{name} must be a dict {{module: scalar}}; got {type(values)}.")
+  """Check that `values` is a dict with one number for each module.
+
+  Args:
+    name: the argument, as the caller knows it.
+    values: what was passed, {module: []}.
+    labels: a pytree of strings.
+
+  Raises:
+    TypeError: `values` is not a dict, or a value is not a number.
+    ValueError: a module is missing or unknown, or a value is NaN or has a shape.
+  """
+  hint = f"Write {{{names(labels)[0]!r}: 0.0, ...}}, one number for each module."
+  validate.instance(name, values, Mapping, "a dict {module: scalar}", hint)
   first = {label: path for path, label in reversed(validate.leaves_with_names(labels))}
   for module in first.keys() - values.keys():
     raise ValueError(
       f"{name} has no entry for module {module!r} (parameter {first[module]!r}); it has "
-      f"{sorted(values)}. Give one number for each module of labels."
+      f"{sorted(map(str, values))}. Give one number for each module of labels."
     )
   for module in values.keys() - first.keys():
     raise ValueError(
       f"{name} has an entry for {module!r}, which is no module; they are {names(labels)}."
     )
   for module, value in values.items():
+    validate.array(f"{name}[{module!r}]", value, "a number")
     if jnp.ndim(value) != 0:
       raise ValueError(f"{name}[{module!r}] must be a scalar; its shape is {jnp.shape(value)}.")
     if (number := validate.known(value)) is not None and number != number:
@@ -126,10 +200,14 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
 
 
 def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Array]:
-  """log sigma^2, +inf being an error where it is known, and NaN where it is traced.
+  """Refuse modules without a prior: +inf is an error outside jit, and becomes NaN under jit.
 
   Args:
-    what: needs a prior on theta.
+    log_sigma2: {module: []}.
+    what: what is computed and needs a prior on theta, for the message.
+
+  Returns:
+    {module: []}.
   """
   for module, value in log_sigma2.items():
     if (number := validate.known(value)) is not None and number == jnp.inf:
@@ -142,12 +220,34 @@ def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Arra
 
 
 def spread(values: Mapping[str, Any], labels: Labels) -> PyTree:
-  """{module: scalar} to a pytree of scalars with the structure of the parameters."""
+  """Give every leaf the value of its module.
+
+  Args:
+    values: {module: []}.
+    labels: a pytree of strings with the structure of the parameters.
+
+  Returns:
+    A pytree of scalars with the structure of the parameters.
+
+  >>> spread({"body": 1.0}, {"w": "body", "b": "body"})
+  {'b': 1.0, 'w': 1.0}
+  """
   return jax.tree.map(lambda label: values[label], labels)
 
 
 def gather(tree: PyTree, labels: Labels) -> dict[str, jax.Array]:
-  """Sums all entries of `tree` module by module: the transpose of `spread`. Values []."""
+  """Sum all entries of each module; this is the transpose of `spread`.
+
+  Args:
+    tree: a pytree of arrays [...] with the structure of labels.
+    labels: a pytree of strings.
+
+  Returns:
+    {module: []}, sorted by name.
+
+  >>> gather({"w": jnp.ones(3), "b": jnp.ones([])}, {"w": "body", "b": "body"})
+  {'body': Array(4., dtype=float32)}
+  """
   total: dict[str, jax.Array] = {}
   for label, leaf in zip(jax.tree.leaves(labels), jax.tree.leaves(tree), strict=True):
     total[label] = total[label] + jnp.sum(leaf) if label in total else jnp.sum(leaf)
@@ -155,23 +255,46 @@ def gather(tree: PyTree, labels: Labels) -> dict[str, jax.Array]:
 
 
 class ModuleSummary(NamedTuple):
-  """What one module is and does."""
+  """What one module is, and how far its parameters moved.
+
+  Attributes:
+    name: of the module.
+    size: number of parameters.
+    sigma: sigma_m, the standard deviation of theta_m around phi_m; 0 is frozen, inf is free.
+    moved: root mean square of theta_m - phi_m over parameters and tasks; nan without thetas.
+  """
 
   name: str
-  size: int  # number of parameters
-  sigma: float  # sigma_m: 0 is frozen, inf is free
-  moved: float  # root mean square of theta - phi over entries and tasks; nan without thetas
+  size: int
+  sigma: float
+  moved: float
 
 
 def module_summary(
   labels: Labels, phi: PyTree, log_sigma2: Mapping[str, Any], thetas: PyTree | None = None
 ) -> tuple[ModuleSummary, ...]:
-  """One row a module, in the order of `names`.
+  """Measure how far each module moves from what all tasks share.
+
+      moved_m = sqrt(mean over tasks t and parameters i of (theta_mti - phi_mi)^2)
+
+  The values must be known, so this function does not run under jit.
 
   Args:
-    labels, phi, log_sigma2: as everywhere; concrete values (not for use under jit).
-    thetas: adapted parameters, leaves with a leading axis T, or None; modules of which it has None,
-      as `learner.adapt_tasks` returns them, did not move.
+    labels: a pytree of strings with the structure of phi.
+    phi: what all tasks share, a pytree of arrays [...].
+    log_sigma2: {module: []}.
+    thetas: adapted parameters with leaves [T, ...], or None. A leaf None did not move;
+      `learner.adapt_tasks` returns None for frozen modules.
+
+  Returns:
+    One ModuleSummary a module, in the order of the paths.
+
+  Raises:
+    TypeError, ValueError: labels, log_sigma2 or thetas do not fit phi.
+
+  >>> phi, thetas = {"w": jnp.zeros(2)}, {"w": jnp.full([3, 2], 0.5)}
+  >>> module_summary({"w": "body"}, phi, {"body": 0.0}, thetas)
+  (ModuleSummary(name='body', size=2, sigma=1.0, moved=0.5),)
   """
   check_labels(labels, phi)
   check_modules("log_sigma2", log_sigma2, labels)
@@ -180,9 +303,11 @@ def module_summary(
     moved = dict.fromkeys(sizes, jnp.nan)
   else:
     none = lambda x: x is None
-    if jax.tree.structure(thetas, is_leaf=none) == jax.tree.structure(phi):
-      fill = lambda t, p: jnp.asarray(p)[None] if t is None else t
+    if jax.tree.structure(thetas, is_leaf=none) == jax.tree.structure(phi, is_leaf=none):
+      still = lambda p: None if p is None else jnp.asarray(p)[None]  # phi may have None leaves too
+      fill = lambda t, p: still(p) if t is None else t
       thetas = jax.tree.map(fill, thetas, phi, is_leaf=none)
+    parameter_tree("thetas", thetas)
     validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
     square = gather(jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - p), 0), thetas, phi), labels)
     moved = {m: jnp.sqrt(square[m] / sizes[m]) for m in sizes}
@@ -192,19 +317,33 @@ def module_summary(
   )
 
 
-def format_summary(rows: tuple[ModuleSummary, ...]) -> str:
-  """The rows of `module_summary` as a plain-text table.
+def format_summary(summaries: Sequence[ModuleSummary]) -> str:
+  """Write what `module_summary` returned as a plain-text table.
 
-  >>> rows = ModuleSummary("body", 90, 0.0, 0.0), ModuleSummary("head", 10, 0.5, 0.3)
-  >>> print(format_summary(rows))
+  Args:
+    summaries: one ModuleSummary a module.
+
+  Returns:
+    A text with one line a module, below the names of the columns.
+
+  Raises:
+    TypeError: an entry is not a ModuleSummary.
+
+  >>> body, head = ModuleSummary("body", 90, 0.0, 0.0), ModuleSummary("head", 10, 0.5, 0.3)
+  >>> print(format_summary([body, head]))
   module  parameters  sigma  rms(theta - phi)
   body            90      0                 0
   head            10    0.5               0.3
   """
+  if not isinstance(summaries, Sequence) or isinstance(summaries, (str, ModuleSummary)):
+    raise TypeError(f"summaries must be what sm.module_summary returned; got {shown(summaries)}.")
+  for i, summary in enumerate(summaries):
+    validate.instance(f"summaries[{i}]", summary, ModuleSummary, "a shrinkmeta.ModuleSummary")
   head = ("module", "parameters", "sigma", "rms(theta - phi)")
-  cells = [head, *((r.name, str(r.size), f"{r.sigma:.3g}", f"{r.moved:.3g}") for r in rows)]
-  widths = [max(len(row[i]) for row in cells) for i in range(4)]
-  line = lambda row: "  ".join(
-    [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+  cells = [head, *((m.name, str(m.size), f"{m.sigma:.3g}", f"{m.moved:.3g}") for m in summaries)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  line = lambda texts: "  ".join(
+    [texts[0].ljust(widths[0])]
+    + [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
   )
-  return "\n".join(line(row) for row in cells)
+  return "\n".join(map(line, cells))

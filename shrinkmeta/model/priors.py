@@ -1,8 +1,8 @@
 """Priors on what all tasks share: on sigma, {module: sigma_m}, and on phi.
 
-A prior on sigma is a function of log_sigma2, {module: scalar}, that returns sum_m log p(sigma_m)
-[], the density being that of sigma itself, not of its logarithm. A module frozen at sigma = 0 is
-fixed, not estimated: it adds 0.
+A prior on sigma is a function of log_sigma2, {module: []}, that returns sum_m log p(sigma_m) [],
+in nats. The density is that of sigma itself, not of its logarithm. A module that is frozen (sigma =
+0) or free (sigma = inf) is not estimated and adds 0.
 """
 
 import math
@@ -12,12 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta import validate
+from shrinkmeta.kinds import parameter_tree, shown
+
 PyTree = Any
 SigmaPrior = Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array]
 
 
 def _sum_over_modules(log_density: Callable[[jax.Array], jax.Array]) -> SigmaPrior:
+  """Sum a log density, a function of log sigma_m^2 [M], over the modules that are estimated."""
+
   def log_p(log_sigma2: Mapping[str, jax.typing.ArrayLike]) -> jax.Array:
+    validate.instance("log_sigma2", log_sigma2, Mapping, "a dict {module: scalar}")
+    for module, value in log_sigma2.items():
+      validate.array(f"log_sigma2[{module!r}]", value, "a number")
+    if not log_sigma2:
+      raise ValueError("log_sigma2 has no modules.")
     log_s2 = jnp.stack([jnp.asarray(x) for x in log_sigma2.values()])
     estimated = jnp.isfinite(log_s2)
     return jnp.sum(jnp.where(estimated, log_density(jnp.where(estimated, log_s2, 0.0)), 0.0))
@@ -26,14 +36,36 @@ def _sum_over_modules(log_density: Callable[[jax.Array], jax.Array]) -> SigmaPri
 
 
 def flat() -> SigmaPrior:
-  """No preference: log p = 0 (improper)."""
+  """No preference: log p(sigma) = 0, an improper density.
+
+  Returns:
+    log_sigma2 {module: []} -> 0 [].
+
+  >>> flat()({"body": 0.0, "head": 1.0})
+  Array(0., dtype=float32)
+  """
   return _sum_over_modules(jnp.zeros_like)
 
 
 def log_normal(median: float = 1.0, spread: float = 1.0) -> SigmaPrior:
-  """log sigma_m ~ N(log median, spread^2); keeps every sigma within a few factors of the median.
+  """A log-normal prior, which keeps every sigma_m within a few factors of the median.
 
-  log p(sigma) = -((log sigma - log median) / spread)^2 / 2 - log(sigma spread) - log(2 pi) / 2
+      log sigma_m ~ N(log median, spread^2)
+      log p(sigma) = -((log sigma - log median) / spread)^2 / 2 - log(sigma spread) - log(2 pi) / 2
+
+  Args:
+    median: of sigma_m, in the unit of theta.
+    spread: standard deviation of log sigma_m.
+
+  Returns:
+    log_sigma2 {module: []} -> sum_m log p(sigma_m) [].
+
+  Raises:
+    TypeError: an argument is not a number.
+    ValueError: an argument is not positive and finite.
+
+  >>> log_normal()({"head": 0.0})  # -log(2 pi) / 2
+  Array(-0.919, dtype=float32)
   """
   _positive(median=median, spread=spread)
 
@@ -45,12 +77,25 @@ def log_normal(median: float = 1.0, spread: float = 1.0) -> SigmaPrior:
 
 
 def half_cauchy(scale: float = 1.0) -> SigmaPrior:
-  """sigma_m ~ C+(0, scale), the horseshoe's: most sigma near 0, the heavy tail lets a few be large.
+  """The half-Cauchy prior of the horseshoe: most sigma_m are small, and a few may be large.
 
-  log p(sigma) = log(2 / (pi scale)) - log(1 + sigma^2 / scale^2)
+      sigma_m ~ C+(0, scale),  log p(sigma) = log(2 / (pi scale)) - log(1 + sigma^2 / scale^2)
+
+  Args:
+    scale: the median of sigma_m, in the unit of theta.
+
+  Returns:
+    log_sigma2 {module: []} -> sum_m log p(sigma_m) [].
+
+  Raises:
+    TypeError: `scale` is not a number.
+    ValueError: `scale` is not positive and finite.
 
   References: Gelman, Prior distributions for variance parameters in hierarchical models, 2006;
     Carvalho, Polson, Scott, The horseshoe estimator for sparse signals, 2010.
+
+  >>> half_cauchy()({"head": 0.0})  # -log pi
+  Array(-1.145, dtype=float32)
   """
   _positive(scale=scale)
 
@@ -61,19 +106,59 @@ def half_cauchy(scale: float = 1.0) -> SigmaPrior:
 
 
 def exponential(scale: float = 1.0) -> SigmaPrior:
-  """sigma_m ~ Exp(mean scale): -sigma / scale - log scale; a constant pull of every sigma to 0.
+  """An exponential prior, which pulls every sigma_m to 0 with a constant force.
+
+      log p(sigma) = -sigma / scale - log scale
+
+  Args:
+    scale: the mean of sigma_m, in the unit of theta.
+
+  Returns:
+    log_sigma2 {module: []} -> sum_m log p(sigma_m) [].
+
+  Raises:
+    TypeError: `scale` is not a number.
+    ValueError: `scale` is not positive and finite.
 
   References: Simpson et al., Penalising model component complexity, 2017, section 3.
+
+  >>> exponential()({"body": 0.0, "head": 0.0})
+  Array(-2., dtype=float32)
   """
   _positive(scale=scale)
   return _sum_over_modules(lambda log_s2: -jnp.exp(0.5 * log_s2) / scale - math.log(scale))
 
 
 def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax.Array]:
-  """A prior on phi: sum over entries of log N(phi_i; centre_i, scale^2); centre None is 0."""
+  """A normal prior on phi.
+
+      log p(phi) = sum_i log N(phi_i; centre_i, scale^2)
+
+  Args:
+    scale: the standard deviation, in the unit of phi.
+    centre: a pytree of arrays with the structure of phi; None is 0.
+
+  Returns:
+    phi -> log p(phi) [], the sum over all parameters.
+
+  Raises:
+    TypeError: `scale` is not a number, or `centre` not a pytree of arrays.
+    ValueError: `scale` is not positive and finite.
+
+  >>> normal(1.0)({"w": jnp.zeros(2)})  # -log(2 pi)
+  Array(-1.838, dtype=float32)
+  """
   _positive(scale=scale)
+  if centre is not None:
+    parameter_tree("centre", centre)
 
   def log_p(phi: PyTree) -> jax.Array:
+    parameter_tree("phi", phi)
+    if centre is not None and jax.tree.structure(centre) != jax.tree.structure(phi):
+      raise ValueError(
+        f"phi and the centre of its prior must have the same structure; got {shown(phi)} and "
+        f"{shown(centre)}."
+      )
     distance = phi if centre is None else jax.tree.map(jnp.subtract, phi, centre)
     leaf = lambda d: jnp.sum(
       -0.5 * jnp.square(d / scale) - math.log(scale * math.sqrt(2 * math.pi))
@@ -85,6 +170,11 @@ def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax
 
 
 def _positive(**values: float) -> None:
+  """Raise an error unless every value is a positive, finite number."""
   for name, value in values.items():
-    if not value > 0:
-      raise ValueError(f"{name} must be positive; got {value}.")
+    validate.array(name, value, "a positive number")
+    known = validate.known(value)
+    if known is None or known.ndim or not 0 < known < math.inf:
+      raise ValueError(
+        f"{name} must be positive, one finite number known outside jit; got {value}."
+      )

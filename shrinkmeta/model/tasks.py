@@ -1,4 +1,8 @@
-"""The data of a task: a batch of examples to adapt on and one to be judged by."""
+"""The data of a task: one batch of examples to adapt on, and one to validate on.
+
+In few-shot learning `train` is called the support set and `val` the query set. T is the number of
+tasks and N the number of examples of one task, padding included.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,111 +12,190 @@ import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta import validate
+from shrinkmeta.kinds import shown
 
 PyTree = Any
 
 
 class Batch(NamedTuple):
-  """N examples. A batch of tasks adds a leading axis T to every leaf.
+  """N examples of one task. A batch of tasks has a leading axis T on every leaf.
 
-  Tasks of unequal size are padded to one N; `mask` tells examples from padding. Padding must be
-  finite (zeros, say), since it passes through the network before the mask drops it.
+  Tasks of unequal size are padded to one N, and `mask` tells examples from padding. Padding must be
+  finite (zeros, say), because the network reads it before the mask removes it.
+
+  Attributes:
+    inputs: pytree whose leaves are [N, ...].
+    targets: pytree whose leaves are [N, ...].
+    mask: [N], 1 for an example and 0 for padding, or a float weight >= 0. None: every weight is 1.
+
+  >>> Batch(jnp.ones([4, 3]), jnp.ones([4])).mask is None
+  True
   """
 
   inputs: PyTree  # leaves [N, ...]
   targets: PyTree  # leaves [N, ...]
-  mask: jax.Array | None = None  # [N] 1 for an example, 0 for padding, or a weight; None: all 1
+  mask: jax.Array | None = None  # [N]
 
 
 class Task(NamedTuple):
-  """Data of one task: theta is found on `train`, sigma and phi are judged on `val`."""
+  """The data of one task. A batch of tasks has a leading axis T on every leaf.
+
+  Attributes:
+    train: the examples that theta is adapted on, leaves [N, ...].
+    val: the examples that phi and sigma are judged on, leaves [N', ...]; N' may differ from N.
+      `reptile` and `empirical_bayes` need no validation examples and accept None.
+
+  >>> train, val = Batch(jnp.ones([4, 3]), jnp.ones([4])), Batch(jnp.ones([9, 3]), jnp.ones([9]))
+  >>> num_rows(Task(train, val).val)
+  9
+  """
 
   train: Batch
-  val: Batch | Any  # a Batch; `reptile` and `empirical_bayes`, which need none, take None too
+  val: Batch | Any
 
 
 def num_rows(batch: Batch) -> int:
-  """N, padding included (static)."""
+  """The number N of examples of a batch [N, ...], padding included; known while tracing."""
   return jax.tree.leaves(batch.targets)[0].shape[0]
 
 
 def weights(batch: Batch, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-  """The mask as numbers [N], ones where there is none. dtype None: the mask's, float32 at least."""
+  """The weights of the examples, which are ones if the batch has no mask.
+
+  Args:
+    batch: leaves [N, ...].
+    dtype: of the result; None: the mask's dtype, but float32 at least.
+
+  Returns:
+    [N].
+  """
   if batch.mask is None:
     return jnp.ones([num_rows(batch)], jnp.float32 if dtype is None else dtype)
   return batch.mask.astype(jnp.result_type(batch.mask, jnp.float32) if dtype is None else dtype)
 
 
 def num_examples(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Number of examples [], padding not counted."""
+  """The sum [] of the weights of a batch [N, ...], which is its number of examples."""
   return jnp.sum(weights(batch, dtype))
 
 
 def divisor(count: jax.Array) -> jax.Array:
-  """`count`, to divide a sum over examples by; 1 where nothing counts, since that sum is 0."""
+  """The number that a sum over `count` examples is divided by.
+
+  It is `count` [], or 1 if no example counts; the sum is 0 then.
+  """
   return jnp.where(count > 0, count, jnp.ones_like(count))
 
 
 def stack_batches(batches: Sequence[Batch], rows: int | None = None) -> Batch:
-  """Tasks of unequal size as one Batch with a leading axis T, padded with zeros and masked.
+  """Stack tasks of unequal size in one Batch, padded with zeros and masked.
+
+  This function reads the values of the arrays, so it does not run under jit.
 
   Args:
-    batches: one task each, leaves [N_t, ...]; not for use under jit.
-    rows: N to pad to. None is the least power of two that holds the longest task, so that batches
-      of tasks of many sizes have few shapes, each of which compiles once.
+    batches: one Batch a task, leaves [N_t, ...]. The axes after N_t, the dtypes and the structures
+      must agree.
+    rows: the number N of examples that every task is padded to. None: the least power of two that
+      holds the longest task. Batches of tasks of many sizes then have few shapes, and each shape
+      compiles once.
 
-  >>> import jax.numpy as jnp
+  Returns:
+    A Batch with leaves [T, N, ...] and a mask [T, N].
+
+  Raises:
+    TypeError: `batches` is not a list of Batches, or `rows` is not an integer.
+    ValueError: there is no task, N is less than the longest task, or the tasks do not fit together.
+
   >>> tasks = [Batch(jnp.ones([n, 2]), jnp.ones([n])) for n in (1, 3)]
   >>> stack_batches(tasks).mask
   Array([[1., 0., 0., 0.],
          [1., 1., 1., 0.]], dtype=float32)
   """
-  if not batches:
-    raise ValueError("There are no tasks to stack.")
+  _check_list("batches", batches, "Batch")
   for i, batch in enumerate(batches):
     check_batch(f"batches[{i}]", batch)
   longest = max(map(num_rows, batches))
+  if rows is not None:
+    validate.integer("rows", rows)
   n = 1 << (longest - 1).bit_length() if rows is None else rows
   if n < longest:
     raise ValueError(f"rows is {n}, but the longest task has {longest}; give at least that.")
 
-  def pad(name: str, *leaves: jax.Array) -> jax.Array:
-    shapes = {jnp.shape(x)[1:] for x in leaves}
-    if len(shapes) > 1:
-      raise ValueError(f"{name} differ in shape after the axis N of examples: {sorted(shapes)}.")
+  def pad(*leaves: jax.Array) -> jax.Array:
     widths = lambda x: [(0, n - x.shape[0]), *[(0, 0)] * (x.ndim - 1)]
     return jnp.asarray(np.stack([np.pad(np.asarray(x), widths(x)) for x in leaves]))
 
-  inputs = jax.tree.map(lambda *x: pad("inputs", *x), *[b.inputs for b in batches])
-  targets = jax.tree.map(lambda *x: pad("targets", *x), *[b.targets for b in batches])
-  mask = pad("masks", *[weights(b, jnp.float32) for b in batches])
-  return Batch(inputs, targets, mask)
+  for part in ("inputs", "targets"):
+    _check_alike(part, [getattr(batch, part) for batch in batches])
+  inputs, targets = (jax.tree.map(pad, *[batch[part] for batch in batches]) for part in (0, 1))
+  return Batch(inputs, targets, pad(*[weights(batch) for batch in batches]))
 
 
 def stack_tasks(tasks: Sequence[Task], rows: int | None = None) -> Task:
-  """`stack_batches` of both parts; each has its own N where `rows` is None."""
+  """Stack tasks of unequal size in one Task, padded with zeros and masked.
+
+  Args:
+    tasks: each with leaves [N_t, ...].
+    rows: the number of examples that `train` and `val` are padded to; None: a number of its own for
+      each of the two. See `stack_batches`.
+
+  Returns:
+    A Task with leaves [T, N, ...]; val is None if no task has one.
+
+  Raises:
+    TypeError: `tasks` is not a list of Tasks.
+    ValueError: some tasks have a val and others have none, or see `stack_batches`.
+
+  >>> tasks = [Task(Batch(jnp.ones([n, 2]), jnp.ones([n])), None) for n in (1, 3)]
+  >>> stack_tasks(tasks).train.inputs.shape
+  (2, 4, 2)
+  """
+  _check_list("tasks", tasks, "Task")
+  for i, task in enumerate(tasks):
+    validate.instance(f"tasks[{i}]", task, Task, "a shrinkmeta.Task(train, val)", _task_hint(task))
   train = stack_batches([task.train for task in tasks], rows)
   val = [task.val for task in tasks if task.val is not None]
   if val and len(val) < len(tasks):
-    raise ValueError(f"val is None in {len(tasks) - len(val)} of {len(tasks)} tasks: all or none.")
+    raise ValueError(
+      f"val is None in {len(tasks) - len(val)} of {len(tasks)} tasks. Give a val to all or to none."
+    )
   return Task(train, stack_batches(val, rows) if val else None)
 
 
 def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None:
-  """Raises ValueError unless every leaf leads with the axes `lead` and holds finite numbers.
+  """Check that every leaf of a batch leads with the same axes and holds finite numbers.
 
-  Shapes are checked while tracing too; values only where they are known (outside jit). `lead` is
-  ("N",) for one task and ("T", "N") for a batch of tasks.
+  Types and shapes are checked while tracing too. Values are checked only outside jit.
+
+  Args:
+    name: the argument, as the caller knows it.
+    batch: what was passed.
+    lead: the leading axes, ("N",) for one task and ("T", "N") for a batch of tasks.
+
+  Raises:
+    TypeError: not a Batch, or a leaf is not an array.
+    ValueError: wrong shapes, NaN or infinite numbers, negative weights, a task without examples.
+
+  >>> check_batch("batch", Batch(jnp.ones([4, 3]), jnp.ones([5])))
+  Traceback (most recent call last):
+  ValueError: All leaves of batch must lead with the same [N, ...]: batch/inputs leads with (4,), \
+batch/targets has shape (5,).
   """
   want = "[" + ", ".join(lead) + ", ...]"
-  if not isinstance(batch, Batch):
-    raise ValueError(
-      f"{name} must be a shrinkmeta.Batch(inputs, targets, mask); got {type(batch)}."
-    )
+  validate.instance(
+    name, batch, Batch, "a shrinkmeta.Batch(inputs, targets, mask)", _batch_hint(name, batch)
+  )
+  if batch.mask is not None:
+    validate.array(f"{name}.mask", batch.mask, f"an array [{', '.join(lead)}] or None")
+    if jnp.issubdtype(jnp.result_type(batch.mask), jnp.complexfloating):
+      raise TypeError(f"{name}.mask must be bool, integer or float; got {shown(batch.mask)}.")
   leaves = validate.leaves_with_names(batch, name)
+  for leaf_name, leaf in leaves:
+    validate.array(leaf_name, leaf, f"an array that leads with {want}", numbers=False)
   if not jax.tree.leaves(batch.inputs) or not jax.tree.leaves(batch.targets):
     raise ValueError(
-      f"{name} has no inputs or no targets: {batch}. Give arrays that lead with {want}."
+      f"{name} has no inputs or no targets: inputs is {shown(batch.inputs)}, targets is "
+      f"{shown(batch.targets)}. Give arrays that lead with {want}."
     )
   first, shape = leaves[0][0], tuple(jnp.shape(leaves[0][1])[: len(lead)])
   for leaf_name, leaf in leaves:
@@ -129,33 +212,93 @@ def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None
     raise ValueError(f"{name}.mask must have shape {shape}; got {jnp.shape(batch.mask)}.")
   validate.finite(name, batch)
   if batch.mask is not None and (mask := validate.known(batch.mask)) is not None:
-    whole = np.issubdtype(mask.dtype, np.integer)
-    if (mask < 0).any() or (whole and (mask > 1).any()):
-      raise ValueError(
-        f"{name}.mask must be 1 for an example and 0 for padding (or a float, the weight of an "
-        f"example); got {mask.dtype} from {mask.min()} to {mask.max()}."
-      )
-    empty = (mask != 0).sum(-1) == 0
-    if empty.any():
-      where = f" of tasks {empty.nonzero()[0].tolist()}" if empty.ndim else ""
-      raise ValueError(f"{name}.mask{where} is 0 everywhere: no example is left. Drop such tasks.")
+    _check_mask(f"{name}.mask", mask)
+
+
+def _check_mask(name: str, mask: np.ndarray) -> None:
+  """Raise ValueError if a weight [N] or [T, N] is not allowed, or a task has no example."""
+  whole = np.issubdtype(mask.dtype, np.integer)
+  if (mask < 0).any() or (whole and (mask > 1).any()):
+    raise ValueError(
+      f"{name} must be 1 for an example and 0 for padding (or a float, the weight of an "
+      f"example); got {mask.dtype} from {mask.min()} to {mask.max()}."
+    )
+  empty = (mask != 0).sum(-1) == 0
+  if empty.any():
+    where = f" of tasks {empty.nonzero()[0].tolist()}" if empty.ndim else ""
+    raise ValueError(f"{name}{where} is 0 everywhere: no example is left. Drop such tasks.")
 
 
 def check_tasks(tasks: Task, needs_val: bool = True) -> None:
-  """Raises ValueError unless `tasks` is a Task whose leaves lead with [T, N, ...]."""
-  if not isinstance(tasks, Task):
-    raise ValueError(f"tasks must be a shrinkmeta.Task(train, val); got {type(tasks)}.")
-  if tasks.val is None and not needs_val:
-    check_batch("tasks.train", tasks.train, ("T", "N"))
-    return
-  if tasks.val is None:
-    raise ValueError(
-      "tasks.val is None. This learner judges theta on examples kept apart: split the data."
-    )
+  """Check a batch of tasks.
+
+  Args:
+    tasks: what was passed; its leaves must lead with [T, N, ...].
+    needs_val: False if the algorithm uses no validation examples; val may then be None.
+
+  Raises:
+    TypeError: not a Task of Batches.
+    ValueError: val is None though it is needed, train and val have different T, or see
+      `check_batch`.
+
+  >>> check_tasks(Task(Batch(jnp.ones([2, 4]), jnp.ones([2, 4])), None))
+  Traceback (most recent call last):
+  ValueError: tasks.val is None. This algorithm judges theta on validation examples: split the data.
+  """
+  validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)", _task_hint(tasks))
   check_batch("tasks.train", tasks.train, ("T", "N"))
+  if tasks.val is None:
+    if not needs_val:
+      return
+    raise ValueError(
+      "tasks.val is None. This algorithm judges theta on validation examples: split the data."
+    )
   check_batch("tasks.val", tasks.val, ("T", "N"))
   counts = [jax.tree.leaves(part.inputs)[0].shape[0] for part in tasks]
   if counts[0] != counts[1]:
     raise ValueError(
       f"tasks.train has {counts[0]} tasks and tasks.val {counts[1]}; they must agree."
     )
+
+
+def _batch_hint(name: str, value: Any) -> str:
+  """What to do about a value that is no Batch."""
+  if isinstance(value, Task):
+    return f"Pass one part of it: {name}.train or {name}.val."
+  if isinstance(value, (list, tuple)) and value and all(isinstance(x, Batch) for x in value):
+    return f"Stack them: sm.stack_batches({name})."
+  return "Wrap the arrays: sm.Batch(inputs, targets)."
+
+
+def _task_hint(value: Any) -> str:
+  """What to do about a value that is no Task."""
+  if isinstance(value, (list, tuple)) and value and all(isinstance(x, Task) for x in value):
+    return "Stack them: sm.stack_tasks(tasks)."
+  return "Give the examples to adapt on and those to judge by: sm.Task(train, val)."
+
+
+def _check_list(name: str, items: Any, of: str) -> None:
+  """Raise unless `items` is a list or tuple, no NamedTuple, with at least one item."""
+  if not isinstance(items, Sequence) or isinstance(items, (str, Batch, Task)):
+    raise TypeError(f"{name} must be a list with one {of} a task; got {shown(items)}.")
+  if not items:
+    raise ValueError("There are no tasks to stack.")
+
+
+def _check_alike(part: str, trees: Sequence[PyTree]) -> None:
+  """Raise ValueError unless the leaves of all tasks [N_t, ...] agree in all but N_t."""
+  first = jax.tree.structure(trees[0])
+  for i, tree in enumerate(trees):
+    if jax.tree.structure(tree) != first:
+      raise ValueError(
+        f"batches[{i}].{part} and batches[0].{part} differ in structure: {shown(tree)} and "
+        f"{shown(trees[0])}."
+      )
+  for columns in zip(*(validate.leaves_with_names(tree, part) for tree in trees), strict=True):
+    name = columns[0][0]
+    shapes = {jnp.shape(x)[1:] for _, x in columns}
+    if len(shapes) > 1:
+      raise ValueError(f"{name} differ in shape after the axis N of examples: {sorted(shapes)}.")
+    dtypes = {str(jnp.result_type(x)) for _, x in columns}
+    if len(dtypes) > 1:
+      raise ValueError(f"{name} differ in dtype: {sorted(dtypes)}. Cast them to one dtype.")

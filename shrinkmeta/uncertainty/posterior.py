@@ -25,8 +25,7 @@ from shrinkmeta.curvature.solvers import exact, split, thin_svd
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
-from shrinkmeta.model.density import without_padding
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, check_batch
 
 PyTree = Any

@@ -12,7 +12,7 @@ import pytest
 import shrinkmeta as sm
 from shrinkmeta.mode.optimise import draw, draw_at_end, minimise, objective
 from shrinkmeta.mode.whitening import whitening
-from shrinkmeta.model.density import mean_nll
+from shrinkmeta.model.likelihood import mean_nll
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -167,7 +167,7 @@ def test_a_target_of_padding_may_be_anything():
 )
 def test_a_scale_of_each_example_is_refused(scale, outputs):
   log_prob = sm.gaussian(identity, np.ones(scale)).log_prob
-  with pytest.raises(ValueError, match="outputs of one example.*belong into the targets"):
+  with pytest.raises(ValueError, match="outputs of one example.*belong in the targets"):
     log_prob(jnp.zeros(outputs), jnp.zeros(outputs))
 
 

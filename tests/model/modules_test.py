@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -81,8 +81,6 @@ def test_path_without_rule():
   [
     ({"a": {"w": "m"}}, r"'b' is in the parameters and not in labels"),
     ({"a": {"w": "m"}, "b": "m", "c": "m"}, r"'c' is in labels and not in the parameters"),
-    ({"a": {"w": "m"}, "b": 3}, r"labels/b must be a string.*got 3"),
-    ("m", r"'a/w' is in the parameters"),
   ],
 )
 def test_labels_that_do_not_fit(labels, message):
@@ -98,12 +96,106 @@ def test_labels_that_do_not_fit(labels, message):
     ({"m": 0.0, "n": 0.0, "o": 0.0}, r"log_sigma2 has an entry for 'o', which is no module"),
     ({"m": 0.0, "n": jnp.zeros([2])}, r"log_sigma2\['n'\] must be a scalar; its shape is \(2,\)"),
     ({"m": 0.0, "n": jnp.nan}, r"log_sigma2\['n'\] is NaN"),
-    (0.0, r"log_sigma2 must be a dict"),
   ],
 )
 def test_a_wrong_quantity_per_module(values, message):
   with pytest.raises(ValueError, match=message):
     modules.check_modules("log_sigma2", values, {"a": "m", "b": "n"})
+
+
+ANY: Any = modules  # for arguments of wrong types
+
+
+@pytest.mark.parametrize(
+  ("labels", "message"),
+  [
+    ({"a": {"w": "m"}, "b": 3}, r"labels/b must be a string.*got 3"),
+    ("m", r"structure of the parameters; got the string 'm'.*by_path\(params, {\"\.\*\": 'm'}\)"),
+    ({"a": {"w": jnp.ones([2])}, "b": jnp.ones([])}, r"labels/a/w must .* float32\[2\].*by_layer"),
+    (sm.by_layer, r"labels must be a string.*; got the function by_layer"),
+  ],
+)
+def test_what_are_no_labels(labels, message):
+  with pytest.raises(TypeError, match=message):
+    modules.check_labels(labels, {"a": {"w": jnp.ones([2])}, "b": jnp.ones([])})
+
+
+def test_labels_in_other_containers():
+  with pytest.raises(
+    TypeError, match=r"the containers differ; labels is a tuple of 1 .* a list of"
+  ):
+    modules.check_labels(("m",), [jnp.ones([2])])
+  modules.check_labels("m", jnp.ones([2]))  # the parameters may be one array
+  modules.check_labels({"a": "m", "b": None}, {"a": jnp.ones([2]), "b": None})
+
+
+@pytest.mark.parametrize("make", [sm.by_leaf, sm.by_layer, lambda p: sm.by_path(p, {".*": "m"})])
+def test_labels_are_made_of_parameters_alone(make):
+  for params in (Mlp(nnx.Rngs(0)), Net(), {"a": "m"}, None, [jnp.ones([2]), len]):
+    with pytest.raises(TypeError, match=r"params\S* must be an? .*; got"):
+      make(params)
+  shapes = jax.eval_shape(lambda: {"a": jnp.ones([2])})
+  assert jax.tree.structure(make(shapes)) == jax.tree.structure(make({"a": 1.0}))
+
+
+@pytest.mark.parametrize(
+  ("rules", "error", "message"),
+  [
+    (["conv"], TypeError, r"rules must be a dict .*; got a list of 1 items"),
+    ({"conv": 3}, TypeError, r"rules\['conv'\] must be a string, the name of a module; got 3"),
+    ({3: "conv"}, TypeError, r"a key of rules must be a regular expression; got 3"),
+    ({"(": "conv"}, ValueError, r"rules: '\(' is not a regular expression"),
+  ],
+)
+def test_what_are_no_rules(rules, error, message):
+  with pytest.raises(error, match=message):
+    sm.by_path({"conv": 1.0}, rules)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    (0.0, r"log_sigma2 must be a dict {module: scalar}; got 0.0. Write {'m': 0.0, ...}"),
+    (jnp.zeros([2]), r"log_sigma2 must be a dict .*; got an array float32\[2\]"),
+    ([0.0, 0.0], r"log_sigma2 must be a dict .*; got a list of 2 items"),
+    ({"m": 0.0, "n": "0.3"}, r"log_sigma2\['n'\] must be a number; got '0.3'"),
+    ({"m": 0.0, "n": None}, r"log_sigma2\['n'\] must be a number; got None"),
+  ],
+)
+def test_what_is_no_quantity_per_module(values, message):
+  with pytest.raises(TypeError, match=message):
+    modules.check_modules("log_sigma2", values, {"a": "m", "b": "n"})
+
+
+def test_names_with_digits_that_are_no_decimals():
+  labels = {name: name for name in ("x10", "x1²", "x2", "①", "σ²", "x٣")}
+  assert set(modules.names(labels)) == set(labels)
+  assert [name for name in modules.names(labels) if name in ("x10", "x1²", "x2")] == [
+    "x1²",
+    "x2",
+    "x10",
+  ]
+
+
+def test_a_summary_of_parameters_with_a_none_leaf():
+  """A layer without bias; adapt_tasks returns None for the frozen module as well."""
+  params = {"w": jnp.zeros(2), "b": jnp.zeros([]), "unused": None}
+  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"] + theta["b"])
+  learner = sm.sigma_imaml(likelihood, sm.by_leaf(params), init_sigma={"w": 0.3, "b": 0.0})
+  state = learner.init(params)
+  thetas, _ = learner.adapt_tasks(state, sm.Batch(jnp.ones((3, 4, 2)), jnp.ones((3, 4))))
+  b, w = sm.module_summary(learner.labels, state.phi, state.log_sigma2, thetas)
+  assert (b.name, b.moved, w.name) == ("b", 0.0, "w")
+  np.testing.assert_allclose(w.moved, np.sqrt(jnp.mean(jnp.square(thetas["w"]))), rtol=1e-5)
+  assert w.moved > 0
+
+
+def test_what_is_no_summary():
+  summary = modules.ModuleSummary("body", 1, 0.0, 0.0)
+  with pytest.raises(TypeError, match=r"summaries must be .*; got ModuleSummary"):
+    ANY.format_summary(summary)
+  with pytest.raises(TypeError, match=r"summaries\[1\] must be a shrinkmeta.ModuleSummary; got 3"):
+    ANY.format_summary([summary, 3])
 
 
 def test_summary_by_hand():

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,33 @@ def test_frozen_modules_add_nothing(name):
   assert (grad["b"] == 0.0) == (name == "flat")
 
 
+ANY: Any = priors  # for arguments of wrong types
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: ANY.half_cauchy("wide"), r"scale must be a positive number; got 'wide'"),
+    (lambda: ANY.log_normal(1.0, [1.0]), r"spread must be a positive number; got a list of 1"),
+    (lambda: ANY.normal(None), r"scale must be a positive number; got None"),
+    (lambda: ANY.normal(1.0, "zero"), r"centre must be a pytree of arrays.*got 'zero'"),
+    (lambda: ANY.normal(1.0)(None), r"phi must be a pytree of arrays.*got None"),
+    (lambda: ANY.flat()(jnp.zeros(3)), r"log_sigma2 must be a dict .*; got an array float64\[3\]"),
+    (lambda: ANY.flat()({"a": "b"}), r"log_sigma2\['a'\] must be a number; got 'b'"),
+  ],
+)
+def test_what_is_no_prior(call, message):
+  with pytest.raises(TypeError, match=message):
+    call()
+
+
+def test_a_centre_of_another_structure():
+  with pytest.raises(
+    ValueError, match=r"must have the same structure; got a dict .*'w'.* an array"
+  ):
+    priors.normal(1.0, jnp.zeros(2))({"w": jnp.zeros(2)})
+
+
 def test_normal_prior_on_phi():
   phi = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
   centre = {"w": jnp.array([1.0, 1.0]), "b": jnp.array(0.0)}
@@ -60,8 +89,10 @@ def test_normal_prior_on_phi():
     lambda: priors.exponential(-1.0),
     lambda: priors.log_normal(1.0, 0.0),
     lambda: priors.normal(float("nan")),
+    lambda: priors.normal(np.ones(2)),
+    lambda: priors.half_cauchy(float("inf")),
   ],
 )
 def test_scales_are_positive(make):
-  with pytest.raises(ValueError, match=r"(scale|spread) must be positive; got"):
+  with pytest.raises(ValueError, match=r"(scale|spread) must be positive, one finite number"):
     make()

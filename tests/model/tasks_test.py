@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from shrinkmeta.model.tasks import check_batch, check_tasks, num_examples, weigh
 X = jnp.ones([2, 4, 3])
 Y = jnp.ones([2, 4])
 GOOD = sm.Batch(X, Y)
+ANY: Any = sm  # for arguments of wrong types
 
 
 def test_weights_and_counts():
@@ -29,7 +32,6 @@ def test_good_batches_pass():
 @pytest.mark.parametrize(
   ("batch", "message"),
   [
-    ((X, Y), r"b must be a shrinkmeta.Batch\(inputs, targets, mask\); got <class 'tuple'>"),
     (sm.Batch(None, Y), r"b has no inputs or no targets"),
     (sm.Batch(X, {}), r"b has no inputs or no targets"),
     (sm.Batch(X[:, :3], Y), r"b/inputs leads with \(2, 3\), b/targets has shape \(2, 4\)"),
@@ -48,6 +50,107 @@ def test_bad_batches(batch, message):
     check_batch("b", batch, ("T", "N"))
 
 
+@pytest.mark.parametrize(
+  ("batch", "message"),
+  [
+    (
+      (X, Y),
+      r"b must be a shrinkmeta.Batch\(inputs, targets, mask\); got a tuple.*Wrap the arrays",
+    ),
+    (None, r"b must be a shrinkmeta.Batch.*; got None"),
+    ([GOOD, GOOD], r"b must be a shrinkmeta.Batch.*a list of 2 items. Stack them: sm.stack_batch"),
+    (sm.Task(GOOD, GOOD), r"got Task\(train=..., val=...\). Pass one part of it: b.train or b.val"),
+    (
+      sm.Batch([[1.0, 2.0]], Y),
+      r"b/inputs/0/0 must be an array that leads with .* got 1.0. Make an",
+    ),
+    (sm.Batch(X, {"y": "five"}), r"b/targets/y must be an array .* got 'five'"),
+    (
+      ANY.Batch(X, Y, [[1.0] * 4] * 2),
+      r"b.mask must be an array \[T, N\] or None; got a list of 2",
+    ),
+    (ANY.Batch(X, Y, "all"), r"b.mask must be an array .*; got 'all'"),
+    (sm.Batch(X, Y, Y * 1j), r"b.mask must be bool, integer or float; got an array complex64"),
+  ],
+)
+def test_what_is_no_batch(batch, message):
+  with pytest.raises(TypeError, match=message):
+    check_batch("b", batch, ("T", "N"))
+
+
+@pytest.mark.parametrize(
+  ("tasks", "message"),
+  [
+    (GOOD, r"tasks must be a shrinkmeta.Task\(train, val\); got Batch\(.*sm.Task\(train, val\)"),
+    ([sm.Task(GOOD, GOOD)], r"tasks must be .* got a list of 1 items. Stack them: sm.stack_tasks"),
+    (
+      ANY.Task(X, GOOD),
+      r"tasks.train must be a shrinkmeta.Batch.*; got an array float32\[2, 4, 3\]",
+    ),
+    (sm.Task(GOOD, (X, Y)), r"tasks.val must be a shrinkmeta.Batch.*; got a tuple of 2 items"),
+  ],
+)
+def test_what_are_no_tasks(tasks, message):
+  with pytest.raises(TypeError, match=message):
+    check_tasks(tasks)
+
+
+def one(n, dtype: Any = np.float32):
+  return sm.Batch(np.ones([n, 2], dtype), np.ones([n]))
+
+
+@pytest.mark.parametrize(
+  ("batches", "rows", "error", "message"),
+  [
+    (GOOD, None, TypeError, r"batches must be a list with one Batch a task; got Batch\(inputs"),
+    (one, None, TypeError, r"batches must be a list with one Batch a task; got the function one"),
+    ([one(1), None], None, TypeError, r"batches\[1\] must be a shrinkmeta.Batch.*got None"),
+    ([one(1)], 2.5, TypeError, r"rows must be an integer; got 2.5"),
+    ([one(3)], 2, ValueError, r"rows is 2, but the longest task has 3"),
+    ([], None, ValueError, r"no tasks to stack"),
+    (
+      [one(1), one(1, np.int32)],
+      None,
+      ValueError,
+      r"inputs differ in dtype: \['float32', 'int32'\]",
+    ),
+    (
+      [one(1), one(1)._replace(inputs={"x": np.ones(1)})],
+      None,
+      ValueError,
+      r"batches\[1\].inputs .*",
+    ),
+    (
+      [one(1), sm.Batch(np.ones([2, 3], np.float32), np.ones(2))],
+      None,
+      ValueError,
+      "after the axis",
+    ),
+  ],
+)
+def test_batches_that_do_not_stack(batches, rows, error, message):
+  with pytest.raises(error, match=message):
+    sm.stack_batches(batches, rows)
+
+
+def test_tasks_that_do_not_stack():
+  with pytest.raises(TypeError, match=r"tasks\[1\] must be a shrinkmeta.Task.*got Batch"):
+    ANY.stack_tasks([sm.Task(one(1), None), one(1)])
+  with pytest.raises(TypeError, match=r"tasks must be a list with one Task a task; got Task"):
+    ANY.stack_tasks(sm.Task(GOOD, GOOD))
+  with pytest.raises(ValueError, match=r"val is None in 1 of 2 tasks"):
+    sm.stack_tasks([sm.Task(one(1), None), sm.Task(one(1), one(2))])
+
+
+@pytest.mark.usefixtures("x64")
+def test_stacked_weights_keep_their_digits():
+  """0.1 in float32 is another number than in float64."""
+  batches = [one(2)._replace(mask=np.array([0.1, 0.2])), one(1)]
+  np.testing.assert_array_equal(sm.stack_batches(batches).mask, [[0.1, 0.2], [1.0, 0.0]])
+  half = [b._replace(mask=jnp.asarray(b.mask, jnp.bfloat16)) for b in batches[:1]]
+  assert weights(sm.stack_batches(half)).dtype == jnp.float32
+
+
 def test_an_all_masked_single_task():
   with pytest.raises(ValueError, match=r"batch.mask is 0 everywhere"):
     check_batch("batch", sm.Batch(X[0], Y[0], jnp.zeros([4])))
@@ -56,7 +159,6 @@ def test_an_all_masked_single_task():
 @pytest.mark.parametrize(
   ("tasks", "message"),
   [
-    (GOOD, r"tasks must be a shrinkmeta.Task\(train, val\); got .*Batch"),
     (sm.Task(GOOD, None), r"tasks.val is None.*split the data"),
     (sm.Task(GOOD, jax.tree.map(lambda a: a[:1], GOOD)), r"train has 2 tasks and tasks.val 1"),
     (sm.Task(GOOD, jax.tree.map(lambda a: a[:, :0], GOOD)), r"tasks.val is empty"),

@@ -1,0 +1,205 @@
+"""What an object is, in words, and whether it can be a leaf of the parameters.
+
+Objects of flax and equinox are told by the names of their classes, so that neither is imported.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def shown(value: Any) -> str:
+  """What `value` is, in at most about 80 characters: its type, and its shape or first parts.
+
+  Args:
+    value: anything; arrays may be traced, no element of an array is read.
+
+  Returns:
+    Words that fit after "got".
+
+  >>> shown(jnp.zeros([2, 3])), shown([1, 2]), shown({"a": 1}), shown(len)
+  ('an array float32[2, 3]', 'a list of 2 items', "a dict with the keys ['a']", 'the function len')
+  """
+  kind = type(value)
+  if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+    return _cut(repr(value), 60)
+  if isinstance(value, type):
+    return f"the class {_cut(value.__name__, 60)}"
+  if hasattr(value, "shape") and hasattr(value, "dtype"):
+    return f"an array {value.dtype}{list(value.shape)}"
+  if isinstance(value, tuple) and (fields := getattr(value, "_fields", ())):
+    return _cut(f"{kind.__name__}({', '.join(f'{f}=...' for f in fields)})", 80)
+  if dataclasses.is_dataclass(value):
+    fields = ", ".join(f"{f.name}=..." for f in dataclasses.fields(value))
+    return _cut(f"{kind.__name__}({fields})", 80)
+  if isinstance(value, Mapping):
+    return f"a {kind.__name__} with the keys {_cut(str([*value]), 60)}"
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return f"a {kind.__name__} of {len(value)} items"
+  if callable(value) and hasattr(value, "__name__"):
+    return f"the function {_cut(value.__name__, 60)}"
+  return f"an object of type {_cut(f'{kind.__module__}.{kind.__qualname__}', 70)}"
+
+
+def _cut(text: str, most: int) -> str:
+  """The first `most` characters of a text."""
+  return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def is_array(value: Any) -> bool:
+  """True for arrays, traced ones and shapes included, of anything but objects and text."""
+  if isinstance(value, (bool, int, float, complex)):
+    return True
+  if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+    return False
+  return not (isinstance(value.dtype, np.dtype) and value.dtype.kind in "OSUVmM") or (
+    jnp.issubdtype(value.dtype, jnp.number)  # bfloat16 and its like have the kind V
+  )
+
+
+def parameter_tree(name: str, tree: PyTree) -> None:
+  """Raise TypeError unless every leaf of `tree` is an array or a number.
+
+  The error names common mistakes: a whole flax or equinox model, the `variables` of flax.linen, an
+  nnx.State with batch statistics or keys of random numbers, a list of lists, labels, None.
+
+  Args:
+    name: the argument, as the caller knows it.
+    tree: what was passed for the parameters.
+
+  Raises:
+    TypeError: `tree` is no pytree of arrays.
+
+  >>> parameter_tree("params", {"kernel": jnp.ones([2, 3]), "bias": None})
+  >>> parameter_tree("params", {"kernel": "head"})
+  Traceback (most recent call last):
+  TypeError: params/kernel must be an array; got 'head'. Pass the parameters, not their labels.
+  """
+  wanted = "a pytree of arrays, the parameters"
+  if tree is None:
+    raise TypeError(f"{name} must be {wanted}; got None. Pass the parameters of your model.")
+  if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
+    if state := sorted(set(tree) & _LINEN_STATE):
+      raise TypeError(
+        f"{name} has the collections {state} beside 'params', which are state and not parameters: "
+        'pass variables["params"], and close over the others in `predict`.'
+      )
+  for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_special):
+    where = "/".join(filter(None, (name, _name(path))))
+    if _is_special(node):
+      _check_special(where, node)
+    elif not is_array(node):
+      what = "an array" if path else wanted
+      raise TypeError(f"{where} must be {what}; got {shown(node)}. {_hint(node)}")
+
+
+# Collections of flax.linen's `variables` that hold no parameters.
+_LINEN_STATE = frozenset(
+  ("batch_stats", "cache", "intermediates", "losses", "params_axes", "perturbations")
+)
+
+
+def _is_special(node: Any) -> bool:
+  """True for the nodes of a pytree that `_check_special` looks at."""
+  return (
+    _derives(node, "flax.nnx", "Module")
+    or _derives(node, "flax.nnx", "Variable")
+    or _derives(node, "equinox", "Module")
+    or _is_rows(node)
+  )
+
+
+def _check_special(where: str, node: Any) -> None:
+  """Raise TypeError if a node that is no leaf holds something other than parameters."""
+  if _derives(node, "flax.nnx", "Module"):
+    raise TypeError(f"{where} must be a pytree of arrays; got {model_hint(node)}")
+  if _derives(node, "flax.nnx", "Variable"):
+    if not _derives(node, "flax.nnx", "Param"):
+      raise TypeError(
+        f"{where} is an nnx.{type(node).__name__}, not a parameter. Take the parameters alone: "
+        "graphdef, params, rest = nnx.split(model, nnx.Param, ...), and close over rest."
+      )
+    parameter_tree(where, jax.tree.leaves(node))
+  elif _is_rows(node):
+    raise TypeError(
+      f"{where} must be an array; got a list of lists of numbers, each a parameter of its own. "
+      f"Make it one array: jnp.asarray({where.split('/')[-1]})."
+    )
+  elif bad := [x for x in jax.tree.leaves(node) if not is_array(x)]:
+    raise TypeError(
+      f"{where} must be a pytree of arrays; it holds {shown(bad[0])}, and is {model_hint(node)}"
+    )
+
+
+def _is_rows(node: Any) -> bool:
+  """True for a list of lists of numbers, which someone means as a matrix."""
+  number = lambda x: isinstance(x, (int, float)) or (isinstance(x, (list, tuple)) and _all(x))
+  _all = lambda items: len(items) > 0 and all(map(number, items))
+  return (
+    type(node) in (list, tuple)
+    and _all(node)
+    and all(isinstance(x, (list, tuple)) and not hasattr(x, "_fields") for x in node)
+  )
+
+
+def _derives(value: Any, library: str, name: str) -> bool:
+  """True if the type of `value` derives from the class `name` of a library, imported or not."""
+  return any(
+    base.__name__ == name and f"{base.__module__}.".startswith(f"{library}.")
+    for base in type(value).__mro__
+  )
+
+
+def _hint(leaf: Any) -> str:
+  """What to do about a leaf that is no array."""
+  if hint := model_hint(leaf):
+    return f"It is {hint}"
+  if isinstance(leaf, str):
+    return "Pass the parameters, not their labels."
+  if callable(leaf):
+    return "Keep functions out of the parameters, and close over them in `predict`."
+  return "Make it one with jnp.asarray, or close over it in `predict`."
+
+
+def model_hint(value: Any) -> str:
+  """What to do with a whole model of flax or equinox; "" for any other object.
+
+  Args:
+    value: anything.
+
+  Returns:
+    Words that name the model and tell how to make its parameters and `predict` of it.
+
+  >>> model_hint({"kernel": jnp.ones([2, 3])})
+  ''
+  """
+  kind = type(value).__name__
+  if _derives(value, "flax.nnx", "Module"):
+    return (
+      f"an nnx module, {kind}. Pass its parameters: graphdef, params, rest = "
+      "nnx.split(model, nnx.Param, ...); `predict` is then "
+      "lambda params, x: nnx.merge(graphdef, params, rest)(x)."
+    )
+  if _derives(value, "flax.linen", "Module"):
+    return (
+      f"a flax.linen module, {kind}. Pass its parameters: params = module.init(key, inputs)"
+      '["params"]; `predict` is then lambda params, x: module.apply({"params": params}, x).'
+    )
+  if _derives(value, "equinox", "Module"):
+    return (
+      f"an equinox module, {kind}. Pass its arrays: params, static = "
+      "eqx.partition(model, eqx.is_inexact_array); `predict` is then "
+      "lambda params, x: jax.vmap(eqx.combine(params, static))(x)."
+    )
+  return ""
+
+
+def _name(path: tuple[Any, ...]) -> str:
+  """A key path as "a/b/c"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")

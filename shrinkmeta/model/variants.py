@@ -1,0 +1,132 @@
+"""Likelihoods made from others: with a standard deviation of their own, or in another precision."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta import validate
+from shrinkmeta.kinds import is_array, shown
+from shrinkmeta.model.likelihood import Likelihood, check_likelihood, same_shape, sum_trailing
+from shrinkmeta.model.outputs import one_array
+
+PyTree = Any
+
+
+def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelihood:
+  """Compute the network in another precision, such as bfloat16, and nothing else.
+
+  Floating leaves of theta and of the inputs are cast to `dtype` before `predict`. The outputs are
+  cast back to theta's dtype. Gradients and curvature products follow through these casts, and
+  parameters, log_prob and solves keep their dtype.
+
+  Args:
+    likelihood: with outputs [N, ...].
+    dtype: a floating dtype.
+
+  Returns:
+    A Likelihood with outputs of the same shapes.
+
+  Raises:
+    TypeError: not a Likelihood, or not a dtype.
+    ValueError: the dtype is not floating.
+
+  >>> half = in_precision(gaussian(lambda theta, x: x * theta["slope"]), jnp.bfloat16)
+  >>> half.predict({"slope": jnp.float32(1.001)}, jnp.ones(1))  # 1.001 is 1 in bfloat16
+  Array([1.], dtype=float32)
+  """
+  check_likelihood("likelihood", likelihood)
+  try:
+    floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError as error:
+    raise TypeError(f"dtype must be a dtype; got {shown(dtype)}.") from error
+  if not floating:
+    raise ValueError(f"dtype must be floating, such as jnp.bfloat16; got {jnp.dtype(dtype)}.")
+
+  def cast(tree: PyTree) -> PyTree:
+    floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if floating(x) else x, tree)
+
+  def predict(theta: PyTree, inputs: PyTree) -> jax.Array:
+    if not (leaves := jax.tree.leaves(theta)):
+      raise ValueError(f"theta has no arrays; got {shown(theta)}.")
+    wide = jnp.result_type(leaves[0])
+    return jax.tree.map(lambda x: x.astype(wide), likelihood.predict(cast(theta), cast(inputs)))
+
+  return likelihood._replace(predict=predict)
+
+
+def gaussian_with_scale(
+  predict: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]],
+) -> Likelihood:
+  """A normal density whose standard deviation is predicted or learned too.
+
+      y ~ N(f, s^2),  outputs [N, ..., 2]: (f / s^2, -1 / (2 s^2))
+
+  The outputs are the natural parameters. log p is concave in them, so that Gauss-Newton stays
+  positive semi-definite. `mean_and_scale` turns them into (f, s). While s is held fixed, the
+  variance of f is s^4 times the variance of f / s^2.
+
+  Args:
+    predict: (theta, inputs) -> (f [N, ...], log s); log s broadcasts against f. If log s is a
+      parameter of its own, give its module sigma = 0: all tasks then share it, and it is learned as
+      part of phi.
+
+  Returns:
+    A Likelihood whose targets are [N, ...], of the shape of f.
+
+  Raises:
+    TypeError: `predict` is not a function, or does not return a pair.
+
+  >>> predict = lambda theta, x: (x * theta["slope"], theta["log_scale"])
+  >>> likelihood = gaussian_with_scale(predict)
+  >>> likelihood.predict({"slope": 3.0, "log_scale": 0.0}, jnp.ones(1))
+  Array([[ 3. , -0.5]], dtype=float32)
+  """
+  validate.function("predict", predict, "(theta, inputs) -> (f [N, ...], log s)")
+
+  def natural(theta: PyTree, inputs: PyTree) -> jax.Array:
+    pair = predict(theta, inputs)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(is_array, pair)):
+      raise TypeError(
+        f"predict must return a pair of arrays (f [N, ...], log s); it returned {shown(pair)}."
+      )
+    f, log_s = jnp.asarray(pair[0]), pair[1]
+    precision = jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype))
+    precision = jnp.maximum(precision, 4 * jnp.finfo(f.dtype).tiny)  # outputs of 0 mean padding
+    precision = jnp.broadcast_to(precision, f.shape)
+    return jnp.stack([f * precision, -0.5 * precision], -1)
+
+  def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    f, s = mean_and_scale(outputs)
+    same_shape(f, targets)
+    log_p = -0.5 * jnp.square((targets - f) / s) - jnp.log(s) - 0.5 * math.log(2 * math.pi)
+    return sum_trailing(log_p)
+
+  return Likelihood(natural, log_prob)
+
+
+def mean_and_scale(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The mean and the standard deviation in the outputs of `gaussian_with_scale`.
+
+  Args:
+    outputs: [N, ..., 2], (f / s^2, -1 / (2 s^2)).
+
+  Returns:
+    (f [N, ...], s [N, ...]); (0, 1) for padding, whose outputs are 0.
+
+  Raises:
+    TypeError: not an array.
+    ValueError: the last axis does not have two entries.
+
+  >>> mean_and_scale(jnp.array([[3.0, -0.5]]))
+  (Array([3.], dtype=float32), Array([1.], dtype=float32))
+  """
+  one_array("outputs", outputs)
+  if jnp.ndim(outputs) == 0 or jnp.shape(outputs)[-1] != 2:
+    raise ValueError(f"outputs must have the shape [N, ..., 2]; got {jnp.shape(outputs)}.")
+  precision = -2.0 * outputs[..., 1]
+  precision = jnp.where(precision == 0, 1.0, precision)  # padding, which is 0
+  return outputs[..., 0] / precision, jax.lax.rsqrt(precision)
