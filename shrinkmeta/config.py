@@ -200,12 +200,7 @@ class Spec(NamedTuple):
   frozen: Frozen = frozenset()  # modules that start at sigma = 0, held at phi for good
   free: Frozen = frozenset()  # modules without a prior for good, known before compiling
   has_mode: bool = False  # theta_hat is a stationary point, differentiated implicitly
-
-  @property
-  def needs_validation(self) -> bool:
-    """Whether tasks need a validation part: Reptile and the evidence look at none."""
-    algorithm = self.algorithm
-    return algorithm.phi != "evidence" and algorithm[1:3] != ("map", "none")
+  needs_validation: bool = True  # False for Reptile and the evidence
 
   @property
   def sees_all_tasks(self) -> bool:
@@ -222,13 +217,14 @@ def derive(spec: Spec) -> Spec:
   Raises:
     ValueError: one setting contradicts another.
   """
-  sigma, masked = spec.sigma, spec.algorithm.sigma == "inf"
+  sigma, (of_sigma, phi, gradient, _) = spec.sigma, spec.algorithm
   frozen = frozenset(m for m, s in sigma.items() if s == 0)
   spec = spec._replace(
     log_sigma2={m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()},
     frozen=frozen if len(frozen) < len(sigma) else frozenset(),
-    free=frozenset(m for m, s in sigma.items() if masked and s == math.inf),
-    has_mode=spec.algorithm.gradient == "implicit",
+    free=frozenset(m for m, s in sigma.items() if of_sigma == "inf" and s == math.inf),
+    has_mode=gradient == "implicit",
+    needs_validation=not (phi == "evidence" or (phi, gradient) == ("map", "none")),
   )
   check_spec(spec)
   return spec

@@ -9,8 +9,8 @@ is left out of the update and counted.
 
 import dataclasses
 import functools
-import inspect
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,9 +46,9 @@ from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import in_blocks, key_of, model_of, run_first, sums_over_tasks
 from shrinkmeta.meta_step import apply, gradient_from
+from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, posterior_mode
-from shrinkmeta.mode.warm_start import check_start, no_start
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.priors import SigmaPrior
@@ -130,24 +130,12 @@ def make_learner(
     mesh=mesh,
   )
   spec = derive(settings)
-  functions = (_init, _update, _adapt, _meta_gradient, _adapt_tasks, _no_start, _sums, apply)
-  return MetaLearner(*(_bound(f, spec) for f in functions), spec=spec)
+  functions = (init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply)
+  # A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
+  return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
-def _bound(f: Callable[..., Any], spec: Spec) -> Callable[..., Any]:
-  """Return f with `spec` fixed, under its own docstring and the signature of what is left."""
-
-  @functools.wraps(f)
-  def bound(*args: Any, **keywords: Any) -> Any:
-    return f(spec, *args, **keywords)
-
-  rest = list(inspect.signature(f).parameters.values())[1:]
-  setattr(bound, "__signature__", inspect.signature(f).replace(parameters=rest))  # noqa: B010
-  bound.__name__ = f.__name__.lstrip("_")
-  return bound
-
-
-def _init(spec: Spec, params: PyTree) -> MetaState:
+def init(spec: Spec, params: PyTree) -> MetaState:
   """Return the state before the first update.
 
   Args:
@@ -169,7 +157,7 @@ def _init(spec: Spec, params: PyTree) -> MetaState:
   return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32))
 
 
-def _update(
+def update(
   spec: Spec,
   state: MetaState,
   tasks: Task,
@@ -192,10 +180,10 @@ def _update(
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
   """
-  return apply(spec, state, *_sums(spec, state, tasks, key, warm))
+  return apply(spec, state, *sums(spec, state, tasks, key, warm))
 
 
-def _meta_gradient(
+def meta_gradient(
   spec: Spec,
   state: MetaState,
   tasks: Task,
@@ -216,10 +204,10 @@ def _meta_gradient(
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
   """
-  return gradient_from(spec, state, *_sums(spec, state, tasks, key, warm))
+  return gradient_from(spec, state, *sums(spec, state, tasks, key, warm))
 
 
-def _sums(
+def sums(
   spec: Spec,
   state: MetaState,
   tasks: Task,
@@ -242,8 +230,8 @@ def _sums(
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
   """
-  check_tasks(tasks, needs_val=spec.needs_validation)
   params, frozen = _checked(spec, state)
+  check_tasks(tasks, needs_val=spec.needs_validation)
   if warm is not None:
     if not spec.has_mode:
       raise ValueError(
@@ -251,11 +239,11 @@ def _sums(
         "sigma_reptile, empirical_bayes."
       )
     frozen = spec.frozen  # as in no_start
-    check_start(warm, moving(params.phi, spec.labels, frozen), num_tasks(tasks))
+    warm_start.check_start(warm, moving(params.phi, spec.labels, frozen), num_tasks(tasks))
   return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
 
 
-def _adapt(
+def adapt(
   spec: Spec, state: MetaState, batch: Batch, steps: Steps = None, key: jax.Array | None = None
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat of one task.
@@ -285,7 +273,7 @@ def _adapt(
   return mode.theta, mode.info
 
 
-def _adapt_tasks(
+def adapt_tasks(
   spec: Spec, state: MetaState, batches: Batch, steps: Steps = None, key: jax.Array | None = None
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat of T tasks, which run as in `update`, by the learner's batching and mesh.
@@ -321,7 +309,7 @@ def _adapt_tasks(
   return over_tasks(one, (params, key), items, spec.batching, spec.mesh, first)[1]
 
 
-def _no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
+def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
   """Return the warm start of tasks that have not been seen: zeros.
 
   Args:
@@ -331,18 +319,20 @@ def _no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
   Returns:
     a WarmStart, leaves [count, ...].
   """
-  return no_start(moving(state.phi, spec.labels, spec.frozen), count)
+  return warm_start.no_start(moving(state.phi, spec.labels, spec.frozen), count)
 
 
 def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
   """Return the parameters, after checks, and the modules that need no work."""
-  validate.parameters("state.phi", state.phi)
-  modules.check_labels(spec.labels, state.phi)
-  modules.check_modules("state.log_sigma2", state.log_sigma2, spec.labels)
-  frozen = frozen_modules(state.log_sigma2, spec.frozen)
+  if not isinstance(state, MetaState):
+    raise TypeError(f"state must be a MetaState, from learner.init(params); got {type(state)}.")
+  known = modules.check_parameters(
+    "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, spec.labels
+  )
+  frozen = frozen_modules(known, spec.frozen)
   masked = spec.algorithm.sigma == "inf"
   built = {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
-  phi = as_built(state.phi, state.log_sigma2, spec.labels, built)
+  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built)
   return MetaParams(phi, state.log_sigma2), frozen
 
 

@@ -135,6 +135,8 @@ def array(name: str, value: Any, wanted: str, numbers: bool = True) -> None:
   TypeError: mask must be an array [N]; got a list of 2 items. Make an array of the \
 numbers: jnp.asarray.
   """
+  if isinstance(value, jax.Array):
+    return
   number = isinstance(value, (bool, int, float, complex))
   if not is_array(value) or (number and not numbers):
     rows = number or isinstance(value, (list, tuple))

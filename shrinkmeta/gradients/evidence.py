@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shrinkmeta import validate
 from shrinkmeta.base import EvidenceInfo, MetaParams
 from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
 from shrinkmeta.gradients.implicit import implicit_gradient
@@ -135,13 +134,12 @@ def log_evidence(
   >>> bool(jnp.allclose(value, exact))
   True
   """
-  dtype = validate.parameters("phi", phi)
-  modules.check_labels(labels, phi)
-  modules.check_modules("log_sigma2", log_sigma2, labels)
+  known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
   log_s2 = modules.finite_sigma(log_sigma2, "evidence")
   check_whole(implicit)
   check_batch("batch", batch)
-  phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, frozen)
+  phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
+  dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
   model = task_model(likelihood, labels, params, batch, taken)
   return differentiable_evidence(inner, implicit, log_det, model, key)

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shrinkmeta import validate
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
 from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
@@ -75,21 +74,24 @@ def implicit_gradient(
     none = SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False)))
     return MetaParams(g, d_sigma(b)), b, none
 
-  here, mini = model.around(model.theta(z)), None
-  if implicit.batch_size is not None:
-    mini = _mini_batches(implicit, model.batch, key)
-  product = _total(lambda task: task.product(implicit.curvature), here, here.part, mini)
+  here = model.around(model.theta(z))
+  product_of = lambda task: task.product(implicit.curvature)
+  column_of = lambda task: task.column(implicit.curvature)
+  if implicit.batch_size is None:
+    first, product = here, product_of(here)
+    column = column_of(here) if model.frozen else product
+  else:
+    batches = _mini_batches(implicit, model.batch, key)
+    first = here.on(jax.tree.map(lambda x: x[0], batches))
+    product = _total(product_of, here, here.part, batches)
+    column = _total(column_of, here, here.params.phi, batches) if model.frozen else product
   operator = lambda v: model.k(v, product(model.scaled(v)), implicit.damping)
   if implicit.solver == "cg":
     w, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
   elif implicit.solver == "neumann":
     w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
   else:
-    w, info = _dual(implicit, here, mini, operator, b)
-  column = product
-  if model.frozen:
-    of_column = lambda task: task.column(implicit.curvature)
-    column = _total(of_column, here, here.params.phi, mini)
+    w, info = _dual(implicit, first, operator, b)
   u = model.scaled(w)
   curved = column(u)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
@@ -108,24 +110,21 @@ def implicit_gradient(
 
 
 def _total(
-  make: Callable[[TaskModel], Linear], here: TaskModel, like: PyTree, mini: Batch | None
+  make: Callable[[TaskModel], Linear], here: TaskModel, like: PyTree, batches: Batch
 ) -> Linear:
-  """Return v -> make(task)(v), or its sum over mini-batches [B, n, ...], a tree like `like`."""
-  if mini is None:
-    return make(here)
-  if num_rows(mini) == 1:
-    return make(here.on(jax.tree.map(lambda x: x[0], mini)))
+  """Return v -> the sum of make(task)(v) over mini-batches [B, n, ...], a tree like `like`."""
+  if num_rows(batches) == 1:
+    return make(here.on(jax.tree.map(lambda x: x[0], batches)))
   add = lambda v: lambda sum_, batch: (optax.tree.add(sum_, make(here.on(batch))(v)), None)
-  return lambda v: jax.lax.scan(add(v), optax.tree.zeros_like(like), mini)[0]
+  return lambda v: jax.lax.scan(add(v), optax.tree.zeros_like(like), batches)[0]
 
 
 def _dual(
-  implicit: Implicit, here: TaskModel, mini: Batch | None, operator: Linear, b: PyTree
+  implicit: Implicit, here: TaskModel, operator: Linear, b: PyTree
 ) -> tuple[PyTree, SolveInfo]:
   """Solve K w = b by the singular values of A; `here` is the model around theta_hat."""
-  first = here if mini is None else here.on(jax.tree.map(lambda x: x[0], mini))
   # The evidence's g comes from a factorisation of its own, which this one must wait for.
-  factor = first.around(solvers.after(b, first.params.phi)).factor()
+  factor = here.around(solvers.after(b, here.params.phi)).factor()
   free = jnp.any(jnp.stack([jnp.isposinf(v) for v in here.params.log_sigma2.values()]))
   shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
   w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)
@@ -255,12 +254,11 @@ def map_estimate(
   >>> [round(float(v), 4) for v in theta["w"]], bool(info.converged)
   ([0.5, 1.0], True)
   """
-  dtype = validate.parameters("phi", phi)
-  modules.check_labels(labels, phi)
-  modules.check_modules("log_sigma2", log_sigma2, labels)
+  known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
   check_batch("batch", batch)
   check_dual(implicit, log_sigma2)
-  phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, labels, frozen)
+  phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
+  dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
 
   def model_of(params: MetaParams, batch: Batch) -> TaskModel:

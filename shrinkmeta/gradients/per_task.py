@@ -152,14 +152,6 @@ def key_of_loop(spec: Spec, key: Any) -> Any:
   return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
 
 
-def _mode(spec: Spec, model: TaskModel, item: Item, key: Any, info_at_end: bool = True) -> Mode:
-  """Return theta_hat of a task, from its start or from where its loop ended."""
-  start = None if item.start is None else item.start.z
-  return posterior_mode(
-    spec.inner, model, key=key, start=start, end=item.end, info_at_end=info_at_end
-  )
-
-
 def _from(item: Item) -> dict[str, Any]:
   """Return where a task's loop begins, or ended, as keywords of `posterior_mode`."""
   return {"start": None if item.start is None else item.start.z, "end": item.end}

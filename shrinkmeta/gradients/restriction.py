@@ -63,15 +63,14 @@ def restriction(
   >>> bool(jnp.allclose(value, 0.5 * jnp.log(2 * jnp.pi)))  # F_t = 1 / (1 + 1), their sum is 1
   True
   """
-  modules.check_labels(labels, phi)
-  modules.check_modules("log_sigma2", log_sigma2, labels)
+  known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
   log_s2 = modules.finite_sigma(log_sigma2, "evidence")
   if isinstance(integrated, str):
     raise ValueError(f"integrated is a sequence of modules; got the string {integrated!r}.")
   for module in integrated:
     if module not in modules.names(labels):
       raise ValueError(f"{module!r} is no module; the modules are {modules.names(labels)}.")
-  phi, taken = freeze(phi, log_sigma2, labels, frozen)
+  phi, taken = freeze(phi, log_sigma2, known, labels, frozen)
 
   def model_of(batch: Batch) -> TaskModel:
     return task_model(likelihood, labels, MetaParams(phi, log_s2), batch, taken)

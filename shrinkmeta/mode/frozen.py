@@ -12,54 +12,69 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
 from shrinkmeta.config import Frozen
 from shrinkmeta.model import modules
 
 PyTree = Any
 
 
-def frozen_modules(log_sigma2: Mapping[str, Any], also: Iterable[str] = ()) -> Frozen:
-  """Modules whose log sigma^2 is known to be -inf (outside jit, or a constant inside), and `also`.
+Known = Mapping[str, Any]  # {module: log sigma^2 where it is known, None while it is traced}
 
-  Empty where that is all of them: a model without parameters is none. sigma = 0 then holds them.
+
+def frozen_modules(known: Known, also: Iterable[str] = ()) -> Frozen:
+  """Return the modules whose log sigma^2 is known to be -inf, and those named in `also`.
+
+  It is known outside jit, and inside where it is a constant. If every module is frozen, return the
+  empty set: the inner problem needs at least one parameter, and sigma = 0 already holds it.
+
+  Args:
+    known: {module: log sigma^2, or None while it is traced}.
+    also: modules that the caller knows to be frozen.
 
   Raises:
     ValueError: `also` names what is no module.
   """
-  if isinstance(also, str) or not set(also := tuple(also)) <= log_sigma2.keys():
+  if isinstance(also, str) or not set(also := tuple(also)) <= known.keys():
     raise ValueError(
-      f"frozen must be a tuple of modules; got {also!r}, and the modules are {tuple(log_sigma2)}."
+      f"frozen must be a tuple of modules; got {also!r}, and the modules are {tuple(known)}."
     )
-  values = {module: validate.known(value) for module, value in log_sigma2.items()}
-  known = {m for m, value in values.items() if value is not None and value == -jnp.inf}
-  frozen = frozenset(known | set(also))
-  return frozen if frozen != log_sigma2.keys() else frozenset()
+  frozen = frozenset(m for m, v in known.items() if v is not None and v == -jnp.inf) | set(also)
+  return frozen if frozen != known.keys() else frozenset()
 
 
 def as_built(
   phi: PyTree,
   log_sigma2: Mapping[str, Any],
+  known: Known,
   labels: modules.Labels,
   built: Mapping[str, float],
 ) -> PyTree:
-  """phi, after a check that log sigma^2 is what a program was built for.
+  """Return phi after a check that log sigma^2 is what a program was built for.
+
+  Under jit log sigma^2 is not known. There phi of a module that it contradicts becomes NaN, so that
+  tasks count as failed and are not adapted in a way nobody meant.
 
   Args:
+    phi: the parameters that all tasks share.
+    log_sigma2: {module: []}.
+    known: {module: log sigma^2, or None while it is traced}.
+    labels: the module of every parameter.
     built: {module: sigma}, 0 or inf, of the modules that the program takes for frozen or free.
 
-  Raises ValueError where log sigma^2 is known. Under jit it is not: there phi of a module that it
-  contradicts becomes NaN, so that tasks count as failed instead of being adapted as they were not
-  meant to.
+  Raises:
+    ValueError: a known log sigma^2 contradicts `built`.
   """
   for module, sigma in sorted(built.items()):
-    value, want = validate.known(log_sigma2[module]), -jnp.inf if sigma == 0 else jnp.inf
+    value, want = known[module], -jnp.inf if sigma == 0 else jnp.inf
     if value is not None and value != want:
       state = "frozen (init_sigma 0, or a mask)" if sigma == 0 else "free (sigma infinite)"
       raise ValueError(
         f"Module {module!r} is {state} here, but log_sigma2[{module!r}] is {value}, not {want}. "
-        "Build a learner for it, with another init_sigma, row or mask; or leave it out of `frozen`."
+        "Build a learner for it, with another init_sigma, algorithm or mask; or leave it out of "
+        "`frozen`."
       )
+  if not built:
+    return phi
 
   def leaf(label: str, p: jax.Array) -> jax.Array:
     if label not in built:
@@ -71,12 +86,17 @@ def as_built(
 
 
 def freeze(
-  phi: PyTree, log_sigma2: Mapping[str, Any], labels: modules.Labels, also: Iterable[str]
+  phi: PyTree,
+  log_sigma2: Mapping[str, Any],
+  known: Known,
+  labels: modules.Labels,
+  also: Iterable[str],
 ) -> tuple[PyTree, Frozen]:
-  """`as_built` phi and `frozen_modules`, of a caller who names some of them."""
+  """Return `as_built` phi and the `frozen_modules` of a caller who names some of them."""
   also = also if isinstance(also, str) else tuple(also)
-  frozen = frozen_modules(log_sigma2, also)
-  return as_built(phi, log_sigma2, labels, dict.fromkeys({*frozen, *also}, 0.0)), frozen
+  frozen = frozen_modules(known, also)
+  built = dict.fromkeys({*frozen, *also}, 0.0)
+  return as_built(phi, log_sigma2, known, labels, built), frozen
 
 
 def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:

@@ -44,10 +44,11 @@ class Descent(NamedTuple):
 
 
 class Loop(NamedTuple):
-  """One task's loop: its beginning, one step of it, and its report. Pure functions."""
+  """One task's loop: its beginning, a step, many steps, and its report. Pure functions."""
 
   begin: Callable[[PyTree | None], Descent]
   step: Callable[[Descent], Descent]
+  run: Callable[[Descent, int | jax.Array], Descent]  # to that step, or until done
   info: Callable[[Descent], InnerInfo]  # at z, on all examples
 
 
@@ -86,9 +87,9 @@ def posterior_mode(
   task = loop(inner, model.hoisted() if fixed_batch else model, key)
 
   if isinstance(steps, tuple):
-    z, info = _record(inner, task, task.begin(start), steps)
+    z, info = _record(task, task.begin(start), steps)
     return Mode(jax.vmap(model.theta)(z), z, info)
-  at = _run(inner, task, task.begin(start), steps) if end is None else end
+  at = task.run(task.begin(start), steps) if end is None else end
   if info_at_end:
     info = task.info(at)
   else:
@@ -96,22 +97,11 @@ def posterior_mode(
   return Mode(model.theta(at.z), at.z, info)
 
 
-def _run(inner: Inner, task: Loop, at: Descent, until: int | jax.Array) -> Descent:
-  """Step on until step `until`, or until the tolerance is met."""
-  if inner.tol is not None:
-    return jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, task.step, at)
-  counted = isinstance(until, int)
-  begin, end = (0, until) if counted else (at.step, jnp.asarray(until, jnp.int32))
-  return jax.lax.fori_loop(begin, end, lambda _, d: task.step(d), at)
-
-
-def _record(
-  inner: Inner, task: Loop, begin: Descent, steps: tuple[int, ...]
-) -> tuple[PyTree, InnerInfo]:
+def _record(task: Loop, begin: Descent, steps: tuple[int, ...]) -> tuple[PyTree, InnerInfo]:
   """Return (z, info) of one run at each of the steps [S]."""
 
   def segment(at: Descent, until: jax.Array) -> tuple[Descent, tuple[PyTree, InnerInfo]]:
-    at = _run(inner, task, at, until)
+    at = task.run(at, until)
     return at, (at.z, task.info(at))
 
   return jax.lax.scan(segment, begin, jnp.asarray(steps, jnp.int32))[1]
@@ -158,7 +148,15 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
     return info_at(inner, at.step, model.with_prior(at.z, nll, g))
 
-  return Loop(begin, jax.checkpoint(step) if inner.remat else step, info)
+  step = jax.checkpoint(step) if inner.remat else step
+  if inner.tol is None:
+    # A number of steps that is known can be differentiated backwards.
+    first = lambda at, until: 0 if isinstance(until, int) else at.step
+    steps = lambda _, at: step(at)
+    run = lambda at, until: jax.lax.fori_loop(first(at, until), until, steps, at)
+  else:
+    run = lambda at, until: jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, step, at)
+  return Loop(begin, step, run, info)
 
 
 def nll_and_gradient(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from shrinkmeta import validate
@@ -165,6 +166,50 @@ def check_labels(labels: Labels, params: PyTree) -> None:
       "labels do not fit the parameters: the paths agree, the containers differ; labels is "
       f"{shown(labels)}, the parameters are {shown(params)}. {make}"
     )
+
+
+def check_parameters(
+  name: str, phi: PyTree, sigma_name: str, log_sigma2: Mapping[str, Any], labels: Labels
+) -> dict[str, np.ndarray | None]:
+  """Check phi, labels and log sigma^2 against each other, and return what is known of log sigma^2.
+
+  This runs at every call of a learner. So it first asks whether all is plainly well, and only then
+  looks for the words that say what is wrong.
+
+  Args:
+    name: phi, as the caller knows it.
+    phi: the parameters, a pytree of floats of one dtype.
+    sigma_name: log_sigma2, as the caller knows it.
+    log_sigma2: {module: []}.
+    labels: a pytree of strings with the structure of phi.
+
+  Returns:
+    {module: the value of log sigma^2, or None while it is traced}.
+
+  Raises:
+    TypeError, ValueError: see `check_labels`, `check_modules` and `validate.parameters`.
+  """
+  leaves, strings = jax.tree.leaves(phi), jax.tree.leaves(labels)
+  plain = (
+    jax.tree.structure(phi) == jax.tree.structure(labels)
+    and all(isinstance(x, jax.Array) and x.dtype == leaves[0].dtype for x in leaves)
+    and len(leaves) > 0
+    and jnp.issubdtype(leaves[0].dtype, jnp.floating)
+    and all(isinstance(s, str) for s in strings)
+    and isinstance(log_sigma2, Mapping)
+    and log_sigma2.keys() == set(strings)
+    and all(isinstance(v, jax.Array) and v.ndim == 0 for v in log_sigma2.values())
+  )
+  if not plain:
+    validate.parameters(name, phi)
+    check_labels(labels, phi)
+    check_modules(sigma_name, log_sigma2, labels)
+  validate.finite(name, phi)
+  known = {module: validate.known(value) for module, value in log_sigma2.items()}
+  for module, value in known.items():
+    if value is not None and value != value:
+      raise ValueError(f"{sigma_name}[{module!r}] is NaN.")
+  return known
 
 
 def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:

@@ -182,9 +182,9 @@ def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None
 batch/targets has shape (5,).
   """
   want = "[" + ", ".join(lead) + ", ...]"
-  validate.instance(
-    name, batch, Batch, "a shrinkmeta.Batch(inputs, targets, mask)", _batch_hint(name, batch)
-  )
+  if not isinstance(batch, Batch):
+    hint = _batch_hint(name, batch)
+    validate.instance(name, batch, Batch, "a shrinkmeta.Batch(inputs, targets, mask)", hint)
   if batch.mask is not None:
     validate.array(f"{name}.mask", batch.mask, f"an array [{', '.join(lead)}] or None")
     if jnp.issubdtype(jnp.result_type(batch.mask), jnp.complexfloating):
@@ -245,7 +245,8 @@ def check_tasks(tasks: Task, needs_val: bool = True) -> None:
   Traceback (most recent call last):
   ValueError: tasks.val is None. This algorithm judges theta on validation examples: split the data.
   """
-  validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)", _task_hint(tasks))
+  if not isinstance(tasks, Task):
+    validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)", _task_hint(tasks))
   check_batch("tasks.train", tasks.train, ("T", "N"))
   if tasks.val is None:
     if not needs_val:

@@ -158,15 +158,14 @@ def posterior(
   0.25
   """
   phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
-  dtype = validate.parameters("phi", phi)
-  modules.check_labels(labels, phi)
-  modules.check_modules("log_sigma2", log_sigma2, labels)
+  known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
+  dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   log_s2 = modules.finite_sigma(log_sigma2, "posterior of this kind")
   validate.same_shapes("theta", theta, "phi", phi)
   check_batch("batch", batch)
   if rank is not None and rank < 1:
     raise ValueError(f"rank must be positive, or None; got {rank}.")
-  frozen = frozen_modules(log_sigma2)
+  frozen = frozen_modules(known)
   at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
   model = task_model(likelihood, labels, at_mode, batch, frozen)
   outputs = jax.eval_shape(model.outputs_at, model.part)
