@@ -1,6 +1,7 @@
-"""What an object is, in words, and whether it can be a leaf of the parameters.
+"""Say in words what an object is, and whether it can be a pytree of parameters.
 
-Objects of flax and equinox are told by the names of their classes, so that neither is imported.
+Models of flax and equinox are recognised by the names of their classes, so that neither library has
+to be imported.
 """
 
 import dataclasses
@@ -15,10 +16,10 @@ PyTree = Any
 
 
 def shown(value: Any) -> str:
-  """What `value` is, in at most about 80 characters: its type, and its shape or first parts.
+  """Describe a value in at most about 80 characters: its type, and its shape or first parts.
 
   Args:
-    value: anything; arrays may be traced, no element of an array is read.
+    value: anything. Arrays may be traced; their elements are not read.
 
   Returns:
     Words that fit after "got".
@@ -53,7 +54,17 @@ def _cut(text: str, most: int) -> str:
 
 
 def is_array(value: Any) -> bool:
-  """True for arrays, traced ones and shapes included, of anything but objects and text."""
+  """True for numbers, arrays, traced arrays and shapes, but not for arrays of objects or text.
+
+  Args:
+    value: anything.
+
+  Returns:
+    A bool.
+
+  >>> is_array(jnp.ones(2)), is_array(1.0), is_array([1.0]), is_array(np.array(["a"]))
+  (True, True, False, False)
+  """
   if isinstance(value, (bool, int, float, complex)):
     return True
   if not hasattr(value, "shape") or not hasattr(value, "dtype"):

@@ -1,7 +1,7 @@
-"""Checks of what callers pass in: structure, shape, dtype, values; each error names the leaf.
+"""Checks of the arguments: type, structure, shape, dtype and values. Each error names the leaf.
 
-Shapes and dtypes are known while tracing and always checked. Values are known outside jit only:
-`known` returns None for a traced array, and the checks that need values pass it by.
+Types, shapes and dtypes are known while tracing and are always checked. Values are known only
+outside jit: `known` returns None for a traced array, and checks of values skip it.
 """
 
 from typing import Any
@@ -17,17 +17,38 @@ PyTree = Any
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """A key path as "a/b/c"."""
+  """Write a key path of `jax.tree_util` as "a/b/c".
+
+  Args:
+    path: the keys, from the root to the leaf.
+
+  Returns:
+    A text, empty for the root.
+
+  >>> path_name((jax.tree_util.DictKey("head"), jax.tree_util.SequenceKey(0)))
+  'head/0'
+  """
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
-  """[(name/path, leaf)] in the order of `jax.tree.leaves`.
+  """List the leaves of a pytree with their paths, in the order of `jax.tree.leaves`.
+
+  Args:
+    tree: any pytree.
+    name: put before every path.
+
+  Returns:
+    [(name/path, leaf)].
 
   Raises:
     ValueError: two paths read alike.
+
+  >>> leaves_with_names({"head": [1.0, 2.0]}, "phi")
+  [('phi/head/0', 1.0), ('phi/head/1', 2.0)]
   """
-  under = lambda path: "/".join(filter(None, (name, path_name(path))))
+  prefix = f"{name}/" if name else ""
+  under = lambda path: f"{prefix}{path_name(path)}" if path else name
   named = [(under(path), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
   seen: set[str] = set()
   for path, _ in named:
@@ -38,7 +59,17 @@ def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
 
 
 def known(x: Any) -> np.ndarray | None:
-  """The value of x as a NumPy array, or None while it is traced or lies on another host."""
+  """The value of an array, if it can be read.
+
+  Args:
+    x: an array or a number [...].
+
+  Returns:
+    A NumPy array [...], or None if x is traced, is on another host, or is a key of random numbers.
+
+  >>> known(jnp.ones(2))
+  array([1., 1.], dtype=float32)
+  """
   if isinstance(x, Tracer):
     return None
   if isinstance(x, jax.Array) and (
@@ -152,7 +183,7 @@ def labels(name: str, tree: PyTree) -> None:
     tree: what was passed for the labels.
 
   Raises:
-    TypeError: the tree has no leaves, or one that is no string, as where the parameters came.
+    TypeError: the tree has no leaves, or a leaf is not a string, as when it is the parameters.
 
   >>> labels("labels", {"kernel": "head", "bias": "head"})
   >>> labels("labels", {"kernel": jnp.ones([2])})
@@ -169,12 +200,25 @@ labels from the parameters: sm.by_layer(params), sm.by_leaf(params) or sm.by_pat
     raise TypeError(f"{name} must be a pytree of strings; got {shown(tree)}. {make}")
   for path, leaf in leaves:
     if not isinstance(leaf, str):
-      where = "/".join(filter(None, (name, path_name(path))))
+      where = _at(name, path_name(path))
       raise TypeError(f"{where} must be a string, the name of a module; got {shown(leaf)}. {make}")
 
 
 def finite(name: str, tree: PyTree) -> None:
-  """Raises ValueError if a known float leaf of `tree` holds NaN or inf."""
+  """Raise ValueError if a floating leaf of `tree` holds NaN or inf.
+
+  Args:
+    name: the argument, as the caller knows it.
+    tree: a pytree of arrays [...]; traced leaves are not checked.
+
+  Raises:
+    ValueError: an entry is NaN or infinite.
+
+  >>> finite("phi", {"w": jnp.array([0.0, jnp.inf])})
+  Traceback (most recent call last):
+  ValueError: phi/w (shape (2,)) has 1 NaN or infinite entries, the first at index (1,): inf. \
+Remove or replace them before calling.
+  """
   for leaf_name, leaf in leaves_with_names(tree, name):
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) or (value := known(leaf)) is None:
       continue
@@ -188,7 +232,22 @@ def finite(name: str, tree: PyTree) -> None:
 
 
 def parameters(name: str, tree: PyTree) -> jnp.dtype:
-  """Checks a parameter pytree: not empty, floating, one dtype, finite. Returns the dtype."""
+  """Check a pytree of parameters: arrays of one floating dtype, not empty, finite.
+
+  Args:
+    name: the argument, as the caller knows it.
+    tree: what was passed for the parameters.
+
+  Returns:
+    The dtype.
+
+  Raises:
+    TypeError: `tree` holds something other than arrays, see `parameter_tree`.
+    ValueError: there are no arrays, they are not floating or of one dtype, or not finite.
+
+  >>> parameters("phi", {"w": jnp.ones([2, 3])})
+  dtype('float32')
+  """
   parameter_tree(name, tree)
   leaves = leaves_with_names(tree, name)
   if not leaves:
@@ -210,7 +269,17 @@ def parameters(name: str, tree: PyTree) -> jnp.dtype:
 
 
 def wide(dtype: jax.typing.DTypeLike, what: str) -> None:
-  """Raises ValueError unless `what`, which factorises matrices, has float32 or float64."""
+  """Raise ValueError unless a computation that factorises matrices has float32 or float64.
+
+  Args:
+    dtype: of the parameters.
+    what: what factorises matrices, for the message.
+
+  Raises:
+    ValueError: the dtype has 16 bits.
+
+  >>> wide(jnp.float32, "A posterior")
+  """
   if jnp.dtype(dtype).itemsize < 4:
     raise ValueError(
       f"{what} factorises matrices, in float32 or float64; got {jnp.dtype(dtype)}. Keep parameters "
@@ -219,9 +288,19 @@ def wide(dtype: jax.typing.DTypeLike, what: str) -> None:
 
 
 def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: int = 0) -> None:
-  """Raises ValueError unless both trees have equal paths, dtypes and shapes.
+  """Raise ValueError unless two pytrees have equal paths, dtypes and shapes.
 
-  The leaves of `tree` may have `lead` more leading axes than those of `other`.
+  Args:
+    name: of the first pytree, as the caller knows it.
+    tree: a pytree of arrays; its leaves have `lead` leading axes and then the shapes of `other`.
+    other_name: of the second pytree.
+    other: a pytree of arrays [...].
+    lead: the number of leading axes, 1 for [T, ...].
+
+  Raises:
+    ValueError: the pytrees differ.
+
+  >>> same_shapes("thetas", {"w": jnp.ones([5, 2])}, "phi", {"w": jnp.ones(2)}, lead=1)
   """
   a, b = dict(leaves_with_names(tree)), dict(leaves_with_names(other))
   for path in [*a, *b]:
@@ -236,11 +315,16 @@ def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: i
     if shape != other_shape or jnp.ndim(a[path]) != len(other_shape) + lead:
       after = " after the leading axis T of tasks" if lead else ""
       raise ValueError(
-        f"{name}/{path} has shape {jnp.shape(a[path])}, {other_name}/{path} has {other_shape}; "
-        f"they must agree{after}."
+        f"{_at(name, path)} has shape {jnp.shape(a[path])}, {_at(other_name, path)} has "
+        f"{other_shape}; they must agree{after}."
       )
     if jnp.result_type(a[path]) != jnp.result_type(b[path]):
       raise ValueError(
-        f"{name}/{path} is {jnp.result_type(a[path])}, {other_name}/{path} is "
+        f"{_at(name, path)} is {jnp.result_type(a[path])}, {_at(other_name, path)} is "
         f"{jnp.result_type(b[path])}; they must have one dtype."
       )
+
+
+def _at(name: str, path: str) -> str:
+  """The name of the leaf at a path, which is empty if the pytree is one array."""
+  return f"{name}/{path}" if path else name

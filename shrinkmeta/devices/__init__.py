@@ -1,1 +1,1 @@
-"""Where work runs: tasks in blocks, over the devices of a mesh, and the memory that takes."""
+"""Where the work runs: tasks in blocks, tasks over the devices of a mesh, and the memory needed."""

@@ -1,10 +1,11 @@
-"""How a function of one task runs over T of them: at once, in sequence, in blocks, over devices.
+"""Run a function of one task on T tasks: at once, in sequence, in blocks, or over devices.
 
-On a CPU `vmap` of a network works through T copies of every activation, which no cache holds, and
-turns XLA's convolution with a kernel per task into a grouped one, several times slower; a task at a
-time, over a mesh with one host device a core, is the fast way there. For small parameters the cost
-is that of starting operations, and `vmap` starts them once. On an accelerator `vmap` is the way.
-Figures: `experiments/benchmarks`.
+On a CPU, `vmap` of a network needs T copies of every activation, which do not fit in a cache. It
+also turns a convolution with one kernel a task into XLA's grouped convolution, which is several
+times slower. The fast way there is one task at a time on each device of a mesh, with one host
+device a core. With few parameters most of the time goes into starting operations, and `vmap`
+starts them once for all tasks. On an accelerator `vmap` is the fast way. `experiments/benchmarks`
+measures these cases.
 """
 
 from collections.abc import Callable
@@ -16,27 +17,92 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
+from shrinkmeta import validate
+from shrinkmeta.kinds import shown
+
 PyTree = Any
 Batching = Literal["auto", "vmap", "sequential"] | int
 TaskFunction = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
-# "auto" on a CPU: with more shared numbers than this one task after another, else all at once. Put
-# between a small MLP and a small convolutional net; not the outcome of a sweep.
+# With "auto" on a CPU, tasks run in sequence if `shared` has more numbers than this. The limit lies
+# between a small MLP and a small convolutional network; it was not measured in a sweep.
 _SMALL = 4_096
 
 
 def num_tasks(tasks: PyTree) -> int:
-  """T, the leading axis of every leaf."""
-  return jax.tree.leaves(tasks)[0].shape[0]
+  """The number T of tasks, known while tracing.
+
+  Args:
+    tasks: a pytree whose leaves are [T, ...], such as a `Task`.
+
+  Returns:
+    T.
+
+  Raises:
+    TypeError: a leaf is not an array.
+    ValueError: there are no leaves, a leaf has no axis, or the leaves differ in T.
+
+  >>> num_tasks({"inputs": jnp.ones([5, 3, 2]), "targets": jnp.ones([5, 3])})
+  5
+  """
+  leaves = validate.leaves_with_names(tasks, "tasks")
+  if not leaves:
+    raise ValueError(f"tasks has no arrays; got {shown(tasks)}. Its leaves must be [T, ...].")
+  for name, leaf in leaves:
+    validate.array(name, leaf, "an array [T, ...]", numbers=False)
+    if jnp.shape(leaf)[:1] != jnp.shape(leaves[0][1])[:1] or not jnp.ndim(leaf):
+      raise ValueError(
+        f"All leaves of tasks must lead with the same axis T: {leaves[0][0]} has shape "
+        f"{jnp.shape(leaves[0][1])}, {name} has shape {jnp.shape(leaf)}."
+      )
+  return leaves[0][1].shape[0]
 
 
 def check_batching(batching: Batching) -> None:
-  """Raises ValueError unless `batching` is one of the names or a positive number of tasks."""
-  count = isinstance(batching, int) and not isinstance(batching, bool) and batching > 0
-  if not count and batching not in ("auto", "vmap", "sequential"):
+  """Check the argument `batching`.
+
+  Args:
+    batching: what was passed.
+
+  Raises:
+    TypeError: it is neither a string nor an integer.
+    ValueError: it is another string, or not positive.
+
+  >>> check_batching(0)
+  Traceback (most recent call last):
+  ValueError: batching must be "auto", "vmap", "sequential" or a positive number of tasks at once; \
+got 0.
+  """
+  message = (
+    'batching must be "auto", "vmap", "sequential" or a positive number of tasks at once; got '
+    f"{shown(batching)}."
+  )
+  if isinstance(batching, bool) or not isinstance(batching, (str, int)):
+    raise TypeError(message)
+  if batching not in ("auto", "vmap", "sequential") if isinstance(batching, str) else batching < 1:
+    raise ValueError(message)
+
+
+def check_mesh(mesh: Mesh | None) -> None:
+  """Check the argument `mesh`.
+
+  Args:
+    mesh: what was passed; None is one device.
+
+  Raises:
+    TypeError: it is neither a Mesh nor None.
+    ValueError: an axis is of another type than Auto.
+
+  >>> check_mesh(jax.devices())
+  Traceback (most recent call last):
+  TypeError: mesh must be a jax.sharding.Mesh or None; got a list of 1 items. Build it by \
+sm.task_mesh().
+  """
+  wanted = "a jax.sharding.Mesh or None"
+  validate.instance("mesh", mesh, (Mesh, type(None)), wanted, "Build it by sm.task_mesh().")
+  if mesh is not None and any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
     raise ValueError(
-      'batching must be "auto", "vmap", "sequential" or a positive number of tasks at once; got '
-      f"{batching!r}."
+      f"The axes of mesh must be of type Auto; got {mesh.axis_types}. Build it by sm.task_mesh()."
     )
 
 
@@ -48,30 +114,48 @@ def over_tasks(
   mesh: Mesh | None = None,
   first: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> tuple[PyTree, PyTree]:
-  """Runs f(shared, task) -> (a, b) on every task; returns the sum of the a, and the b stacked [T].
+  """Run f(shared, task) -> (a, b) on every task; add up the a, and stack the b.
+
+      sum_t a_t,  [b_1, ..., b_T]
+
+  On a mesh, one sum over the devices of a is the only communication.
 
   Args:
-    f: one task, leaves without the T axis. Arrays come in through `shared`, not by closure, so
-      that a mesh can hand every device its copy.
-    shared: the same for all tasks.
-    tasks: leaves lead with [T].
-    batching: within each device of the mesh, "vmap", all at once; "sequential", one after another,
-      the sum carried along, so that memory holds one task's a; an int, blocks of so many at once,
-      one block after another; "auto", by backend: see the head of this file.
-    mesh: tasks are split over its first axis; None uses one device. The only communication is one
-      sum of a. A number of tasks that the axis does not divide is filled up with copies of the
-      first, which count 0 and whose b is dropped. A second axis is XLA's: see `placement.py`.
-    first: (shared, tasks) -> tasks, applied on each device to all the tasks it has, before f.
+    f: a function of one task, whose leaves have no axis T. It gets arrays through `shared` and not
+      by closure, so that each device of the mesh has its own copy.
+    shared: a pytree of arrays [...] that all tasks share.
+    tasks: a pytree with leaves [T, ...].
+    batching: how the tasks of one device run. "vmap": all at once. "sequential": one after another;
+      the sum is carried along, so that memory holds the a of one task. An integer: blocks of that
+      many tasks at once, one block after another. "auto": "sequential" for large networks on a
+      CPU, otherwise "vmap".
+    mesh: tasks are split over its first axis. If the axis does not divide T, copies of the first
+      task fill it up; their a counts as 0 and their b is dropped. XLA places what is cut along a
+      second axis, see `place_state`. None: one device.
+    first: (shared, tasks) -> tasks, applied on each device to all its tasks before f. None: the
+      tasks as they are.
+
+  Returns:
+    (the sum of the a, with leaves as a has; the b with leaves [T, ...]).
+
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: `batching` is unknown, the leaves differ in T, or an axis of the mesh is not Auto.
+
+  >>> total, each = over_tasks(lambda scale, x: (x, scale * x), 2.0, jnp.array([1.0, 2.0]))
+  >>> float(total), each
+  (3.0, Array([2., 4.], dtype=float32))
   """
+  validate.function("f", f, "(shared, task) -> (a, b)")
+  if first is not None:
+    validate.function("first", first, "(shared, tasks) -> tasks")
   check_batching(batching)
+  check_mesh(mesh)
+  count = num_tasks(tasks)
   run = lambda shared, tasks: _local(f, shared, first(shared, tasks) if first else tasks, batching)
   if mesh is None:
     return run(shared, tasks)
-  if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
-    raise ValueError(
-      f"The axes of mesh must be of type Auto; got {mesh.axis_types}: take sm.task_mesh()."
-    )
-  axis, count = mesh.axis_names[0], num_tasks(tasks)
+  axis = mesh.axis_names[0]
   if missing := -count % mesh.shape[axis]:
     a, b = _filled(f, shared, tasks, batching, mesh, first, missing)
     return a, jax.tree.map(lambda x: x[:count], b)
@@ -79,7 +163,7 @@ def over_tasks(
   def shard(shared: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
     a, b = run(shared, tasks)
     if len(mesh.axis_names) > 1:
-      return jax.lax.psum(a, axis), b  # leaf by leaf, as leaves are cut along other axes
+      return jax.lax.psum(a, axis), b  # leaf by leaf: leaves are cut along the other axis
     flat, unravel = ravel_pytree(_widened(a))
     return _narrowed(unravel(jax.lax.psum(flat, axis)), a), b  # one vector, so one all-reduce
 
@@ -103,7 +187,7 @@ def _filled(
   first: Callable[[PyTree, PyTree], PyTree] | None,
   missing: int,
 ) -> tuple[PyTree, PyTree]:
-  """`over_tasks` with `missing` more tasks, of no account, at the end."""
+  """Run `over_tasks` with `missing` copies of the first task at the end, whose a counts as 0."""
   count = num_tasks(tasks)
   fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))])
   real = jnp.arange(count + missing) < count
@@ -119,7 +203,7 @@ def _filled(
 
 
 def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
-  """How many of `count` tasks run at once on one device."""
+  """The number of tasks, out of `count`, that run at once on one device; see `over_tasks`."""
   if batching == "auto":
     size = sum(np.size(x) for x in jax.tree.leaves(shared))
     one_by_one = jax.default_backend() == "cpu" and size > _SMALL
@@ -130,7 +214,7 @@ def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
 
 
 def _widened(tree: PyTree) -> PyTree:
-  """Floats of 16 bits as ones of 32: a running sum of ones would end at 256 in bfloat16."""
+  """Cast floats of 16 bits to 32: in bfloat16 a running sum of ones stops at 256."""
 
   def wide(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
@@ -141,12 +225,14 @@ def _widened(tree: PyTree) -> PyTree:
 
 
 def _narrowed(tree: PyTree, like: PyTree) -> PyTree:
+  """Cast the leaves of `tree` to the dtypes of `like`."""
   return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def _local(
   f: TaskFunction, shared: PyTree, tasks: PyTree, batching: Batching
 ) -> tuple[PyTree, PyTree]:
+  """Run `over_tasks` on one device."""
   count = num_tasks(tasks)
   size = tasks_at_once(batching, shared, count)
 

@@ -1,24 +1,37 @@
-"""What a compiled program needs of a device, by XLA's own analysis: memory and work."""
+"""The memory and the work that a compiled program needs on a device, by XLA's own analysis."""
 
 from typing import NamedTuple
 
 import jax
 
+from shrinkmeta import validate
+
 
 class ProgramCost(NamedTuple):
-  """What one call of a compiled program takes on one device, by XLA's analysis."""
+  """What one call of a compiled program needs on one device.
 
-  arguments: int  # bytes
-  outputs: int  # bytes, those that take the place of a donated argument left out
-  temporaries: int  # bytes
+  Attributes:
+    arguments: bytes.
+    outputs: bytes, without those written over a donated argument.
+    temporaries: bytes.
+    flops: floating-point operations; a lower bound, because XLA counts the body of a loop once.
+
+  >>> print(ProgramCost(arguments=3_000_000, outputs=1_000_000, temporaries=0, flops=2e9))
+  4.0 MB a device (arguments 3.0 MB, outputs 1.0 MB, temporaries 0.0 MB), 2.00 GFLOP
+  """
+
+  arguments: int
+  outputs: int
+  temporaries: int
   flops: float
 
   @property
   def bytes(self) -> int:
-    """All that must fit at once."""
+    """The bytes that must fit on the device at once."""
     return self.arguments + self.outputs + self.temporaries
 
   def __str__(self) -> str:
+    """One line, in megabytes (10^6 bytes) and GFLOP (10^9 operations)."""
     mega = lambda count: f"{count / 1e6:,.1f} MB"
     return (
       f"{mega(self.bytes)} a device (arguments {mega(self.arguments)}, outputs "
@@ -27,10 +40,25 @@ class ProgramCost(NamedTuple):
 
 
 def program_cost(compiled: jax.stages.Compiled) -> ProgramCost | None:
-  """Memory and work of `jax.jit(f).lower(...).compile()`; None where the backend does not tell.
+  """The memory and the work of one call of a compiled program.
 
-  XLA counts a loop's body once, so that the flops of programs with loops are a lower bound.
+  XLA counts the body of a loop once. The flops of a program with loops are a lower bound.
+
+  Args:
+    compiled: `jax.jit(f).lower(...).compile()`.
+
+  Returns:
+    A ProgramCost, or None if the backend has no such analysis.
+
+  Raises:
+    TypeError: `compiled` is a function that is not compiled, or another object.
+
+  >>> import jax.numpy as jnp
+  >>> program_cost(jax.jit(jnp.cumsum).lower(jnp.ones(256)).compile()).arguments
+  1024
   """
+  wanted, hint = "a compiled program", "Compile it: jax.jit(f).lower(...).compile()."
+  validate.instance("compiled", compiled, jax.stages.Compiled, wanted, hint)
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   flops = float((cost or {}).get("flops", 0.0))
   if memory is None:

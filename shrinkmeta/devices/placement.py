@@ -1,39 +1,56 @@
-"""Where arrays lie: tasks are split over devices, the state is copied to all of them or cut.
+"""Place arrays on devices: tasks are split over them; the state is copied to all, or cut.
 
 One device and a pod run the same program, `jax.jit(learner.update)`, on arrays placed here. The
-mesh has one axis, "tasks"; for models that no device holds whole it has a second, "model", along
-which large leaves of the state are cut as rules say and XLA puts in the communication.
+mesh has one axis, "tasks". A model that does not fit on one device needs a second axis, "model":
+rules say how large leaves of the state are cut along it, and XLA adds the communication.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shrinkmeta import validate
-from shrinkmeta.devices.batching import num_tasks
+from shrinkmeta.devices.batching import check_mesh, num_tasks
+from shrinkmeta.kinds import shown
 from shrinkmeta.model.tasks import Batch, Task, weights
 
 PyTree = Any
-Rules = Mapping[str, PartitionSpec]  # {regular expression: how leaves whose path it finds are cut}
+Tasks = TypeVar("Tasks")
+Rules = Mapping[str, PartitionSpec]  # {regular expression on a leaf's path: how it is cut}
 
 
 def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
-  """A mesh over `devices`; None is all that JAX has, of all processes.
-
-  Give it to a learner as `mesh`.
+  """Build a mesh over devices, to be given to a learner as `mesh`.
 
   Args:
-    model: devices that share one copy of the state; the others split the tasks. 1 leaves the axis
-      out: every device has a copy of the state.
+    devices: a list of JAX devices. None: all devices of all processes.
+    model: the number of devices that share one copy of the state, cut along the axis "model". The
+      tasks are split over the groups of that many devices. 1: no such axis; every device has a copy
+      of the state.
+
+  Returns:
+    A Mesh with the axis "tasks", and the axis "model" if `model` is more than 1.
+
+  Raises:
+    TypeError: `devices` is not a list of devices, or `model` is not an integer.
+    ValueError: there are no devices, or `model` does not divide their number.
 
   >>> task_mesh(jax.devices()[:1]).axis_names
   ('tasks',)
   """
   devices = jax.devices() if devices is None else devices
+  if not isinstance(devices, Sequence) or not all(hasattr(d, "process_index") for d in devices):
+    raise TypeError(
+      f"devices must be a list of JAX devices, such as jax.devices(); got {shown(devices)}."
+    )
+  if not devices:
+    raise ValueError("devices is empty: a mesh needs at least one device.")
+  validate.integer("model", model)
   if model < 1 or len(devices) % model:
     raise ValueError(f"model must divide the number of devices, {len(devices)}; got {model}.")
   shape, names = (len(devices),), ("tasks",)
@@ -42,33 +59,48 @@ def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
   auto = (jax.sharding.AxisType.Auto,) * len(names)
   if len({device.process_index for device in devices}) == 1:
     return jax.make_mesh(shape, names, auto, devices=devices)
-  # In the order of a ring through a torus, that of make_mesh, a process would have its devices here
-  # and there, and so tasks that are not side by side.
+  # make_mesh orders devices along a ring through the torus. The devices of one process are then not
+  # neighbours, and neither are its tasks.
   by_process = sorted(devices, key=lambda device: device.process_index)
   return Mesh(np.array(by_process, object).reshape(shape), names, axis_types=auto)
 
 
 def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) -> PyTree:
-  """The state, or any tree that all tasks share, on the devices of the mesh.
+  """Place a state, or any pytree that all tasks share, on the devices of the mesh.
 
   Args:
-    mesh: None leaves everything where it is.
-    rules: for a mesh with the axis "model": the first whose expression is found in a leaf's path,
-      such as "phi/head/kernel" or "opt_state/phi/0/mu/head/kernel", tells how the leaf is cut,
-      {"head/kernel": PartitionSpec(None, "model")}; leaves that none finds are copied.
+    state: a pytree of arrays [...].
+    mesh: None leaves everything in its place.
+    rules: how leaves are cut along the axis "model", such as
+      {"head/kernel": PartitionSpec(None, "model")}. The first regular expression that is found in
+      a leaf's path applies; "phi/head/kernel" and "opt_state/phi/0/mu/head/kernel" are such paths.
+      Leaves without a rule are copied to every device.
+
+  Returns:
+    The state with the same values.
 
   Raises:
-    ValueError: a rule that no leaf meets, or that does not fit one it meets.
+    TypeError: an argument is of another type.
+    ValueError: a rule matches no leaf, or does not fit a leaf that it matches.
+
+  >>> place_state({"w": 1.0}, task_mesh(jax.devices()[:1]))
+  {'w': Array(1., dtype=float32, weak_type=True)}
   """
+  check_mesh(mesh)
+  rules = {} if rules is None else rules
+  validate.instance("rules", rules, Mapping, "a dict {regular expression: PartitionSpec}")
+  for rule, spec in rules.items():
+    validate.instance("a key of rules", rule, str, "a regular expression")
+    validate.instance(f"rules[{rule!r}]", spec, PartitionSpec, "a jax.sharding.PartitionSpec")
   if mesh is None:
     return state
-  rules = rules or {}
   met = set()
 
   def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
     name = validate.path_name(path)
     for rule, spec in rules.items():
-      if leaf.ndim and re.search(rule, name):  # sigma of a module has the module's name in its own
+      # Leaves [] are never cut: the path of a module's sigma contains the module's name.
+      if jnp.ndim(leaf) and re.search(rule, name):
         met.add(rule)
         _check_rule(rule, spec, name, leaf, mesh)
         return NamedSharding(mesh, spec)
@@ -77,38 +109,52 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   shardings = jax.tree_util.tree_map_with_path(sharding, state)
   if unmet := sorted(set(rules) - met):
     names = [name for name, _ in validate.leaves_with_names(state)]
-    raise ValueError(f"No leaf of the state is found by the rules {unmet}; its leaves are {names}.")
+    raise ValueError(f"No leaf of the state matches the rules {unmet}; its leaves are {names}.")
   return jax.device_put(state, shardings)
 
 
 def _check_rule(rule: str, spec: PartitionSpec, name: str, leaf: jax.Array, mesh: Mesh) -> None:
+  """Raise ValueError unless `spec` can cut a leaf [...] on the mesh."""
   fits = len(spec) <= leaf.ndim and all(
     part is None or (part in mesh.axis_names and size % mesh.shape[part] == 0)
     for part, size in zip(spec, leaf.shape, strict=False)
   )
   if not fits:
     raise ValueError(
-      f"Rule {rule!r} cuts {name}, of shape {leaf.shape}, as {spec}, which it cannot on a mesh of "
-      f"{dict(mesh.shape)}: axes are to be of the mesh, and to divide the shape."
+      f"Rule {rule!r} cuts {name}, of shape {leaf.shape}, as {spec}. That does not fit a mesh of "
+      f"{dict(mesh.shape)}: the axes must be axes of the mesh and divide the shape."
     )
 
 
 def share_of_tasks(count: int, mesh: Mesh | None) -> tuple[int, int, int]:
-  """Which of `count` tasks this process reads: (the first, how many, up to how many it fills up).
+  """Say which of `count` tasks this process reads.
 
   Tasks are split over the axis "tasks" in order, the same number for every device.
+
+  Args:
+    count: the number of tasks of all processes.
+    mesh: None is one device.
+
+  Returns:
+    (the index of the first task, the number of tasks to read, the number of tasks to fill up to).
+
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: `count` is not positive, or the devices of this process are not neighbours.
 
   >>> share_of_tasks(7, None)
   (0, 7, 7)
   """
+  validate.integer("count", count, least=1)
+  check_mesh(mesh)
   if mesh is None:
     return 0, count, count
   devices = mesh.devices.reshape(mesh.devices.shape[0], -1)[:, 0]
   mine = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
   if not mine or mine != list(range(mine[0], mine[-1] + 1)):
     raise ValueError(
-      f"Process {jax.process_index()} has the places {mine} of the mesh's axis of tasks; it needs "
-      "one or more, side by side. Build the mesh by sm.task_mesh()."
+      f"Process {jax.process_index()} has the places {mine} on the mesh's first axis. It needs at "
+      "least one, and neighbouring ones. Build the mesh by sm.task_mesh()."
     )
   each = -(-count // len(devices))
   first, share = mine[0] * each, len(mine) * each
@@ -116,21 +162,47 @@ def share_of_tasks(count: int, mesh: Mesh | None) -> tuple[int, int, int]:
 
 
 def place_tasks(
-  tasks: Task, mesh: Mesh | None, share: int | None = None, count: int | None = None
-) -> Task:
-  """Tasks of this process as part of one array over all devices of the mesh.
+  tasks: Tasks, mesh: Mesh | None, share: int | None = None, count: int | None = None
+) -> Tasks:
+  """Make the tasks of this process a part of one array over all devices of the mesh.
 
   Args:
-    tasks: those that `share_of_tasks` names, leaves lead with their number.
-    share: number to fill up to, with tasks without examples; None: there are enough.
-    count: how many of `tasks` count, None for all: 0 where a process has only a pattern to fill
-      up with.
+    tasks: the tasks that `share_of_tasks` names, a Task or the Batch for `learner.adapt_tasks`,
+      with leaves [T, N, ...], T being their number. If nothing is filled up, any pytree with leaves
+      [T, ...], such as a WarmStart.
+    mesh: None leaves the tasks in their place.
+    share: the number of tasks to fill up to; tasks without examples are added. None: T.
+    count: how many of `tasks` are real. None: all. 0: this process holds no real task and passes
+      one only as a template for padding.
+
+  Returns:
+    The same with leaves [T', N, ...], T' being the number of tasks of all processes, filled up.
+
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: the leaves differ in T, or `count` or `share` does not fit T.
+
+  >>> batch = Batch(jnp.ones([2, 3, 1]), jnp.ones([2, 3]))
+  >>> place_tasks(Task(batch, batch), None, share=3).val.mask
+  Array([[1., 1., 1.],
+         [1., 1., 1.],
+         [0., 0., 0.]], dtype=float32)
   """
+  check_mesh(mesh)
   total = num_tasks(tasks)
-  count = total if count is None else count
-  # All processes run one program: where one fills up, all have masks.
-  if (share or total) > count or jax.process_count() > 1:
-    tasks = fill_tasks(tasks, count, share or total)
+  count, share = total if count is None else count, total if share is None else share
+  validate.integer("count", count, least=0)
+  validate.integer("share", share, least=1)
+  if count > min(total, share):
+    raise ValueError(
+      f"count is {count}; it must be at most the number of tasks, {total}, and at most share, "
+      f"{share}."
+    )
+  # All processes run one program. If one of them pads, all need masks.
+  if share > count or jax.process_count() > 1:
+    wanted = "a shrinkmeta.Task, or a Batch, to be filled up"
+    validate.instance("tasks", tasks, (Task, Batch), wanted)
+    tasks = fill_tasks(tasks, count, share)
   if mesh is None:
     return tasks
   spec = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
@@ -140,8 +212,22 @@ def place_tasks(
   return jax.tree.map(local, tasks)
 
 
-def fill_tasks(tasks: Task, count: int, total: int) -> Task:
-  """The first `count` tasks, followed by copies of the last whose masks are 0: `total` in all."""
+def fill_tasks(tasks: Tasks, count: int, total: int) -> Tasks:
+  """Append tasks without examples: copies of the last task whose masks are 0.
+
+  Args:
+    tasks: a Task or a Batch with leaves [T, N, ...].
+    count: how many of the T tasks are real; the masks of the others become 0.
+    total: the number of tasks to return.
+
+  Returns:
+    The same with leaves [total, N, ...], and masks [total, N].
+
+  >>> batch = Batch(jnp.ones([1, 3, 1]), jnp.ones([1, 3]))
+  >>> fill_tasks(Task(batch, None), 1, 2).train.mask
+  Array([[1., 1., 1.],
+         [0., 0., 0.]], dtype=float32)
+  """
   index = np.minimum(np.arange(total), num_tasks(tasks) - 1)
   real = (np.arange(total) < count)[:, None]
 

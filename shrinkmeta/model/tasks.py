@@ -42,8 +42,8 @@ class Task(NamedTuple):
 
   Attributes:
     train: the examples that theta is adapted on, leaves [N, ...].
-    val: the examples that phi and sigma are judged on, leaves [N', ...]; N' may differ from N.
-      `reptile` and `empirical_bayes` need no validation examples and accept None.
+    val: the examples of the validation loss, which sigma and phi follow; leaves [N', ...]. N' may
+      differ from N. `reptile` and `empirical_bayes` need no validation examples and accept None.
 
   >>> train, val = Batch(jnp.ones([4, 3]), jnp.ones([4])), Batch(jnp.ones([9, 3]), jnp.ones([9]))
   >>> num_rows(Task(train, val).val)
@@ -243,7 +243,7 @@ def check_tasks(tasks: Task, needs_val: bool = True) -> None:
 
   >>> check_tasks(Task(Batch(jnp.ones([2, 4]), jnp.ones([2, 4])), None))
   Traceback (most recent call last):
-  ValueError: tasks.val is None. This algorithm judges theta on validation examples: split the data.
+  ValueError: tasks.val is None. This algorithm needs validation examples: split the data.
   """
   if not isinstance(tasks, Task):
     validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)", _task_hint(tasks))
@@ -251,9 +251,7 @@ def check_tasks(tasks: Task, needs_val: bool = True) -> None:
   if tasks.val is None:
     if not needs_val:
       return
-    raise ValueError(
-      "tasks.val is None. This algorithm judges theta on validation examples: split the data."
-    )
+    raise ValueError("tasks.val is None. This algorithm needs validation examples: split the data.")
   check_batch("tasks.val", tasks.val, ("T", "N"))
   counts = [jax.tree.leaves(part.inputs)[0].shape[0] for part in tasks]
   if counts[0] != counts[1]:
@@ -275,7 +273,7 @@ def _task_hint(value: Any) -> str:
   """What to do about a value that is no Task."""
   if isinstance(value, (list, tuple)) and value and all(isinstance(x, Task) for x in value):
     return "Stack them: sm.stack_tasks(tasks)."
-  return "Give the examples to adapt on and those to judge by: sm.Task(train, val)."
+  return "Give the examples to adapt on and those to validate on: sm.Task(train, val)."
 
 
 def _check_list(name: str, items: Any, of: str) -> None:

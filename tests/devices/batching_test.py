@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,41 @@ def test_sums_of_sixteen_bits_do_not_saturate(batching):
 def test_what_is_added_up_may_be_pythons_number(batching):
   total, _ = sm.over_tasks(lambda _, x: ((1, 0.5), x), 1.0, jnp.ones(5), batching)
   assert total == (5, 2.5)
+
+
+ANY: Any = sm  # for arguments of wrong types
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda t: ANY.over_tasks(f, 1.0, t, None), r"batching must be \"auto\", .* at once; got None"),
+    (lambda t: ANY.over_tasks(f, 1.0, t, 2.0), r"batching must be .* at once; got 2.0"),
+    (lambda t: ANY.over_tasks(f, 1.0, t, True), r"batching must be .* at once; got True"),
+    (lambda t: ANY.over_tasks(3, 1.0, t), r"f must be a function, \(shared, task\) .*; got 3"),
+    (lambda t: ANY.over_tasks(f, 1.0, t, first=3), r"first must be a function, .*; got 3"),
+    (lambda t: ANY.over_tasks(f, 1.0, t, mesh="cpu"), r"mesh must be a .* or None; got 'cpu'"),
+    (lambda t: ANY.num_tasks({"x": 1.0}), r"tasks/x must be an array \[T, ...\]; got 1.0"),
+  ],
+)
+def test_arguments_of_wrong_types(call, message):
+  with pytest.raises(TypeError, match=message):
+    call({"x": jnp.ones([3, 2])})
+
+
+def test_the_number_of_tasks_is_one():
+  assert sm.num_tasks({"a": jnp.ones([3, 2]), "b": np.ones(3)}) == 3
+  with pytest.raises(ValueError, match=r"tasks has no arrays; got None"):
+    sm.num_tasks(None)
+  with pytest.raises(
+    ValueError, match=r"same axis T: tasks/a has shape \(3, 2\), tasks/b has .*\(2,"
+  ):
+    sm.over_tasks(f, 1.0, {"a": jnp.ones([3, 2]), "b": jnp.ones([2])})
+  with pytest.raises(ValueError, match=r"same axis T: tasks has shape \(\)"):
+    sm.num_tasks(jnp.ones([]))
+  for batching in (0, -1):
+    with pytest.raises(ValueError, match=r"a positive number of tasks at once; got (0|-1)"):
+      sm.over_tasks(f, 1.0, {"x": jnp.ones([3, 2])}, batching)
 
 
 def test_errors():

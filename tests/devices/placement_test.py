@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,80 @@ def test_a_rule_of_a_leaf_leaves_its_sigma_whole():
 @pytest.mark.parametrize(
   ("rule", "spec", "message"),
   [
-    ("tail", PartitionSpec(), r"No leaf .* by the rules \['tail'\]; its leaves are \['phi/head/b"),
+    (
+      "tail",
+      PartitionSpec(),
+      r"No leaf .* matches the rules \['tail'\]; its leaves are \['phi/head/b",
+    ),
     ("bias", PartitionSpec(None, "model"), r"cuts phi/head/bias, of shape \(6,\)"),
-    ("bias", PartitionSpec("data"), r"on a mesh of .* axes are to be of the mesh"),
+    ("bias", PartitionSpec("data"), r"a mesh of .* the axes must be axes of the mesh"),
   ],
 )
 def test_rules_that_do_not_fit(rule, spec, message):
   with pytest.raises(ValueError, match=message):
     sm.place_state(STATE, mesh_of_one("tasks", "model"), {rule: spec})
+
+
+ANY: Any = sm  # for arguments of wrong types
+MESH = mesh_of_one("tasks")
+BATCH = sm.Batch(jnp.ones([2, 3]), jnp.ones([2, 3]))
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: ANY.task_mesh(4), r"devices must be a list of JAX devices.*; got 4"),
+    (lambda: ANY.task_mesh(["cpu"]), r"devices must be a list of JAX devices.*; got a list of 1"),
+    (lambda: ANY.task_mesh(None, 1.5), r"model must be an integer; got 1.5"),
+    (
+      lambda: ANY.place_state(STATE, jax.devices()),
+      r"mesh must be a jax.sharding.Mesh or None; got",
+    ),
+    (lambda: ANY.place_state(STATE, MESH, ["bias"]), r"rules must be a dict .*; got a list of 1"),
+    (
+      lambda: ANY.place_state(STATE, MESH, {"bias": "model"}),
+      r"rules\['bias'\] must be a jax.sharding.PartitionSpec; got 'model'",
+    ),
+    (lambda: ANY.share_of_tasks(4.0, MESH), r"count must be an integer; got 4.0"),
+    (lambda: ANY.share_of_tasks(4, "cpu"), r"mesh must be a jax.sharding.Mesh or None; got 'cpu'"),
+    (
+      lambda: ANY.place_tasks({"x": BATCH[0]}, MESH, 3),
+      r"tasks must be a shrinkmeta.Task.*; got a dict",
+    ),
+    (
+      lambda: ANY.place_tasks(sm.Task(BATCH, BATCH), 4),
+      r"mesh must be a jax.sharding.Mesh or None",
+    ),
+    (lambda: ANY.place_tasks(BATCH, None, "all"), r"share must be an integer; got 'all'"),
+    (
+      lambda: ANY.program_cost(jax.jit(jnp.sum)),
+      r"compiled must be .*Compile it: jax.jit\(f\).low",
+    ),
+  ],
+)
+def test_arguments_of_wrong_types(call, message):
+  with pytest.raises(TypeError, match=message):
+    call()
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: sm.task_mesh([]), r"devices is empty"),
+    (lambda: sm.share_of_tasks(0, MESH), r"count must be at least 1; got 0"),
+    (lambda: sm.place_tasks(BATCH, None, 4, 3), r"count is 3; .* at most the number of tasks, 2"),
+    (lambda: sm.place_tasks(BATCH, None, 1), r"count is 2; .* at most share, 1"),
+  ],
+)
+def test_numbers_that_do_not_fit(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_the_batch_of_adapt_tasks_is_placed_too():
+  assert sm.place_tasks({"x": jnp.ones(2)}, MESH)["x"].shape == (2,)  # and any tree, as it is
+  placed = sm.place_tasks(BATCH, MESH, 3)
+  np.testing.assert_array_equal(placed.mask, [[1, 1, 1], [1, 1, 1], [0, 0, 0]])
 
 
 def test_a_mesh_has_whole_rows():

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,3 +159,43 @@ def test_a_tiny_sigma_has_a_density():
 @pytest.mark.usefixtures("x64")
 def test_a_prior_on_phi_keeps_float32():
   assert sm.priors.normal(1.0)({"w": jnp.ones(2, jnp.float32)}).dtype == jnp.float32
+
+
+ANY: Any = sm  # for arguments of wrong types
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"likelihood": lambda theta, x: x}, r"likelihood must be a shrinkmeta.Likelihood"),
+    ({"labels": "phi"}, r"labels must have the structure of the parameters; got the string 'phi'"),
+    ({"labels": {"w": jnp.zeros(2), "b": 0.0}}, r"labels/b must be a string, .*; got 0.0"),
+    ({"phi": None}, r"phi must be a pytree of arrays, .*; got None"),
+    ({"thetas": "phi"}, r"thetas must be a pytree of arrays, .*; got 'phi'"),
+    (
+      {"log_sigma2": jnp.zeros(2)},
+      r"log_sigma2 must be a dict {module: scalar}; got an array float",
+    ),
+    ({"log_sigma2": [0.0, 0.0]}, r"log_sigma2 must be a dict {module: scalar}; got a list of 2"),
+    ({"batches": [1, 2]}, r"batches must be a shrinkmeta.Batch.*; got a list of 2 items"),
+    ({"log_p_phi": 1.0}, r"log_p_phi must be a function, phi -> log p\(phi\) \[\]; got 1.0"),
+  ],
+)
+def test_arguments_of_wrong_types(change, message):
+  phi, thetas, log_sigma2, batches = problem()
+  arguments = {
+    "likelihood": LINEAR,
+    "labels": LABELS,
+    "phi": phi,
+    "thetas": thetas,
+    "log_sigma2": log_sigma2,
+    "batches": batches,
+  }
+  with pytest.raises(TypeError, match=message):
+    ANY.log_joint(**{**arguments, **change})
+
+
+def test_parameters_of_another_number_of_tasks():
+  _, thetas, _, batches = problem()
+  with pytest.raises(ValueError, match=r"thetas/b must lead with the axis of the 3 tasks.* \(2,\)"):
+    sm.log_predictive(LINEAR, pick(thetas, slice(2)), batches)

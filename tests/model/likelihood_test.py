@@ -1,3 +1,6 @@
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,3 +228,122 @@ def test_labels_of_eight_bits_are_labels(dtype, classes):
   found = jax.jit(sm.calibration)(logits, labels)
   want = sm.calibration(logits, jnp.asarray(labels.astype(int)))
   np.testing.assert_allclose(found, want, rtol=1e-12)
+
+
+ANY: Any = sm  # for arguments of wrong types
+LIKELIHOOD = sm.gaussian(identity)
+BATCH = sm.Batch(jnp.ones([4, 3]), jnp.ones([4, 3]))
+
+
+@pytest.mark.parametrize(
+  ("outputs", "error", "message"),
+  [
+    (lambda x: (x, {"batch_stats": x[0]}), TypeError, r"returned a tuple of 2 .*mutable=False"),
+    (
+      lambda x: (x, x),
+      TypeError,
+      r"predict returned a tuple of 2 items: return the outputs \[N, .*",
+    ),
+    (
+      lambda x: {"mean": x},
+      TypeError,
+      r"one array, .*; it returned a dict with the keys \['mean'\]",
+    ),
+    (lambda x: None, TypeError, r"predict must return one array, .*; it returned None"),
+    (lambda x: "x", TypeError, r"predict must return one array, .*; it returned 'x'"),
+    (
+      lambda x: x[:1],
+      ValueError,
+      r"return outputs \[4, ...\], one entry .* an array float32\[1, 3\]",
+    ),
+    (lambda x: x[None], ValueError, r"return outputs \[4, ...\], one entry .* float32\[1, 4, 3\]"),
+    (lambda x: 0.0, ValueError, r"return outputs \[4, ...\], .*; it returned 0.0"),
+    (lambda x: {"mean": x[0]}, ValueError, r"return outputs \[4, .* float32\[3\] at 'mean'"),
+  ],
+)
+@pytest.mark.parametrize("mask", (None, jnp.ones([4])))
+def test_what_predict_returns(outputs, error, message, mask):
+  with jax.enable_x64(False):
+    likelihood = sm.gaussian(lambda theta, x: outputs(jnp.asarray(x, jnp.float32)))
+    for call in (sm.log_likelihood, jax.jit(sm.log_likelihood, static_argnums=0)):
+      with pytest.raises(error, match=message):
+        call(likelihood, {}, BATCH._replace(mask=mask))
+
+
+@pytest.mark.parametrize("kind", ("dict", "tuple"))
+def test_outputs_of_several_arrays_that_log_prob_reads(kind):
+  key = "mean" if kind == "dict" else 0
+  predict = lambda theta, x: {"mean": x} if kind == "dict" else (x, x)
+  likelihood = ANY.Likelihood(predict, lambda f, y: -jnp.sum(jnp.square(y - f[key] - 1.0), -1))
+  batch = BATCH._replace(mask=jnp.array([1.0, 1.0, 0.0, 0.0]))
+  assert float(sm.log_likelihood(likelihood, {}, batch)) == -6.0
+
+
+@pytest.mark.parametrize("make", [sm.gaussian, sm.categorical, sm.bernoulli, sm.poisson])
+def test_what_is_no_network(make):
+  with pytest.raises(
+    TypeError, match=r"predict must be a function, \(theta, inputs\) .*; got Likeli"
+  ):
+    make(sm.gaussian(identity))
+  with pytest.raises(
+    TypeError, match=r"predict must be a function, .*; got a flax.linen module, De"
+  ):
+    make(nn.Dense(3))
+  with pytest.raises(TypeError, match=r"targets must be one array \[N, ...\]; got a dict with the"):
+    make(identity).log_prob(jnp.ones([4, 3]), {"y": jnp.ones([4, 3])})
+
+
+def test_a_pair_is_wanted_of_a_network_with_scales():
+  for returned in (lambda x: x, lambda x: (x, x, x), lambda x: (x, None)):
+    likelihood = ANY.gaussian_with_scale(lambda theta, x, returned=returned: returned(x))
+    with pytest.raises(TypeError, match=r"must return a pair of arrays \(f \[N, ...\], log s\)"):
+      likelihood.predict({}, jnp.ones(3))
+  with pytest.raises(ValueError, match=r"outputs must have the shape \[N, ..., 2\]; got \(3,\)"):
+    sm.mean_and_scale(jnp.ones(3))
+  with pytest.raises(TypeError, match=r"predict returned a tuple of 2 items"):
+    ANY.mean_and_scale((jnp.ones(3), jnp.ones(3)))
+
+
+@pytest.mark.parametrize(
+  ("call", "error", "message"),
+  [
+    (
+      lambda: ANY.in_precision(identity, jnp.bfloat16),
+      TypeError,
+      r"likelihood must be a .*; got the",
+    ),
+    (
+      lambda: ANY.in_precision(LIKELIHOOD, jnp.int8),
+      ValueError,
+      r"dtype must be floating.*got int8",
+    ),
+    (
+      lambda: ANY.in_precision(LIKELIHOOD, "half-ish"),
+      TypeError,
+      r"dtype must be a dtype; got 'half",
+    ),
+    (
+      lambda: ANY.gaussian(identity, "wide"),
+      TypeError,
+      r"scale must be a positive number .*'wide'",
+    ),
+    (
+      lambda: ANY.gaussian(identity, None),
+      TypeError,
+      r"scale must be a positive number .*; got None",
+    ),
+    (
+      lambda: ANY.log_likelihood(identity, {}, BATCH),
+      TypeError,
+      r"likelihood must be a shrinkmeta.Likelihood.*; got the function.*sm.gaussian\(predict\)",
+    ),
+    (
+      lambda: ANY.log_likelihood(ANY.Likelihood(identity, None), {}, BATCH),
+      TypeError,
+      r"likelihood.log_prob must be a function, \(outputs \[N, ...\], targets\) .*; got None",
+    ),
+  ],
+)
+def test_arguments_of_wrong_types(call, error, message):
+  with pytest.raises(error, match=message):
+    call()

@@ -1,5 +1,7 @@
 """Calibration figures against scikit-learn and against counts by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,3 +61,98 @@ def test_a_label_out_of_range_is_no_number_under_jit(label):
   assert np.isnan(jax.jit(sm.calibration)(log_p, labels)).all()
   masked = jax.jit(sm.calibration)(log_p, labels, jnp.array([0.0, 1.0]))
   np.testing.assert_allclose(masked, sm.calibration(log_p[1:], labels[1:]), rtol=1e-6)
+
+
+LOGITS, TARGETS = jnp.array([[0.0, 1.0], [2.0, 0.0], [0.5, 0.0]]), jnp.array([0, 0, 1])
+
+
+@pytest.mark.parametrize("jit", (False, True))
+@pytest.mark.parametrize("shape", ((3, 1), (1, 3), (1,), (), (2,), (3, 3)))
+def test_a_mask_of_another_shape(jit, shape):
+  """Broadcast, [3, 1] counts every example three times: an accuracy of 2."""
+  wrap = jax.jit if jit else lambda f: f
+  with pytest.raises(ValueError, match=r"mask must have shape \(3,\), one weight.*got \("):
+    wrap(sm.calibration)(LOGITS, TARGETS, jnp.ones(shape))
+  covered = lambda mask: sm.coverage(jnp.zeros(3), jnp.ones(3), jnp.zeros(3), mask=mask)
+  with pytest.raises(ValueError, match=r"mask must have shape \(3,\), one weight.*got \("):
+    wrap(covered)(jnp.ones(shape))
+
+
+def test_a_mask_of_examples_with_several_outputs():
+  mean, targets = jnp.zeros([2, 2]), jnp.array([[0.0, 5.0], [5.0, 5.0]])
+  covered = lambda mask: float(sm.coverage(mean, jnp.ones([2, 2]), targets, mask=mask))
+  assert covered(jnp.array([[1.0], [0.0]])) == 0.5
+  assert covered(jnp.array([[1.0, 0.0], [0.0, 0.0]])) == 1.0
+  with pytest.raises(ValueError, match=r"mask must have shape \(2, 2\).*got \(2,\)"):
+    covered(jnp.array([1.0, 0.0]))  # of examples or of outputs?
+
+
+@pytest.mark.parametrize("jit", (False, True))
+@pytest.mark.parametrize("which", (0, 1, 2))
+def test_what_is_no_number_stays_none(jit, which):
+  wrap = jax.jit if jit else lambda f: f
+  arguments = [jnp.zeros(2), jnp.ones(2), jnp.zeros(2)]
+  arguments[which] = arguments[which].at[1].set(jnp.nan)
+  assert np.isnan(wrap(sm.coverage)(*arguments))
+  dropped = wrap(lambda *a: sm.coverage(*a, mask=jnp.array([1.0, 0.0])))(*arguments)
+  assert float(dropped) == 1.0
+  logits = LOGITS.at[1, 0].set(jnp.nan)
+  assert np.isnan(wrap(sm.calibration)(logits, TARGETS)).all()
+  mask = jnp.array([True, False, True])
+  np.testing.assert_allclose(
+    wrap(sm.calibration)(logits, TARGETS, mask), sm.calibration(LOGITS, TARGETS, mask), rtol=1e-6
+  )
+
+
+def test_a_weight_or_a_deviation_that_is_none_under_jit():
+  assert np.isnan(jax.jit(sm.calibration)(LOGITS, TARGETS, jnp.array([1.0, jnp.nan, 1.0]))).all()
+  assert np.isnan(sm.coverage(jnp.zeros(2), jnp.array([1.0, -1.0]), jnp.zeros(2)))
+  for mask in ([1.0, jnp.nan, 1.0], [1, -1, 1]):
+    with pytest.raises(ValueError, match="mask must be 0, 1 or a positive weight"):
+      sm.calibration(LOGITS, TARGETS, jnp.array(mask))
+
+
+def test_weights_count():
+  found = sm.calibration(LOGITS, targets=TARGETS, mask=jnp.array([2, 1, 0]))
+  rows = jnp.array([0, 0, 1])
+  np.testing.assert_allclose(found, sm.calibration(LOGITS[rows], TARGETS[rows]), rtol=1e-6)
+
+
+ANY: Any = sm  # for arguments of wrong types
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (
+      lambda: ANY.calibration([[0.0, 1.0]], TARGETS),
+      r"log_probabilities must be .* \[N, C\]; got a l",
+    ),
+    (
+      lambda: ANY.calibration(LOGITS, [0, 0, 1]),
+      r"targets must be an array \[N\] of .*; got a list",
+    ),
+    (lambda: ANY.calibration(LOGITS, TARGETS, [1, 1, 1]), r"mask must be an array of shape \(3,\)"),
+    (lambda: ANY.calibration(LOGITS, TARGETS, "all"), r"mask must be .*; got 'all'"),
+    (lambda: ANY.calibration(LOGITS, TARGETS, 1j * TARGETS), r"mask must be bool.*; got complex64"),
+    (lambda: ANY.calibration(LOGITS, TARGETS, bins=1.5), r"bins must be an integer; got 1.5"),
+    (lambda: ANY.coverage(None, TARGETS, TARGETS), r"mean must be an array \[N, ...\]; got None"),
+    (lambda: ANY.coverage(TARGETS, TARGETS, [0, 0, 1]), r"targets must be an array .*; got a list"),
+    (
+      lambda: ANY.coverage(TARGETS, TARGETS, TARGETS, "95%"),
+      r"level must be a number .*; got '95%'",
+    ),
+  ],
+)
+def test_arguments_of_wrong_types(call, message):
+  with pytest.raises(TypeError, match=message):
+    call()
+
+
+def test_targets_that_are_no_classes():
+  with pytest.raises(ValueError, match=r"targets must be integers, the classes; got dtype float32"):
+    sm.calibration(LOGITS, jnp.zeros(3))
+  with pytest.raises(ValueError, match=r"bins must be at least 1; got 0"):
+    sm.calibration(LOGITS, TARGETS, bins=0)
+  with pytest.raises(ValueError, match=r"targets must lie in 0..1; got 0..2"):
+    sm.calibration(LOGITS, TARGETS.at[0].set(2))
