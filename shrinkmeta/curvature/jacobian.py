@@ -59,9 +59,8 @@ def whitened_jacobian(
   """Return (outputs [N, ...], J s [R, D]); forwards where D is smaller than R, else backwards."""
   zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, part))
 
-  def moved(dz: jax.Array) -> jax.Array:
-    return outputs_of(jax.tree.map(lambda t, s, d: t + s * d, part, scale, unravel(dz)))
-
+  shift = lambda t, s, d: t + s * d
+  moved = lambda dz: outputs_of(jax.tree.map(shift, part, scale, unravel(dz)))
   outputs = moved(zero)
   if not isinstance(outputs, jax.Array):
     raise ValueError(
@@ -89,7 +88,8 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
   Returns:
     ([N, C, C], [] bool).
   """
-  validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
+  if jnp.dtype(lam.dtype).itemsize < 4:
+    validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
   values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
   root = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2)
   return root, indefinite(values)
@@ -108,16 +108,15 @@ def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -
     outputs: f, [N, ...].
     batch: the targets and the mask.
   """
-  mask = weights(batch, outputs.dtype)
   shape, n = outputs.shape[1:], outputs.shape[0]
-  outputs = without_padding(outputs, batch)  # 0 times an overflow is no number
-
-  def loss_hessian(f: jax.Array, target: PyTree) -> jax.Array:  # [C] -> [C, C]
-    one = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
-    loss = lambda flat: -_only(likelihood.log_prob(flat.reshape(1, *shape), one(target)))
-    return jax.hessian(loss)(f)
-
-  lam = jax.vmap(loss_hessian)(outputs.reshape(n, -1), batch.targets)
+  if batch.mask is not None:
+    outputs = without_padding(outputs, batch)  # 0 times an overflow is no number
+  one = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
+  loss = lambda f, target: -_only(likelihood.log_prob(f.reshape(1, *shape), one(target)))
+  lam = jax.vmap(jax.hessian(loss))(outputs.reshape(n, -1), batch.targets)
+  if batch.mask is None:
+    return lam
+  mask = weights(batch, outputs.dtype)
   return jnp.where(mask[:, None, None] != 0, mask[:, None, None] * lam, 0.0)
 
 

@@ -236,9 +236,8 @@ def _local(
   count = num_tasks(tasks)
   size = tasks_at_once(batching, shared, count)
 
-  def block(tasks: PyTree) -> tuple[PyTree, PyTree]:
-    a, b = jax.vmap(f, in_axes=(None, 0))(shared, tasks)
-    return jax.tree.map(lambda x: jnp.sum(x, 0), a), b
+  add_up = lambda a, b: (jax.tree.map(lambda x: jnp.sum(x, 0), a), b)
+  block = lambda tasks: add_up(*jax.vmap(f, in_axes=(None, 0))(shared, tasks))
 
   if size == count:
     return block(tasks)

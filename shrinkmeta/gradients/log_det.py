@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.config import LogDet
-from shrinkmeta.curvature.jacobian import by_example
+from shrinkmeta.curvature.jacobian import Factor, by_example
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
 from shrinkmeta.mode.task_model import TaskModel
@@ -46,7 +46,7 @@ def log_det(
     )
   entries = outputs.size * sum(x.size for x in jax.tree.leaves(model.part))
   if how.method == "exact" or (how.method == "auto" and entries <= how.limit):
-    return _exact(model), jnp.zeros([], outputs.dtype)
+    return _exact(model.factor()), jnp.zeros([], outputs.dtype)
   if key is None:
     raise ValueError(
       f"This log-determinant ({entries} entries of A) is estimated from random probes: pass key="
@@ -55,13 +55,12 @@ def log_det(
   return _stochastic(how, model, key)
 
 
-def _exact(model: TaskModel) -> jax.Array:
+def _exact(factor: Factor) -> jax.Array:
   """Sum log(1 + a_i^2): forming A^T A would lose what is small beside its largest entry.
 
   The gradient is tr K^-1 dK with K^-1 held, 2 tr (Lambda J s K^-1)^T d(J s) + tr (J s K^-1 s J^T)
   dLambda. The gradient of singular vectors does not exist where two values agree.
   """
-  factor = model.factor()
   a, rows, root = jax.lax.stop_gradient((factor.a, factor.rows, factor.root))
   u, singular, v = thin_svd(a)
   square = jnp.square(singular)

@@ -16,7 +16,7 @@ from shrinkmeta.config import Spec
 from shrinkmeta.gradients.evidence import evidence_at
 from shrinkmeta.gradients.implicit import implicit_gradient
 from shrinkmeta.mode.frozen import merge
-from shrinkmeta.mode.optimise import Descent, Mode, info_at, nll_and_gradient, posterior_mode
+from shrinkmeta.mode.optimise import Descent, Mode, nll_and_gradient, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import mean_nll
 from shrinkmeta.model.tasks import Task, divisor, num_examples
@@ -67,12 +67,9 @@ def gradient_of(spec: Spec) -> PerTaskGradient:
 
 def unrolled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate val_nll at theta_hat backwards through the inner steps."""
-
-  def adapted_nll(params: MetaParams) -> tuple[jax.Array, Mode]:
-    mode = posterior_mode(spec.inner, model.at(params), key=key, info_at_end=False)
-    return _val_nll(model, mode.theta, item.task), mode
-
-  (nll, mode), grad = jax.value_and_grad(adapted_nll, has_aux=True)(model.params)
+  mode_at = lambda params: posterior_mode(spec.inner, model.at(params), key=key, info_at_end=False)
+  judged = lambda params: _judged(model, mode_at(params), item.task)
+  (nll, mode), grad = jax.value_and_grad(judged, has_aux=True)(model.params)
   return TaskResult(grad, nll, nll, mode.info)
 
 
@@ -125,9 +122,9 @@ def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResul
   value, grad, info = evidence_at(
     model, mode, implicit=spec.implicit, how=spec.log_det, key=probe_key
   )
+  grad, warm = optax.tree.scale(-1.0, grad), _only_z(item, mode)
   nll = _val_nll(model, mode.theta, item.task)
-  grad = optax.tree.scale(-1.0, grad)
-  return TaskResult(grad, nll, -value, mode.info, info.solve, _only_z(item, mode))
+  return TaskResult(grad, nll, -value, mode.info, info.solve, warm)
 
 
 def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
@@ -150,6 +147,11 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 def key_of_loop(spec: Spec, key: Any) -> Any:
   """Return the key of a task's inner loop; the determinant of the evidence draws with another."""
   return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
+
+
+def _judged(model: TaskModel, mode: Mode, task: Task) -> tuple[jax.Array, Mode]:
+  """Return (val_nll at a mode [], the mode)."""
+  return _val_nll(model, mode.theta, task), mode
 
 
 def _from(item: Item) -> dict[str, Any]:
@@ -181,5 +183,7 @@ def _map_gradient(
   mean, g = nll_and_gradient(spec.inner, model.unfrozen(), mode.theta, key)
   of_prior = jax.tree.map(lambda p, z: -p * z, model.white.precision, mode.z)
   grad = model.balance(optax.tree.scale(model.n, g), of_prior)
-  judged = model.with_prior(mode.z, mean, model.cut(g))
-  return grad, model.n * judged[0], info_at(spec.inner, mode.info.steps, judged)
+  value, of_z = model.with_prior(mode.z, mean, model.cut(g))
+  norm = optax.tree.norm(jax.lax.stop_gradient(of_z))
+  info = InnerInfo(mode.info.steps, value, norm, norm <= (spec.inner.tol or 1e-3))
+  return grad, model.n * value, info

@@ -144,9 +144,12 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 
   def info(at: Descent) -> InnerInfo:
     if inner.batch_size is None:
-      return info_at(inner, at.step, model.value_and_grad(at.z, batch))
-    nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
-    return info_at(inner, at.step, model.with_prior(at.z, nll, g))
+      value, grad = model.value_and_grad(at.z, batch)
+    else:
+      nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
+      value, grad = model.with_prior(at.z, nll, g)
+    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+    return InnerInfo(at.step, value, norm, norm <= (inner.tol or 1e-3))
 
   step = jax.checkpoint(step) if inner.remat else step
   if inner.tol is None:
@@ -186,13 +189,6 @@ def nll_and_gradient(
 
   zero = (jnp.zeros([], model.n.dtype), optax.tree.zeros_like(part))
   return jax.lax.scan(add, zero, draw_at_end(key, model.batch, inner.batch_size))[0]
-
-
-def info_at(inner: Inner, steps: jax.Array, value_and_grad: tuple[jax.Array, PyTree]) -> InnerInfo:
-  """Return the report of a loop that ended with J / N and its gradient in z."""
-  value, grad = value_and_grad
-  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-  return InnerInfo(steps, value, norm, norm <= (inner.tol or 1e-3))
 
 
 def draw(key: jax.Array, batch: Batch, size: int) -> Batch:

@@ -54,11 +54,10 @@ class TaskModel:
 
   # Which parameters: another point, other data.
 
-  def at(self, params: MetaParams, batch: Batch | None = None) -> "TaskModel":
-    """The same task, or another with the data `batch`, seen from other (phi, sigma)."""
-    batch = self.batch if batch is None else batch
-    rest = self.frozen, self.free, self.prior
-    return task_model(self.likelihood, self.labels, params, batch, *rest)
+  def at(self, params: MetaParams) -> "TaskModel":
+    """The same task seen from other (phi, sigma)."""
+    white = _whitening(params, self.cut(self.labels), self.free, self.prior)
+    return dataclasses.replace(self, params=params, part=self.cut(params.phi), white=white)
 
   def around(self, theta: PyTree) -> "TaskModel":
     """The same task seen from theta: an expansion around theta is one at z = 0."""
@@ -145,27 +144,19 @@ class TaskModel:
 
   def product(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
     """v -> C v on the moving part, C taken at phi: expand `around` theta first."""
-    return curvature_product(curvature, self.outputs_at, self._loss_of, self.part)
+    loss_of = lambda outputs: -masked_log_prob(self.likelihood, outputs, self.batch)
+    return curvature_product(curvature, self.outputs_at, loss_of, self.part)
 
   def column(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
     """v -> C v with the rows of frozen modules too, a tree like phi; C taken at phi."""
-    predict, inputs = self.likelihood.predict, self.batch.inputs
-    return curvature_column(
-      curvature,
-      lambda theta: predict(theta, inputs),
-      self._loss_of,
-      self.whole,
-      self.params.phi,
-      self.part,
-    )
+    outputs_of = lambda theta: self.likelihood.predict(theta, self.batch.inputs)
+    loss_of = lambda outputs: -masked_log_prob(self.likelihood, outputs, self.batch)
+    phi = self.params.phi
+    return curvature_column(curvature, outputs_of, loss_of, self.whole, phi, self.part)
 
   def outputs_at(self, part: PyTree) -> jax.Array:
     """The outputs on D [N, ...]."""
     return self.likelihood.predict(self.whole(part), self.batch.inputs)
-
-  def _loss_of(self, outputs: jax.Array) -> jax.Array:
-    """-log p(D | outputs) []."""
-    return -masked_log_prob(self.likelihood, outputs, self.batch)
 
   def k(self, v: PyTree, curved: PyTree, damping: float = 0.0) -> PyTree:
     """(K + damping) v = (P + damping) v + s C (s v), for `curved` = C (s v), both parts."""
@@ -225,12 +216,17 @@ def task_model(
   part, names = params.phi, labels
   if frozen:
     part, names = moving(part, labels, frozen), moving(labels, labels, frozen)
-  dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
-  log_sigma2: Mapping[str, Any] = dict(params.log_sigma2) | dict.fromkeys(free, math.inf)
-  white = whitening(log_sigma2, names, dtype, prior)
-  count = num_examples(batch, dtype)
+  white = _whitening(params, names, free, prior)
+  count = num_examples(batch, jnp.result_type(jax.tree.leaves(params.phi)[0]))
   n = divisor(count)
   return TaskModel(likelihood, labels, params, part, white, batch, count, n, frozen, free, prior)
+
+
+def _whitening(params: MetaParams, names: modules.Labels, free: Frozen, prior: bool) -> Whitening:
+  """Return the coordinates of the modules `names`."""
+  dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
+  log_sigma2: Mapping[str, Any] = dict(params.log_sigma2) | dict.fromkeys(free, math.inf)
+  return whitening(log_sigma2, names, dtype, prior)
 
 
 def _is_none(precision: jax.Array | float) -> bool:
