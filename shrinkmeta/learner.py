@@ -41,7 +41,7 @@ from shrinkmeta.config import (
   Spec,
   derive,
 )
-from shrinkmeta.devices.batching import Batching, num_tasks, over_tasks
+from shrinkmeta.devices.batching import Batching, leading, map_tasks
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import in_blocks, key_of, model_of, run_first, sums_over_tasks
@@ -239,7 +239,7 @@ def sums(
         "sigma_reptile, empirical_bayes."
       )
     frozen = spec.frozen  # as in no_start
-    warm_start.check_start(warm, moving(params.phi, spec.labels, frozen), num_tasks(tasks))
+    warm_start.check_start(warm, moving(params.phi, spec.labels, frozen), leading(tasks))
   return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
 
 
@@ -303,10 +303,10 @@ def adapt_tasks(
     mode = posterior_mode(spec.inner, model, key=own, steps=steps, end=item.end)
     return (), (moving(mode.theta, spec.labels, frozen), mode.info)
 
-  items = Item(jnp.arange(num_tasks(batches)), Task(batches, None), None, None)
+  items = Item(jnp.arange(leading(batches)), Task(batches, None), None, None)
   queued = in_blocks(spec) and not isinstance(steps, tuple)
   first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
-  return over_tasks(one, (params, key), items, spec.batching, spec.mesh, first)[1]
+  return map_tasks(one, (params, key), items, spec.batching, spec.mesh, first)[1]
 
 
 def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:

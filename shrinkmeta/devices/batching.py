@@ -58,6 +58,11 @@ def num_tasks(tasks: PyTree) -> int:
   return leaves[0][1].shape[0]
 
 
+def leading(tasks: PyTree) -> int:
+  """The number T of tasks whose leaves [T, ...] were checked before."""
+  return jax.tree.leaves(tasks)[0].shape[0]
+
+
 def check_batching(batching: Batching) -> None:
   """Check the argument `batching`.
 
@@ -151,11 +156,23 @@ def over_tasks(
     validate.function("first", first, "(shared, tasks) -> tasks")
   check_batching(batching)
   check_mesh(mesh)
-  count = num_tasks(tasks)
+  num_tasks(tasks)
+  return map_tasks(f, shared, tasks, batching, mesh, first)
+
+
+def map_tasks(
+  f: TaskFunction,
+  shared: PyTree,
+  tasks: PyTree,
+  batching: Batching,
+  mesh: Mesh | None,
+  first: Callable[[PyTree, PyTree], PyTree] | None,
+) -> tuple[PyTree, PyTree]:
+  """Run `over_tasks` on arguments that were checked before."""
   run = lambda shared, tasks: _local(f, shared, first(shared, tasks) if first else tasks, batching)
   if mesh is None:
     return run(shared, tasks)
-  axis = mesh.axis_names[0]
+  axis, count = mesh.axis_names[0], leading(tasks)
   if missing := -count % mesh.shape[axis]:
     a, b = _filled(f, shared, tasks, batching, mesh, first, missing)
     return a, jax.tree.map(lambda x: x[:count], b)
@@ -188,7 +205,7 @@ def _filled(
   missing: int,
 ) -> tuple[PyTree, PyTree]:
   """Run `over_tasks` with `missing` copies of the first task at the end, whose a counts as 0."""
-  count = num_tasks(tasks)
+  count = leading(tasks)
   fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))])
   real = jnp.arange(count + missing) < count
 
@@ -199,7 +216,7 @@ def _filled(
 
   before = None if first is None else lambda shared, items: (first(shared, items[0]), items[1])
   items = (jax.tree.map(fill, tasks), real)
-  return over_tasks(counted, shared, items, batching, mesh, before)
+  return map_tasks(counted, shared, items, batching, mesh, before)
 
 
 def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
@@ -233,9 +250,8 @@ def _local(
   f: TaskFunction, shared: PyTree, tasks: PyTree, batching: Batching
 ) -> tuple[PyTree, PyTree]:
   """Run `over_tasks` on one device."""
-  count = num_tasks(tasks)
+  count = leading(tasks)
   size = tasks_at_once(batching, shared, count)
-
   add_up = lambda a, b: (jax.tree.map(lambda x: jnp.sum(x, 0), a), b)
   block = lambda tasks: add_up(*jax.vmap(f, in_axes=(None, 0))(shared, tasks))
 

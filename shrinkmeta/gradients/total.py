@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from shrinkmeta.base import MetaParams, PerTask, Sums, WarmStart
 from shrinkmeta.config import Frozen, Spec
-from shrinkmeta.devices.batching import num_tasks, over_tasks, tasks_at_once
+from shrinkmeta.devices.batching import leading, map_tasks, tasks_at_once
 from shrinkmeta.gradients.joint import joint_sigma_gradient
 from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
 from shrinkmeta.gradients.restriction import restriction_of
@@ -65,8 +65,8 @@ def run_first(
     the items with their ends.
   """
   params, key = shared
-  slots = tasks_at_once(spec.batching, shared, num_tasks(items))
-  if slots in (1, num_tasks(items)):
+  slots = tasks_at_once(spec.batching, shared, leading(items))
+  if slots in (1, leading(items)):
     return items  # no task waits for a place
   own = lambda number: of_loop(key_of(key, number))
   keys = None if key is None else jax.vmap(own)(items.number)
@@ -108,9 +108,9 @@ def sums_over_tasks(
   queued = spec.has_mode and in_blocks(spec)
   of_loop = functools.partial(key_of_loop, spec)
   loops = functools.partial(run_first, spec, frozen, None, of_loop) if queued else None
-  count = num_tasks(tasks)
+  count = leading(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
-  added, (val_nll, failed, inner_info, solve, warm, ends) = over_tasks(
+  added, (val_nll, failed, inner_info, solve, warm, ends) = map_tasks(
     one, (params, key), items, spec.batching, spec.mesh, loops
   )
   sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
