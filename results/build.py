@@ -27,15 +27,17 @@ DIRECTIVE = re.compile(
   r"(?: across (?P<across>\w+)| listing (?P<key>\w+), (?P<value>\w+))? -->"
 )
 COMPANIONS = ("_ci95", "_rival", "_step")  # of a column: half-width of its interval, and notes
-HEADERS = {
+HEADINGS = {  # of columns that begin so; what follows in their names is written behind
   "accuracy_percent": "accuracy, %",
+  "accuracy_difference_points": "difference in accuracy, points",
   "nll_nats_per_example": "nats per example",
-  "log_sigma_correlation": "correlation of log σ",
+  "nll_difference_nats_per_example": "difference in nats per example",
   "rank_correlation": "rank correlation of σ",
-  "sigma": "σ",
+  "log_sigma_correlation": "correlation of log σ",
+  "sigma_seed": "σ, seed",
   "gradient_norm_at_mode": "gradient norm at θ̂",
-  "negative_curvature_share": "share of negative curvature",
   "task_specific_parameters_percent": "task-specific parameters, %",
+  "task_specific_modules": "task-specific modules",
 }
 
 
@@ -61,16 +63,14 @@ def is_number(text):
 
 
 def heading(column):
-  """Turn the name of a column into words, its unit last."""
-  if column in HEADERS:
-    return HEADERS[column]
-  for unit, written in (("_nats_per_example", "nats"), ("_points", "points"), ("_percent", "%")):
-    if unit in column:
-      name = column.replace(unit, "").replace("_", " ").strip()
-      return f"{name}, {written}".replace("nll", "negative log-likelihood")
+  """Turn the name of a column into words."""
+  for name, written in HEADINGS.items():
+    if column.startswith(name):
+      rest = column.removeprefix(name).strip("_").replace("_", " ")
+      return f"{written}, {rest}" if rest else written
   if column.endswith("_seconds"):
     return column.removesuffix("_seconds").replace("_", " ") + ", s"
-  return column.replace("_", " ").replace("sigma seed", "σ, seed")
+  return "σ" if column == "sigma" else column.replace("_", " ")
 
 
 def cell(record, column):
@@ -129,7 +129,9 @@ def markdown(head, rows):
     text.rjust(width) if r else text.ljust(width)
     for text, width, r in zip(cells, widths, right, strict=True)
   )
-  rule = line("-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right))
+  rule = line(
+    "-" * (width - 1) + (":" if r else "-") for width, r in zip(widths, right, strict=True)
+  )
   return "\n".join([pad(head), rule, *map(pad, rows)])
 
 
