@@ -1,4 +1,4 @@
-"""Relative links of README.md, BUILD.md, CONTRIBUTING.md and docs/ lead somewhere.
+"""Relative links of README.md, BUILD.md, CONTRIBUTING.md, CHANGELOG.md and docs/ lead somewhere.
 
 A link to a Python file whose text is a name in backticks, [`f`](../shrinkmeta/a.py), says that the
 file defines that name.
@@ -66,6 +66,18 @@ def test_every_page_of_the_docs_has_one_title_and_is_linked_from_the_readme():
     text = _CODE.sub("", page.read_text(encoding="utf-8"))
     assert len(re.findall("^# ", text, re.M)) == 1, page.name
     assert f"docs/{page.name}" in linked, page.name
+
+
+def test_the_map_has_every_file_of_the_library_and_no_other():
+  on_map, room = set(), ""
+  for line in (ROOT / "docs/map.md").read_text(encoding="utf-8").splitlines():
+    if match := re.match(r"\|([^|]*)\| `(\w+\.py)` \|", line):
+      if name := match[1].strip():
+        room = name.strip("`") if name.endswith("/`") else ""
+      on_map.add(room + match[2])
+  library = ROOT / "shrinkmeta"
+  files = {str(path.relative_to(library)) for path in library.rglob("[!_]*.py")}
+  assert sorted(on_map) == sorted(files)
 
 
 @pytest.mark.parametrize(
