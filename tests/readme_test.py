@@ -1,8 +1,9 @@
-"""The Python examples of README.md, CONTRIBUTING.md and docs/ run as pasted and print what they show.
+"""The Python examples of the documents run as pasted and print what they show.
 
-The blocks of one page run in order, in one namespace and in an empty folder. A plain ``` block
-right after a Python block is what that block prints. A block that cannot run is fenced as
-```python no-run, after a comment that gives the reason: <!-- not run: ... -->.
+The documents are README.md, CONTRIBUTING.md and docs/. The blocks of one page run in order, in one
+namespace and in an empty folder. A plain ``` block right after a Python block is what that block
+prints. A block that cannot run is fenced as ```python no-run, after a comment that gives the
+reason: <!-- not run: ... -->.
 """
 
 import pathlib
