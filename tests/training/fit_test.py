@@ -1,4 +1,4 @@
-"""The training loop: resumption, rows, evaluation, errors, signals, memory."""
+"""The training loop: resumption, log records, evaluation, errors, signals, memory."""
 
 import faulthandler
 import gc
@@ -18,11 +18,10 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.training import stopping
+from shrinkmeta.training import programs, stopping
 from tests import fit_worker
 
 SOURCE = fit_worker.source
-loop = sys.modules["shrinkmeta.training.fit"]  # `shrinkmeta.fit` is the function
 
 
 def make(algorithm="sigma_imaml", width=4, steps=3):
@@ -31,25 +30,25 @@ def make(algorithm="sigma_imaml", width=4, steps=3):
 
 
 def run(learner, state, steps, source=SOURCE, **keywords):
-  rows = []
-  keywords = {"meta_batch": 3, "callbacks": [sm.recorder(rows)]} | keywords
-  return sm.fit(learner, state, source, steps, **keywords), rows
+  records = []
+  keywords = {"meta_batch": 3, "callbacks": [sm.recorder(records)]} | keywords
+  return sm.fit(learner, state, source, steps, **keywords), records
 
 
 def test_fit_is_the_loop_written_out():
   learner, state = make()
-  fitted, rows = run(learner, state, 4)
+  fitted, records = run(learner, state, 4)
   update = jax.jit(learner.update)
   for i in range(4):
     state, metrics = update(state, SOURCE(3 * i, 3))
-    np.testing.assert_allclose(rows[i]["loss"], metrics.loss, rtol=1e-6)
-    np.testing.assert_allclose(rows[i]["inner_steps"], metrics.inner.steps.mean(), rtol=1e-6)
-    np.testing.assert_allclose(rows[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
+    np.testing.assert_allclose(records[i]["loss"], metrics.loss, rtol=1e-6)
+    np.testing.assert_allclose(records[i]["inner_steps"], metrics.inner.steps.mean(), rtol=1e-6)
+    np.testing.assert_allclose(records[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
     sigma = math.exp(0.5 * float(state.log_sigma2["layer_1"]))
-    np.testing.assert_allclose(rows[i]["sigma/layer_1"], sigma, rtol=1e-6)
+    np.testing.assert_allclose(records[i]["sigma/layer_1"], sigma, rtol=1e-6)
   # Two programs, which may round otherwise: differences of large numbers show it.
   chex.assert_trees_all_close(fitted, state, rtol=1e-5)
-  assert [row["step"] for row in rows] == [0, 1, 2, 3]
+  assert [record["step"] for record in records] == [0, 1, 2, 3]
 
 
 def test_the_state_given_can_be_used_again():
@@ -62,8 +61,8 @@ def test_the_state_given_can_be_used_again():
 def test_a_module_is_frozen_by_a_number():
   learner, state = make()
   frozen = state._replace(log_sigma2=state.log_sigma2 | {"layer_1": -math.inf})
-  fitted, rows = run(learner, frozen, 2)
-  assert fitted.log_sigma2["layer_1"] == -math.inf and rows[1]["sigma/layer_1"] == 0.0
+  fitted, records = run(learner, frozen, 2)
+  assert fitted.log_sigma2["layer_1"] == -math.inf and records[1]["sigma/layer_1"] == 0.0
 
 
 def test_tasks_are_counted_exactly_in_sixteen_bits():
@@ -72,9 +71,9 @@ def test_tasks_are_counted_exactly_in_sixteen_bits():
   learner = sm.reptile(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
   one = jnp.ones((257, 2), jnp.bfloat16)
   state = learner.init({"w": jnp.zeros([], jnp.bfloat16)})
-  _, rows = run(learner, state, 1, lambda first, count: sm.Task(sm.Batch(one, one), None),
+  _, records = run(learner, state, 1, lambda first, count: sm.Task(sm.Batch(one, one), None),
                 meta_batch=257)  # fmt: skip
-  assert rows[0]["failed"] == 0.0
+  assert records[0]["failed"] == 0.0
 
 
 def test_micro_batches_add_up_with_priors_and_failed_tasks():
@@ -100,12 +99,12 @@ def test_micro_batches_add_up_with_priors_and_failed_tasks():
       sigma_optimizer=optax.sgd(0.1),
     )
     state = learner.init({"w": jnp.ones(2), "b": jnp.ones([])})
-    whole, rows = run(learner, state, 1, source, meta_batch=6)
-    parts, part_rows = run(learner, state, 1, source, meta_batch=6, micro_batches=3)
+    whole, records = run(learner, state, 1, source, meta_batch=6)
+    parts, part_records = run(learner, state, 1, source, meta_batch=6, micro_batches=3)
     chex.assert_trees_all_close(whole, parts, rtol=1e-5)
-    assert rows[0]["failed"] == part_rows[0]["failed"] == 1
-    for name in rows[0].keys() - {"seconds", "solve_residual", "inner_grad_norm"}:
-      np.testing.assert_allclose(rows[0][name], part_rows[0][name], rtol=1e-5, err_msg=name)
+    assert records[0]["failed"] == part_records[0]["failed"] == 1
+    for name in records[0].keys() - {"seconds", "solve_residual", "inner_grad_norm"}:
+      np.testing.assert_allclose(records[0][name], part_records[0][name], rtol=1e-5, err_msg=name)
 
 
 def test_keys_differ_from_task_to_task_also_in_micro_batches():
@@ -127,7 +126,7 @@ def test_keys_differ_from_task_to_task_also_in_micro_batches():
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path):
   learner, state = make()
-  straight, rows = run(learner, state, 9)
+  straight, records = run(learner, state, 9)
   keep = sm.Checkpoints(tmp_path / "run", every=2)
   log = tmp_path / "run" / "log.jsonl"
   run(learner, state, 5, checkpoints=keep, callbacks=[sm.json_lines(log)])
@@ -135,10 +134,10 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path):
     file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # of steps that are not saved
   resumed, _ = run(learner, state, 9, checkpoints=keep, callbacks=[sm.json_lines(log)])
   chex.assert_trees_all_equal(straight, resumed)
-  timeless = lambda row: {k: v for k, v in row.items() if k != "seconds"}
-  assert list(map(timeless, sm.read_json_lines(log))) == list(map(timeless, rows))
-  again, rows = run(learner, state, 9, checkpoints=keep)
-  assert rows == []
+  timeless = lambda record: {k: v for k, v in record.items() if k != "seconds"}
+  assert list(map(timeless, sm.read_json_lines(log))) == list(map(timeless, records))
+  again, records = run(learner, state, 9, checkpoints=keep)
+  assert records == []
   chex.assert_trees_all_equal(again, straight)
 
 
@@ -151,8 +150,8 @@ def test_the_best_evaluated_state_is_kept(tmp_path):
     "best": "nll",
     "checkpoints": sm.Checkpoints(tmp_path, every=100, keep=1),
   }
-  _, rows = run(learner, state, 6, **keywords)
-  assert [row.get("eval/nll") for row in rows] == [None, 3.0, None, 1.0, None, 2.0]
+  _, records = run(learner, state, 6, **keywords)
+  assert [record.get("eval/nll") for record in records] == [None, 3.0, None, 1.0, None, 2.0]
   assert sorted(os.listdir(tmp_path)) == ["4", "6"]
 
 
@@ -173,17 +172,17 @@ def test_progress_bar_and_tensorboard(tmp_path, capsys):
   assert any("tfevents" in name for name in os.listdir(tmp_path))
 
 
-def test_no_sound_task_is_an_error_that_names_the_step():
+def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   learner, state = make()
 
   def source(first, count):
     tasks = SOURCE(first, count)
     return tasks if first < 6 else jax.tree.map(lambda x: x * jnp.nan, tasks)
 
-  rows = []
+  records = []
   with pytest.raises(FloatingPointError, match=r"No task of step 2 had a finite loss"):
-    run(learner, state, 5, source, callbacks=[sm.recorder(rows)])
-  assert [row["failed"] for row in rows] == [0, 0, 3]
+    run(learner, state, 5, source, callbacks=[sm.recorder(records)])
+  assert [record["failed"] for record in records] == [0, 0, 3]
 
 
 def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
@@ -197,7 +196,7 @@ def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
 def test_wrong_arguments(tmp_path):
   learner, state = make()
   for keywords, message in (
-    ({"meta_batch": 4, "micro_batches": 3}, "micro_batches divides"),
+    ({"meta_batch": 4, "micro_batches": 3}, "micro_batches must divide meta_batch"),
     ({"evaluate": lambda s: {}}, "go together"),
     ({"best": "nll"}, "there is no evaluate"),
     ({"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "a"}, "pass checkpoints="),
@@ -207,12 +206,10 @@ def test_wrong_arguments(tmp_path):
   with pytest.raises(ValueError, match=r"gives \['eval/a'\]"):
     keywords = {"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}
     run(learner, state, 1, checkpoints=sm.Checkpoints(tmp_path / "b"), **keywords)
-  with pytest.raises(ValueError, match="that of step 7, beyond the 2 asked for"):
+  with pytest.raises(ValueError, match="steps is 2, but the state is already that of step 7"):
     run(learner, state._replace(step=jnp.asarray(7)), 2)
   for more in (1, -1):
-    with pytest.raises(
-      ValueError, match=rf"source\(0, 3\) returned {3 + more} tasks; 3 were asked"
-    ):
+    with pytest.raises(ValueError, match=rf"tasks\(0, 3\) returned {3 + more} tasks; 3 were asked"):
       run(learner, state, 1, lambda first, count, more=more: SOURCE(first, count + more))
   joint = sm.sigma_reptile(learner.spec.likelihood, learner.labels, sigma_gradient="joint")
   with pytest.raises(ValueError, match="micro_batches must be 1; got 3"):
@@ -240,8 +237,8 @@ def source(first, count):
   if first == 3 * 4:  # while step 4 is under way
     {action}
   return fit_worker.source(first, count)
-rows = []
-sm.fit(learner, learner.init(params), source, 10, meta_batch=3, callbacks=[sm.recorder(rows)],
+records = []
+sm.fit(learner, learner.init(params), source, 10, meta_batch=3, callbacks=[sm.recorder(records)],
        checkpoints=sm.Checkpoints(sys.argv[1], every=100), stall_seconds=2.0)
 """
 
@@ -289,7 +286,7 @@ def test_five_thousand_updates_leave_nothing_behind():
   page = os.sysconf("SC_PAGE_SIZE")
   seen = {}
 
-  def record(step, row):
+  def record(step, log_record):
     if step in (500, 4999):
       gc.collect()
       with open("/proc/self/statm") as file:
@@ -309,7 +306,7 @@ def test_another_meta_batch_is_another_run(tmp_path):
     run(learner, state, 4, checkpoints=kept, meta_batch=5)
 
 
-def test_compilation_is_not_watched(monkeypatch):
+def test_compilation_is_not_timed(monkeypatch):
   """Tasks of another shape compile in the middle of a run, for longer than a step may take."""
   calls = []
   for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
@@ -320,7 +317,7 @@ def test_compilation_is_not_watched(monkeypatch):
     calls.append("traced")
     return x + 1
 
-  f = loop._telling(traced, watchdog)
+  f = programs.compile_per_shape(traced, watchdog)
   f(jnp.zeros(2))
   assert calls == ["traced"]  # the first step is not watched at all
   watchdog.start()
@@ -332,7 +329,7 @@ def test_compilation_is_not_watched(monkeypatch):
   assert watchdog.stop() and not watchdog.stop()
 
 
-def test_where_dispatch_returns_early_a_step_is_waited_for_under_the_watchdog(monkeypatch):
+def test_on_an_accelerator_the_watchdog_times_the_wait_for_a_step(monkeypatch):
   """On accelerators, wherever the step's numbers are read at once."""
   events = []
   wait = jax.block_until_ready

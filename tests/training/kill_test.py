@@ -160,8 +160,8 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGTERM, output
   steps = [int(name) for name in os.listdir(tmp_path / "run") if name.isdigit()]
-  rows = log.read_text().splitlines()
-  assert steps == [len(rows)]
+  records = log.read_text().splitlines()
+  assert steps == [len(records)]
 
 
 def test_resumed_with_another_number_of_devices(tmp_path):
