@@ -93,3 +93,20 @@ def test_sigma_of_joint_has_no_derivative_with_phi_held():
   assert len(of_sigma) == 2
   for row in of_sigma:
     assert np.isfinite(row.learner) and np.isnan([row.unrolled, row.differences, row.error]).all()
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("learner", sm.sigma_imaml, "learner must be a learner.*; got function"),
+    ("state", {"w": 0.0}, r"state must be a MetaState, as learner.init\(params\) returns it"),
+    ("tasks", lambda first, count: None, "tasks must be a shrinkmeta.Task.*; got function"),
+    ("key", 0, "^key must be a key of jax.random.key, or None; got int: 0"),
+    ("direction_key", "0", "direction_key must be a key of jax.random.key"),
+  ],
+)
+def test_wrong_types_are_refused_by_name(name, value, message):
+  learner, state, tasks = problem(sm.sigma_maml)
+  arguments = {"learner": learner, "state": state, "tasks": tasks} | {name: value}
+  with pytest.raises(TypeError, match=message):
+    sm.check_meta_gradient(**arguments)

@@ -137,12 +137,20 @@ class _Evaluation(NamedTuple):
     instance("evaluate(state)", found, Mapping, "a dict {name: number}")
     extra = {}
     for name, value in found.items():
-      if np.ndim(value) != 0 or isinstance(value, str):
-        raise TypeError(f"evaluate(state)[{name!r}] must be a number; got {value!r}.")
-      extra[f"eval/{name}"] = float(value)
+      try:
+        extra[f"eval/{name}"] = _number(value)
+      except TypeError as error:
+        raise TypeError(f"evaluate(state)[{name!r}] must be a number; got {value!r}.") from error
     if self.best is not None and f"eval/{self.best}" not in extra:
       raise ValueError(f"best is {self.best!r}, but evaluate gives {sorted(extra)}.")
     return extra
+
+
+def _number(value: Any) -> float:
+  """A number of Python, NumPy or JAX as a float; TypeError for text and for arrays with axes."""
+  if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
+    raise TypeError(f"{type(value).__name__} is no number")
+  return float(value)
 
 
 class _Saving(NamedTuple):

@@ -258,6 +258,34 @@ def test_a_full_disk_is_an_error_and_the_last_good_checkpoint_stays(small_disk):
   chex.assert_trees_all_equal(read(small_disk, learner), state_at(learner, 2))
 
 
+def test_the_error_names_the_step_whose_save_failed(tmp_path, monkeypatch):
+  """An asynchronous save fails later, when the next step is being saved."""
+  learner, wait = make_learner(), orbax.checkpoint.CheckpointManager.wait_until_finished
+  with checkpoints.opened(sm.Checkpoints(tmp_path), learner) as store:
+    store.save(state_at(learner, 20))
+
+    def fails(self):
+      wait(self)
+      monkeypatch.undo()
+      raise OSError("the disk is full.")
+
+    monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "wait_until_finished", fails)
+    with pytest.raises(OSError, match="of step 20 could not be written to .* the disk is full"):
+      store.save(state_at(learner, 30))
+
+
+def test_the_stored_format_keeps_its_keys(tmp_path):
+  """Checkpoints written before can be read as long as these names stay."""
+  learner = make_learner()
+  write(tmp_path, learner, (1,), settings={"rate": 0.1})
+  content = json.loads((tmp_path / "1" / "about" / "metadata").read_text())
+  assert set(content) == {
+    *("format", "row", "sigma", "fit", "settings", "modules", "arrays"),
+    *("fingerprints", "versions", "digest"),
+  }
+  assert content["row"] == ["learned", "predictive", "implicit"]
+
+
 def test_a_read_only_disk(small_disk):
   learner = make_learner()
   write(small_disk, learner, (1,))
