@@ -60,8 +60,8 @@ def _wrong_type(name: str, value: Any, wanted: str) -> TypeError:
   return TypeError(f"{name} must be {wanted}; got {what}: {text[:80]}{'...' * (len(text) > 80)}")
 
 
-def local_path(name: str, value: Path) -> pathlib.Path:
-  """Turn a path of this machine into a pathlib.Path, with a leading ~ expanded.
+def expanded(name: str, value: Path) -> pathlib.Path | str:
+  """Turn a path into a pathlib.Path with a leading ~ expanded, and leave a URL as it is.
 
   Args:
     name: the argument, for the message.
@@ -72,21 +72,38 @@ def local_path(name: str, value: Path) -> pathlib.Path:
 
   Raises:
     TypeError: `value` is no path.
-    ValueError: `value` is a URL, or names the home of an unknown user.
+    ValueError: `value` names the home of an unknown user.
   """
   instance(name, value, (str, os.PathLike), "a path (str or os.PathLike)")
   text = os.fspath(value)
   instance(name, text, str, "a path of text, not of bytes")
-  # pathlib turns "gs://bucket" into "gs:/bucket". One letter may be a drive of Windows.
-  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-    raise ValueError(
-      f"{name} must be a path of a mounted file system; got the URL {text!r}. Mount the bucket "
-      "(for example with gcsfuse) and pass the folder it is mounted at."
-    )
+  if _is_url(text):
+    return text
   try:
     return pathlib.Path(text).expanduser()
   except RuntimeError as error:
     raise ValueError(f"{name} is {text!r}: {error} Write the folder out.") from error
+
+
+def local_path(name: str, value: Path) -> pathlib.Path:
+  """Do as `expanded` does, but refuse a URL.
+
+  Raises:
+    TypeError: `value` is no path.
+    ValueError: `value` is a URL, or names the home of an unknown user.
+  """
+  path = expanded(name, value)
+  if isinstance(path, str):
+    raise ValueError(
+      f"{name} must be a path of a mounted file system; got the URL {path!r}. Mount the bucket "
+      "(for example with gcsfuse) and pass the folder it is mounted at."
+    )
+  return path
+
+
+def _is_url(text: str) -> bool:
+  """Whether a path begins with a scheme. A single letter can be a drive of Windows."""
+  return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None  # pathlib drops the second "/"
 
 
 class Callback(NamedTuple):
@@ -193,7 +210,7 @@ def tensorboard(folder: Path) -> Callback:
   Raises:
     ImportError: tensorboardX is not installed.
     TypeError: `folder` is no path.
-    ValueError: `folder` is a URL of another kind.
+    ValueError: raised by `begin` if `folder` is a URL of another kind.
 
   Example:
     >>> import tempfile
@@ -205,8 +222,7 @@ def tensorboard(folder: Path) -> Callback:
     ...   len(os.listdir(folder))
     1
   """
-  bucket = isinstance(folder, str) and folder.startswith(("gs://", "s3://"))
-  logdir = folder if bucket else local_path("folder", folder)
+  logdir = expanded("folder", folder)
   try:
     import tensorboardX
   except ImportError as error:
@@ -215,6 +231,8 @@ def tensorboard(folder: Path) -> Callback:
 
   def begin(first: int, steps: int) -> None:
     del steps
+    if not str(logdir).startswith(("gs://", "s3://")):
+      local_path("folder", logdir)
     writers.append(tensorboardX.SummaryWriter(str(logdir), purge_step=first))
 
   def record(step: int, log_record: LogRecord) -> None:
@@ -240,7 +258,7 @@ def json_lines(path: Path) -> Callback:
 
   Raises:
     TypeError: `path` is no path.
-    ValueError: `path` is a URL.
+    ValueError: raised by `begin`, before the first update, if `path` is a URL.
 
   Example:
     >>> import tempfile
@@ -252,11 +270,12 @@ def json_lines(path: Path) -> Callback:
     ...   read_json_lines(os.path.join(folder, "log.jsonl"))
     [{'step': 0, 'loss': 0.5}]
   """
-  file = local_path("path", path)
+  target = expanded("path", path)
   files: list[Any] = []
 
   def begin(first: int, steps: int) -> None:
     del steps
+    file = local_path("path", target)
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in _whole_lines(file) if json.loads(line)["step"] < first]
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")

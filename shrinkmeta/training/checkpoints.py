@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState
-from shrinkmeta.training.callbacks import Path, instance, local_path, whole_number
+from shrinkmeta.training.callbacks import Path, expanded, instance, local_path, whole_number
 from shrinkmeta.training.checkpoint_format import (
   attempt,
   check_description,
@@ -44,7 +44,7 @@ class Checkpoints:
 
   Attributes:
     folder: a folder for this run alone, made if it is missing. A leading ~ is expanded. A bucket
-      must be mounted: URLs such as gs://... are refused.
+      must be mounted: `fit` and `restore` refuse URLs such as gs://... before any work.
     every: steps between two checkpoints. The last step is saved too, and so is the step at which
       SIGTERM stops a run.
     keep: how many of the latest checkpoints stay. The one with the best evaluation stays as well.
@@ -54,7 +54,7 @@ class Checkpoints:
 
   Raises:
     TypeError: a value of the wrong type.
-    ValueError: `folder` is a URL, or a number is below 1.
+    ValueError: a number is below 1.
 
   Example:
     >>> Checkpoints("runs/a", every=10).keep
@@ -69,7 +69,7 @@ class Checkpoints:
 
   def __post_init__(self):
     assign = functools.partial(object.__setattr__, self)  # the class is frozen
-    assign("folder", local_path("Checkpoints.folder", self.folder))
+    assign("folder", expanded("Checkpoints.folder", self.folder))
     for name in ("every", "keep"):
       assign(name, whole_number(f"Checkpoints.{name}", getattr(self, name), 1))
     instance("Checkpoints.asynchronous", self.asynchronous, (bool, np.bool_), "True or False")
@@ -230,7 +230,7 @@ def opened(
 
 
 def _absolute(checkpoints: Checkpoints) -> pathlib.Path:
-  return pathlib.Path(checkpoints.folder).absolute()
+  return local_path("Checkpoints.folder", checkpoints.folder).absolute()
 
 
 def _manager(folder: pathlib.Path, checkpoints: Checkpoints) -> Any:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.devices.placement import Rules, place_state
 from shrinkmeta.gradients.total import sees_all_tasks
-from shrinkmeta.training.callbacks import Callback, instance, whole_number
+from shrinkmeta.training.callbacks import Callback, instance, local_path, whole_number
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
 from shrinkmeta.training.records import Reporter, reporting
@@ -248,6 +248,8 @@ def _check_types(
     (Checkpoints, type(None)),
     "an instance of shrinkmeta.Checkpoints, or None",
   )
+  if checkpoints is not None:
+    local_path("Checkpoints.folder", checkpoints.folder)
   instance("rules", rules, (Mapping, type(None)), "a dict {regex: PartitionSpec}, or None")
   for name, spec in (rules or {}).items():
     instance(f"rules, key {name!r}", name, str, "a regular expression")

@@ -201,15 +201,26 @@ URLS = ["gs://bucket/run", "s3://bucket/run", pathlib.Path("gs://bucket/run"), "
 
 @pytest.mark.parametrize("url", [*URLS, epath.Path("gs://bucket/run")])
 def test_a_bucket_is_refused_before_any_work(empty, url):
-  for make in (sm.Checkpoints, sm.json_lines, sm.read_json_lines):
-    with pytest.raises(ValueError, match="must be a path of a mounted file system; got the URL"):
-      make(url)
+  refused = "must be a path of a mounted file system; got the URL"
+  checkpoints = sm.Checkpoints(url)
+  with pytest.raises(ValueError, match=f"Checkpoints.folder {refused}"):
+    fit(checkpoints=checkpoints)
+  with pytest.raises(ValueError, match=f"Checkpoints.folder {refused}"):
+    sm.restore(checkpoints, LEARNER, start())
+  with pytest.raises(ValueError, match=f"path {refused}"):
+    fit(callbacks=[sm.json_lines(url)])
+  with pytest.raises(ValueError, match=f"path {refused}"):
+    sm.read_json_lines(url)
 
 
-def test_tensorboard_passes_buckets_on(empty):
-  sm.tensorboard("gs://bucket/run")
+def test_tensorboard_passes_buckets_on(empty, monkeypatch):
+  folders = []
+  writer = lambda folder, purge_step: folders.append(folder)
+  monkeypatch.setattr("tensorboardX.SummaryWriter", writer)
+  sm.tensorboard("gs://bucket/run").begin(0, 1)
   with pytest.raises(ValueError, match="folder must be a path of a mounted .* 'hdfs://name/run'"):
-    sm.tensorboard("hdfs://name/run")
+    sm.tensorboard("hdfs://name/run").begin(0, 1)
+  assert folders == ["gs://bucket/run"]
 
 
 def test_the_home_is_expanded(empty):
