@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, damage of every kind, other models, and that nothing good is lost."""
+"""Checkpoints: round trips, damaged files, other models; no readable checkpoint is lost."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def make_learner(**keywords):
 
 
 def state_at(learner, step):
-  """A state with another number in every entry."""
+  """A state whose entries all differ, and depend on the step."""
   keys = iter(jax.random.split(jax.random.key(step), 100))
   draw = lambda x: (
     jax.random.normal(next(keys), x.shape, x.dtype) if x.dtype == jnp.float32 else x + step
@@ -52,14 +52,14 @@ def kept(folder):
   return sorted(path.name for path in pathlib.Path(folder).iterdir())
 
 
-def test_the_last_ones_are_kept_and_the_newest_is_restored(tmp_path):
+def test_the_last_checkpoints_are_kept_and_the_newest_is_restored(tmp_path):
   learner = make_learner()
   write(tmp_path / "deep" / "run", learner, range(1, 6), keep=2)
   assert kept(tmp_path / "deep" / "run") == ["4", "5"]
   chex.assert_trees_all_equal(read(tmp_path / "deep" / "run", learner), state_at(learner, 5))
 
 
-def test_an_empty_folder_has_none(tmp_path):
+def test_an_empty_folder_restores_nothing(tmp_path):
   assert read(tmp_path / "new", make_learner()) is None
 
 
@@ -75,9 +75,9 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
 
 
 def test_the_best_is_known_before_it_is_on_disk(tmp_path, monkeypatch):
-  """Or processes that look at different moments disagree on whether a state is to be saved."""
+  """Otherwise two processes could look at different moments, and one would save and one not."""
   manager = orbax.checkpoint.CheckpointManager
-  monkeypatch.setattr(manager, "metrics", lambda self, step: None)  # as until a commit ends
+  monkeypatch.setattr(manager, "metrics", lambda self, step: None)  # as before the save is finished
   with checkpoints.opened(sm.Checkpoints(tmp_path), make_learner()) as store:
     store.save(state_at(make_learner(), 1), 1.0)
     assert store.best() == (1, 1.0)
@@ -143,8 +143,8 @@ def files(folder):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_the_previous_good_one_is_used_where_a_file_is_damaged(tmp_path, damage):
-  """Each file of the newest checkpoint in turn; where nothing is lost the newest may be read."""
+def test_the_previous_checkpoint_is_used_if_a_file_is_damaged(tmp_path, damage):
+  """Damage each file of the newest checkpoint. If it does not matter, the newest may be read."""
   learner = make_learner()
   write(tmp_path / "good", learner, (1, 2))
   count = len(files(tmp_path / "good" / "2"))
@@ -173,7 +173,7 @@ def test_the_previous_good_one_is_used_where_a_file_is_damaged(tmp_path, damage)
   assert fallbacks >= 3
 
 
-def test_no_readable_checkpoint_is_an_error_not_a_new_beginning(tmp_path):
+def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(tmp_path):
   learner = make_learner()
   write(tmp_path, learner, (1, 2))
   before = [str(path) for path in files(tmp_path)]
@@ -322,7 +322,7 @@ def test_an_older_description_is_compared_without_the_newer_fields():
   assert checkpoint_format.differences(old, wanted) == ["setting rate: 0.2 in it, 0.1 here"]
 
 
-def test_restore_from_a_folder_without_any(tmp_path):
+def test_restore_from_a_folder_without_checkpoints(tmp_path):
   learner = make_learner()
   nowhere = sm.Checkpoints(tmp_path / "none")
   assert sm.restore(nowhere, learner, learner.init(PARAMS)) is None
@@ -363,7 +363,7 @@ def test_a_learned_sigma_may_have_another_start(tmp_path):
   )
 
 
-def test_leaves_whose_paths_read_alike_are_refused():
+def test_two_leaves_with_one_path_are_refused():
   params = {"a": {"b": jnp.zeros(2)}, "a/b": jnp.ones(2)}
   with pytest.raises(ValueError, match="Two leaves are at 'a/b'"):
     checkpoint_format.named(params)
@@ -371,8 +371,8 @@ def test_leaves_whose_paths_read_alike_are_refused():
     sm.maml(LIKELIHOOD, sm.by_leaf(params)).init(params)
 
 
-def test_a_run_that_is_refused_leaves_what_the_other_is_writing(tmp_path, monkeypatch):
-  """A manager that opens the folder clears saves under way, as after a kill."""
+def test_a_refused_run_does_not_open_the_folder(tmp_path, monkeypatch):
+  """Orbax's manager deletes unfinished saves when it opens a folder: another run may be saving."""
   write(tmp_path, make_learner(), [1])
   opened = []
   monkeypatch.setattr(orbax.checkpoint, "CheckpointManager", lambda *a, **k: opened.append(a))

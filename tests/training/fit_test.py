@@ -46,7 +46,7 @@ def test_fit_is_the_loop_written_out():
     np.testing.assert_allclose(records[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
     sigma = math.exp(0.5 * float(state.log_sigma2["layer_1"]))
     np.testing.assert_allclose(records[i]["sigma/layer_1"], sigma, rtol=1e-6)
-  # Two programs, which may round otherwise: differences of large numbers show it.
+  # These are two programs and may round differently. Differences of large numbers show it.
   chex.assert_trees_all_close(fitted, state, rtol=1e-5)
   assert [record["step"] for record in records] == [0, 1, 2, 3]
 
@@ -66,7 +66,7 @@ def test_a_module_is_frozen_by_a_number():
 
 
 def test_tasks_are_counted_exactly_in_sixteen_bits():
-  """257 is no number of bfloat16."""
+  """bfloat16 cannot represent 257."""
   linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
   learner = sm.reptile(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
   one = jnp.ones((257, 2), jnp.bfloat16)
@@ -77,7 +77,7 @@ def test_tasks_are_counted_exactly_in_sixteen_bits():
 
 
 def test_micro_batches_add_up_with_priors_and_failed_tasks():
-  """Exactly the mean over sound tasks, the priors counted once."""
+  """The mean over the tasks that did not fail, with the priors counted once."""
   params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
   keys = jax.random.split(jax.random.key(0), 2)
   x, y = jax.random.normal(keys[0], (6, 8, 2)), jax.random.normal(keys[1], (6, 8))
@@ -108,7 +108,7 @@ def test_micro_batches_add_up_with_priors_and_failed_tasks():
 
 
 def test_keys_differ_from_task_to_task_also_in_micro_batches():
-  """Mini-batches are drawn by the task's number in the meta-step, however it is cut."""
+  """A task's mini-batches depend on its number in the update, not on its micro-batch."""
   learner, params = fit_worker.make_learner("reptile", None, 4)
   inner = sm.Inner(optax.sgd(0.02), steps=3, batch_size=2)
   learner = sm.reptile(learner.spec.likelihood, learner.labels, inner=inner)
@@ -124,14 +124,14 @@ def test_keys_differ_from_task_to_task_also_in_micro_batches():
   assert not np.allclose(whole.phi["layer_1"]["w"], other.phi["layer_1"]["w"], rtol=1e-4)
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path):
+def test_a_stopped_run_continues(tmp_path):
   learner, state = make()
   straight, records = run(learner, state, 9)
   keep = sm.Checkpoints(tmp_path / "run", every=2)
   log = tmp_path / "run" / "log.jsonl"
   run(learner, state, 5, checkpoints=keep, callbacks=[sm.json_lines(log)])
   with log.open("a") as file:
-    file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # of steps that are not saved
+    file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # steps after the last checkpoint
   resumed, _ = run(learner, state, 9, checkpoints=keep, callbacks=[sm.json_lines(log)])
   chex.assert_trees_all_equal(straight, resumed)
   timeless = lambda record: {k: v for k, v in record.items() if k != "seconds"}
@@ -185,7 +185,7 @@ def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   assert [record["failed"] for record in records] == [0, 0, 3]
 
 
-def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
+def test_a_prior_whose_gradient_is_not_finite_is_an_error():
   learner, state = make()
   prior = lambda phi: -jnp.linalg.norm(0.0 * jax.tree.leaves(phi)[0])
   wrong = sm.sigma_imaml(learner.spec.likelihood, learner.labels, log_p_phi=prior)
@@ -216,7 +216,7 @@ def test_wrong_arguments(tmp_path):
     run(joint, state, 1, micro_batches=3)
 
 
-def test_estimate_counts_what_is_there():
+def test_program_cost_counts_the_bytes():
   x = jnp.ones([256, 256])
   needed = sm.program_cost(jax.jit(lambda x: x @ x).lower(x).compile())
   assert needed is not None
@@ -234,7 +234,7 @@ import shrinkmeta as sm
 
 learner, params = fit_worker.make_learner("maml", None, 4)
 def source(first, count):
-  if first == 3 * 4:  # while step 4 is under way
+  if first == 3 * 4:  # during step 4
     {action}
   return fit_worker.source(first, count)
 records = []
@@ -251,14 +251,14 @@ def child(action, folder):
   )
 
 
-def test_sigterm_saves_the_step_under_way(tmp_path):
+def test_sigterm_saves_the_current_step(tmp_path):
   done = child("os.kill(os.getpid(), signal.SIGTERM)", tmp_path)
   assert done.returncode == 128 + signal.SIGTERM, done.stderr
   assert os.listdir(tmp_path) == ["5"]
 
 
-def test_a_sigterm_on_which_nobody_acted_is_handed_on():
-  """One that comes after the last step, while the last state is written."""
+def test_a_sigterm_that_stopped_nothing_is_raised_again():
+  """It can come after the last step, while the last state is written."""
   received = []
   old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
   try:
@@ -281,7 +281,7 @@ def test_a_stall_ends_the_process_and_shows_where(tmp_path):
 
 @pytest.mark.slow
 def test_five_thousand_updates_leave_nothing_behind():
-  """Resident memory after step 500 grows by less than 2 %, the number of arrays not at all."""
+  """After step 500 memory grows by less than 2 %, and the number of arrays does not grow."""
   learner, state = make()
   page = os.sysconf("SC_PAGE_SIZE")
   seen = {}
@@ -307,7 +307,7 @@ def test_another_meta_batch_is_another_run(tmp_path):
 
 
 def test_compilation_is_not_timed(monkeypatch):
-  """Tasks of another shape compile in the middle of a run, for longer than a step may take."""
+  """Tasks of a new shape compile in the middle of a run. That may take longer than a step."""
   calls = []
   for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
     monkeypatch.setattr(faulthandler, name, lambda *a, name=name, **k: calls.append(name))
@@ -319,7 +319,7 @@ def test_compilation_is_not_timed(monkeypatch):
 
   f = programs.compile_per_shape(traced, watchdog)
   f(jnp.zeros(2))
-  assert calls == ["traced"]  # the first step is not watched at all
+  assert calls == ["traced"]  # the first step is not timed
   watchdog.start()
   f(jnp.zeros(2))
   assert calls[1:] == ["dump_traceback_later"]
@@ -330,7 +330,7 @@ def test_compilation_is_not_timed(monkeypatch):
 
 
 def test_on_an_accelerator_the_watchdog_times_the_wait_for_a_step(monkeypatch):
-  """On accelerators, wherever the step's numbers are read at once."""
+  """The loop waits if it reads the numbers of the step at once, as for an evaluation."""
   events = []
   wait = jax.block_until_ready
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
