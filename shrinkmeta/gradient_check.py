@@ -1,14 +1,16 @@
-"""Is the meta-gradient right for this model, these tasks, this learner? Ask before a long run.
+"""A check of the meta-gradient of a learner, for one model and a few tasks, before a long run.
 
-Three derivatives of one loss, module by module: what `learner.meta_gradient` returns, the
-derivative through every inner step (forward mode), and central differences of the whole procedure.
+It compares three derivatives of the meta-loss, module by module: the one that
+`learner.meta_gradient` returns, the one through every inner step (in forward mode), and central
+differences of the whole procedure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics
@@ -19,22 +21,22 @@ PyTree = Any
 
 
 class ModuleCheck(NamedTuple):
-  """Derivatives of the meta-loss along one direction within one module."""
+  """Three derivatives of the meta-loss along one direction within one module."""
 
   parameter: str  # "phi" or "log_sigma2"
   module: str
-  direction: str  # of phi: "gradient" (the learner's own, unit norm) or "random"; of sigma: "axis"
-  learner: float
-  unrolled: float
-  differences: float
+  direction: str  # phi: "gradient" (the learner's, unit norm) or "random"; log_sigma2: "axis"
+  learner: float  # the derivative by `learner.meta_gradient`
+  unrolled: float  # the derivative through every inner step
+  differences: float  # the derivative by central differences
   unrolled_error: float  # |learner - unrolled| / |unrolled|
   error: float  # |learner - differences| / |differences|
 
 
 class GradientCheck(NamedTuple):
-  """What `check_meta_gradient` found; print it for a table."""
+  """The result of `check_meta_gradient`; `print` shows it as a table."""
 
-  rows: tuple[ModuleCheck, ...]
+  rows: tuple[ModuleCheck, ...]  # one row of the table each
 
   def __str__(self) -> str:
     line = "{:<11}{:<20}{:<10}{:>13}{:>13}{:>13}{:>12}{:>12}".format
@@ -55,67 +57,92 @@ def check_meta_gradient(
   key: jax.Array | None = None,
   direction_key: jax.Array | None = None,
 ) -> GradientCheck:
-  """Compares `learner.meta_gradient` with two derivatives of the loss it claims to follow.
+  """Compare the meta-gradient of a learner with two other derivatives of the same loss.
 
-  The unrolled derivative and the differences belong to the program as it runs, inexact modes
-  included; so for an implicit row the distance to them tells how far theta_hat is from the mode,
-  how good the solve is, and what the curvature neglects or a sample of it leaves out. phi of
-  reptile follows no loss: its rows are NaN. So are those of sigma with sigma_gradient="joint",
-  which follows the loss where phi has settled anew, and here phi is held. Differences are precise
-  to about 1e-8 in float64 and 1e-2 in float32.
+  The derivative through the steps and the differences belong to the program as it runs, with its
+  inexact modes. For an implicit algorithm the distance to them shows how far theta_hat is from the
+  mode, how good the linear solve is, and what the approximate curvature leaves out.
 
-  After L-BFGS trust the differences alone: a derivative through its line search and memory of past
-  steps need not be near that of the point they end in, even where that point is exact.
+  The entries of phi are NaN for reptile, whose phi follows no loss. The entries of sigma are NaN
+  for sigma_gradient="joint": that gradient lets phi follow sigma, and here phi is held.
+
+  Differences are precise to about 1e-8 in float64 and 1e-2 in float32. With L-BFGS look at the
+  differences only: the derivative through its line search and its memory can be far from the
+  derivative of the point where the steps end, even if that point is exact.
 
   Args:
-    state, tasks: where to compare; a few tasks do.
-    key: for what Inner.batch_size and Implicit.batch_size draw; the same for all evaluations.
-    direction_key: for the random directions; None is jax.random.key(0).
-  """
-  direction_key = jax.random.key(0) if direction_key is None else direction_key
-  start, log_p_sigma = MetaParams(state.phi, state.log_sigma2), learner.spec.log_p_sigma
-  grad = jax.jit(learner.meta_gradient)(state, tasks, key)[0]
+    learner: the learner to check.
+    state: the state at which the derivatives are compared.
+    tasks: a few tasks, leaves [T, N, ...].
+    key: for Inner.batch_size and Implicit.batch_size; the same for all evaluations.
+    direction_key: for the random directions. None is jax.random.key(0).
 
-  def loss_of_each(params: MetaParams) -> dict[str, jax.Array]:
+  Returns:
+    One row per parameter, module and direction.
+
+  Raises:
+    TypeError, ValueError: an argument is wrong; the message names it.
+
+  Example:
+    >>> import shrinkmeta as sm
+    >>> linear = sm.gaussian(lambda theta, x: x * theta["w"])
+    >>> learner = sm.sigma_maml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
+    >>> batch = sm.Batch(jnp.ones((2, 4)), jnp.ones((2, 4)))
+    >>> check = check_meta_gradient(learner, learner.init({"w": 0.0}), sm.Task(batch, batch))
+    >>> [(row.parameter, row.direction, row.unrolled_error < 0.01) for row in check.rows]
+    [('phi', 'gradient', True), ('phi', 'random', True), ('log_sigma2', 'axis', True)]
+  """
+  _instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
+  _instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
+  _instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val) of a few tasks")
+  for name, value in (("key", key), ("direction_key", direction_key)):
+    kinds = (jax.Array, np.ndarray, type(None))
+    _instance(name, value, kinds, "a key of jax.random.key, or None")
+  direction_key = jax.random.key(0) if direction_key is None else direction_key
+  start = MetaParams(state.phi, state.log_sigma2)
+  grad = jax.jit(learner.meta_gradient)(state, tasks, key)[0]
+  losses = jax.jit(_losses(learner, state, tasks, key))
+  slopes = jax.jit(lambda v: jax.jvp(losses, (start,), (v,))[1])
+  eps = float(jnp.finfo(jnp.result_type(jax.tree.leaves(state.phi)[0])).eps)
+  rows = []
+  for parameter, module, along, v in _directions(learner, start, grad, direction_key):
+    h = eps ** (1 / 3) * max(1.0, _module_norm(learner, start, parameter, module))
+    up, down = (losses(optax.tree.add_scale(start, s * h, v))[parameter] for s in (1.0, -1.0))
+    claimed = float(jnp.asarray(optax.tree.vdot(grad, v)))
+    unrolled, differences = float(slopes(v)[parameter]), (float(up) - float(down)) / (2 * h)
+    errors = (abs(claimed - truth) / max(abs(truth), 1e-300) for truth in (unrolled, differences))
+    rows.append(ModuleCheck(parameter, module, along, claimed, unrolled, differences, *errors))
+  return GradientCheck(tuple(rows))
+
+
+def _instance(name: str, value: Any, kind: Any, wanted: str) -> None:
+  """Raise TypeError unless `value` is an instance of `kind`."""
+  if not isinstance(value, kind):
+    what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    raise TypeError(f"{name} must be {wanted}; got {what}: {repr(value)[:80]}")
+
+
+def _losses(
+  learner: MetaLearner, state: MetaState, tasks: Task, key: jax.Array | None
+) -> Callable[[MetaParams], dict[str, jax.Array]]:
+  """Build (phi, log sigma^2) -> {"phi": [], "log_sigma2": []}, the losses that the two follow."""
+  log_p_sigma = learner.spec.log_p_sigma
+
+  def losses(params: MetaParams) -> dict[str, jax.Array]:
     moved = state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
     metrics = learner.meta_gradient(moved, tasks, key)[1]
     followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
-    if log_p_sigma is not None:  # reported in no loss, see `make_learner` for its weight
+    if log_p_sigma is not None:  # no reported loss holds it; its weight is that of `make_learner`
       followed -= log_p_sigma(params.log_sigma2) / _units(learner, tasks, metrics)
     if learner.spec.sigma_gradient == "joint":
       followed *= jnp.nan
     return {"phi": metrics.phi_loss, "log_sigma2": followed}
 
-  losses = jax.jit(loss_of_each)
-  slopes = jax.jit(lambda v: jax.jvp(losses, (start,), (v,))[1])
-  rows = []
-  for parameter, module, along, v in _directions(learner, start, grad, direction_key):
-    dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
-    h = float(jnp.finfo(dtype).eps) ** (1 / 3) * max(
-      1.0, _module_norm(learner, start, parameter, module)
-    )
-    up, down = (losses(optax.tree.add_scale(start, s * h, v)) for s in (1.0, -1.0))
-    pick = lambda loss, parameter=parameter: float(loss[parameter])
-    claimed = float(jnp.asarray(optax.tree.vdot(grad, v)))
-    unrolled, differences = pick(slopes(v)), (pick(up) - pick(down)) / (2 * h)
-    error = lambda truth, claimed=claimed: abs(claimed - truth) / max(abs(truth), 1e-300)
-    rows.append(
-      ModuleCheck(
-        parameter,
-        module,
-        along,
-        claimed,
-        unrolled,
-        differences,
-        error(unrolled),
-        error(differences),
-      )
-    )
-  return GradientCheck(tuple(rows))
+  return losses
 
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
-  """What a prior on sigma is divided by: sound tasks, or their validation examples []."""
+  """What a prior on sigma is divided by []: the tasks that did not fail, or their val examples."""
   if learner.algorithm.phi == "evidence" or tasks.val is None:
     return metrics.num_sound
   count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.val)
@@ -123,11 +150,12 @@ def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
 
 
 def _only(labels: modules.Labels, tree: PyTree, module: str) -> PyTree:
-  """The tree with all other modules zero."""
+  """The tree, with every other module set to zero."""
   return jax.tree.map(lambda label, x: x if label == module else jnp.zeros_like(x), labels, tree)
 
 
 def _module_norm(learner: MetaLearner, start: MetaParams, parameter: str, module: str) -> float:
+  """The norm of one module of phi; 1 for log sigma^2."""
   return (
     float(optax.tree.norm(_only(learner.labels, start.phi, module))) if parameter == "phi" else 1.0
   )
@@ -136,7 +164,7 @@ def _module_norm(learner: MetaLearner, start: MetaParams, parameter: str, module
 def _directions(
   learner: MetaLearner, start: MetaParams, grad: MetaParams, key: jax.Array
 ) -> Iterator[tuple[str, str, str, MetaParams]]:
-  """(parameter, module, kind, direction) for all that is compared."""
+  """Yield (parameter, module, name of the direction, direction) for every comparison."""
   zero = optax.tree.zeros_like(start)
   noise = optax.tree.random_like(key, start.phi)
   for module in modules.names(learner.labels):

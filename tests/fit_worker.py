@@ -78,8 +78,8 @@ def main() -> None:
     )
   mesh = sm.task_mesh() if jax.device_count() > 1 else None
   learner, params = make_learner(arguments.algorithm, mesh, arguments.width)
-  rows: list[dict[str, float]] = []
-  callbacks = [sm.recorder(rows)]
+  records: list[dict[str, float]] = []
+  callbacks = [sm.recorder(records)]
   checkpoints = None
   if arguments.folder is not None:
     checkpoints = sm.Checkpoints(arguments.folder, every=arguments.every)
@@ -96,9 +96,8 @@ def main() -> None:
   )
   if arguments.out is not None and jax.process_index() == 0:
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_with_names(state)}
-    metrics = {
-      f"metrics/{name}": np.array([row[name] for row in rows]) for row in rows[:1] for name in row
-    }
+    names = records[0] if records else ()
+    metrics = {f"metrics/{name}": np.array([r[name] for r in records]) for name in names}
     path = pathlib.Path(arguments.out)
     with path.with_suffix(".part").open("wb") as file:
       np.savez(file, **leaves, **metrics)

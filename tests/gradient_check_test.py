@@ -47,17 +47,17 @@ def test_right_gradients_pass(make, keywords):
   assert len(str(check).splitlines()) == 7
 
 
-def test_it_sees_what_an_approximation_leaves_out():
+def test_it_shows_what_an_approximation_leaves_out():
   identity = sm.Implicit(solver="identity")
   check = sm.check_meta_gradient(
     *problem(sm.sigma_imaml, inner=MODE, init_sigma=0.6, implicit=identity)
   )
   assert max(row.error for row in check.rows) > 0.1
-  for row in check.rows:  # the two truths agree all the same
+  for row in check.rows:  # the other two derivatives still agree
     np.testing.assert_allclose(row.unrolled, row.differences, rtol=1e-6)
 
 
-def test_frozen_modules_have_no_row_for_sigma():
+def test_frozen_modules_have_no_sigma_in_the_table():
   check = sm.check_meta_gradient(
     *problem(
       sm.sigma_imaml, inner=sm.Inner(optax.sgd(0.5), 1), init_sigma={"body": 0.0, "head": 0.6}
@@ -85,7 +85,7 @@ def test_a_prior_on_sigma_is_part_of_what_is_compared(make):
 
 
 def test_sigma_of_joint_has_no_derivative_with_phi_held():
-  """It follows phi where sigma moves it, which neither of the other two columns does."""
+  """Its gradient lets phi follow sigma. The other two columns hold phi."""
   check = sm.check_meta_gradient(
     *problem(sm.sigma_reptile, inner=MODE, init_sigma=0.6, sigma_gradient="joint")
   )
@@ -93,3 +93,20 @@ def test_sigma_of_joint_has_no_derivative_with_phi_held():
   assert len(of_sigma) == 2
   for row in of_sigma:
     assert np.isfinite(row.learner) and np.isnan([row.unrolled, row.differences, row.error]).all()
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("learner", sm.sigma_imaml, "learner must be a learner.*; got"),
+    ("state", {"w": 0.0}, r"state must be a MetaState, as learner.init\(params\) returns it"),
+    ("tasks", lambda first, count: None, "tasks must be a shrinkmeta.Task.*; got"),
+    ("key", 0, "^key must be a key of jax.random.key, or None; got"),
+    ("direction_key", "0", "direction_key must be a key of jax.random.key"),
+  ],
+)
+def test_wrong_types_are_refused_by_name(name, value, message):
+  learner, state, tasks = problem(sm.sigma_maml)
+  arguments = {"learner": learner, "state": state, "tasks": tasks} | {name: value}
+  with pytest.raises(TypeError, match=message):
+    sm.check_meta_gradient(**arguments)

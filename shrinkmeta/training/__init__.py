@@ -1,1 +1,1 @@
-"""The training loop: updates, checkpoints, callbacks, and what ends a run."""
+"""The training loop: updates, callbacks, checkpoints, and early stops."""

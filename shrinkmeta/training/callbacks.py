@@ -1,43 +1,183 @@
-"""What is told of a training run while it goes on: to a terminal, to TensorBoard, to a file.
+"""Callbacks: what a training run reports, to a list, a terminal, TensorBoard or a file.
 
-`fit` calls callbacks in process 0 alone.
+`fit` makes one log record for each update and calls the callbacks in process 0 only.
 """
 
 import contextlib
 import json
 import math
+import operator
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, NamedTuple
 
-LogRow = Mapping[str, float]  # what is known of one meta-step
+import numpy as np
+
+LogRecord = Mapping[str, float]  # the numbers of one update, {name: value}
+Path = str | os.PathLike[str]
+
+
+def instance(name: str, value: Any, kind: Any, wanted: str) -> None:
+  """Raise TypeError unless `value` is an instance of `kind`.
+
+  Args:
+    name: the argument, for the message.
+    value: what the caller passed.
+    kind: a class, a tuple of classes or a union of them.
+    wanted: what `value` should have been, in words.
+
+  Raises:
+    TypeError: the message names the argument, the type that came and what was wanted.
+  """
+  if not isinstance(value, kind):
+    raise _wrong_type(name, value, wanted)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+  """Return an int, also of NumPy or JAX, as Python's.
+
+  Raises:
+    TypeError: `value` is no whole number by type; 10.0 is not.
+    ValueError: `value` is below `least`.
+  """
+  wanted = f"an int of at least {least}"
+  if isinstance(value, (bool, np.bool_)):
+    raise _wrong_type(name, value, wanted)
+  try:
+    number = operator.index(value)
+  except TypeError as error:
+    raise _wrong_type(name, value, wanted) from error
+  if number < least:
+    raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+  return number
+
+
+def _wrong_type(name: str, value: Any, wanted: str) -> TypeError:
+  what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+  text = repr(value)  # that of a learner is many lines long
+  return TypeError(f"{name} must be {wanted}; got {what}: {text[:80]}{'...' * (len(text) > 80)}")
+
+
+def expanded(name: str, value: Path) -> pathlib.Path | str:
+  """Turn a path into a pathlib.Path with a leading ~ expanded, and leave a URL as it is.
+
+  Args:
+    name: the argument, for the message.
+    value: the path.
+
+  Returns:
+    The path. It stays relative if it was relative.
+
+  Raises:
+    TypeError: `value` is no path.
+    ValueError: `value` names the home of an unknown user.
+  """
+  instance(name, value, (str, os.PathLike), "a path (str or os.PathLike)")
+  text = os.fspath(value)
+  instance(name, text, str, "a path of text, not of bytes")
+  if _is_url(text):
+    return text
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError as error:
+    raise ValueError(f"{name} is {text!r}: {error} Write the folder out.") from error
+
+
+def local_path(name: str, value: Path) -> pathlib.Path:
+  """Do as `expanded` does, but refuse a URL.
+
+  Raises:
+    TypeError: `value` is no path.
+    ValueError: `value` is a URL, or names the home of an unknown user.
+  """
+  path = expanded(name, value)
+  if isinstance(path, str):
+    raise ValueError(
+      f"{name} must be a path of a mounted file system; got the URL {path!r}. Mount the bucket "
+      "(for example with gcsfuse) and pass the folder it is mounted at."
+    )
+  return path
+
+
+def _is_url(text: str) -> bool:
+  """Whether a path begins with a scheme. A single letter can be a drive of Windows."""
+  return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None  # pathlib drops the second "/"
 
 
 class Callback(NamedTuple):
-  """Three functions, in the order of their calls.
+  """Three functions that `fit` calls, in this order.
 
-  begin(first, steps): the first step of this run, 0 or where it goes on, and the number of all.
-  record(step, row): of each step, ascending.
-  end(): also where an error ends the run.
+  Attributes:
+    begin: begin(first, steps). `first` is the first step of this run: 0, or the step of the
+      checkpoint that it continues from. `steps` is the number of steps in all.
+    record: record(step, log_record), after each step, in order. The log record is {name: float}.
+    end: end(), after the last step, and also if an error ends the run.
+
+  Example:
+    >>> begin = lambda first, steps: print("steps", first, "to", steps - 1)
+    >>> record = lambda step, log_record: print(step, log_record["loss"])
+    >>> callback = Callback(begin, record, end=lambda: None)
+    >>> callback.begin(0, 2)
+    steps 0 to 1
+    >>> callback.record(0, {"loss": 0.5})
+    0 0.5
   """
 
   begin: Callable[[int, int], None]
-  record: Callable[[int, LogRow], None]
+  record: Callable[[int, LogRecord], None]
   end: Callable[[], None]
 
 
-def recorder(rows: list[dict[str, float]]) -> Callback:
-  """Appends each row to a list, with its step."""
+def recorder(records: MutableSequence[Any]) -> Callback:
+  """Append every log record to a list.
+
+  Args:
+    records: the list. Each record is a dict {"step": step, name: float}.
+
+  Returns:
+    A callback for `fit`.
+
+  Raises:
+    TypeError: `records` has no method `append`.
+
+  Example:
+    >>> records = []
+    >>> callback = recorder(records)
+    >>> callback.record(0, {"loss": 0.5})
+    >>> records
+    [{'step': 0, 'loss': 0.5}]
+  """
+  if isinstance(records, type) or not callable(getattr(records, "append", None)):
+    instance("records", records, MutableSequence, "a list to append to")
   return Callback(
     lambda first, steps: None,
-    lambda step, row: rows.append({"step": step, **row}),
+    lambda step, log_record: records.append({"step": step, **log_record}),
     lambda: None,
   )
 
 
 def progress_bar(name: str = "fit") -> Callback:
-  """A bar with the loss and the time left; needs tqdm."""
+  """Show a progress bar on stderr, with the loss and the time left.
+
+  Args:
+    name: the words before the bar.
+
+  Returns:
+    A callback for `fit`.
+
+  Raises:
+    ImportError: tqdm is not installed.
+    TypeError: `name` is no string.
+
+  Example:
+    >>> callback = progress_bar("train")
+    >>> callback.begin(0, 2)
+    >>> callback.record(0, {"loss": 0.5})
+    >>> callback.end()
+  """
+  instance("name", name, str, "a string")
   try:
     import tqdm
   except ImportError as error:
@@ -47,19 +187,42 @@ def progress_bar(name: str = "fit") -> Callback:
   def begin(first: int, steps: int) -> None:
     bars.append(tqdm.tqdm(desc=name, initial=first, total=steps, unit="step", dynamic_ncols=True))
 
-  def record(step: int, row: LogRow) -> None:
+  def record(step: int, log_record: LogRecord) -> None:
     del step
-    bars[-1].set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+    bars[-1].set_postfix(loss=f"{log_record['loss']:.3f}", refresh=False)
     bars[-1].update()
 
   return Callback(begin, record, lambda: bars.pop().close())
 
 
-def tensorboard(folder: str | os.PathLike[str]) -> Callback:
-  """A scalar for each finite entry of a row; needs tensorboardX.
+def tensorboard(folder: Path) -> Callback:
+  """Write every finite number of a log record as a scalar for TensorBoard.
 
-  A run that goes on takes the place of what it had written beyond its checkpoint.
+  A run that continues from a checkpoint replaces what it had written after that checkpoint.
+
+  Args:
+    folder: where the event files go. It is made if it is missing, and a leading ~ is expanded. The
+      URLs gs://... and s3://... are passed on to tensorboardX, which writes to buckets itself.
+
+  Returns:
+    A callback for `fit`.
+
+  Raises:
+    ImportError: tensorboardX is not installed.
+    TypeError: `folder` is no path.
+    ValueError: raised by `begin` if `folder` is a URL of another kind.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   callback = tensorboard(folder)
+    ...   callback.begin(0, 1)
+    ...   callback.record(0, {"loss": 0.5})
+    ...   callback.end()
+    ...   len(os.listdir(folder))
+    1
   """
+  logdir = expanded("folder", folder)
   try:
     import tensorboardX
   except ImportError as error:
@@ -68,53 +231,94 @@ def tensorboard(folder: str | os.PathLike[str]) -> Callback:
 
   def begin(first: int, steps: int) -> None:
     del steps
-    writers.append(tensorboardX.SummaryWriter(str(folder), purge_step=first))
+    if not str(logdir).startswith(("gs://", "s3://")):
+      local_path("folder", logdir)
+    writers.append(tensorboardX.SummaryWriter(str(logdir), purge_step=first))
 
-  def record(step: int, row: LogRow) -> None:
-    for name, value in row.items():
+  def record(step: int, log_record: LogRecord) -> None:
+    for name, value in log_record.items():
       if math.isfinite(value):
         writers[-1].add_scalar(name, value, step)
 
   return Callback(begin, record, lambda: writers.pop().close())
 
 
-def json_lines(path: str | os.PathLike[str]) -> Callback:
-  """One JSON object a line and step, null for numbers that are not finite.
+def json_lines(path: Path) -> Callback:
+  """Write every log record as one line of JSON.
 
-  A run that goes on from step n keeps the lines of steps before n and drops the others, so that in
-  the end the file is that of an uninterrupted run.
+  A run that continues from step n keeps the lines of the steps before n and drops the others. The
+  finished file is then that of an uninterrupted run.
+
+  Args:
+    path: the file. Its folder is made if it is missing, and a leading ~ is expanded. Numbers that
+      are not finite are written as null.
+
+  Returns:
+    A callback for `fit`.
+
+  Raises:
+    TypeError: `path` is no path.
+    ValueError: raised by `begin`, before the first update, if `path` is a URL.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   callback = json_lines(os.path.join(folder, "log.jsonl"))
+    ...   callback.begin(0, 1)
+    ...   callback.record(0, {"loss": 0.5})
+    ...   callback.end()
+    ...   read_json_lines(os.path.join(folder, "log.jsonl"))
+    [{'step': 0, 'loss': 0.5}]
   """
-  path = pathlib.Path(path)
+  target = expanded("path", path)
   files: list[Any] = []
 
   def begin(first: int, steps: int) -> None:
     del steps
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] < first]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file = local_path("path", target)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in _whole_lines(file) if json.loads(line)["step"] < first]
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
       temporary.write_text("".join(kept), encoding="utf-8")
-      os.replace(temporary, path)
+      os.replace(temporary, file)
     finally:
       temporary.unlink(missing_ok=True)
-    files.append(path.open("a", encoding="utf-8"))
+    files.append(file.open("a", encoding="utf-8"))
 
-  def record(step: int, row: LogRow) -> None:
-    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+  def record(step: int, log_record: LogRecord) -> None:
+    finite = {name: value if math.isfinite(value) else None for name, value in log_record.items()}
     files[-1].write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
     files[-1].flush()
 
   return Callback(begin, record, lambda: files.pop().close())
 
 
-def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The rows of a `json_lines` file, null as NaN; a last line cut short by a kill is left out."""
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+  """Read the log records that `json_lines` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The log records in order, with null read as NaN. A last line that a killed run did not finish is
+    left out. The list is empty if there is no such file.
+
+  Raises:
+    TypeError: `path` is no path.
+    ValueError: `path` is a URL.
+
+  Example:
+    >>> read_json_lines("no_such_file.jsonl")
+    []
+  """
   nan = lambda value: math.nan if value is None else value
-  rows = [json.loads(line) for line in _whole_lines(pathlib.Path(path))]
-  return [{name: nan(value) for name, value in row.items()} for row in rows]
+  records = [json.loads(line) for line in _whole_lines(local_path("path", path))]
+  return [{name: nan(value) for name, value in record.items()} for record in records]
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
+  """The lines of a file that end with a newline."""
   with contextlib.suppress(FileNotFoundError):
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]

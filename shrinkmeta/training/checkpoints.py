@@ -1,17 +1,13 @@
-"""States on disk, written by orbax while training goes on: whole, checked, and told apart.
+"""Checkpoints: states on disk, written by orbax while training continues.
 
-A checkpoint is a folder named after its step. Orbax writes it under another name and renames it
-when all is there, so that a process killed at any moment leaves whole checkpoints only. What orbax
-does not see is checked here: beside the arrays lies a description of them (`description.py`), so
-that a damaged file is noticed whatever it decodes to, and a state of another model is refused with
-the difference named.
+A checkpoint is a folder named after its step. Orbax writes it under another name and renames it at
+the end, so a killed process leaves no half-written checkpoint. `checkpoint_format.py` adds a
+description, so that a damaged checkpoint and one of another model are found.
 """
 
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,55 +18,81 @@ import numpy as np
 from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState
-from shrinkmeta.training.damage import attempt, put_aside
-from shrinkmeta.training.description import (
-  FORMAT,
+from shrinkmeta.training.callbacks import Path, expanded, instance, local_path, whole_number
+from shrinkmeta.training.checkpoint_format import (
+  attempt,
+  check_description,
   describe,
-  differences,
   digest,
   fingerprints,
+  finished_steps,
   named,
+  plain_data,
+  put_aside,
+  read_description,
   unnamed,
+  versions,
 )
 
-_PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
 _STATE, _ABOUT = "state", "about"
 _FINGERPRINTS = jax.jit(fingerprints)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-  """Where `fit` keeps states, and how many.
+  """Where `fit` keeps states, how often and how many.
 
   Attributes:
-    folder: made when missing; one run has it for itself.
-    every: steps between two checkpoints; the last step and a SIGTERM are saved too.
-    keep: how many of the latest stay; the best of the evaluations stays beside them.
-    asynchronous: whether training goes on while files are written.
-    settings: plain data that must be the same where the run goes on, such as learning rates and
-      seeds, which the state does not show.
+    folder: a folder for this run alone, made if it is missing. A leading ~ is expanded. A bucket
+      must be mounted: `fit` and `restore` refuse URLs such as gs://... before any work.
+    every: steps between two checkpoints. The last step is saved too, and so is the step at which
+      SIGTERM stops a run.
+    keep: how many of the latest checkpoints stay. The one with the best evaluation stays as well.
+    asynchronous: whether training continues while files are written.
+    settings: plain data that must be the same when a run continues, such as learning rates and
+      seeds. The state does not show them.
+
+  Raises:
+    TypeError: a value of the wrong type.
+    ValueError: a number is below 1.
+
+  Example:
+    >>> Checkpoints("runs/a", every=10).keep
+    3
   """
 
-  folder: str | os.PathLike[str]
+  folder: Path
   every: int = 100
   keep: int = 3
   asynchronous: bool = True
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    assign = functools.partial(object.__setattr__, self)  # the class is frozen
+    assign("folder", expanded("Checkpoints.folder", self.folder))
     for name in ("every", "keep"):
-      value = getattr(self, name)
-      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Checkpoints.{name} must be an int of at least 1; got {value!r}.")
+      assign(name, whole_number(f"Checkpoints.{name}", getattr(self, name), 1))
+    instance("Checkpoints.asynchronous", self.asynchronous, (bool, np.bool_), "True or False")
+    instance("Checkpoints.settings", self.settings, Mapping, "a dict of plain data")
+    try:
+      plain_data(self.settings)
+    except (TypeError, ValueError) as error:
+      raise TypeError(
+        "Checkpoints.settings must be plain data, which JSON can write (numbers, strings, lists, "
+        f"dicts); got {self.settings!r}: {error}."
+      ) from error
 
 
 class Store(NamedTuple):
   """An open folder of checkpoints.
 
-  save(state, value=None): begins to write the state; `value`, small for good, is its evaluation.
-  restore(state): as the function of that name does it, damaged checkpoints being put aside.
-  best() -> (step, value), None where no evaluated state is kept.
-  finish(): waits until all is on disk.
+  Attributes:
+    save: save(state, value=None) starts to write the state. `value` is its evaluation; smaller is
+      better.
+    restore: restore(state) returns the newest readable state, or None, and renames damaged
+      checkpoints.
+    best: best() returns (step, value) of the best evaluated state, or None.
+    finish: finish() waits until everything is on disk.
   """
 
   save: Callable[..., None]
@@ -85,21 +107,47 @@ def restore(
   state: MetaState,
   step: int | Literal["best"] | None = None,
 ) -> MetaState | None:
-  """A state that `fit` saved, placed as `state` is; None where the folder has none.
+  """Read a state that `fit` saved.
 
   Args:
-    checkpoints: as `fit` got them, `settings` included.
-    state: as `learner.init(params)` returns it; its arrays give way to the saved ones.
-    step: after which the state was saved; "best" is the one that `fit(best=...)` kept, None the
-      newest that is whole.
+    checkpoints: as `fit` got them, with the same `settings`.
+    learner: the learner of the run.
+    state: a state of `learner.init(params)`. It gives the structure and the devices; the arrays
+      are replaced by the saved ones.
+    step: the step after which the state was saved. "best" is the state that `fit(best=...)` kept.
+      None is the newest readable one.
+
+  Returns:
+    The state, placed on the devices of `state`. None if the folder has no checkpoint.
 
   Raises:
-    ValueError: it is of another model or other settings, or there is no such step.
-    OSError: it is damaged.
+    TypeError: an argument of the wrong type.
+    ValueError: the checkpoint belongs to another model or other settings, or there is no such step.
+    OSError: the checkpoint is damaged.
+
+  Example:
+    >>> import tempfile, optax, jax.numpy as jnp, shrinkmeta as sm
+    >>> learner = sm.reptile(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+    >>> batch = lambda count: sm.Batch(jnp.ones((count, 4)), jnp.ones((count, 4)))
+    >>> tasks = lambda first, count: sm.Task(batch(count), None)
+    >>> start = learner.init({"w": 0.0})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   kept = sm.Checkpoints(folder)
+    ...   end = sm.fit(learner, start, tasks, 2, meta_batch=1, checkpoints=kept)
+    ...   restored = sm.restore(kept, learner, start)
+    >>> int(restored.step), bool(restored.phi["w"] == end.phi["w"])
+    (2, True)
   """
-  folder = pathlib.Path(checkpoints.folder).absolute()
+  instance("checkpoints", checkpoints, Checkpoints, "an instance of shrinkmeta.Checkpoints")
+  instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
+  instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
+  if isinstance(step, str) and step != "best":
+    raise ValueError(f'step must be an int, "best" or None; got {step!r}.')
+  if step is not None and step != "best":
+    step = whole_number("step", step, 0)
+  folder = _absolute(checkpoints)
   wanted = describe(learner, state, checkpoints.settings)
-  steps = _steps(folder)
+  steps = finished_steps(folder)
   if step == "best":
     options = _orbax().CheckpointManagerOptions(best_fn=_value_of, read_only=True)
     with _quiet(), _orbax().CheckpointManager(folder, options=options) as manager:
@@ -108,87 +156,67 @@ def restore(
       raise ValueError(f"{folder} has no state that was evaluated; its steps are {steps}.")
   if step is not None and step not in steps:
     raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
-  return _newest_whole(folder, steps if step is None else [step], state, wanted)[0]
+  return _newest_readable(folder, steps if step is None else [step], state, wanted)[0]
 
 
 @contextlib.contextmanager
 def opened(
   checkpoints: Checkpoints, learner: MetaLearner, meta_batch: int | None = None
 ) -> Iterator[Store]:
-  """Opens the folder; on leaving, all is on disk. Every process of a run opens it.
+  """Open the folder in every process of a run; on leaving, everything is on disk.
 
   Args:
-    meta_batch: see `describe`.
+    checkpoints: the folder and how it is used.
+    learner: the learner of the run.
+    meta_batch: as in `describe`.
   """
-  ocp = _orbax()
-  folder = pathlib.Path(checkpoints.folder).absolute()
-  _writable(folder)
-  policies = ocp.checkpoint_managers
-  options = ocp.CheckpointManagerOptions(
-    best_fn=_value_of,
-    preservation_policy=policies.AnyPreservationPolicy(
-      [
-        policies.LatestN(checkpoints.keep),
-        policies.BestN(get_metric_fn=_value_of, n=1, keep_checkpoints_without_metrics=False),
-      ]
-    ),
-    cleanup_tmp_directories=True,
-    enable_async_checkpointing=checkpoints.asynchronous,
-  )
-
-  values: dict[int, float] = {}  # what was handed to `save`, alike in all processes
-
-  @functools.cache  # opened late: damaged checkpoints are put aside first
-  def manager() -> Any:
-    return ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _ABOUT))
-
-  def explained(step: int | None, action: Callable[[], Any]) -> Any:
-    try:
-      return action()
-    except (OSError, ValueError, RuntimeError) as error:
-      whole = _steps(folder)
-      raise OSError(
-        f"The checkpoint {'' if step is None else f'of step {step} '}could not be written to "
-        f"{folder}: {error} Free space or choose another folder, and start again: "
-        + (f"training goes on from step {whole[-1]}." if whole else "there is no checkpoint yet.")
-      ) from error
+  _orbax()  # if it is missing, say so before any work
+  folder = _absolute(checkpoints)
+  _check_writable(folder)
+  # Made at its first use. Damaged checkpoints are put aside before that, and a run that is refused
+  # makes no manager: it would delete what another run is writing here.
+  manager = functools.cache(lambda: _manager(folder, checkpoints))
+  values: dict[int, float] = {}  # what was handed to `save`: the same in every process
+  started: list[int] = []  # the steps whose save has started
 
   def save(state: MetaState, value: float | None = None) -> None:
     step = int(state.step)
     if step in manager().all_steps():
-      return  # a run that was told to stop right after this step was saved
-    prints = {name: int(number) for name, number in _FINGERPRINTS(state).items()}
+      return  # SIGTERM stopped the run right after this step was saved
     about = describe(learner, state, checkpoints.settings, meta_batch) | {
-      "fingerprints": prints,
-      "versions": _versions(),
+      "fingerprints": _numbers(_FINGERPRINTS(state)),
+      "versions": versions(),
     }
     about["digest"] = digest(about)
-    what = ocp.args.Composite(
-      **{_STATE: ocp.args.StandardSave(named(state)), _ABOUT: ocp.args.JsonSave(about)}
-    )
+    args = _orbax().args
+    what = args.Composite(**{_STATE: args.StandardSave(named(state)), _ABOUT: args.JsonSave(about)})
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
-    explained(step, lambda: manager().save(step, args=what, metrics=metrics))
+    finish()  # orbax would wait here as well, but blame this step for an error of the previous one
+    started.append(step)
+    with _explained(folder, step):
+      manager().save(step, args=what, metrics=metrics)
     if metrics is not None:
       values[step] = metrics["value"]
 
   def restore(state: MetaState) -> MetaState | None:
     wanted = describe(learner, state, checkpoints.settings, meta_batch)
-    new, damaged = _newest_whole(folder, _steps(folder), state, wanted)
+    new, damaged = _newest_readable(folder, finished_steps(folder), state, wanted)
     put_aside(folder, damaged)
     if new is not None:
-      logging.info("Training goes on from step %d of %s.", int(new.step), folder)
+      logging.info("Training continues from step %d of %s.", int(new.step), folder)
     return new
 
   def best() -> tuple[int, float] | None:
     step = manager().best_step()
-    if step in values:  # on disk only once it is written to its end, which no step waits for
+    if step in values:  # the value is on disk only when the save is finished: do not wait for that
       return step, values[step]
     if step is None or (metrics := manager().metrics(step)) is None:
       return None
     return step, float(metrics["value"])
 
   def finish() -> None:
-    explained(None, lambda: manager().wait_until_finished())
+    with _explained(folder, started[-1] if started else None):
+      manager().wait_until_finished()
 
   with _quiet():
     try:
@@ -201,9 +229,45 @@ def opened(
           manager().close()
 
 
+def _absolute(checkpoints: Checkpoints) -> pathlib.Path:
+  return local_path("Checkpoints.folder", checkpoints.folder).absolute()
+
+
+def _manager(folder: pathlib.Path, checkpoints: Checkpoints) -> Any:
+  """Orbax's manager of the folder, which keeps the latest states and the best one."""
+  ocp = _orbax()
+  policies = ocp.checkpoint_managers
+  options = ocp.CheckpointManagerOptions(
+    best_fn=_value_of,
+    preservation_policy=policies.AnyPreservationPolicy(
+      [
+        policies.LatestN(checkpoints.keep),
+        policies.BestN(get_metric_fn=_value_of, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    ),
+    cleanup_tmp_directories=True,
+    enable_async_checkpointing=bool(checkpoints.asynchronous),
+  )
+  return ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _ABOUT))
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
+  """Add to an error of writing what the user can do, and where training would continue."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as error:
+    whole = finished_steps(folder)
+    raise OSError(
+      f"The checkpoint {'' if step is None else f'of step {step} '}could not be written to "
+      f"{folder}: {error} Free space or choose another folder, and start again: "
+      + (f"training continues from step {whole[-1]}." if whole else "there is no checkpoint yet.")
+    ) from error
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps what orbax logs of each step of each save, but for errors, out of the program's log."""
+  """Keep orbax's messages about every save out of the program's log, except for errors."""
   logger = logging.get_absl_logger()
   loud = ("ERROR", "CRITICAL")
   wanted = lambda record: record.levelname in loud or "orbax" not in record.pathname
@@ -223,22 +287,27 @@ def _orbax() -> Any:
 
 
 def _value_of(metrics: Mapping[str, float]) -> float:
+  """What orbax maximises: a small value is good."""
   return -metrics["value"]
 
 
-def _newest_whole(
+def _numbers(fingerprints: Mapping[str, Any]) -> dict[str, int]:
+  return {name: int(number) for name, number in fingerprints.items()}
+
+
+def _newest_readable(
   folder: pathlib.Path, steps: Sequence[int], state: MetaState, wanted: Mapping[str, Any]
 ) -> tuple[MetaState | None, dict[int, str]]:
-  """The last of the steps that can be read, and what is wrong with those after it.
+  """The state of the last step that can be read, and {later step: what is wrong with it}.
 
   Raises:
-    OSError: there are some, and none can be read.
+    OSError: there are checkpoints, and none can be read.
   """
   damaged = {}
   for step in reversed(steps):
-    about, error = attempt(lambda step=step: _read_about(folder / str(step)))
+    about, error = attempt(lambda step=step: read_description(folder / str(step) / _ABOUT))
     if about is not None:
-      _check_about(about, wanted, folder / str(step))
+      check_description(about, wanted, folder / str(step))
       new, error = attempt(lambda step=step, about=about: _read(folder / str(step), state, about))
       if new is not None:
         return new, damaged
@@ -246,8 +315,8 @@ def _newest_whole(
   if damaged:
     reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
     raise OSError(
-      f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Bring a whole one "
-      "back, or name another folder to begin anew."
+      f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Copy a readable "
+      "one back, or name another folder to start again."
     )
   return None, damaged
 
@@ -260,41 +329,14 @@ def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> Met
   with _orbax().StandardCheckpointer() as checkpointer:
     restored = checkpointer.restore(path / _STATE, like)
   new = unnamed(state, restored)
-  prints = {name: int(number) for name, number in _FINGERPRINTS(new).items()}
+  prints = _numbers(_FINGERPRINTS(new))
   if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
-    raise ValueError(f"the fingerprint of {wrong[0]} is another one: a file was changed")
+    raise ValueError(f"the fingerprint of {wrong[0]} has changed, so a file was changed")
   return new
 
 
-def _steps(folder: pathlib.Path) -> list[int]:
-  """Steps of the checkpoints that were written to their end, ascending."""
-  return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
-
-
-def _read_about(path: pathlib.Path) -> dict[str, Any]:
-  about = json.loads((path / _ABOUT / "metadata").read_text(encoding="utf-8"))
-  if about.pop("digest") != digest(about):
-    raise ValueError("its description was changed")
-  return about
-
-
-def _check_about(about: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Raises ValueError where the checkpoint is whole but not for this learner."""
-  if about["format"] > FORMAT:
-    raise ValueError(
-      f"{path} has format {about['format']}, written by shrinkmeta "
-      f"{about.get('versions', {}).get('shrinkmeta')}; this one reads up to {FORMAT}. Install that."
-    )
-  if found := differences(about, wanted):
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    raise ValueError(
-      f"{path} is a checkpoint of another run: {'; '.join(found[:3])}{more}. Go on with "
-      "what it was written by, or name another folder."
-    )
-
-
-def _writable(folder: pathlib.Path) -> None:
-  """Raises OSError, before any work, where nothing can be written."""
+def _check_writable(folder: pathlib.Path) -> None:
+  """Raise OSError, before any work, if nothing can be written to the folder."""
   if jax.process_index() != 0:
     return
   try:
@@ -304,14 +346,5 @@ def _writable(folder: pathlib.Path) -> None:
     probe.unlink()
   except OSError as error:
     raise OSError(
-      f"Checkpoints are to be written to {folder}, which cannot be written to: {error}. Name "
-      "another folder."
+      f"The folder of checkpoints {folder} cannot be written to: {error}. Name another folder."
     ) from error
-
-
-def _versions() -> dict[str, str]:
-  found = {}
-  for package in _PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[package] = importlib.metadata.version(package)
-  return found

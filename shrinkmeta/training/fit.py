@@ -1,35 +1,32 @@
-"""The training loop: the same on a laptop and on a pod, and nothing lost where it is stopped.
+"""The training loop, the same on a laptop and on a pod.
 
-Update i sees the tasks i * meta_batch to (i + 1) * meta_batch - 1 of the source, whatever the
-number of devices and processes; each process asks the source for its own share of them. A run that
-was stopped goes on from its last checkpoint and ends, on the same devices, in the same bits.
+Update i sees the tasks i * meta_batch to (i + 1) * meta_batch - 1 of the source, for any number of
+devices and processes; each process asks the source for its own share. A run that was stopped
+continues from its last checkpoint. On the same devices it ends with the same bits.
 """
 
 import contextlib
-import math
+import numbers
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
+from jax.sharding import PartitionSpec
 
-from shrinkmeta.base import MetaLearner, MetaState, Metrics, PerTask, Sums
-from shrinkmeta.devices.batching import num_tasks
-from shrinkmeta.devices.memory import ProgramCost, program_cost
-from shrinkmeta.devices.placement import Rules, place_state, place_tasks, share_of_tasks
-from shrinkmeta.model.tasks import Task
-from shrinkmeta.training.callbacks import Callback
+from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.devices.placement import Rules, place_state
+from shrinkmeta.training.callbacks import Callback, instance, local_path, whole_number
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
+from shrinkmeta.training.programs import Source, Update, build_update
+from shrinkmeta.training.records import Reporter, reporting
 from shrinkmeta.training.stopping import Watchdog, sigterm
 
 PyTree = Any
-Source = Callable[[int, int], Task]  # (first, count) -> the tasks first to first + count - 1
-Evaluate = Callable[[MetaState], Mapping[str, float]]
+Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: a number}
 
 
 def fit(
@@ -49,281 +46,253 @@ def fit(
   rules: Rules | None = None,
   stall_seconds: float | None = None,
 ) -> MetaState:
-  """Updates until `state.step` is `steps`; returns the state after the last.
+  """Update the state until `state.step` is `steps`.
 
-  A row, what callbacks are told of a step, holds the loss and other means over sound tasks, sigma
-  of every module, how many tasks failed, and the seconds since the row before.
+  The log record of an update holds the loss and other means over the tasks that did not fail, sigma
+  of every module, the number of failed tasks and the seconds since the last log record.
 
   Args:
-    state: from `learner.init`, or any later one. With checkpoints, the newest in their folder is
-      taken instead. It is copied, never donated.
-    tasks: pure in (first, count), finite in number or not. Its tasks are split over learner.spec's
-      mesh; a number that the mesh does not divide is filled up with tasks of no account.
-    micro_batches: parts in which the tasks of an update are drawn, placed and run one after
-      another, their gradients added up, where all do not fit at once.
-    key: folded with the step, for learners that draw (a batch_size, a stochastic log_det).
-    evaluate: state -> numbers, called after every `evaluate_every` updates, in every process;
-      they join that step's row as "eval/<name>". The state's arrays are the next update's: copy
-      what is to outlive the call.
-    best: the name of the one of them that is to be small: the best such state is kept, for
+    learner: the learner.
+    state: a state of `learner.init(params)`, or any later one. It is copied, never donated. With
+      `checkpoints`, the newest state in the folder replaces it.
+    tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
+      It must return the same tasks for the same numbers. If learner.spec.mesh does not divide the
+      tasks evenly, padding tasks are added, which count as 0.
+    steps: the number of updates, those of earlier runs included.
+    meta_batch: the number of tasks per update.
+    micro_batches: the number of parts in which the tasks of an update are drawn, placed and run,
+      one after another, if they do not fit into memory at once. It divides `meta_batch`.
+    key: folded with the step, for a learner that draws (a batch_size, a stochastic log_det).
+    evaluate: evaluate(state) returns {name: number}, in every process. The numbers join the log
+      record as "eval/<name>". The next update overwrites the state's arrays: copy what you keep.
+    evaluate_every: the number of updates between two evaluations.
+    best: a name that `evaluate` returns. The state with the smallest value is kept, for
       `restore(checkpoints, learner, state, "best")`.
-    callbacks: told of every step, in process 0.
+    callbacks: called with the log record of every step, in process 0.
+    checkpoints: where states are kept. None keeps none.
     rules: how large leaves are cut over the mesh's axis "model": see `place_state`.
-    stall_seconds: an update that takes longer, its own compilation and the first one aside, ends
-      the process with exit code 1 and the tracebacks of all threads, so that whoever started it can
-      start it again.
+    stall_seconds: the longest time for an update, in seconds. A longer one ends the process with
+      exit code 1 and the tracebacks of all threads, so that a scheduler can start it again. The
+      first update and compilation are not timed.
+
+  Returns:
+    The state after the last update.
 
   Raises:
-    FloatingPointError: no task of an update was sound, or its gradient not finite.
+    TypeError, ValueError: an argument is wrong; the message names it.
+    FloatingPointError: every task of an update failed, or its gradient is not finite.
     MemoryError: an update needs more memory than the device has, by XLA's analysis.
-    SystemExit: on SIGTERM, with code 143, after the state was saved.
+    SystemExit: with code 143 on SIGTERM, after the state is saved.
+
+  Example:
+    >>> import shrinkmeta as sm
+    >>> learner = sm.reptile(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+    >>> batch = lambda count: sm.Batch(jnp.ones((count, 4)), jnp.ones((count, 4)))
+    >>> tasks = lambda first, count: sm.Task(batch(count), None)
+    >>> records = []
+    >>> state = learner.init({"w": 0.0})
+    >>> state = sm.fit(learner, state, tasks, 2, meta_batch=3, callbacks=[sm.recorder(records)])
+    >>> int(state.step), records[1]["step"], records[1]["failed"]
+    (2, 1, 0.0)
   """
-  _check(learner, steps, meta_batch, micro_batches, evaluate, evaluate_every, best, checkpoints)
+  steps, meta_batch = whole_number("steps", steps, 0), whole_number("meta_batch", meta_batch, 1)
+  micro_batches = whole_number("micro_batches", micro_batches, 1)
+  evaluation = _Evaluation(evaluate, whole_number("evaluate_every", evaluate_every, 0), best)
+  _check_types(learner, state, tasks, key, callbacks, checkpoints, rules, stall_seconds)
+  _check_parts(learner, meta_batch, micro_batches)
+  _check_evaluation(evaluation, checkpoints)
   with contextlib.ExitStack() as stack:
-    mesh = learner.spec.mesh
-    copy = lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
-    state = place_state(jax.tree.map(copy, state), mesh, rules)
+    state = place_state(jax.tree.map(_copy, state), learner.spec.mesh, rules)
     store = None
     if checkpoints is not None:
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
       state = store.restore(state) or state
-    first = int(state.step)
-    if first > steps:
-      raise ValueError(f"The state is that of step {first}, beyond the {steps} asked for.")
-    told = callbacks if jax.process_index() == 0 else ()
-    for callback in told:
-      callback.begin(first, steps)
-      stack.callback(callback.end)
+    saving = _Saving(store, 0 if checkpoints is None else checkpoints.every)
+    if (first := int(state.step)) > steps:
+      raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
+    reporter = stack.enter_context(reporting(callbacks, first, steps, meta_batch))
     stopped = stack.enter_context(sigterm())
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
-    update = _update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
-    on_cpu = jax.default_backend() == "cpu"
-    unread: tuple[int, PyTree] | None = None
-    told_at = time.perf_counter()
+    update = build_update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
+    return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
 
-    def report(step: int, row: PyTree, extra: Mapping[str, float]) -> None:
-      nonlocal told_at
-      numbers = {name: float(value) for name, value in jax.device_get(row).items()}
-      numbers["failed"] = meta_batch - numbers.pop("sound")
-      now = time.perf_counter()
-      numbers |= {"seconds": now - told_at, **extra}
-      told_at = now
-      for callback in told:
-        callback.record(step, numbers)
-      norms = [numbers["phi_grad_norm"], numbers.get("sigma_grad_norm", 0.0)]
-      if numbers["failed"] < meta_batch and not all(map(math.isfinite, norms)):
-        raise FloatingPointError(
-          f"The gradient of step {step} is not finite, though those of its tasks are: look at "
-          "log_p_phi and log_p_sigma where phi and sigma are now. The state is that before it."
-        )
-      if numbers["failed"] == meta_batch:
-        raise FloatingPointError(
-          f"No task of step {step} had a finite loss and gradient, so that nothing can be learnt. "
-          "Lower the inner step size or init_sigma, look for NaN in the tasks; a gradient through "
-          "Adam's steps needs eps_root > 0."
-        )
 
-    for step in range(first, steps):
-      done = step + 1
-      if step > first:
-        watchdog.start()
-      state, row = update(state, step)
-      if unread is not None:  # on accelerators the next step is under way by now
-        report(*unread, {})
-      unread = (step, row)
-      judged = evaluate is not None and done % evaluate_every == 0
-      saved = checkpoints is not None and done % checkpoints.every == 0
-      # On a CPU two programs with a collective must not be in flight at once: host devices share
-      # one thread pool and could wait for each other. Elsewhere what follows would wait unwatched.
-      if on_cpu or judged or saved or done == steps:
-        jax.block_until_ready(row)
-      watchdog.stop()
-      extra = {}
-      if judged:
-        assert evaluate is not None
-        extra = {f"eval/{name}": float(value) for name, value in evaluate(state).items()}
-        if best is not None and f"eval/{best}" not in extra:
-          raise ValueError(f"best is {best!r}, but evaluate gives {sorted(extra)}.")
-      stop, value = stopped(done), extra.get(f"eval/{best}")
-      due = store is not None and _due(store, checkpoints, done, value)
-      last = done == steps or stop
-      if on_cpu or extra or last or due:  # a step that is saved has been told of
-        report(*unread, extra)
-        unread = None
-      if store is not None and (due or last):
-        store.save(state, value)
-      if stop:
-        if store is not None:
-          store.finish()
-        logging.warning("SIGTERM: stopped after step %d of %d.", done, steps)
-        raise SystemExit(128 + signal.SIGTERM)
-    if store is not None:
-      store.finish()  # while a SIGTERM still waits for it
+class _Evaluation(NamedTuple):
+  """What `fit` evaluates, and how often."""
+
+  function: Evaluate | None
+  every: int  # updates
+  best: str | None
+
+  def due(self, done: int) -> bool:
+    """Whether the state after `done` updates is evaluated."""
+    return self.function is not None and done % self.every == 0
+
+  def __call__(self, state: MetaState) -> dict[str, float]:
+    """The numbers {"eval/<name>": float}, and an error if they are none or lack the best."""
+    assert self.function is not None
+    found = self.function(state)
+    instance("evaluate(state)", found, Mapping, "a dict {name: number}")
+    extra = {}
+    for name, value in found.items():
+      try:
+        extra[f"eval/{name}"] = _number(value)
+      except TypeError as error:
+        raise TypeError(f"evaluate(state)[{name!r}] must be a number; got {value!r}.") from error
+    if self.best is not None and f"eval/{self.best}" not in extra:
+      raise ValueError(f"best is {self.best!r}, but evaluate gives {sorted(extra)}.")
+    return extra
+
+
+def _number(value: Any) -> float:
+  """A number of Python, NumPy or JAX as a float; TypeError for text and for arrays with axes."""
+  if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
+    raise TypeError(f"{type(value).__name__} is no number")
+  return float(value)
+
+
+class _Saving(NamedTuple):
+  """Where `fit` saves states, and how often."""
+
+  store: Store | None
+  every: int  # updates
+
+  def scheduled(self, done: int) -> bool:
+    """Whether the state after `done` updates is saved in any case."""
+    return self.store is not None and done % self.every == 0
+
+  def due(self, done: int, value: float | None) -> bool:
+    """Whether the state after `done` updates, evaluated as `value`, is saved."""
+    if self.store is None or value is None or self.scheduled(done):
+      return self.scheduled(done)
+    best = self.store.best()
+    return best is None or value < best[1]
+
+
+def _loop(
+  state: MetaState,
+  steps: int,
+  update: Update,
+  evaluation: _Evaluation,
+  saving: _Saving,
+  reporter: Reporter,
+  stopped: Callable[[int], bool],
+  watchdog: Watchdog,
+) -> MetaState:
+  """Run the updates from `state.step` to `steps`."""
+  on_cpu, first = jax.default_backend() == "cpu", int(state.step)
+  for step in range(first, steps):
+    done = step + 1
+    if step > first:
+      watchdog.start()
+    state, record = update(state, step)
+    reporter.flush()  # the record of the last step: an accelerator is busy with this one by now
+    reporter.hold(step, record)
+    evaluates = evaluation.due(done)
+    # On a CPU two programs with a collective must not run at once: the host devices share one
+    # thread pool and could wait for each other. On an accelerator the work below would wait for the
+    # update without a watchdog.
+    if on_cpu or evaluates or saving.scheduled(done) or done == steps:
+      jax.block_until_ready(record)
+    watchdog.stop()
+    extra = evaluation(state) if evaluates else {}
+    stop, value = stopped(done), extra.get(f"eval/{evaluation.best}")
+    due, last = saving.due(done, value), done == steps or stop
+    if on_cpu or extra or last or due:  # report a step before it is saved
+      reporter.flush(extra)
+    if saving.store is not None:
+      if due or last:
+        saving.store.save(state, value)
+      if last:
+        saving.store.finish()  # still inside `sigterm`, so that a signal waits for it
+    if stop:
+      logging.warning("SIGTERM: stopped after step %d of %d.", done, steps)
+      raise SystemExit(128 + signal.SIGTERM)
   return state
 
 
-def _due(store: Store, checkpoints: Checkpoints | None, done: int, value: float | None) -> bool:
-  """Whether a state is saved: every so many steps, and where it is the best so far."""
-  assert checkpoints is not None
-  if done % checkpoints.every == 0:
-    return True
-  best = None if value is None else store.best()
-  return value is not None and (best is None or value < best[1])
+def _copy(x: Any) -> jax.Array:
+  return x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
 
 
-def _update(
-  learner: MetaLearner,
-  state: MetaState,
-  source: Source,
-  meta_batch: int,
-  micro_batches: int,
-  key: jax.Array | None,
-  watchdog: Watchdog,
-) -> Callable[[MetaState, int], tuple[MetaState, PyTree]]:
-  """(state, step) -> (state, row): draws the tasks and runs the compiled programs."""
-  mesh, count = learner.spec.mesh, meta_batch // micro_batches
-  offset, mine, share = share_of_tasks(count, mesh)
-  key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
-
-  def drawn(first: int, wanted: int) -> Task:
-    tasks = source(first, wanted)
-    if (found := num_tasks(tasks)) != wanted:
-      raise ValueError(
-        f"source({first}, {wanted}) returned {found} tasks; {wanted} were asked for. Its second "
-        "argument is how many to return, here this process' share of meta_batch."
-      )
-    return tasks
-
-  def draw(first: int) -> Task:
-    """This process' share of `count` tasks, placed and filled up."""
-    if not mine:  # fewer tasks than devices: one of them is a pattern to fill up with
-      return place_tasks(drawn(first, 1), mesh, share, 0)
-    return place_tasks(drawn(first + offset, mine), mesh, share)
-
-  def whole(state: MetaState, tasks: Task) -> tuple[MetaState, PyTree]:
-    state, metrics = learner.update(state, tasks, key_at(state))
-    return state, _row(learner, state, metrics)
-
-  def part(state: MetaState, tasks: Task, first: jax.typing.ArrayLike) -> tuple[Sums, PerTask]:
-    return learner.sums(state, tasks, key_at(state), first=first)
-
-  def finish(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, PyTree]:
-    state, metrics = learner.apply(state, sums, per_task)
-    return state, _row(learner, state, metrics)
-
-  # A state comes out as it lay when it went in, in place of it.
-  options: dict[str, Any] = {"donate_argnums": 0}
-  if mesh is not None:
-    options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
-  advice = (
-    "All its tasks at once are in one term: give it a smaller meta_batch, or more devices"
-    if learner.spec.sees_all_tasks
-    else 'Give the learner batching="sequential" or a small number of tasks at once, fit more '
-    "micro_batches, or both"
-  )
-  whole = _telling(whole, watchdog, advice, **options)
-  part = _telling(part, watchdog, advice)
-  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-  finish = jax.jit(finish, **options)
-  # One program with a collective at a time, as in `fit`.
-  wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
-
-  def update(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
-    first = step * meta_batch
-    if micro_batches == 1:
-      return whole(state, draw(first))
-    total, per_task = wait(part(state, draw(first), np.int32(0)))
-    for start in range(count, meta_batch, count):
-      sums, per_task = wait(part(state, draw(first + start), np.int32(start)))
-      total = add(total, sums)
-    return finish(state, total, per_task)  # a row logs no values of single tasks: any part's do
-
-  return update
-
-
-def _telling(
-  f: Callable[..., Any], watchdog: Watchdog, advice: str = "", **options: Any
-) -> Callable[..., Any]:
-  """jit(f), which tells what it takes whenever it compiles: once for all arguments of a shape.
-
-  While it compiles it is not watched.
-
-  Args:
-    advice: what to do where it takes too much.
-  """
-  programs: dict[Any, jax.stages.Compiled] = {}
-
-  def call(*args: Any) -> Any:
-    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
-    if shapes not in programs:
-      watched = watchdog.stop()
-      programs[shapes] = jax.jit(f, **options).lower(*args).compile()
-      _tell(program_cost(programs[shapes]), advice)
-      if watched:
-        watchdog.start()
-    return programs[shapes](*args)
-
-  return call
-
-
-def _row(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
-  """The numbers of one step that are logged: all [] and the same on every device."""
-  inner, solve = metrics.mean_inner, metrics.mean_solve
-  row = {
-    "loss": metrics.loss,
-    "phi_loss": metrics.phi_loss,
-    "sound": metrics.num_sound,
-    "phi_grad_norm": metrics.phi_grad_norm,
-    "inner_objective": inner.objective,
-    "inner_steps": inner.steps,
-    "inner_grad_norm": inner.grad_norm,
-  }
-  if solve is not None:
-    row["solve_residual"], row["solve_steps"] = solve.residual, solve.steps
-    row["negative_curvature"] = solve.negative_curvature
-  if learner.algorithm.sigma != "inf":
-    row["sigma_grad_norm"] = optax.tree.norm(metrics.sigma_grad)
-    row |= {f"sigma/{m}": jnp.exp(0.5 * value) for m, value in state.log_sigma2.items()}
-  return row
-
-
-def _tell(needed: ProgramCost | None, advice: str) -> None:
-  """Logs what an update needs; raises MemoryError where the device has less."""
-  logging.info("An update takes %s.", needed or "memory that this backend does not tell")
-  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-  if needed is not None and limit is not None and needed.bytes > limit:
-    raise MemoryError(
-      f"An update takes {needed}, but the device has {limit / 1e6:,.1f} MB. {advice}."
-    )
-
-
-def _check(
-  learner: MetaLearner,
-  steps: int,
-  meta_batch: int,
-  micro_batches: int,
-  evaluate: Evaluate | None,
-  evaluate_every: int,
-  best: str | None,
-  checkpoints: Checkpoints | None,
+def _check_types(
+  learner: Any,
+  state: Any,
+  tasks: Any,
+  key: Any,
+  callbacks: Any,
+  checkpoints: Any,
+  rules: Any,
+  stall_seconds: Any,
 ) -> None:
-  if steps < 0 or meta_batch < 1 or micro_batches < 1 or meta_batch % micro_batches:
+  """Raise TypeError or ValueError if an argument of `fit` is not what its name says."""
+  instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
+  instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
+  instance(
+    "tasks", tasks, Callable, "a function (first, count) -> shrinkmeta.Task of `count` tasks"
+  )
+  instance("key", key, (jax.Array, np.ndarray, type(None)), "a key of jax.random.key, or None")
+  if key is not None and not _is_key(key):
+    raise ValueError(f"key must be one key of jax.random.key; got {key.dtype} {list(key.shape)}.")
+  many = "a sequence of shrinkmeta.Callback, such as [shrinkmeta.recorder(records)]"
+  if isinstance(callbacks, Callback):  # itself a tuple, of three functions
+    raise TypeError(f"callbacks must be {many}; got one Callback: put it into a list.")
+  instance("callbacks", callbacks, Sequence, many)
+  for i, callback in enumerate(callbacks):
+    instance(f"callbacks[{i}]", callback, Callback, "a shrinkmeta.Callback(begin, record, end)")
+  instance(
+    "checkpoints",
+    checkpoints,
+    (Checkpoints, type(None)),
+    "an instance of shrinkmeta.Checkpoints, or None",
+  )
+  if checkpoints is not None:
+    local_path("Checkpoints.folder", checkpoints.folder)
+  instance("rules", rules, (Mapping, type(None)), "a dict {regex: PartitionSpec}, or None")
+  for name, spec in (rules or {}).items():
+    instance(f"rules, key {name!r}", name, str, "a regular expression")
+    instance(f"rules[{name!r}]", spec, PartitionSpec, "a jax.sharding.PartitionSpec")
+  if stall_seconds is not None:
+    real = (numbers.Real, np.generic)
+    instance("stall_seconds", stall_seconds, real, "a number of seconds, or None")
+    if not stall_seconds > 0:
+      raise ValueError(f"stall_seconds must be positive, or None; got {stall_seconds!r}.")
+
+
+def _is_key(key: Any) -> bool:
+  """Whether `key` is one key: typed [], or its integers [words]."""
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return key.ndim == 0
+  return key.dtype == jnp.uint32 and key.ndim == 1
+
+
+def _check_parts(learner: MetaLearner, meta_batch: int, micro_batches: int) -> None:
+  """Raise ValueError if the learner's update cannot run in `micro_batches` parts."""
+  if meta_batch % micro_batches:
     raise ValueError(
-      "fit wants steps >= 0 and a meta_batch >= 1 that micro_batches divides; got "
-      f"steps={steps}, meta_batch={meta_batch}, micro_batches={micro_batches}."
+      f"micro_batches must divide meta_batch; got micro_batches={micro_batches} and "
+      f"meta_batch={meta_batch}."
     )
   if micro_batches > 1 and learner.spec.sees_all_tasks:
     raise ValueError(
       'sigma_gradient="joint" and restricted join all tasks of an update in one term: '
       f"micro_batches must be 1; got {micro_batches}."
     )
-  if (evaluate is None) != (evaluate_every == 0) or evaluate_every < 0:
+
+
+def _check_evaluation(evaluation: _Evaluation, checkpoints: Checkpoints | None) -> None:
+  """Raise TypeError or ValueError if evaluate, evaluate_every and best do not fit together."""
+  evaluate, every, best = evaluation
+  if evaluate is not None:
+    instance("evaluate", evaluate, Callable, "a function state -> {name: number}, or None")
+  instance("best", best, (str, type(None)), "a name that evaluate returns, or None")
+  if (evaluate is None) != (every == 0):
     raise ValueError(
       "evaluate and evaluate_every (a number of updates) go together; got "
-      f"evaluate={evaluate}, evaluate_every={evaluate_every}."
+      f"evaluate={evaluate}, evaluate_every={every}."
     )
   if best is not None and evaluate is None:
-    raise ValueError(f"best={best!r} names a number that evaluate gives; there is no evaluate.")
+    raise ValueError(f"best={best!r} names a number of evaluate, and there is no evaluate.")
   if best is not None and checkpoints is None:
     raise ValueError(f"best={best!r} keeps a state among checkpoints: pass checkpoints= too.")

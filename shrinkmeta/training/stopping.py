@@ -1,4 +1,4 @@
-"""What ends a run before its last step: SIGTERM after the step under way, or a step that stalls."""
+"""Early stops: SIGTERM stops a run after the current step, and a watchdog ends one that stalls."""
 
 import contextlib
 import faulthandler
@@ -10,20 +10,27 @@ from jax.experimental import multihost_utils
 
 
 class Watchdog:
-  """Ends the process where `start` is not followed by `stop` within `seconds`; None: never."""
+  """End the process, with exit code 1 and all tracebacks, if a step takes too long.
+
+  Call `start` before a step and `stop` after it.
+
+  Args:
+    seconds: the longest time between `start` and `stop`. None never ends the process.
+  """
 
   def __init__(self, seconds: float | None):
-    self.seconds, self.watches = seconds, False
+    self.seconds, self._watching = None if seconds is None else float(seconds), False
 
   def start(self) -> None:
+    """Start to count the seconds of a step."""
     if self.seconds is not None:
-      self.watches = True
-      stderr = 2  # also where sys.stderr was replaced
+      self._watching = True
+      stderr = 2  # the file descriptor: a program may have replaced sys.stderr
       faulthandler.dump_traceback_later(self.seconds, exit=True, file=stderr)
 
   def stop(self) -> bool:
-    """Whether it was watching."""
-    watched, self.watches = self.watches, False
+    """Stop to count, and return whether the watchdog was counting."""
+    watched, self._watching = self._watching, False
     if watched:
       faulthandler.cancel_dump_traceback_later()
     return watched
@@ -31,26 +38,30 @@ class Watchdog:
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[int], bool]]:
-  """Yields a function of the step that tells, in all processes alike, whether to stop after it."""
-  if jax.process_count() > 1:  # the processes agree on the step by JAX's own service
+  """Catch SIGTERM, and yield a function that says whether to stop after a given step.
+
+  The function gives the same answer in every process. If SIGTERM comes and nobody asks the function
+  afterwards, the signal is raised again on leaving.
+  """
+  if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
     yield multihost_utils.reached_preemption_sync_point
     return
   received: list[int] = []
-  told = False
+  acted_on = False
   try:
     old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-  except ValueError:  # not in the main thread, where signals are not ours to handle
+  except ValueError:  # Python allows signal handlers in the main thread only
     yield lambda step: False
     return
 
   def stopped(step: int) -> bool:
-    nonlocal told
-    told = bool(received)
-    return told
+    nonlocal acted_on
+    acted_on = bool(received)
+    return acted_on
 
   try:
     yield stopped
   finally:
     signal.signal(signal.SIGTERM, old)
-    if received and not told:  # after the last step: nobody has acted on it
+    if received and not acted_on:  # it came after the last step
       signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, damage of every kind, other models, and that nothing good is lost."""
+"""Checkpoints: round trips, damaged files, other models; no readable checkpoint is lost."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ import orbax.checkpoint
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.training import checkpoints, description
+from shrinkmeta.training import checkpoint_format, checkpoints
 
 LIKELIHOOD = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], 1.0)
 PARAMS = {"slope": jnp.zeros(300), "level": jnp.zeros([])}
@@ -29,7 +29,7 @@ def make_learner(**keywords):
 
 
 def state_at(learner, step):
-  """A state with another number in every entry."""
+  """A state whose entries all differ, and depend on the step."""
   keys = iter(jax.random.split(jax.random.key(step), 100))
   draw = lambda x: (
     jax.random.normal(next(keys), x.shape, x.dtype) if x.dtype == jnp.float32 else x + step
@@ -52,14 +52,14 @@ def kept(folder):
   return sorted(path.name for path in pathlib.Path(folder).iterdir())
 
 
-def test_the_last_ones_are_kept_and_the_newest_is_restored(tmp_path):
+def test_the_last_checkpoints_are_kept_and_the_newest_is_restored(tmp_path):
   learner = make_learner()
   write(tmp_path / "deep" / "run", learner, range(1, 6), keep=2)
   assert kept(tmp_path / "deep" / "run") == ["4", "5"]
   chex.assert_trees_all_equal(read(tmp_path / "deep" / "run", learner), state_at(learner, 5))
 
 
-def test_an_empty_folder_has_none(tmp_path):
+def test_an_empty_folder_restores_nothing(tmp_path):
   assert read(tmp_path / "new", make_learner()) is None
 
 
@@ -75,9 +75,9 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
 
 
 def test_the_best_is_known_before_it_is_on_disk(tmp_path, monkeypatch):
-  """Or processes that look at different moments disagree on whether a state is to be saved."""
+  """Otherwise two processes could look at different moments, and one would save and one not."""
   manager = orbax.checkpoint.CheckpointManager
-  monkeypatch.setattr(manager, "metrics", lambda self, step: None)  # as until a commit ends
+  monkeypatch.setattr(manager, "metrics", lambda self, step: None)  # as before the save is finished
   with checkpoints.opened(sm.Checkpoints(tmp_path), make_learner()) as store:
     store.save(state_at(make_learner(), 1), 1.0)
     assert store.best() == (1, 1.0)
@@ -93,7 +93,7 @@ def test_the_best_is_known_before_it_is_on_disk(tmp_path, monkeypatch):
     ValueError("PERMISSION_DENIED: Error opening local file"),
   ),
 )
-def test_what_passes_puts_nothing_aside(tmp_path, monkeypatch, error):
+def test_a_temporary_error_leaves_the_checkpoint_as_it_is(tmp_path, monkeypatch, error):
   learner = make_learner()
   write(tmp_path, learner, (1, 2))
   read_one = checkpoints._read
@@ -104,7 +104,7 @@ def test_what_passes_puts_nothing_aside(tmp_path, monkeypatch, error):
     return read_one(path, *rest)
 
   monkeypatch.setattr(checkpoints, "_read", fails)
-  with pytest.raises(OSError, match="cannot be read now: .*nothing was put aside"):
+  with pytest.raises(OSError, match="cannot be read now: .*it was left as it is"):
     read(tmp_path, learner)
   assert kept(tmp_path) == ["1", "2"]
   monkeypatch.undo()
@@ -125,16 +125,16 @@ def test_random_keys_in_the_state(tmp_path):
 
 def test_every_bit_counts_in_a_fingerprint():
   tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.asarray([True, False])}
-  first = jax.jit(description.fingerprints)(tree)
+  first = jax.jit(checkpoint_format.fingerprints)(tree)
   bits = np.asarray(tree["a"]).view(np.uint32)
   for entry in range(6):
     for bit in range(32):
       changed = bits.copy().reshape(-1)
       changed[entry] ^= np.uint32(1) << np.uint32(bit)
       other = tree | {"a": jnp.asarray(changed.reshape(2, 3).view(np.float32))}
-      assert description.fingerprints(other)["a"] != first["a"]
+      assert checkpoint_format.fingerprints(other)["a"] != first["a"]
   swapped = tree | {"a": tree["a"].at[0, 0].set(1.0).at[0, 1].set(0.0), "b": ~tree["b"]}
-  second = description.fingerprints(swapped)
+  second = checkpoint_format.fingerprints(swapped)
   assert second["a"] != first["a"] and second["b"] != first["b"]
 
 
@@ -143,8 +143,8 @@ def files(folder):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_the_previous_good_one_is_used_where_a_file_is_damaged(tmp_path, damage):
-  """Each file of the newest checkpoint in turn; where nothing is lost the newest may be read."""
+def test_the_previous_checkpoint_is_used_if_a_file_is_damaged(tmp_path, damage):
+  """Damage each file of the newest checkpoint. If it does not matter, the newest may be read."""
   learner = make_learner()
   write(tmp_path / "good", learner, (1, 2))
   count = len(files(tmp_path / "good" / "2"))
@@ -173,18 +173,20 @@ def test_the_previous_good_one_is_used_where_a_file_is_damaged(tmp_path, damage)
   assert fallbacks >= 3
 
 
-def test_no_readable_checkpoint_is_an_error_not_a_new_beginning(tmp_path):
+def test_no_readable_checkpoint_is_an_error_and_not_a_new_start(tmp_path):
   learner = make_learner()
   write(tmp_path, learner, (1, 2))
   before = [str(path) for path in files(tmp_path)]
   for step in (1, 2):
     shutil.rmtree(tmp_path / str(step) / "state")
-  with pytest.raises(OSError, match=r"No checkpoint .* can be read: step 2.*step 1.*Bring a whole"):
+  with pytest.raises(
+    OSError, match=r"No checkpoint .* can be read: step 2.*step 1.*Copy a readable"
+  ):
     read(tmp_path, learner)
   assert {str(path) for path in files(tmp_path)} == {p for p in before if "/state/" not in p}
 
 
-def test_other_models_labels_rows_and_formats_are_named(tmp_path):
+def test_other_models_labels_algorithms_and_formats_are_named(tmp_path):
   learner = make_learner()
   write(tmp_path, learner, (1,))
   wider = PARAMS | {"slope": jnp.zeros(301)}
@@ -192,13 +194,13 @@ def test_other_models_labels_rows_and_formats_are_named(tmp_path):
     read(tmp_path, learner, wider)
   with pytest.raises(ValueError, match=r"module level: 'level' in it, 'all' here"):
     read(tmp_path, make_learner(labels={"slope": "all", "level": "all"}))
-  with pytest.raises(ValueError, match=r"of the row \['learned', 'predictive', 'implicit'\]"):
+  with pytest.raises(ValueError, match=r"by the algorithm \['learned', 'predictive', 'implicit'\]"):
     read(tmp_path, make_learner(make=sm.maml))
   with pytest.raises(ValueError, match=r"array opt_state/phi/0/count: int32\[\] in it, absent"):
     read(tmp_path, make_learner(phi_optimizer=optax.sgd(0.1, momentum=0.9)))
   about = tmp_path / "1" / "about" / "metadata"
-  content = json.loads(about.read_text()) | {"format": description.FORMAT + 1}
-  content["digest"] = description.digest({k: v for k, v in content.items() if k != "digest"})
+  content = json.loads(about.read_text()) | {"format": checkpoint_format.FORMAT + 1}
+  content["digest"] = checkpoint_format.digest({k: v for k, v in content.items() if k != "digest"})
   about.write_text(json.dumps(content))
   with pytest.raises(ValueError, match=r"has format 2, written by shrinkmeta .* reads up to 1"):
     read(tmp_path, learner)
@@ -212,7 +214,7 @@ def test_settings_that_the_state_does_not_show_must_agree(tmp_path):
   with checkpoints.opened(same, learner) as store:
     chex.assert_trees_all_equal(store.restore(state), state_at(learner, 1))
   other = sm.Checkpoints(tmp_path, settings={"rate": 0.2, "sizes": (2, 3)})
-  message = r"of another run: setting rate: 0.1 in it, 0.2 here. Go on with what"
+  message = r"of another run: setting rate: 0.1 in it, 0.2 here. Continue with the settings"
   with checkpoints.opened(other, learner) as store, pytest.raises(ValueError, match=message):
     store.restore(state)
 
@@ -220,11 +222,11 @@ def test_settings_that_the_state_does_not_show_must_agree(tmp_path):
 def test_settings_are_checked():
   with pytest.raises(ValueError, match=r"Checkpoints.keep must be an int of at least 1; got 0"):
     sm.Checkpoints("x", keep=0)
-  with pytest.raises(ValueError, match=r"Checkpoints.every must be .* got 2.5"):
+  with pytest.raises(TypeError, match=r"Checkpoints.every must be .*; got .*2\.5"):
     sm.Checkpoints("x", every=2.5)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_any_work(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(OSError, match=r"cannot be written to.*Name another folder"):
     write(tmp_path / "file" / "run", make_learner(), (1,))
@@ -244,16 +246,44 @@ def small_disk(tmp_path):
   subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_the_last_good_one_stays(small_disk):
+def test_a_full_disk_is_an_error_and_the_last_good_checkpoint_stays(small_disk):
   learner = make_learner()
   write(small_disk, learner, (1,))
   (small_disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8_192))
-  with pytest.raises(OSError, match=r"could not be written to .*goes on from step 1"):
+  with pytest.raises(OSError, match=r"of step 2 could not be written to .*continues from step 1"):
     write(small_disk, learner, (2,))
   (small_disk / "ballast").unlink()
   chex.assert_trees_all_equal(read(small_disk, learner), state_at(learner, 1))
   write(small_disk, learner, (2,))
   chex.assert_trees_all_equal(read(small_disk, learner), state_at(learner, 2))
+
+
+def test_the_error_names_the_step_whose_save_failed(tmp_path, monkeypatch):
+  """An asynchronous save fails later, when the next step is being saved."""
+  learner, wait = make_learner(), orbax.checkpoint.CheckpointManager.wait_until_finished
+  with checkpoints.opened(sm.Checkpoints(tmp_path), learner) as store:
+    store.save(state_at(learner, 20))
+
+    def fails(self):
+      wait(self)
+      monkeypatch.undo()
+      raise OSError("the disk is full.")
+
+    monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "wait_until_finished", fails)
+    with pytest.raises(OSError, match="of step 20 could not be written to .* the disk is full"):
+      store.save(state_at(learner, 30))
+
+
+def test_the_stored_format_keeps_its_keys(tmp_path):
+  """Checkpoints written before can be read as long as these names stay."""
+  learner = make_learner()
+  write(tmp_path, learner, (1,), settings={"rate": 0.1})
+  content = json.loads((tmp_path / "1" / "about" / "metadata").read_text())
+  assert set(content) == {
+    *("format", "row", "sigma", "fit", "settings", "modules", "arrays"),
+    *("fingerprints", "versions", "digest"),
+  }
+  assert content["row"] == ["learned", "predictive", "implicit"]
 
 
 def test_a_read_only_disk(small_disk):
@@ -283,16 +313,16 @@ def test_restore_gives_any_state_that_was_kept(tmp_path):
     sm.restore(kept_there, make_learner(init_sigma={"slope": 1.0, "level": 0.0}), like)
 
 
-def test_a_description_of_before_a_field_was_there_is_compared_without_it():
+def test_an_older_description_is_compared_without_the_newer_fields():
   learner = make_learner()
-  wanted = description.describe(learner, learner.init(PARAMS), {"rate": 0.1}, 4)
+  wanted = checkpoint_format.describe(learner, learner.init(PARAMS), {"rate": 0.1}, 4)
   old = {name: value for name, value in wanted.items() if name not in ("sigma", "fit")}
-  assert description.differences(old, wanted) == []
+  assert checkpoint_format.differences(old, wanted) == []
   old["settings"] = {"rate": 0.2}
-  assert description.differences(old, wanted) == ["setting rate: 0.2 in it, 0.1 here"]
+  assert checkpoint_format.differences(old, wanted) == ["setting rate: 0.2 in it, 0.1 here"]
 
 
-def test_restore_from_a_folder_without_any(tmp_path):
+def test_restore_from_a_folder_without_checkpoints(tmp_path):
   learner = make_learner()
   nowhere = sm.Checkpoints(tmp_path / "none")
   assert sm.restore(nowhere, learner, learner.init(PARAMS)) is None
@@ -326,23 +356,23 @@ def test_another_sigma_is_another_run(tmp_path, before, after, message):
     read(tmp_path, make_learner(**after))
 
 
-def test_a_sigma_that_is_learnt_may_begin_elsewhere(tmp_path):
+def test_a_learned_sigma_may_have_another_start(tmp_path):
   write(tmp_path, make_learner(init_sigma=0.3), [1])
   chex.assert_trees_all_equal(
     read(tmp_path, make_learner(init_sigma=3.0)), state_at(make_learner(), 1)
   )
 
 
-def test_leaves_whose_paths_read_alike_are_refused():
+def test_two_leaves_with_one_path_are_refused():
   params = {"a": {"b": jnp.zeros(2)}, "a/b": jnp.ones(2)}
   with pytest.raises(ValueError, match="Two leaves are at 'a/b'"):
-    description.named(params)
+    checkpoint_format.named(params)
   with pytest.raises(ValueError, match="Two leaves are at 'a/b'"):
     sm.maml(LIKELIHOOD, sm.by_leaf(params)).init(params)
 
 
-def test_a_run_that_is_refused_leaves_what_the_other_is_writing(tmp_path, monkeypatch):
-  """A manager that opens the folder clears saves under way, as after a kill."""
+def test_a_refused_run_does_not_open_the_folder(tmp_path, monkeypatch):
+  """Orbax's manager deletes unfinished saves when it opens a folder: another run may be saving."""
   write(tmp_path, make_learner(), [1])
   opened = []
   monkeypatch.setattr(orbax.checkpoint, "CheckpointManager", lambda *a, **k: opened.append(a))

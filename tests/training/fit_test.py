@@ -1,4 +1,4 @@
-"""The training loop: resumption, rows, evaluation, errors, signals, memory."""
+"""The training loop: resumption, log records, evaluation, errors, signals, memory."""
 
 import faulthandler
 import gc
@@ -18,11 +18,10 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.training import stopping
+from shrinkmeta.training import programs, stopping
 from tests import fit_worker
 
 SOURCE = fit_worker.source
-loop = sys.modules["shrinkmeta.training.fit"]  # `shrinkmeta.fit` is the function
 
 
 def make(algorithm="sigma_imaml", width=4, steps=3):
@@ -31,25 +30,25 @@ def make(algorithm="sigma_imaml", width=4, steps=3):
 
 
 def run(learner, state, steps, source=SOURCE, **keywords):
-  rows = []
-  keywords = {"meta_batch": 3, "callbacks": [sm.recorder(rows)]} | keywords
-  return sm.fit(learner, state, source, steps, **keywords), rows
+  records = []
+  keywords = {"meta_batch": 3, "callbacks": [sm.recorder(records)]} | keywords
+  return sm.fit(learner, state, source, steps, **keywords), records
 
 
 def test_fit_is_the_loop_written_out():
   learner, state = make()
-  fitted, rows = run(learner, state, 4)
+  fitted, records = run(learner, state, 4)
   update = jax.jit(learner.update)
   for i in range(4):
     state, metrics = update(state, SOURCE(3 * i, 3))
-    np.testing.assert_allclose(rows[i]["loss"], metrics.loss, rtol=1e-6)
-    np.testing.assert_allclose(rows[i]["inner_steps"], metrics.inner.steps.mean(), rtol=1e-6)
-    np.testing.assert_allclose(rows[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
+    np.testing.assert_allclose(records[i]["loss"], metrics.loss, rtol=1e-6)
+    np.testing.assert_allclose(records[i]["inner_steps"], metrics.inner.steps.mean(), rtol=1e-6)
+    np.testing.assert_allclose(records[i]["solve_steps"], metrics.solve.steps.mean(), rtol=1e-6)
     sigma = math.exp(0.5 * float(state.log_sigma2["layer_1"]))
-    np.testing.assert_allclose(rows[i]["sigma/layer_1"], sigma, rtol=1e-6)
-  # Two programs, which may round otherwise: differences of large numbers show it.
+    np.testing.assert_allclose(records[i]["sigma/layer_1"], sigma, rtol=1e-6)
+  # These are two programs and may round differently. Differences of large numbers show it.
   chex.assert_trees_all_close(fitted, state, rtol=1e-5)
-  assert [row["step"] for row in rows] == [0, 1, 2, 3]
+  assert [record["step"] for record in records] == [0, 1, 2, 3]
 
 
 def test_the_state_given_can_be_used_again():
@@ -62,23 +61,23 @@ def test_the_state_given_can_be_used_again():
 def test_a_module_is_frozen_by_a_number():
   learner, state = make()
   frozen = state._replace(log_sigma2=state.log_sigma2 | {"layer_1": -math.inf})
-  fitted, rows = run(learner, frozen, 2)
-  assert fitted.log_sigma2["layer_1"] == -math.inf and rows[1]["sigma/layer_1"] == 0.0
+  fitted, records = run(learner, frozen, 2)
+  assert fitted.log_sigma2["layer_1"] == -math.inf and records[1]["sigma/layer_1"] == 0.0
 
 
 def test_tasks_are_counted_exactly_in_sixteen_bits():
-  """257 is no number of bfloat16."""
+  """bfloat16 cannot represent 257."""
   linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
   learner = sm.reptile(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
   one = jnp.ones((257, 2), jnp.bfloat16)
   state = learner.init({"w": jnp.zeros([], jnp.bfloat16)})
-  _, rows = run(learner, state, 1, lambda first, count: sm.Task(sm.Batch(one, one), None),
+  _, records = run(learner, state, 1, lambda first, count: sm.Task(sm.Batch(one, one), None),
                 meta_batch=257)  # fmt: skip
-  assert rows[0]["failed"] == 0.0
+  assert records[0]["failed"] == 0.0
 
 
 def test_micro_batches_add_up_with_priors_and_failed_tasks():
-  """Exactly the mean over sound tasks, the priors counted once."""
+  """The mean over the tasks that did not fail, with the priors counted once."""
   params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
   keys = jax.random.split(jax.random.key(0), 2)
   x, y = jax.random.normal(keys[0], (6, 8, 2)), jax.random.normal(keys[1], (6, 8))
@@ -100,16 +99,16 @@ def test_micro_batches_add_up_with_priors_and_failed_tasks():
       sigma_optimizer=optax.sgd(0.1),
     )
     state = learner.init({"w": jnp.ones(2), "b": jnp.ones([])})
-    whole, rows = run(learner, state, 1, source, meta_batch=6)
-    parts, part_rows = run(learner, state, 1, source, meta_batch=6, micro_batches=3)
+    whole, records = run(learner, state, 1, source, meta_batch=6)
+    parts, part_records = run(learner, state, 1, source, meta_batch=6, micro_batches=3)
     chex.assert_trees_all_close(whole, parts, rtol=1e-5)
-    assert rows[0]["failed"] == part_rows[0]["failed"] == 1
-    for name in rows[0].keys() - {"seconds", "solve_residual", "inner_grad_norm"}:
-      np.testing.assert_allclose(rows[0][name], part_rows[0][name], rtol=1e-5, err_msg=name)
+    assert records[0]["failed"] == part_records[0]["failed"] == 1
+    for name in records[0].keys() - {"seconds", "solve_residual", "inner_grad_norm"}:
+      np.testing.assert_allclose(records[0][name], part_records[0][name], rtol=1e-5, err_msg=name)
 
 
 def test_keys_differ_from_task_to_task_also_in_micro_batches():
-  """Mini-batches are drawn by the task's number in the meta-step, however it is cut."""
+  """A task's mini-batches depend on its number in the update, not on its micro-batch."""
   learner, params = fit_worker.make_learner("reptile", None, 4)
   inner = sm.Inner(optax.sgd(0.02), steps=3, batch_size=2)
   learner = sm.reptile(learner.spec.likelihood, learner.labels, inner=inner)
@@ -125,20 +124,20 @@ def test_keys_differ_from_task_to_task_also_in_micro_batches():
   assert not np.allclose(whole.phi["layer_1"]["w"], other.phi["layer_1"]["w"], rtol=1e-4)
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path):
+def test_a_stopped_run_continues(tmp_path):
   learner, state = make()
-  straight, rows = run(learner, state, 9)
+  straight, records = run(learner, state, 9)
   keep = sm.Checkpoints(tmp_path / "run", every=2)
   log = tmp_path / "run" / "log.jsonl"
   run(learner, state, 5, checkpoints=keep, callbacks=[sm.json_lines(log)])
   with log.open("a") as file:
-    file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # of steps that are not saved
+    file.write('{"step": 5, "loss": 9.0}\n{"step": 6, "los')  # steps after the last checkpoint
   resumed, _ = run(learner, state, 9, checkpoints=keep, callbacks=[sm.json_lines(log)])
   chex.assert_trees_all_equal(straight, resumed)
-  timeless = lambda row: {k: v for k, v in row.items() if k != "seconds"}
-  assert list(map(timeless, sm.read_json_lines(log))) == list(map(timeless, rows))
-  again, rows = run(learner, state, 9, checkpoints=keep)
-  assert rows == []
+  timeless = lambda record: {k: v for k, v in record.items() if k != "seconds"}
+  assert list(map(timeless, sm.read_json_lines(log))) == list(map(timeless, records))
+  again, records = run(learner, state, 9, checkpoints=keep)
+  assert records == []
   chex.assert_trees_all_equal(again, straight)
 
 
@@ -151,8 +150,8 @@ def test_the_best_evaluated_state_is_kept(tmp_path):
     "best": "nll",
     "checkpoints": sm.Checkpoints(tmp_path, every=100, keep=1),
   }
-  _, rows = run(learner, state, 6, **keywords)
-  assert [row.get("eval/nll") for row in rows] == [None, 3.0, None, 1.0, None, 2.0]
+  _, records = run(learner, state, 6, **keywords)
+  assert [record.get("eval/nll") for record in records] == [None, 3.0, None, 1.0, None, 2.0]
   assert sorted(os.listdir(tmp_path)) == ["4", "6"]
 
 
@@ -173,20 +172,20 @@ def test_progress_bar_and_tensorboard(tmp_path, capsys):
   assert any("tfevents" in name for name in os.listdir(tmp_path))
 
 
-def test_no_sound_task_is_an_error_that_names_the_step():
+def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   learner, state = make()
 
   def source(first, count):
     tasks = SOURCE(first, count)
     return tasks if first < 6 else jax.tree.map(lambda x: x * jnp.nan, tasks)
 
-  rows = []
+  records = []
   with pytest.raises(FloatingPointError, match=r"No task of step 2 had a finite loss"):
-    run(learner, state, 5, source, callbacks=[sm.recorder(rows)])
-  assert [row["failed"] for row in rows] == [0, 0, 3]
+    run(learner, state, 5, source, callbacks=[sm.recorder(records)])
+  assert [record["failed"] for record in records] == [0, 0, 3]
 
 
-def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
+def test_a_prior_whose_gradient_is_not_finite_is_an_error():
   learner, state = make()
   prior = lambda phi: -jnp.linalg.norm(0.0 * jax.tree.leaves(phi)[0])
   wrong = sm.sigma_imaml(learner.spec.likelihood, learner.labels, log_p_phi=prior)
@@ -197,7 +196,7 @@ def test_a_gradient_that_is_no_number_though_those_of_tasks_are_is_an_error():
 def test_wrong_arguments(tmp_path):
   learner, state = make()
   for keywords, message in (
-    ({"meta_batch": 4, "micro_batches": 3}, "micro_batches divides"),
+    ({"meta_batch": 4, "micro_batches": 3}, "micro_batches must divide meta_batch"),
     ({"evaluate": lambda s: {}}, "go together"),
     ({"best": "nll"}, "there is no evaluate"),
     ({"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "a"}, "pass checkpoints="),
@@ -207,19 +206,17 @@ def test_wrong_arguments(tmp_path):
   with pytest.raises(ValueError, match=r"gives \['eval/a'\]"):
     keywords = {"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}
     run(learner, state, 1, checkpoints=sm.Checkpoints(tmp_path / "b"), **keywords)
-  with pytest.raises(ValueError, match="that of step 7, beyond the 2 asked for"):
+  with pytest.raises(ValueError, match="steps is 2, but the state is already that of step 7"):
     run(learner, state._replace(step=jnp.asarray(7)), 2)
   for more in (1, -1):
-    with pytest.raises(
-      ValueError, match=rf"source\(0, 3\) returned {3 + more} tasks; 3 were asked"
-    ):
+    with pytest.raises(ValueError, match=rf"tasks\(0, 3\) returned {3 + more} tasks; 3 were asked"):
       run(learner, state, 1, lambda first, count, more=more: SOURCE(first, count + more))
   joint = sm.sigma_reptile(learner.spec.likelihood, learner.labels, sigma_gradient="joint")
   with pytest.raises(ValueError, match="micro_batches must be 1; got 3"):
     run(joint, state, 1, micro_batches=3)
 
 
-def test_estimate_counts_what_is_there():
+def test_program_cost_counts_the_bytes():
   x = jnp.ones([256, 256])
   needed = sm.program_cost(jax.jit(lambda x: x @ x).lower(x).compile())
   assert needed is not None
@@ -237,11 +234,11 @@ import shrinkmeta as sm
 
 learner, params = fit_worker.make_learner("maml", None, 4)
 def source(first, count):
-  if first == 3 * 4:  # while step 4 is under way
+  if first == 3 * 4:  # during step 4
     {action}
   return fit_worker.source(first, count)
-rows = []
-sm.fit(learner, learner.init(params), source, 10, meta_batch=3, callbacks=[sm.recorder(rows)],
+records = []
+sm.fit(learner, learner.init(params), source, 10, meta_batch=3, callbacks=[sm.recorder(records)],
        checkpoints=sm.Checkpoints(sys.argv[1], every=100), stall_seconds=2.0)
 """
 
@@ -254,14 +251,14 @@ def child(action, folder):
   )
 
 
-def test_sigterm_saves_the_step_under_way(tmp_path):
+def test_sigterm_saves_the_current_step(tmp_path):
   done = child("os.kill(os.getpid(), signal.SIGTERM)", tmp_path)
   assert done.returncode == 128 + signal.SIGTERM, done.stderr
   assert os.listdir(tmp_path) == ["5"]
 
 
-def test_a_sigterm_on_which_nobody_acted_is_handed_on():
-  """One that comes after the last step, while the last state is written."""
+def test_a_sigterm_that_stopped_nothing_is_raised_again():
+  """It can come after the last step, while the last state is written."""
   received = []
   old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
   try:
@@ -284,12 +281,12 @@ def test_a_stall_ends_the_process_and_shows_where(tmp_path):
 
 @pytest.mark.slow
 def test_five_thousand_updates_leave_nothing_behind():
-  """Resident memory after step 500 grows by less than 2 %, the number of arrays not at all."""
+  """After step 500 memory grows by less than 2 %, and the number of arrays does not grow."""
   learner, state = make()
   page = os.sysconf("SC_PAGE_SIZE")
   seen = {}
 
-  def record(step, row):
+  def record(step, log_record):
     if step in (500, 4999):
       gc.collect()
       with open("/proc/self/statm") as file:
@@ -309,8 +306,8 @@ def test_another_meta_batch_is_another_run(tmp_path):
     run(learner, state, 4, checkpoints=kept, meta_batch=5)
 
 
-def test_compilation_is_not_watched(monkeypatch):
-  """Tasks of another shape compile in the middle of a run, for longer than a step may take."""
+def test_compilation_is_not_timed(monkeypatch):
+  """Tasks of a new shape compile in the middle of a run. That may take longer than a step."""
   calls = []
   for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
     monkeypatch.setattr(faulthandler, name, lambda *a, name=name, **k: calls.append(name))
@@ -320,9 +317,9 @@ def test_compilation_is_not_watched(monkeypatch):
     calls.append("traced")
     return x + 1
 
-  f = loop._telling(traced, watchdog)
+  f = programs.compile_per_shape(traced, watchdog)
   f(jnp.zeros(2))
-  assert calls == ["traced"]  # the first step is not watched at all
+  assert calls == ["traced"]  # the first step is not timed
   watchdog.start()
   f(jnp.zeros(2))
   assert calls[1:] == ["dump_traceback_later"]
@@ -332,8 +329,8 @@ def test_compilation_is_not_watched(monkeypatch):
   assert watchdog.stop() and not watchdog.stop()
 
 
-def test_where_dispatch_returns_early_a_step_is_waited_for_under_the_watchdog(monkeypatch):
-  """On accelerators, wherever the step's numbers are read at once."""
+def test_on_an_accelerator_the_watchdog_times_the_wait_for_a_step(monkeypatch):
+  """The loop waits if it reads the numbers of the step at once, as for an evaluation."""
   events = []
   wait = jax.block_until_ready
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again: the last state has the bits of an uninterrupted run."""
+"""A run that is killed and started again ends with the bits of an uninterrupted run."""
 
 import os
 import pathlib
@@ -102,7 +102,7 @@ def test_thirty_kills_in_a_run_of_200_steps(tmp_path, server):
   for kill in range(30):
     child = server.start(*again)
     goal = last_step(folder) + 3 * rng.randrange(4)
-    if goal > 180:  # near the end: before it takes its first step
+    if goal > 180:  # near the end: kill it before its first step
       time.sleep(rng.uniform(0.0, 0.3))
     else:
       wait_for(lambda goal=goal: last_step(folder) >= goal)
@@ -124,7 +124,7 @@ def test_thirty_kills_in_a_run_of_200_steps(tmp_path, server):
 
 
 def pair(*arguments: object) -> list[subprocess.Popen[str]]:
-  """Two processes of one run."""
+  """Start two processes of one run."""
   shared = [*arguments, "--processes", 2, "--coordinator", f"localhost:{free_port()}"]
   return [start(*shared, "--process", i) for i in range(2)]
 
@@ -139,7 +139,7 @@ def test_one_of_two_processes_is_killed(tmp_path):
   first = run("b")
   wait_for(lambda: last_step(tmp_path / "b") >= 8)
   first[1].kill()
-  time.sleep(0.5)  # what started them both ends the other, as a scheduler would
+  time.sleep(0.5)  # then end the other one, as a scheduler would
   first[0].kill()
   assert [process.wait() for process in first][1] == -signal.SIGKILL
   assert 8 <= last_step(tmp_path / "b") < 30
@@ -160,8 +160,8 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGTERM, output
   steps = [int(name) for name in os.listdir(tmp_path / "run") if name.isdigit()]
-  rows = log.read_text().splitlines()
-  assert steps == [len(rows)]
+  records = log.read_text().splitlines()
+  assert steps == [len(records)]
 
 
 def test_resumed_with_another_number_of_devices(tmp_path):

@@ -1,0 +1,261 @@
+"""The format of a checkpoint: a description beside the arrays, and the checks that it allows.
+
+The description holds the algorithm, the modules, the shape of every array and a fingerprint of its
+bits. With it a reader finds a damaged file, and a checkpoint of another model.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from shrinkmeta import validate
+from shrinkmeta.base import MetaLearner, MetaState
+
+PyTree = Any
+
+FORMAT = 1  # version of the description; increase it with every change that older code cannot read
+
+_PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
+
+# Errors that say nothing about the file: no permission, too many open files, a server that is away.
+_TEMPORARY = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+              errno.ETIMEDOUT)  # fmt: skip
+_STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # the same, from tensorstore
+
+
+def plain_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the settings as JSON reads them back: tuples as lists, NumPy's scalars as Python's.
+
+  Raises:
+    TypeError: a setting is not plain data.
+  """
+
+  def scalar(value: Any) -> Any:
+    if np.ndim(value) == 0 and isinstance(value, (np.generic, np.ndarray, jax.Array)):
+      return value.item()
+    raise TypeError(f"{type(value).__name__} is not plain data: {value!r}")
+
+  return json.loads(json.dumps(settings, default=scalar))
+
+
+def describe(
+  learner: MetaLearner,
+  state: MetaState,
+  settings: Mapping[str, Any],
+  meta_batch: int | None = None,
+) -> dict[str, Any]:
+  """Describe what a checkpoint and the run that continues from it must have in common.
+
+  Args:
+    learner: the learner of the run.
+    state: its state; only dtypes and shapes matter.
+    settings: `Checkpoints.settings`.
+    meta_batch: the number of tasks per update. It fixes which tasks the next update sees. None
+      skips this check.
+
+  Returns:
+    The description, as JSON reads it back.
+  """
+  arrays = {
+    name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+    for name, leaf in named(state).items()
+  }
+  # The state holds a learned sigma. A fixed, frozen or free sigma is a choice of the run.
+  learned = learner.algorithm.sigma == "learned"
+  chosen = {m: s for m, s in learner.spec.sigma.items() if not learned or s in (0.0, math.inf)}
+  return {
+    "format": FORMAT,
+    # The algorithm. The key keeps its first name, so that older checkpoints can be read.
+    "row": [*learner.algorithm[:3], *(() if learner.algorithm.prior else ("no prior",))],
+    "sigma": {module: f"{sigma:g}" for module, sigma in chosen.items()},
+    "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
+    "settings": plain_data(settings),
+    "modules": dict(validate.leaves_with_names(learner.labels)),
+    "arrays": arrays,
+  }
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+  """List how the description of a checkpoint differs from the wanted one, a sentence each."""
+  if saved["row"] != wanted["row"]:
+    return [f"it was written by the algorithm {saved['row']}, and this learner is {wanted['row']}"]
+  found = []
+  fields = ("fit", "argument"), ("settings", "setting"), ("modules", "module"), ("arrays", "array")
+  for field, what in (("sigma", "sigma of"), *fields):
+    if field in ("sigma", "fit") and field not in saved:
+      continue  # older checkpoints do not have these two fields
+    if field == "fit" and not (saved[field] and wanted[field]):
+      continue  # the caller skips this check
+    old, new = saved[field], wanted[field]
+    for name in sorted(old.keys() | new.keys()):
+      a, b = old.get(name, "absent"), new.get(name, "absent")
+      if a != b:
+        found.append(f"{what} {name}: {_short(a)} in it, {_short(b)} here")
+  return found
+
+
+def _short(value: Any) -> str:
+  if isinstance(value, dict) and value.keys() == {"dtype", "shape"}:
+    return f"{value['dtype']}{value['shape']}"
+  return "absent" if value == "absent" else repr(value)
+
+
+def check_description(
+  found: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path
+) -> None:
+  """Raise ValueError if the checkpoint is whole but belongs to another run."""
+  if found["format"] > FORMAT:
+    raise ValueError(
+      f"{path} has format {found['format']}, written by shrinkmeta "
+      f"{found.get('versions', {}).get('shrinkmeta')}; this version reads up to {FORMAT}. Install "
+      "that version."
+    )
+  if different := differences(found, wanted):
+    more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+    raise ValueError(
+      f"{path} is a checkpoint of another run: {'; '.join(different[:3])}{more}. Continue with the "
+      "settings that wrote it, or name another folder."
+    )
+
+
+def finished_steps(folder: pathlib.Path) -> list[int]:
+  """List the steps of the finished checkpoints in a folder, ascending."""
+  return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+
+
+def read_description(path: pathlib.Path) -> dict[str, Any]:
+  """Read the description that orbax wrote as JSON into the folder `path`.
+
+  Raises:
+    ValueError: it has changed since it was written.
+  """
+  description = json.loads((path / "metadata").read_text(encoding="utf-8"))
+  if description.pop("digest") != digest(description):
+    raise ValueError("its description has changed")
+  return description
+
+
+def digest(description: Mapping[str, Any]) -> str:
+  """Return the SHA-256 of a description that has no digest yet."""
+  return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+  """Return {package: version} of what wrote a checkpoint."""
+  found = {}
+  for package in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[package] = importlib.metadata.version(package)
+  return found
+
+
+def fingerprints(state: PyTree) -> dict[str, int]:
+  """Compute a number of 32 bits from every bit of every leaf; jit it.
+
+  The number is a sum modulo 2^32 of the array's words, each times an odd number that depends on
+  its place. The sum does not depend on how devices share the array. It changes if a single bit
+  changes, because an odd factor has an inverse.
+
+  Returns:
+    {path: number []}.
+  """
+  return {name: _fingerprint(leaf) for name, leaf in named(state).items()}
+
+
+def _fingerprint(leaf: jax.Array) -> Any:
+  size = jnp.dtype(leaf.dtype).itemsize
+  words = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
+  words = jax.lax.bitcast_convert_type(words, unsigned).astype(jnp.uint32)  # 8 bytes: two words
+  place = jnp.zeros(words.shape, jnp.uint32)
+  for axis in range(words.ndim):
+    place = place * jnp.uint32(words.shape[axis]) + jax.lax.broadcasted_iota(
+      jnp.uint32, words.shape, axis
+    )
+  mixed = (place ^ (place >> 15)) * jnp.uint32(0x2C1B3C6D)
+  mixed = (mixed ^ (mixed >> 12)) * jnp.uint32(0x297A2D39)
+  return jnp.sum(words * (mixed | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def named(state: PyTree) -> dict[str, jax.Array]:
+  """Return {path: leaf}, with random keys as the integers that they hold."""
+  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
+
+
+def unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
+  """Invert `named`: put the leaves into the structure of `state`."""
+
+  def leaf(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
+    new = named[validate.path_name(path)]
+    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+      return new
+    return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+
+  return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
+  """Try to read a part of a checkpoint, in every process, and agree on whether it is damaged.
+
+  Returns:
+    (result, "") if no process failed; otherwise (None, what went wrong in this process).
+
+  Raises:
+    OSError: the part cannot be read for now, and the error does not say that it is damaged.
+  """
+  result, error, temporary = None, "", False
+  try:
+    result = action()
+  except Exception as caught:  # a damaged file can make a reader raise anything
+    error = f"{type(caught).__name__}: {str(caught).splitlines()[0] if str(caught) else ''}"
+    temporary = isinstance(caught, jax.errors.JaxRuntimeError) or (
+      isinstance(caught, OSError) and caught.errno in _TEMPORARY
+    )
+    temporary = temporary or any(status in str(caught) for status in _STATUS)
+  if jax.process_count() > 1:
+    failed, temporary = multihost_utils.process_allgather(np.array([bool(error), temporary])).any(0)
+    if failed and not error:
+      error = "another process could not read it"
+  if temporary:
+    raise OSError(
+      f"A checkpoint cannot be read now: {error}. This does not mean that it is damaged: it was "
+      "left as it is. Remove the cause and start again."
+    )
+  return (None, error) if error else (result, "")
+
+
+def put_aside(folder: pathlib.Path, damaged: Mapping[int, str]) -> None:
+  """Rename damaged checkpoints, so that their steps can be written again.
+
+  Args:
+    folder: the folder of the checkpoints.
+    damaged: {step: what is wrong with its checkpoint}.
+  """
+  for step, error in damaged.items():
+    logging.error("The checkpoint of step %d is damaged, kept as %d.damaged: %s", step, step, error)
+    if jax.process_index() == 0:
+      target = folder / f"{step}.damaged"
+      with contextlib.suppress(FileNotFoundError):
+        os.replace(folder / str(step), _unused(target))
+  if damaged and jax.process_count() > 1:
+    multihost_utils.sync_global_devices("shrinkmeta: damaged checkpoints are put aside")
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+  """The path, or the first of path.1, path.2, ... that does not exist."""
+  candidates = (path if i == 0 else path.with_name(f"{path.name}.{i}") for i in range(1_000_000))
+  return next(candidate for candidate in candidates if not candidate.exists())

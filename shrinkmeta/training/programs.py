@@ -1,0 +1,159 @@
+"""The compiled programs of an update: draw its tasks, place them, and run one jitted function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.devices.batching import num_tasks
+from shrinkmeta.devices.memory import ProgramCost, program_cost
+from shrinkmeta.devices.placement import place_tasks, share_of_tasks
+from shrinkmeta.base import PerTask, Sums
+from shrinkmeta.model.tasks import Task
+from shrinkmeta.training.callbacks import instance
+from shrinkmeta.training.records import measured
+from shrinkmeta.training.stopping import Watchdog
+
+PyTree = Any
+Source = Callable[[int, int], Task]  # (first, count) -> the tasks first to first + count - 1
+Update = Callable[[MetaState, int], tuple[MetaState, PyTree]]  # (state, step) -> (state, record)
+
+
+def build_update(
+  learner: MetaLearner,
+  state: MetaState,
+  source: Source,
+  meta_batch: int,
+  micro_batches: int,
+  key: jax.Array | None,
+  watchdog: Watchdog,
+) -> Update:
+  """Build the function that draws the tasks of a step and updates the state.
+
+  Args:
+    learner: the learner.
+    state: a state that is placed on the devices. The new states are placed in the same way.
+    source: gives the tasks.
+    meta_batch: the number of tasks per update.
+    micro_batches: the number of parts in which they run; it divides `meta_batch`.
+    key: folded with the step. None if the learner draws nothing.
+    watchdog: stopped while a program compiles.
+
+  Returns:
+    update(state, step) -> (state, record), where record is that of `measured`. The old state is
+    donated.
+  """
+  count = meta_batch // micro_batches
+  draw = _drawing(source, learner.spec.mesh, count)
+  key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
+  # The new state takes the place of the old one, on the same devices.
+  options: dict[str, Any] = {"donate_argnums": 0}
+  if learner.spec.mesh is not None:
+    options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
+
+  def whole(state: MetaState, tasks: Task) -> tuple[MetaState, PyTree]:
+    state, metrics = learner.update(state, tasks, key_at(state))
+    return state, measured(learner, state, metrics)
+
+  if micro_batches == 1:
+    update = compile_per_shape(whole, watchdog, _advice(learner), **options)
+    return lambda state, step: update(state, draw(step * meta_batch))
+
+  def part(state: MetaState, tasks: Task, first: jax.typing.ArrayLike) -> tuple[Sums, PerTask]:
+    return learner.sums(state, tasks, key_at(state), first=first)
+
+  def finish(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, PyTree]:
+    state, metrics = learner.apply(state, sums, per_task)
+    return state, measured(learner, state, metrics)
+
+  part = compile_per_shape(part, watchdog, _advice(learner))
+  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
+  finish = jax.jit(finish, **options)
+  # On a CPU one program with a collective runs at a time: see `fit`.
+  wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
+
+  def in_parts(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
+    first = step * meta_batch
+    total, per_task = wait(part(state, draw(first), np.int32(0)))
+    for start in range(count, meta_batch, count):
+      sums, per_task = wait(part(state, draw(first + start), np.int32(start)))
+      total = add(total, sums)
+    # The log record holds no value of a single task, so the last part's PerTask is enough.
+    return finish(state, total, per_task)
+
+  return in_parts
+
+
+def _drawing(source: Source, mesh: jax.sharding.Mesh | None, count: int) -> Callable[[int], Task]:
+  """Build draw(first): this process' share of `count` tasks, placed and padded."""
+  offset, mine, share = share_of_tasks(count, mesh)
+
+  def drawn(first: int, wanted: int) -> Task:
+    tasks = source(first, wanted)
+    instance(f"tasks({first}, {wanted})", tasks, Task, "a shrinkmeta.Task(train, val)")
+    if (found := num_tasks(tasks)) != wanted:
+      raise ValueError(
+        f"tasks({first}, {wanted}) returned {found} tasks; {wanted} were asked for. The second "
+        "argument is how many to return: here this process' share of meta_batch."
+      )
+    return tasks
+
+  def draw(first: int) -> Task:
+    if not mine:  # more devices than tasks: this process passes one task as a template for padding
+      return place_tasks(drawn(first, 1), mesh, share, 0)
+    return place_tasks(drawn(first + offset, mine), mesh, share)
+
+  return draw
+
+
+def compile_per_shape(
+  f: Callable[..., Any], watchdog: Watchdog, advice: str = "", **options: Any
+) -> Callable[..., Any]:
+  """Compile `f` once for each set of argument shapes, and log the memory each program needs.
+
+  Args:
+    f: the function.
+    watchdog: stopped while a program compiles.
+    advice: what to do if a program needs more memory than the device has.
+    **options: those of `jax.jit`.
+
+  Returns:
+    A function like `f`.
+  """
+  programs: dict[Any, jax.stages.Compiled] = {}
+
+  def call(*args: Any) -> Any:
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
+    if shapes not in programs:
+      watched = watchdog.stop()
+      programs[shapes] = jax.jit(f, **options).lower(*args).compile()
+      _log_memory(program_cost(programs[shapes]), advice)
+      if watched:
+        watchdog.start()
+    return programs[shapes](*args)
+
+  return call
+
+
+def _advice(learner: MetaLearner) -> str:
+  """What to do if an update needs more memory than the device has."""
+  if learner.spec.sees_all_tasks:
+    return "One term joins all tasks of an update: use a smaller meta_batch, or more devices"
+  return (
+    'Give the learner batching="sequential" or a small number of tasks at once, give fit more '
+    "micro_batches, or both"
+  )
+
+
+def _log_memory(needed: ProgramCost | None, advice: str) -> None:
+  """Log the memory of a program; raise MemoryError if the device has less."""
+  logging.info("An update needs %s.", needed or "an amount of memory this backend does not report")
+  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+  if needed is not None and limit is not None and needed.bytes > limit:
+    raise MemoryError(
+      f"An update needs {needed}, but the device has {limit / 1e6:,.1f} MB. {advice}."
+    )

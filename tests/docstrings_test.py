@@ -1,0 +1,196 @@
+"""Every public function says what it does, takes and returns, and most show an example.
+
+A docstring begins with one sentence on one line. The section "Args:" names every parameter, and the
+section "Returns:" says what comes back.
+"""
+
+import inspect
+import re
+
+import pytest
+
+import shrinkmeta as sm
+
+LEARNER_FUNCTIONS = (
+  "init",
+  "update",
+  "adapt",
+  "meta_gradient",
+  "adapt_tasks",
+  "no_start",
+  "sums",
+  "apply",
+)
+LEAST_EXAMPLES = 0.9  # share of the public functions that have one
+
+# {rule: names whose docstrings break it today}. Delete a name as soon as its docstring is mended:
+# the tests fail if a name no longer breaks the rule.
+KNOWN_GAPS = {
+  "summary": """
+    Batch Metrics learner.adapt learner.adapt_tasks learner.apply learner.init
+    learner.meta_gradient learner.no_start learner.sums learner.update log_joint log_likelihood
+    log_predictive log_prior
+  """,
+  "args": """
+    Posterior.log_predictive Posterior.outputs Posterior.predictive Posterior.sample
+    WarmStart.put WarmStart.take anil bernoulli boil by_layer by_leaf calibration categorical
+    coverage empirical_bayes fine_tuning fomaml format_summary hand_picked imaml in_precision
+    learner.adapt learner.adapt_tasks learner.apply learner.init learner.meta_gradient
+    learner.no_start learner.sums learner.update log_evidence log_joint log_likelihood
+    log_predictive log_prior make_learner maml map_estimate mean_and_scale merge meta_sgd
+    no_adaptation num_tasks place_state place_tasks poisson posterior priors.exponential
+    priors.half_cauchy priors.log_normal priors.normal program_cost reptile restriction
+    share_of_tasks sigma_imaml sigma_maml sigma_reptile stack_tasks task_mesh
+  """,
+  "returns": """
+    Posterior.log_predictive Posterior.outputs Posterior.predictive Posterior.sample
+    WarmStart.put WarmStart.take anil bernoulli boil by_layer by_leaf by_path calibration
+    categorical coverage empirical_bayes fine_tuning fomaml format_summary gaussian
+    gaussian_with_scale hand_picked imaml in_precision learner.adapt learner.adapt_tasks
+    learner.apply learner.init learner.meta_gradient learner.no_start learner.sums
+    learner.update log_evidence log_joint log_likelihood log_predictive log_prior make_learner
+    maml mean_and_scale merge meta_sgd module_summary no_adaptation num_tasks over_tasks
+    place_state place_tasks poisson posterior priors.exponential priors.flat priors.half_cauchy
+    priors.log_normal priors.normal program_cost reptile restriction share_of_tasks sigma_imaml
+    sigma_maml sigma_reptile stack_batches stack_tasks task_mesh
+  """,
+  "example": """
+    Posterior.log_predictive Posterior.outputs Posterior.predictive Posterior.sample
+    WarmStart.put WarmStart.take anil bernoulli boil categorical coverage empirical_bayes
+    fine_tuning fomaml gaussian hand_picked imaml in_precision learner.adapt learner.adapt_tasks
+    learner.apply learner.init learner.meta_gradient learner.no_start learner.sums
+    learner.update log_joint log_likelihood log_predictive log_prior make_learner maml
+    mean_and_scale meta_sgd module_summary no_adaptation num_tasks over_tasks place_state
+    place_tasks poisson priors.exponential priors.flat priors.half_cauchy priors.log_normal
+    priors.normal program_cost reptile restriction sigma_imaml sigma_maml sigma_reptile
+    stack_tasks
+  """,
+}
+
+
+def public_objects():
+  """{name: function, property or class} of everything that users call by name."""
+  learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  found = {f"learner.{name}": getattr(learner, name) for name in LEARNER_FUNCTIONS}
+  for name in sm.__all__:
+    value = getattr(sm, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+      found[name] = value
+    if inspect.isclass(value):
+      for method, raw in vars(value).items():
+        plain = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
+        own = getattr(raw if not isinstance(raw, property) else raw.fget, "__module__", "")
+        is_method = inspect.isfunction(plain) or isinstance(raw, property)
+        if not method.startswith("_") and is_method and own.startswith("shrinkmeta"):
+          found[f"{name}.{method}"] = plain
+    elif inspect.ismodule(value):
+      own = lambda f, module=value: inspect.isfunction(f) and f.__module__ == module.__name__
+      functions = {n: f for n, f in vars(value).items() if not n.startswith("_") and own(f)}
+      found |= {f"{name}.{n}": f for n, f in functions.items()}
+  return found
+
+
+def sections(docstring):
+  """{title: lines} of a docstring in Google's style; the text before the first title is ""."""
+  title, found = "", {"": []}
+  for line in inspect.cleandoc(docstring or "").splitlines():
+    if match := re.fullmatch(r"([A-Z]\w+):", line):
+      title = match.group(1)
+      found[title] = []
+    else:
+      found[title].append(line)
+  return found
+
+
+def has_summary(thing):
+  """The first line is one sentence with a period, and a blank line follows."""
+  lines = inspect.cleandoc(thing.__doc__ or "").splitlines()
+  if not lines or not lines[0].endswith("."):
+    return False
+  return not re.search(r"[.!?] +[A-Z`]", lines[0]) and (len(lines) == 1 or not lines[1])
+
+
+def parameters(function):
+  return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+
+def names_arguments(function):
+  """Every parameter stands before a colon in the section "Args:", alone or in a list."""
+  entries = [
+    re.match(r"  ([*\w, ]+):", line) for line in sections(function.__doc__).get("Args", [])
+  ]
+  named = {name.strip(" *") for entry in entries if entry for name in entry.group(1).split(",")}
+  return set(parameters(function)) <= named
+
+
+def says_what_returns(function):
+  returned = inspect.signature(function).return_annotation
+  if returned in (None, "None", inspect.Signature.empty):
+    return True
+  return any(line.strip() for line in sections(function.__doc__).get("Returns", []))
+
+
+def has_example(function):
+  return ">>>" in (function.__doc__ or "")
+
+
+RULES = {"summary": has_summary, "args": names_arguments, "returns": says_what_returns}
+OBJECTS = public_objects()
+FUNCTIONS = {name: f for name, f in OBJECTS.items() if callable(f) and not inspect.isclass(f)}
+
+
+def gaps_of(rule):
+  return set(KNOWN_GAPS[rule].split())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_docstrings_are_whole(rule):
+  things = OBJECTS if rule == "summary" else FUNCTIONS
+  missing = {name for name, thing in things.items() if not RULES[rule](thing)}
+  new, mended = sorted(missing - gaps_of(rule)), sorted(gaps_of(rule) - missing)
+  assert not new, f"{rule}: missing or incomplete in {new}"
+  assert not mended, f"{rule}: no gap any more, delete from KNOWN_GAPS: {mended}"
+
+
+def test_most_functions_have_an_example():
+  without = {name for name, function in FUNCTIONS.items() if not has_example(function)}
+  mended = sorted(gaps_of("example") - without)
+  assert not mended, f"example: no gap any more, delete from KNOWN_GAPS: {mended}"
+  new = sorted(without - gaps_of("example"))
+  most = (1 - LEAST_EXAMPLES) * len(FUNCTIONS)
+  assert len(new) <= most, f"more than {most:.0f} of {len(FUNCTIONS)} have no example: {new}"
+
+
+def test_gaps_name_rules_and_objects():
+  assert set(KNOWN_GAPS) == {*RULES, "example"}
+  for rule in KNOWN_GAPS:
+    assert gaps_of(rule) <= set(OBJECTS)
+
+
+def test_the_rules_see_what_is_missing():
+  def whole(a: int, *rest: int, b: int = 0) -> int:
+    """Add numbers.
+
+    Args:
+      a, b: two numbers.
+      *rest: more numbers.
+
+    Returns:
+      The sum.
+
+    >>> whole(1)
+    1
+    """
+    return a + b + sum(rest)
+
+  def poor(a: int, b: int) -> int:
+    """Add. Twice
+    over.
+
+    Args:
+      a: a number, and b: another.
+    """
+    return a + b
+
+  for rule in (has_summary, names_arguments, says_what_returns, has_example):
+    assert rule(whole) and not rule(poor)

@@ -1,0 +1,379 @@
+"""Every public function refuses arguments of the wrong type, by name and before any work.
+
+Each function is called once with valid arguments and then, one argument at a time, with wrong
+things. A wrong thing must raise TypeError or ValueError with the argument's name in the message,
+unless the table ALLOWED says that this argument takes it.
+"""
+
+import dataclasses
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+import shrinkmeta as sm
+
+PARAMS = {"w": jnp.zeros(2), "b": jnp.zeros([])}
+LABELS = {"w": "body", "b": "head"}
+
+
+def predict(theta, inputs):
+  return inputs @ theta["w"] + theta["b"]
+
+
+def predict_scale(theta, inputs):
+  return inputs @ theta["w"], theta["b"]
+
+
+LIKELIHOOD = sm.gaussian(predict)
+BATCH = sm.Batch(jnp.ones((4, 2)), jnp.ones(4))
+BATCHES = jax.tree.map(lambda x: jnp.stack([x, x]), BATCH)
+TASKS = sm.Task(BATCHES, BATCHES)
+THETAS = jax.tree.map(lambda x: jnp.stack([x, x]), PARAMS)
+INNER = sm.Inner(optax.sgd(0.1), 1)
+ADAM = optax.adam(1e-3)
+
+
+@functools.cache
+def learner():
+  return sm.sigma_imaml(LIKELIHOOD, LABELS, inner=INNER)
+
+
+@functools.cache
+def state():
+  return learner().init(PARAMS)
+
+
+@functools.cache
+def compiled():
+  return jax.jit(lambda x: x + 1).lower(1.0).compile()
+
+
+@functools.cache
+def sums():
+  shapes = jax.eval_shape(lambda: learner().sums(state(), TASKS))
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+# What each argument takes, by its name. A value that is a function without arguments is called
+# when it is needed. An argument that is not listed keeps its default.
+VALID = {
+  "algorithm": sm.FAMILY["sigma_imaml"],
+  "batch": BATCH,
+  "batches": BATCHES,
+  "callbacks": (),
+  "checkpoints": None,
+  "compiled": compiled,
+  "count": 2,
+  "f": lambda shared, task: (shared, task),
+  "folder": "runs",
+  "implicit": sm.Implicit(),
+  "init_sigma": 0.3,
+  "inner": INNER,
+  "inputs": jnp.ones((4, 2)),
+  "integrated": ("head",),
+  "labels": LABELS,
+  "learner": learner,
+  "likelihood": LIKELIHOOD,
+  "log_sigma2": {"body": 0.0, "head": 0.0},
+  "mesh": None,
+  "meta_batch": 2,
+  "params": PARAMS,
+  "part": PARAMS,
+  "path": "log.jsonl",
+  "phi": PARAMS,
+  "phi_optimizer": ADAM,
+  "predict": predict,
+  "records": [],
+  "rest": PARAMS,
+  "row": sm.FAMILY["sigma_imaml"],
+  "rules": None,
+  "shared": PARAMS,
+  "sigma_optimizer": ADAM,
+  "state": state,
+  "steps": 0,
+  "task_specific": ("head",),
+  "tasks": TASKS,
+  "theta": PARAMS,
+  "thetas": THETAS,
+}
+# What only one function takes, by its name.
+OWN = {
+  "by_path": {"rules": {"w": "body", ".*": "head"}},
+  "calibration": {
+    "log_probabilities": jnp.log(jnp.full((2, 2), 0.5)),
+    "labels": jnp.array([0, 1]),
+  },
+  "coverage": {"mean": jnp.zeros(2), "sd": jnp.ones(2), "targets": jnp.zeros(2)},
+  "fit": {"tasks": lambda first, count: TASKS},
+  "format_summary": {"rows": (sm.ModuleSummary("body", 2, 0.3, 0.1),)},
+  "gaussian_with_scale": {"predict": predict_scale},
+  "in_precision": {"dtype": jnp.bfloat16},
+  "learner.adapt": {"steps": None},
+  "learner.adapt_tasks": {"steps": None},
+  "learner.apply": {"sums": lambda: sums()[0], "per_task": lambda: sums()[1]},
+  "mean_and_scale": {"outputs": jnp.full((4, 2), -0.5)},
+  "priors.normal": {"scale": 1.0},
+  "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
+  "stack_batches": {"batches": [BATCH, BATCH]},
+  "stack_tasks": {"tasks": [sm.Task(BATCH, BATCH)] * 2},
+}
+WRONG = {
+  "object": object(),
+  "str": "wrong",
+  "int": 7,
+  "None": None,
+  "list": [1, "a"],
+  "function": lambda: None,
+  "optimizer": optax.sgd(0.1),
+  "nnx": nnx.Linear(1, 1, rngs=nnx.Rngs(0)),
+  "params": PARAMS,
+  "predict": predict,
+}
+CALLABLE = "function predict nnx"
+# {argument: the things of WRONG that it takes}. None is allowed wherever it is the default.
+ALLOWED = {
+  "batch_size": "int",
+  "batching": "int",
+  "bins": "int",
+  "count": "int",
+  "damping": "int",
+  "every": "int",
+  "f": CALLABLE,
+  "folder": "str",
+  "init_sigma": "int",
+  "keep": "int",
+  "limit": "int",
+  "log_p_phi": CALLABLE,
+  "log_p_sigma": CALLABLE,
+  "max_steps": "int",
+  "median": "int",
+  "mesh": "None",
+  "meta_batch": "int",
+  "name": "str",
+  "num_batches": "int",
+  "optimizer": "optimizer",
+  "part": "params",
+  "path": "str",
+  "phi": "params",
+  "phi_optimizer": "optimizer",
+  "predict": CALLABLE,
+  "probes": "int",
+  "rank": "int",
+  "records": "list",
+  "rest": "params",
+  "rows": "int",
+  "scale": "int",
+  "share": "int",
+  "sigma_optimizer": "optimizer",
+  "spread": "int",
+  "stall_seconds": "int",
+  "steps": "int",
+  "theta": "params",
+  "tol": "int",
+}
+# {function: {argument: things}}, the same for one function alone. A string is a tree of one label.
+ALLOWED_OF = {
+  **{name: {"labels": "str"} for name in (*sm.FAMILY, "make_learner")},
+  **{name: {"params": "params nnx"} for name in ("by_layer", "by_leaf", "by_path")},
+  "fit": {"tasks": CALLABLE},
+  "learner.init": {"params": "params"},
+  "learner.sums": {"first": "int"},
+  "num_tasks": {"tasks": "nnx"},
+  "over_tasks": {"shared": "int None params nnx", "tasks": "nnx", "first": CALLABLE},
+  "place_state": {"state": " ".join(WRONG)},  # any tree
+  "priors.normal": {"centre": "int params nnx"},
+}
+# {function: arguments} that take a wrong thing today, or refuse it without their name. Delete an
+# argument as soon as it is mended: the test fails if an entry is no gap any more.
+KNOWN_GAPS = {
+  "Implicit": "max_steps tol damping batch_size num_batches",
+  "Inner": "optimizer steps tol batch_size remat",
+  "LogDet": "limit probes steps",
+  "anil": "likelihood labels",
+  "bernoulli": "predict",
+  "boil": "likelihood labels",
+  "by_layer": "params",
+  "by_leaf": "params",
+  "by_path": "params rules",
+  "calibration": "log_probabilities labels mask bins",
+  "categorical": "predict",
+  "coverage": "mean sd targets level mask",
+  "empirical_bayes": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
+  "fine_tuning": "likelihood labels inner phi_optimizer",
+  "fomaml": "likelihood labels inner phi_optimizer",
+  "format_summary": "rows",
+  "gaussian": "predict scale",
+  "gaussian_with_scale": "predict",
+  "hand_picked": "likelihood labels task_specific inner phi_optimizer",
+  "imaml": "likelihood labels inner implicit phi_optimizer init_sigma",
+  "in_precision": "likelihood dtype",
+  "learner.adapt": "state steps key",
+  "learner.adapt_tasks": "state steps",
+  "learner.apply": "state sums per_task",
+  "learner.init": "params",
+  "learner.meta_gradient": "state",
+  "learner.no_start": "state count",
+  "learner.sums": "state first",
+  "learner.update": "state",
+  "log_evidence": "likelihood phi inner implicit log_det frozen",
+  "log_joint": "likelihood log_p_phi",
+  "log_likelihood": "likelihood theta",
+  "log_predictive": "likelihood thetas",
+  "log_prior": "phi",
+  "make_learner": (
+    "row likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma log_p_phi "
+    "log_p_sigma restricted mesh"
+  ),
+  "maml": "likelihood labels inner phi_optimizer",
+  "map_estimate": "likelihood phi inner implicit steps key frozen",
+  "mean_and_scale": "outputs",
+  "merge": "part rest",
+  "meta_sgd": "likelihood labels inner phi_optimizer sigma_optimizer init_sigma",
+  "module_summary": "phi",
+  "no_adaptation": "likelihood labels phi_optimizer",
+  "num_tasks": "tasks",
+  "over_tasks": "f shared tasks mesh first",
+  "place_state": "mesh rules",
+  "place_tasks": "tasks mesh share count",
+  "poisson": "predict",
+  "posterior": "likelihood phi theta rank limit key",
+  "priors.exponential": "scale",
+  "priors.half_cauchy": "scale",
+  "priors.log_normal": "median spread",
+  "priors.normal": "scale centre",
+  "program_cost": "compiled",
+  "reptile": "likelihood labels inner phi_optimizer",
+  "restriction": "likelihood phi batches integrated frozen",
+  "share_of_tasks": "count mesh",
+  "sigma_imaml": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
+  "sigma_maml": "likelihood labels inner phi_optimizer sigma_optimizer init_sigma",
+  "sigma_reptile": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
+  "stack_batches": "batches rows",
+  "stack_tasks": "tasks rows",
+  "task_mesh": "devices model",
+}
+
+
+def public_functions():
+  """{name: function} of the public names, of `priors` and of a learner; and the configurations."""
+  found = {}
+  for name in sm.__all__:
+    value = getattr(sm, name)
+    if inspect.isfunction(value) or dataclasses.is_dataclass(value) and _is_checked(value):
+      found[name] = value
+    elif inspect.ismodule(value):
+      own = lambda f, module=value: inspect.isfunction(f) and f.__module__ == module.__name__
+      found |= {f"{name}.{n}": f for n, f in vars(value).items() if n[0] != "_" and own(f)}
+  names = ("init", "update", "adapt", "meta_gradient", "adapt_tasks", "no_start", "sums", "apply")
+  return found | {f"learner.{name}": getattr(learner(), name) for name in names}
+
+
+def _is_checked(value):
+  """Whether a dataclass is one that users fill in: it checks its own fields."""
+  return "__post_init__" in vars(value)
+
+
+FUNCTIONS = public_functions()
+# Their work is no tracing, so they run as they are; the others are only traced, which compiles
+# nothing.
+CONCRETE = {
+  *("check_meta_gradient", "fit", "module_summary", "place_state", "place_tasks", "program_cost"),
+  *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
+}
+
+
+def valid_arguments(name):
+  """{argument: value} of a valid call."""
+  found = {}
+  for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
+    if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+      continue
+    if (own := OWN.get(name, {})) and parameter.name in own:
+      value = own[parameter.name]
+    elif parameter.default is not parameter.empty:
+      continue
+    else:
+      assert parameter.name in VALID, f"add to VALID what {name} takes as {parameter.name!r}"
+      value = VALID[parameter.name]
+    is_maker = inspect.isfunction(value) or hasattr(value, "cache_info")
+    is_maker = is_maker and not inspect.signature(value).parameters
+    found[parameter.name] = value() if is_maker else value
+  return found
+
+
+def call(name, arguments):
+  function = FUNCTIONS[name]
+  if name in CONCRETE or inspect.isclass(function):
+    return function(**arguments)
+  result = []  # results need not be arrays
+  jax.eval_shape(lambda: result.append(function(**arguments)))
+  return result
+
+
+def allowed(name, parameter):
+  """The wrong things that an argument may take."""
+  found = set(ALLOWED.get(parameter.name, "").split())
+  found |= set(ALLOWED_OF.get(name, {}).get(parameter.name, "").split())
+  return found | ({"None"} if parameter.default is None else set())
+
+
+def complaints(name, parameter):
+  """What is wrong with how a function takes each wrong thing, [] if nothing."""
+  found, fine = [], allowed(name, parameter)
+  for kind, value in WRONG.items():
+    if kind in fine:
+      continue
+    try:
+      call(name, valid_arguments(name) | {parameter.name: value})
+      found.append(f"{kind}: accepted")
+    except (TypeError, ValueError) as error:
+      if not re.search(rf"\b{parameter.name}\b", str(error)):
+        found.append(f"{kind}: {type(error).__name__} without the name: {str(error)[:100]!r}")
+    except Exception as error:
+      found.append(f"{kind}: {type(error).__name__}: {str(error)[:100]!r}")
+  return found
+
+
+def arguments_of(name):
+  kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+  return [p for p in inspect.signature(FUNCTIONS[name]).parameters.values() if p.kind not in kinds]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_wrong_things_are_refused_by_name(name):
+  new, mended = {}, []
+  for parameter in arguments_of(name):
+    found = complaints(name, parameter)
+    if parameter.name not in KNOWN_GAPS.get(name, "").split():
+      new |= {parameter.name: found} if found else {}
+    elif not found:
+      mended.append(parameter.name)
+  shown = "\n".join(f"  {argument}: {'; '.join(found)}" for argument, found in new.items())
+  assert not new, f"{name} takes wrong things:\n{shown}"
+  assert not mended, f"{name}: no gap any more, delete from KNOWN_GAPS: {mended}"
+
+
+# `check_meta_gradient` compiles three programs: tests/gradient_check_test.py calls it.
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"check_meta_gradient"}))
+def test_the_valid_arguments_are_valid(name):
+  call(name, valid_arguments(name))
+
+
+def test_the_tables_name_what_there_is():
+  for table in (OWN, ALLOWED_OF, KNOWN_GAPS):
+    for name, arguments in table.items():
+      assert name in FUNCTIONS, name
+      names = arguments.split() if isinstance(arguments, str) else arguments
+      unknown = set(names) - {parameter.name for parameter in arguments_of(name)}
+      assert not unknown, (name, unknown)
