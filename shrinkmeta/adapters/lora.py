@@ -86,7 +86,7 @@ def init(
     raise TypeError(f"rules must be a dict {{regex of a kernel's path: rank}}; got {rules!r}.")
   chosen: dict[str, tuple[Any, int, str]] = {}
   found, hits = set(), set()
-  for path, leaf in _leaves(params):
+  for path, leaf in named_leaves(params):
     matches = [pattern for pattern in rules if re.search(pattern, path)]
     found |= set(matches)
     if matches:
@@ -95,7 +95,7 @@ def init(
   if idle := [pattern for pattern in rules if pattern not in hits]:
     why = "finds only paths that earlier rules take" if idle[0] in found else "finds no path"
     raise ValueError(
-      f"The rule {idle[0]!r} {why}. The paths of params are {[name for name, _ in _leaves(params)]}"
+      f"The rule {idle[0]!r} {why}. The paths of params are {[p for p, _ in named_leaves(params)]}"
     )
   adapters: Adapters = {}
   keys = jax.random.split(key, len(chosen))
@@ -193,7 +193,7 @@ def attach(
 
   def adapted(adapters: Adapters, inputs: PyTree, constants: PyTree) -> PyTree:
     params, adapters = _whole(adapters, constants)
-    leaves = [leaf for _, leaf in _leaves(params)]
+    leaves = [leaf for _, leaf in named_leaves(params)]
     kernels = _updates("constants", params, adapters, alpha)
     closed, shape = jax.make_jaxpr(predict, return_shape=True)(params, inputs)
     for place, kernel in kernels.items():
@@ -233,14 +233,14 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
   [[3.0, 4.0], [2.0, 5.0]]
   """
   params, adapters = _whole(adapters, params)
-  leaves = [leaf for _, leaf in _leaves(params)]
+  leaves = [leaf for _, leaf in named_leaves(params)]
   for place, kernel in _updates("params", params, adapters, alpha).items():
     merged = kernel.value + low_rank.product_of_factors(kernel)
     leaves[place] = merged.astype(kernel.value.dtype)
   return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def _leaves(params: PyTree) -> list[tuple[str, Any]]:
+def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
   """[(path, leaf)] in the order of `jax.tree.leaves`; an nnx.Variable adds nothing to the path."""
   variable = lambda node: isinstance(node, nnx.Variable)
   named = []
@@ -267,7 +267,7 @@ def _updates(
   """{place among the leaves of params: the kernel with its factors}."""
   if isinstance(alpha, bool) or not (alpha is None or jnp.ndim(alpha) == 0):
     raise TypeError(f"alpha must be a number or None; got {alpha!r}.")
-  places = {path: (n, leaf) for n, (path, leaf) in enumerate(_leaves(params))}
+  places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
   updates = {}
   for path, factors in trees.kernels(adapters):
     if path not in places:
