@@ -265,7 +265,7 @@ def _updates(
   argument: str, params: PyTree, adapters: Adapters, alpha: float | None
 ) -> dict[int, low_rank.LowRank]:
   """{place among the leaves of params: the kernel with its factors}."""
-  if isinstance(alpha, bool) or not (alpha is None or jnp.ndim(alpha) == 0):
+  if alpha is not None and (isinstance(alpha, bool | str) or jnp.ndim(alpha) != 0):
     raise TypeError(f"alpha must be a number or None; got {alpha!r}.")
   places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
   updates = {}
