@@ -141,7 +141,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, Params]:
     ImportError: safetensors is not installed.
     ValueError: the model has parts that this network lacks, or tensors are missing.
   """
-  from safetensors import flax as safetensors  # an extra: only this function needs it
+  # An optional dependency, which only this function needs.
+  from safetensors import flax as safetensors  # pyright: ignore[reportMissingImports]
 
   folder = pathlib.Path(folder)
   config = config_of(json.loads((folder / "config.json").read_text()))

@@ -224,7 +224,7 @@ def _write(
 ) -> pathlib.Path:
   """Makes the folder with all its files at once."""
   try:
-    from safetensors import numpy as safetensors
+    from safetensors import numpy as safetensors  # pyright: ignore[reportMissingImports]
   except ImportError as fault:
     raise ImportError(
       "Export needs safetensors: pip install 'shrinkmeta[adapters]', or pip install safetensors."

@@ -96,11 +96,6 @@ def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
   return min(readings, key=lambda reading: reading[0])[1]
 
 
-def rank_of(a: Sequence[int], axes: str) -> int:
-  """The rank r of a factor A with shape `a`, for a kernel of these `axes`."""
-  return a[-1] if axes.rfind("i") < axes.rfind("o") else a[axes.count("l")]
-
-
 def with_rank_last(a: Any, b: Any, axes: str) -> tuple[Any, Any]:
   """A and B as `LowRank` wants them, with the rank as their last axis."""
   layers = axes.count("l")

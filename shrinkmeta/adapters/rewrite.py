@@ -141,7 +141,8 @@ def _product(eqn: JaxprEqn, inputs: list[Any], kernels: list[int], used: set[str
 
 
 def _remat(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
-  body = lambda *args: run(params["jaxpr"], [], args, used)
+  inner = params["jaxpr"]
+  body = lambda *args: run(inner, getattr(inner, "consts", []), args, used)
   keep = {name: params[name] for name in ("prevent_cse", "policy")}
   return jax.checkpoint(body, **keep)(*inputs)
 

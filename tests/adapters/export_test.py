@@ -1,6 +1,7 @@
 """PEFT folders from JAX, read back here, and by peft where it is installed."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,6 @@ import numpy as np
 import pytest
 
 from shrinkmeta.adapters import export, lora
-
-safetensors = pytest.importorskip("safetensors.flax", reason="safetensors is not installed")
 
 KEY = jax.random.key(0)
 
@@ -25,13 +24,21 @@ def adapters_of(shapes, rules):
   return random_like(lora.init(KEY, {k: jnp.ones(v) for k, v in shapes.items()}, rules))
 
 
-def read(folder):
-  return safetensors.load_file(folder / "adapter_model.safetensors"), json.loads(
-    (folder / "adapter_config.json").read_text()
+@pytest.fixture
+def safetensors():
+  return pytest.importorskip("safetensors.flax", reason="safetensors is not installed")
+
+
+@pytest.fixture
+def read(safetensors):
+  """A function: folder -> (tensors, configuration) of an adapter."""
+  return lambda folder: (
+    safetensors.load_file(folder / "adapter_model.safetensors"),
+    json.loads((folder / "adapter_config.json").read_text()),
   )
 
 
-def test_files_by_hand(tmp_path):
+def test_files_by_hand(read, tmp_path):
   shapes = {"q": [5, 4], "layers": [2, 5, 3], "conv": [3, 2, 5, 7], "heads": [5, 2, 3]}
   rules = {"^q": 2, "layers": 2, "conv": 3, "heads": (2, "ioo")}
   adapters = adapters_of(shapes, rules)
@@ -68,7 +75,7 @@ def test_files_by_hand(tmp_path):
   assert [p.name for p in (tmp_path / "new").iterdir()] == ["task"]
 
 
-def test_split_layers_and_alpha_none(tmp_path):
+def test_split_layers_and_alpha_none(read, tmp_path):
   adapters = adapters_of({"layers": [2, 5, 3], "q": [5, 4]}, {"layers": 1, "q": 2})
   names = {"layers": "h.{i}.fc", "q": "a.q"}
   folder = export.peft(tmp_path / "a", lora.split_layers(adapters), names, None, "base")
@@ -79,7 +86,7 @@ def test_split_layers_and_alpha_none(tmp_path):
   assert config["rank_pattern"] == config["alpha_pattern"] == {r"a\.q": 2}
 
 
-def test_bfloat16_and_a_whole_network(tmp_path):
+def test_bfloat16_and_a_whole_network(safetensors, tmp_path):
   params = {"w": jnp.ones([5, 4]), "layers": random_like(jnp.ones([2, 4, 3])), "b": jnp.ones([3])}
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   adapters = random_like(lora.init(KEY, params, {"w": 2, "layers": 1}))
@@ -100,6 +107,7 @@ def test_bfloat16_and_a_whole_network(tmp_path):
     export.merged(tmp_path / "c", params, adapters, dict.fromkeys(params, "w"))
 
 
+@pytest.mark.usefixtures("safetensors")
 def test_wrong_arguments(tmp_path):
   adapters = adapters_of({"q": [5, 4], "k": [5, 4], "s": [2, 5, 4]}, {"q": 2, "k": 1, "s": 1})
   write = lambda names, **more: export.peft(tmp_path / "x", adapters, names, 1.0, "base", **more)
@@ -128,10 +136,19 @@ def test_wrong_arguments(tmp_path):
     write(good)
 
 
+@pytest.mark.usefixtures("safetensors")
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
   adapters = adapters_of({"q": [5, 4]}, {"q": 2})
   monkeypatch.setattr(export.json, "dumps", lambda *_, **__: 1 / 0)
   with pytest.raises(ZeroDivisionError):
+    export.peft(tmp_path / "x", adapters, {"q": "q"}, 1.0, "base")
+  assert not list(tmp_path.iterdir())
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "safetensors", None)
+  adapters = adapters_of({"q": [5, 4]}, {"q": 2})
+  with pytest.raises(ImportError, match="pip install safetensors"):
     export.peft(tmp_path / "x", adapters, {"q": "q"}, 1.0, "base")
   assert not list(tmp_path.iterdir())
 

@@ -68,6 +68,25 @@ def test_models_that_it_cannot_read(wrong):
     llama.config_of(DOCUMENT | wrong)
 
 
+def test_weights_written_are_weights_read(tmp_path):
+  pytest.importorskip("safetensors", reason="safetensors is not installed")
+  config = llama.config_of(DOCUMENT)
+  params = llama.init(jax.random.key(0), config)
+  nothing = lora.init(jax.random.key(1), params, RULES)  # B = 0
+  write = lambda folder, params, document: export.merged(
+    tmp_path / folder, params, nothing, llama.names(config), config=document
+  )
+  found, read = llama.read(write("a", params, DOCUMENT))
+  assert found == config
+  jax.tree.map(np.testing.assert_array_equal, read, params)
+  with pytest.raises(ValueError, match="lacks 'model.layers.3.input_layernorm.weight'"):
+    llama.read(write("b", params, DOCUMENT | {"num_hidden_layers": 4}))
+  with pytest.raises(ValueError, match="tensors that this network lacks.*model.layers.2"):
+    llama.read(write("c", params, DOCUMENT | {"num_hidden_layers": 2}))
+  with pytest.raises(ValueError, match="has shapes .*; config.json wants"):
+    llama.read(write("d", params, DOCUMENT | {"intermediate_size": 40}))
+
+
 def torch_and_friends():
   reason = "torch, transformers and peft are not installed"
   return tuple(pytest.importorskip(m, reason=reason) for m in ("torch", "transformers", "peft"))
