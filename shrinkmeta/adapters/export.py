@@ -64,6 +64,12 @@ def peft(
     ValueError: a kernel without a name, one name for two kernels, names that PEFT would confuse, or
       adapters that PEFT cannot hold.
 
+  Example, for task t of T adapted tasks and a network of `jax.lax.scan` over its layers::
+
+      one = jax.tree.map(lambda a: a[t], adapters)
+      names = {"layers/q_proj": "model.layers.{i}.self_attn.q_proj"}
+      export.peft("adapters/task", one, names, alpha=8.0, base="organisation/model")
+
   References: the PEFT library's checkpoint format, version 0.21.
   """
   _text("base", base)

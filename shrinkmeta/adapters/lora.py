@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from shrinkmeta import validate
@@ -74,7 +75,9 @@ def init(
     output first has A [r, in] and B [out, r]. `sm.by_layer` names a module for each kernel.
 
   Raises:
-    ValueError: a rule that adapts nothing, or that finds a leaf that is no kernel.
+    TypeError: `rules` is no dict.
+    ValueError: a rule adapts nothing, finds a leaf that is no kernel (a bias, integers), or wants a
+      rank above the kernel's numbers of inputs or outputs.
 
   >>> import jax, jax.numpy as jnp
   >>> params = {"dense": {"kernel": jnp.ones([5, 3]), "bias": jnp.zeros([3])}}
@@ -178,8 +181,11 @@ def attach(
   Returns:
     predict(adapters, inputs, constants) -> outputs. `constants` are the network's parameters, or
     `Base(params, A)` if adapters hold B only. It raises ValueError if an adapted kernel enters any
-    other operation (a lookup of rows, an elementwise product) or no product at all. The error names
-    the kernel and the operation.
+    other operation (a lookup of rows, an elementwise product) or no product at all, and if adapters
+    do not fit the constants. The error names the kernel and the operation.
+
+  Raises:
+    TypeError: `predict` is no function.
 
   >>> import jax, jax.numpy as jnp
   >>> predict = lambda params, x: x @ params["kernel"]
@@ -195,6 +201,12 @@ def attach(
     params, adapters = _whole(adapters, constants)
     leaves = [leaf for _, leaf in named_leaves(params)]
     kernels = _updates("constants", params, adapters, alpha)
+    for path, leaf in named_leaves(params):
+      if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+        raise TypeError(
+          f"constants/{path} is no array; got {type(leaf).__name__}. Take it out of the constants, "
+          "for equinox by eqx.partition(model, eqx.is_inexact_array)."
+        )
     closed, shape = jax.make_jaxpr(predict, return_shape=True)(params, inputs)
     for place, kernel in kernels.items():
       leaves[place] = kernel
@@ -226,6 +238,9 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
 
   Returns:
     Parameters with the structure, shapes and dtypes of the network's.
+
+  Raises:
+    ValueError: adapters do not fit the parameters.
 
   >>> import jax.numpy as jnp
   >>> adapters = {"kernel": {"A": jnp.ones([2, 1]), "B": jnp.array([[1.0, 2.0]])}}

@@ -70,9 +70,14 @@ def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
   Returns:
     A pytree of strings with the structure of `adapters`.
 
+  Raises:
+    ValueError: with train_A=False, a kernel that is itself called "A".
+
   >>> labels({"dense": {"kernel": {"A": 0.0, "B": 0.0}}}, train_A=False)
   {'dense': {'kernel': {'A': 'A', 'B': 'dense/kernel'}}}
   """
+  if not train_A and "A" in (path for path, _ in kernels(adapters)):
+    raise ValueError('"A" is the module of every A, but a kernel has this path too: rename it.')
   kernels(adapters)
   name = lambda path: validate.path_name(path[:-1])
   label = lambda path, _: "A" if path[-1].key == "A" and not train_A else name(path)

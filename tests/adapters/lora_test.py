@@ -128,7 +128,9 @@ def plain(dtype):
   other.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, c: (c @ r[1].T, r[0].T @ c))
 
   def predict(params, x):
-    w, layers = params["w"], params["layers"]  # [6, 6], [3, 6, 6]
+    w, layers = params["w"], jnp.copy(params["layers"])  # [6, 6], [3, 6, 6]
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    w = jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(w), device)
     positive, index = x.sum() > 0, jnp.argmax(x[0]) % 3
     x = jnp.tanh(custom(x, w) + other(x, w.T))
     x = jnp.tanh(jnp.einsum("oi,ni->no", w, x) + x @ w[::-1, :])
@@ -186,9 +188,16 @@ def close(got, want, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_attached_equals_merged_in_float32(name):
   predict, params, x, adapters = problem(name)
-  got = jax.jit(lora.attach(predict, alpha=3.0))(adapters, x, params)
-  close(got, predict(lora.merge(params, adapters, alpha=3.0), x), jnp.float32)
-  assert jnp.abs(got - predict(params, x)).max() > 1e-2  # the adapters do something
+
+  @jax.jit
+  def outputs():
+    merged = lora.merge(params, adapters, alpha=3.0)
+    got = lora.attach(predict, alpha=3.0)(adapters, x, params)
+    return got, predict(merged, x), predict(params, x)
+
+  got, want, base = outputs()
+  close(got, want, jnp.float32)
+  assert jnp.abs(got - base).max() > 1e-2  # the adapters do something
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -201,7 +210,8 @@ def test_derivatives_equal_those_of_the_merged_network(name, x64):
     gradient = jax.grad(loss, (0, 1))
     square = lambda a: sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient(a, x)))
     first, second = jax.jvp(lambda a: gradient(a, x), (adapters,), (direction,))
-    return first, second, jax.grad(square)(adapters) if name in ("dense", "linen scan") else ()
+    third = jax.grad(square)(adapters) if name in ("dense", "linen scan") else ()
+    return outputs(adapters, x), first, second, third
 
   @jax.jit
   def both():
@@ -209,12 +219,9 @@ def test_derivatives_equal_those_of_the_merged_network(name, x64):
     return results(lambda a, x: attached(a, x, params)), results(merged)
 
   close(*both(), jnp.float64)
-  close(
-    jax.jit(attached)(adapters, x, params), predict(lora.merge(params, adapters), x), jnp.float64
-  )
 
 
-@pytest.mark.parametrize("name", ["dense", "conv", "nnx", "linen scan"])
+@pytest.mark.parametrize("name", ["dense", "nnx", "linen scan"])
 def test_adapters_at_the_start_change_nothing(name):
   predict, params, x, rules = networks(jnp.float32)[name]()
   adapters = lora.init(KEY, params, rules)
@@ -232,7 +239,11 @@ def test_no_task_has_a_copy_of_a_kernel(name):
   many = jax.tree.map(lambda a: jnp.stack([a * (1 + t) for t in range(num_tasks)]), adapters)
   attached = lora.attach(predict)
   loss = lambda a, x, params: jnp.sum(attached(a, x, params) ** 2)
-  tasks = jax.vmap(jax.value_and_grad(loss), (0, None, None))
+
+  def products(a, x, params):  # a gradient and a product with the Hessian
+    return jax.jvp(lambda a: jax.grad(loss)(a, x, params), (a,), (a,))
+
+  tasks = jax.vmap(products, (0, None, None))
   factors = {x.shape[1:] for x in jax.tree.leaves(many)}
   kernels = {x.shape for x in jax.tree.leaves(params) if x.ndim > 1}
   kernels |= {shape[1:] for shape in kernels if name in ("plain", "linen scan", "nnx scan")}
@@ -457,6 +468,10 @@ def test_wrong_adapters():
     attached(jax.tree.map(lambda a: jnp.stack([a] * 4), adapters), x, W)
   with pytest.raises(TypeError, match="adapters must be a dict nested by path.*got ArrayImpl"):
     attached(jnp.ones([3]), x, W)
+  with pytest.raises(TypeError, match="constants/act is no array.*eqx.partition"):
+    attached(adapters, x, {**W, "act": jnp.tanh})
+  with pytest.raises(ValueError, match='"A" is the module of every A'):
+    lora.labels({"A": adapters["w"]}, train_A=False)
   with pytest.raises(TypeError, match="alpha must be a number"):
     lora.merge(W, adapters, alpha="1")
   with pytest.raises(TypeError, match="predict must be a function"):
