@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from shrinkmeta.adapters import export, lora
+from tests.adapters.networks import random_like
 
 KEY = jax.random.key(0)
-
-
-def random_like(tree, seed=1):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  draws = [0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-  return jax.tree.unflatten(structure, draws)
 
 
 def adapters_of(shapes, rules):

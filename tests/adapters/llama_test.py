@@ -7,6 +7,7 @@ import pytest
 
 from experiments import llama
 from shrinkmeta.adapters import export, lora
+from tests.adapters.networks import random_like
 
 SIZES = dict(
   vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -19,13 +20,6 @@ LLAMA3 = dict(
 )  # fmt: skip
 TOKENS = np.arange(24).reshape(2, 12) * 7 % 50
 RULES = {"(q|v)_proj": 2, "down_proj": 3}
-
-
-def random_like(tree, seed=1):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  draws = [0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-  return jax.tree.unflatten(structure, draws)
 
 
 def test_later_tokens_change_no_earlier_logits():
