@@ -169,8 +169,8 @@ def attach(
   that takes an adapted kernel is dropped: its rewritten body is differentiated. Under vmap over T
   adapters no [T, in, out] array exists, unless a cond or an index of a layer depends on the task's
   adapters: then JAX itself makes one. The result has derivatives of any order in adapters and
-  inputs. With B = 0 the outputs are the base network's to the bit; under jit and in loops, where the
-  compiler orders the sums, to rounding (1e-6 in float32).
+  inputs. With B = 0 the outputs are the base network's to the bit. Under jit and in loops, where
+  the compiler orders the sums, they are so to rounding (1e-6 in float32).
 
   The products with A and B use the wider dtype of the two operands. If the network casts a kernel
   where it uses it, A and B are cast too. The outputs keep the network's dtype.
