@@ -1,0 +1,252 @@
+"""Write adapters and adapted networks in the files that PEFT, transformers and servers read.
+
+Both functions write theta, the parameters that a task uses, and not its difference from phi. They
+write to a temporary folder beside the target and rename it, so that no reader sees half a folder.
+They need the package safetensors.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from shrinkmeta.adapters import lora, low_rank, trees
+from shrinkmeta.adapters.trees import Adapters
+
+PyTree = Any
+Path = str | os.PathLike[str]
+Names = Mapping[str, str | tuple[str, tuple[int, ...]]]
+
+
+def peft(
+  folder: Path,
+  adapters: Adapters,
+  names: Mapping[str, str],
+  alpha: float | None,
+  base: str,
+  *,
+  fan_in_fan_out: bool = False,
+  task_type: str | None = "CAUSAL_LM",
+  modules_to_save: Mapping[str, Mapping[str, Any]] | None = None,
+) -> pathlib.Path:
+  """Writes one task's adapters as a PEFT folder: adapter_config.json, adapter_model.safetensors.
+
+  PEFT multiplies by weights [out, in]: lora_A is A^T [r, in] and lora_B is B^T [out, r]. A
+  two-dimensional convolution has lora_A [r, in, height, width] and lora_B [out, r, 1, 1]. Axes such
+  as [heads, head_size] are merged into one. Convolutions along one axis are not supported.
+
+  Args:
+    folder: the folder to make.
+    adapters: of one task, with A and B (`lora.join` after `lora.hold_A`).
+    names: {path of our kernel: PEFT's module}. Give the full names of `model.named_modules()`, such
+      as "model.layers.0.self_attn.q_proj". "{i}" in the name of a stacked kernel becomes the number
+      of the layer. Paths without adapters are ignored.
+    alpha: as given to `lora.attach`; None writes alpha = r for each kernel.
+    base: the name or path of the base model, for `base_model_name_or_path`.
+    fan_in_fan_out: True if the base stores its weights as [in, out], as GPT-2's Conv1D does.
+    task_type: of PEFT; None for a model that is not of transformers.
+    modules_to_save: {module: {"weight": array, ...}}: the modules that the adapter replaces as a
+      whole, in PyTorch's layout, such as [out, in] for a linear layer.
+
+  Returns:
+    The folder.
+
+  Raises:
+    FileExistsError: the folder exists.
+    ImportError: safetensors is not installed.
+    ValueError: a kernel without a name, one name for two kernels, names that PEFT would confuse, or
+      adapters that PEFT cannot hold.
+
+  Example, for task t of T adapted tasks and a network of `jax.lax.scan` over its layers::
+
+      one = jax.tree.map(lambda a: a[t], adapters)
+      names = {"layers/q_proj": "model.layers.{i}.self_attn.q_proj"}
+      export.peft("adapters/task", one, names, alpha=8.0, base="organisation/model")
+
+  References: the PEFT library's checkpoint format, version 0.21.
+  """
+  _text("base", base)
+  kernels = _named_kernels(adapters, names)
+  ranks = {name: int(a.shape[0]) for name, (a, _) in kernels.items()}
+  prefix = "base_model.model."
+  tensors = {}
+  for name, (a, b) in kernels.items():
+    tensors[f"{prefix}{name}.lora_A.weight"] = a
+    tensors[f"{prefix}{name}.lora_B.weight"] = b
+  saved = dict(modules_to_save or {})
+  for module, arrays in saved.items():
+    if clash := [name for name in ranks if f".{module}." in f".{name}."]:
+      raise ValueError(
+        f"modules_to_save has {module!r}, but names has an adapter for {clash[0]!r}, which is part "
+        "of it. PEFT would drop the adapter. Keep one of the two."
+      )
+    tensors |= {f"{prefix}{module}.{key}": _array(value) for key, value in arrays.items()}
+  usual = collections.Counter(ranks.values()).most_common(1)[0][0]
+  # One full name a pattern: PEFT takes the first pattern that matches, in an order that it sorts.
+  unusual = {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != usual}
+  config = {
+    "peft_type": "LORA",
+    "task_type": task_type,
+    "base_model_name_or_path": base,
+    "inference_mode": True,
+    "r": usual,
+    "lora_alpha": usual if alpha is None else _number(float(alpha)),
+    "lora_dropout": 0.0,
+    "use_rslora": False,
+    "fan_in_fan_out": bool(fan_in_fan_out),
+    "bias": "none",
+    "target_modules": sorted(ranks),
+    "rank_pattern": unusual,
+    "alpha_pattern": unusual if alpha is None else {},
+    "modules_to_save": sorted(saved) or None,
+  }
+  return _write(folder, "adapter_model.safetensors", tensors, {"adapter_config.json": config})
+
+
+def merged(
+  folder: Path,
+  params: PyTree,
+  adapters: Adapters,
+  names: Names | None = None,
+  alpha: float | None = None,
+  config: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """Writes one task's whole network, W + (alpha / r) A B, as model.safetensors.
+
+  Args:
+    folder: the folder to make.
+    params: the base network's parameters, or `lora.Base(params, A)`.
+    adapters: of one task.
+    names: {path of our parameter: name of the tensor, or (name, permutation of its axes)}. "{i}" in
+      the name of a stack becomes the number of the layer, and the permutation is that of one layer.
+      A PyTorch linear layer's weight [out, in] is ("...weight", (1, 0)), a convolution's
+      [out, in, height, width] is ("...weight", (3, 2, 0, 1)). None keeps our paths, with "." in
+      place of "/".
+    alpha: as given to `lora.attach`.
+    config: written as config.json, for example transformers' configuration as a dict.
+
+  Returns:
+    The folder.
+
+  Raises:
+    FileExistsError: the folder exists.
+    ImportError: safetensors is not installed.
+    ValueError: a parameter without a name, or one name for two parameters.
+  """
+  leaves = lora.named_leaves(lora.merge(params, adapters, alpha))
+  if names is None:
+    names = {path: path.replace("/", ".") for path, _ in leaves}
+  tensors: dict[str, np.ndarray] = {}
+  for path, leaf in leaves:
+    if path not in names:
+      raise ValueError(f"names has no entry for the parameter {path!r}; it has {sorted(names)}.")
+    entry = names[path]
+    name, permutation = (entry, None) if isinstance(entry, str) else entry
+    for one, value in _per_layer(name, leaf):
+      if one in tensors:
+        raise ValueError(f"names gives the name {one!r} to two parameters; one is {path!r}.")
+      tensors[one] = _array(value if permutation is None else jnp.transpose(value, permutation))
+  documents = {} if config is None else {"config.json": dict(config)}
+  return _write(folder, "model.safetensors", tensors, documents)
+
+
+def _named_kernels(
+  adapters: Adapters, names: Mapping[str, str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """{PEFT's name: (lora_A, lora_B)} of every kernel and layer."""
+  if not isinstance(names, Mapping):
+    raise TypeError(f"names must be a dict {{path of a kernel: module}}; got {names!r}.")
+  trees.kernels(adapters, wanted=("A", "B"))
+  found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+  for path, factors in trees.kernels(trees.stack_layers(adapters)):
+    if path not in names:
+      raise ValueError(f"names has no entry for the kernel {path!r}; it has {sorted(names)}.")
+    name = names[path]
+    _text(f"names[{path!r}]", name)
+    pairs = zip(_per_layer(name, factors["A"]), _per_layer(name, factors["B"]), strict=True)
+    for (one, a), (_, b) in pairs:
+      if one in found:
+        raise ValueError(f"names gives the name {one!r} to two kernels; one is {path!r}.")
+      found[one] = _in_torch(path, a, b)
+  for name in found:
+    if longer := [other for other in found if other.endswith(f".{name}")]:
+      raise ValueError(
+        f"PEFT would take {name!r} for {longer[0]!r}, which ends alike. Give both full names."
+      )
+  return found
+
+
+def _per_layer(name: str, array: Any) -> list[tuple[str, Any]]:
+  """[(name, array)], one for each layer if the name has "{i}"."""
+  if "{i}" not in name:
+    return [(name, array)]
+  return [(name.replace("{i}", str(n)), array[n]) for n in range(len(array))]
+
+
+def _in_torch(path: str, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+  """A and B of one kernel as lora_A [r, in, ...] and lora_B [out, r, ...]."""
+  try:
+    axes = low_rank.axes_of(jnp.shape(a), jnp.shape(b), layers=0)
+  except ValueError as fault:
+    raise ValueError(
+      f'adapters: {path}: {fault} The name of a stacked kernel needs "{{i}}" for its layers.'
+    ) from None
+  inputs, out_first = axes.count("i"), axes.startswith("o")
+  a, b = (np.asarray(x) for x in low_rank.with_rank_last(a, b, axes))
+  if inputs < 3:  # a matrix
+    return _array(a.reshape(-1, a.shape[-1]).T), _array(b.reshape(-1, b.shape[-1]))
+  if inputs > 3 or axes.count("o") != 1:
+    raise ValueError(
+      f"adapters: {path} has A {a.shape} and B {b.shape}. PEFT holds matrices and two-dimensional "
+      "convolutions; leave this kernel out."
+    )
+  last = a if out_first else a.transpose(2, 0, 1, 3)  # [in, height, width, r]
+  return _array(np.moveaxis(last, -1, 0)), _array(b[:, :, None, None])
+
+
+def _array(x: Any) -> np.ndarray:
+  # safetensors 0.8.0 writes arrays that are not C-contiguous in the wrong order, without an error.
+  return np.ascontiguousarray(np.asarray(x))
+
+
+def _number(x: float) -> float | int:
+  return int(x) if x.is_integer() else x
+
+
+def _text(argument: str, value: Any) -> None:
+  if not isinstance(value, str) or not value:
+    raise TypeError(f"{argument} must be a text that is not empty; got {value!r}.")
+
+
+def _write(
+  folder: Path, file: str, tensors: dict[str, np.ndarray], documents: dict[str, Any]
+) -> pathlib.Path:
+  """Makes the folder with all its files at once."""
+  try:
+    from safetensors import numpy as safetensors  # pyright: ignore[reportMissingImports]
+  except ImportError as fault:
+    raise ImportError(
+      "Export needs safetensors: pip install 'shrinkmeta[adapters]', or pip install safetensors."
+    ) from fault
+  target = pathlib.Path(folder)
+  if target.exists():
+    raise FileExistsError(f"folder {str(target)!r} exists. Remove it, or write to another.")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+  draft.mkdir()
+  try:
+    safetensors.save_file(tensors, draft / file, metadata={"format": "pt"})
+    for name, document in documents.items():
+      (draft / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    draft.rename(target)
+  except BaseException:
+    shutil.rmtree(draft, ignore_errors=True)
+    raise
+  return target

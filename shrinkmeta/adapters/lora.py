@@ -1,0 +1,330 @@
+r"""Low-rank adapters: a frozen network in which a task may only move W to W + (alpha / r) A B.
+
+A kernel W [in, out] gets A [in, r] and B [r, out]. The network's own parameters are constants: they
+are neither adapted nor trained, and no task has a copy of them. B = 0 at the start, so the adapted
+network begins as the base network.
+
+**Which sigma is identified.** The product A B stays the same when A becomes c A and B becomes
+B / c. So the data determine the scale of A B, but not the scale of A or of B alone, and a sigma for
+each of them is not identified. `init` draws A with orthonormal columns. The recommended
+parametrisation keeps A at this draw. Only B is task-specific, with the prior
+B ~ N(phi_B, sigma^2 I). The update Delta W = (alpha / r) A B is then linear in B, and
+|Delta W|_F = (alpha / r) |B|_F. The entries of B are the update's coordinates in an orthonormal
+basis, in units of alpha / r: each has the prior variance sigma^2, whatever the size of the kernel.
+So sigma can be compared between adapters that have the same alpha / r. There are three choices:
+
+- `hold_A(adapters)` makes A part of the constants. Only B has a phi and a sigma.
+- `labels(adapters, train_A=False)` puts every A into one module, "A". Set its sigma to 0. All tasks
+  then share A, and an algorithm that learns phi learns it.
+- `labels(adapters, train_A=True)` makes A and B of a kernel one module. A task can then choose its
+  own subspace, but sigma measures the factors and not the update.
+
+References: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from shrinkmeta import validate
+from shrinkmeta.adapters import low_rank, rewrite, trees
+from shrinkmeta.adapters.trees import Adapters, hold_A, join, labels, split_layers, stack_layers
+
+PyTree = Any
+Predict = Callable[[PyTree, PyTree], PyTree]
+
+_BY_RANK = {2: "io", 3: "lio", 4: "iiio"}  # number of a kernel's axes -> what they are by default
+
+
+class Base(NamedTuple):
+  """Constants of an adapted network whose A is fixed."""
+
+  params: PyTree  # the network's own parameters
+  A: Adapters  # {"A": ...} for every adapted kernel, from `hold_A`
+
+
+def init(
+  key: jax.Array,
+  params: PyTree,
+  rules: Mapping[str, int | tuple[int, str]],
+  dtype: jax.typing.DTypeLike | None = None,
+) -> Adapters:
+  r"""Draws adapters for the kernels that `rules` choose: A with orthonormal columns, B = 0.
+
+  Args:
+    key: the random key for all A.
+    params: the network's parameters: any pytree of arrays, flax.nnx.State included.
+    rules: {regex: rank}. For each path, such as "params/dense_0/kernel", the first rule that
+      `re.search` finds decides. A kernel with 2 axes is [in, out], with 3 axes a stack of layers
+      [layers, in, out], with 4 axes a convolution's [height, width, in, out]. For others give
+      (rank, axes), with one letter an axis: "l" layers, "i" input side, "o" output side. Examples:
+      (4, "oi") for equinox's [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo")
+      for [in, heads, head_size].
+    dtype: of A and B; None takes the kernel's.
+
+  Returns:
+    A dict nested as the path of each kernel is, with {"A": A, "B": B} at its end. A is [in, r] and
+    B [r, out], where in and out stand for all axes of that side; a convolution has A
+    [height, width, in, r]. A stack has A [layers, in, r] and B [layers, r, out]. A kernel with the
+    output first has A [r, in] and B [out, r]. `sm.by_layer` names a module for each kernel.
+
+  Raises:
+    TypeError: `rules` is no dict.
+    ValueError: a rule adapts nothing, finds a leaf that is no kernel (a bias, integers), or wants a
+      rank above the kernel's numbers of inputs or outputs.
+
+  >>> import jax, jax.numpy as jnp
+  >>> params = {"dense": {"kernel": jnp.ones([5, 3]), "bias": jnp.zeros([3])}}
+  >>> adapters = init(jax.random.key(0), params, {"kernel$": 2})
+  >>> jax.tree.map(jnp.shape, adapters)
+  {'dense': {'kernel': {'A': (5, 2), 'B': (2, 3)}}}
+  """
+  if not isinstance(rules, Mapping) or not rules:
+    raise TypeError(f"rules must be a dict {{regex of a kernel's path: rank}}; got {rules!r}.")
+  chosen: dict[str, tuple[Any, int, str]] = {}
+  found, hits = set(), set()
+  for path, leaf in named_leaves(params):
+    matches = [pattern for pattern in rules if re.search(pattern, path)]
+    found |= set(matches)
+    if matches:
+      hits.add(matches[0])
+      chosen[path] = leaf, *_rank_and_axes(matches[0], rules[matches[0]], path, leaf)
+  if idle := [pattern for pattern in rules if pattern not in hits]:
+    why = "finds only paths that earlier rules take" if idle[0] in found else "finds no path"
+    raise ValueError(
+      f"The rule {idle[0]!r} {why}. The paths of params are {[p for p, _ in named_leaves(params)]}"
+    )
+  adapters: Adapters = {}
+  keys = jax.random.split(key, len(chosen))
+  for one, (path, (leaf, rank, axes)) in zip(keys, chosen.items(), strict=True):
+    node = adapters
+    for part in path.split("/"):
+      node = node.setdefault(part, {})
+    node |= _draw(one, leaf.shape, rank, axes, jnp.dtype(dtype or leaf.dtype))
+  return adapters
+
+
+def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, str]:
+  """Checks one rule against the leaf that it chose; the rank and the kinds of the axes."""
+  rank, axes = rule if isinstance(rule, tuple) and len(rule) == 2 else (rule, None)
+  shape = jnp.shape(leaf)
+  if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    raise ValueError(f"rules[{pattern!r}] must be a rank >= 1 or (rank, axes); got {rule!r}.")
+  if len(shape) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    raise ValueError(
+      f"The rule {pattern!r} finds {path!r}, which is no kernel: its shape is {shape} and its "
+      f'dtype {jnp.result_type(leaf)}. Narrow the rule, for example with "kernel$".'
+    )
+  axes = _BY_RANK.get(len(shape)) if axes is None else axes
+  if axes is None or not re.fullmatch("l*(i+o+|o+i+)", axes) or len(axes) != len(shape):
+    raise ValueError(
+      f"rules[{pattern!r}]: the kernel {path!r} has shape {shape}. Give (rank, axes) with one "
+      f'letter for each axis: "l" for layers first, then "i" and "o" for the sides; got {axes!r}.'
+    )
+  sizes = {c: math.prod(s for s, x in zip(shape, axes, strict=True) if x == c) for c in "io"}
+  if rank > min(sizes.values()):
+    raise ValueError(
+      f"rules[{pattern!r}] wants rank {rank}, but the kernel {path!r} of shape {shape} has "
+      f"{sizes['i']} inputs and {sizes['o']} outputs. Choose a rank of at most "
+      f"{min(sizes.values())}."
+    )
+  return rank, axes
+
+
+def _draw(
+  key: jax.Array, shape: tuple[int, ...], rank: int, axes: str, dtype: Any
+) -> dict[str, jax.Array]:
+  """A with orthonormal columns, uniformly drawn layer by layer, and B = 0."""
+  layers = shape[: axes.count("l")]
+  side = lambda kind: tuple(s for s, c in zip(shape, axes, strict=True) if c == kind)
+  wide = jnp.promote_types(dtype, jnp.float32)  # 8 bits would not give orthonormal columns
+  normal = jax.random.normal(key, (*layers, math.prod(side("i")), rank), wide)
+  q, r = jnp.linalg.qr(normal)
+  a = q * jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))[..., None, :]  # else not uniform
+  a = a.reshape(*layers, *side("i"), rank).astype(dtype)
+  b = jnp.zeros([*layers, rank, *side("o")], dtype)
+  if axes.rfind("i") > axes.rfind("o"):
+    a, b = jnp.moveaxis(a, -1, len(layers)), jnp.moveaxis(b, len(layers), -1)
+  return {"A": a, "B": b}
+
+
+def attach(
+  predict: Predict, alpha: float | None = None
+) -> Callable[[Adapters, PyTree, PyTree], PyTree]:
+  """Makes a network with adapters from a network without; W + A B is never formed.
+
+      x W  ->  x W + (alpha / r) (x A) B
+
+  The network is traced at its parameters, and the traced program is run with each product of an
+  adapted kernel rewritten. So `predict` may come from flax.linen, flax.nnx, equinox or haiku, or be
+  a plain function. A kernel is followed through transposes, reshapes, slices, splits, reversals,
+  casts and added axes of size 1. It is followed into jit, remat, scan (where it may be one of the
+  xs), while and cond, and into functions with a custom derivative. The custom rule of a function
+  that takes an adapted kernel is dropped: its rewritten body is differentiated. Under vmap over T
+  adapters no [T, in, out] array exists, unless a cond or an index of a layer depends on the task's
+  adapters: then JAX itself makes one. The result has derivatives of any order in adapters and
+  inputs. With B = 0 the outputs are the base network's to the bit. Under jit and in loops, where
+  the compiler orders the sums, they are so to rounding (1e-6 in float32).
+
+  The products with A and B use the wider dtype of the two operands. If the network casts a kernel
+  where it uses it, A and B are cast too. The outputs keep the network's dtype.
+
+  Args:
+    predict: (params, inputs) -> outputs, a function of arrays.
+    alpha: the update is scaled by alpha / r; None means alpha = r.
+
+  Returns:
+    predict(adapters, inputs, constants) -> outputs. `constants` are the network's parameters, or
+    `Base(params, A)` if adapters hold B only. It raises ValueError if an adapted kernel enters any
+    other operation (a lookup of rows, an elementwise product) or no product at all, and if adapters
+    do not fit the constants. The error names the kernel and the operation.
+
+  Raises:
+    TypeError: `predict` is no function.
+
+  >>> import jax, jax.numpy as jnp
+  >>> predict = lambda params, x: x @ params["kernel"]
+  >>> params = {"kernel": jnp.eye(2)}
+  >>> adapters = {"kernel": {"A": jnp.ones([2, 1]), "B": jnp.array([[1.0, 2.0]])}}
+  >>> attach(predict)(adapters, jnp.array([1.0, 1.0]), params).tolist()
+  [3.0, 5.0]
+  """
+  if not callable(predict):
+    raise TypeError(f"predict must be a function (params, inputs) -> outputs; got {predict!r}.")
+
+  def adapted(adapters: Adapters, inputs: PyTree, constants: PyTree) -> PyTree:
+    params, adapters = _whole(adapters, constants)
+    leaves = [leaf for _, leaf in named_leaves(params)]
+    kernels = _updates("constants", params, adapters, alpha)
+    for path, leaf in named_leaves(params):
+      if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+        raise TypeError(
+          f"constants/{path} is no array; got {type(leaf).__name__}. Take it out of the constants, "
+          "for equinox by eqx.partition(model, eqx.is_inexact_array)."
+        )
+    closed, shape = jax.make_jaxpr(predict, return_shape=True)(params, inputs)
+    for place, kernel in kernels.items():
+      leaves[place] = kernel
+    used: set[str] = set()
+    outputs = rewrite.run(closed.jaxpr, closed.consts, [*leaves, *jax.tree.leaves(inputs)], used)
+    for kernel in kernels.values():
+      if kernel.name not in used:
+        raise ValueError(
+          f"predict uses the adapted kernel {kernel.name!r} in no product, so its adapters change "
+          "nothing. Leave it out of the rules."
+        )
+    for kernel in outputs:
+      if isinstance(kernel, low_rank.LowRank):
+        raise ValueError(
+          f"predict returns the adapted kernel {kernel.name!r}; return products only."
+        )
+    return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+  return adapted
+
+
+def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyTree:
+  """The parameters of one task's whole network, W + (alpha / r) A B.
+
+  Args:
+    params: the base network's parameters, or `Base(params, A)` if adapters hold B only.
+    adapters: of one task.
+    alpha: as for `attach`.
+
+  Returns:
+    Parameters with the structure, shapes and dtypes of the network's.
+
+  Raises:
+    ValueError: adapters do not fit the parameters.
+
+  >>> import jax.numpy as jnp
+  >>> adapters = {"kernel": {"A": jnp.ones([2, 1]), "B": jnp.array([[1.0, 2.0]])}}
+  >>> merge({"kernel": jnp.eye(2)}, adapters, alpha=2.0)["kernel"].tolist()
+  [[3.0, 4.0], [2.0, 5.0]]
+  """
+  params, adapters = _whole(adapters, params)
+  leaves = [leaf for _, leaf in named_leaves(params)]
+  for place, kernel in _updates("params", params, adapters, alpha).items():
+    merged = kernel.value + low_rank.product_of_factors(kernel)
+    leaves[place] = merged.astype(kernel.value.dtype)
+  return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
+  """[(path, leaf)] in the order of `jax.tree.leaves`; an nnx.Variable adds nothing to the path."""
+  variable = lambda node: isinstance(node, nnx.Variable)
+  named = []
+  for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=variable):
+    inner = jax.tree_util.tree_leaves_with_path(node)
+    for more, leaf in inner:
+      named.append((validate.path_name(path if len(inner) == 1 else (*path, *more)), leaf))
+  if len({name for name, _ in named}) < len(named):
+    validate.leaves_with_names(params)  # raises and names the path
+  return named
+
+
+def _whole(adapters: Adapters, constants: PyTree) -> tuple[PyTree, Adapters]:
+  """The network's parameters, and adapters with A and B and with layers stacked."""
+  if isinstance(constants, Base):
+    constants, adapters = constants.params, join(adapters, constants.A)
+  trees.kernels(adapters, wanted=("A", "B"))
+  return constants, stack_layers(adapters)
+
+
+def _updates(
+  argument: str, params: PyTree, adapters: Adapters, alpha: float | None
+) -> dict[int, low_rank.LowRank]:
+  """{place among the leaves of params: the kernel with its factors}."""
+  if alpha is not None and (isinstance(alpha, bool | str) or jnp.ndim(alpha) != 0):
+    raise TypeError(f"alpha must be a number or None; got {alpha!r}.")
+  places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
+  updates = {}
+  for path, factors in trees.kernels(adapters):
+    if path not in places:
+      raise ValueError(
+        f"adapters have a kernel {path!r}, which {argument} lack. The paths of {argument} are "
+        f"{list(places)}. Make adapters by lora.init from these very parameters."
+      )
+    place, leaf = places[path]
+    updates[place] = _low_rank(path, jnp.asarray(leaf), factors["A"], factors["B"], alpha)
+  return updates
+
+
+def _low_rank(path: str, kernel: Any, a: Any, b: Any, alpha: float | None) -> low_rank.LowRank:
+  shapes = jnp.shape(a), jnp.shape(b)
+  layers = max(0, len(shapes[0]) + len(shapes[1]) - 2 - kernel.ndim)
+  axes = low_rank.axes_of(*shapes, layers)
+  last_a, last_b = low_rank.with_rank_last(jnp.asarray(a), jnp.asarray(b), axes)
+  if alpha is not None:
+    last_b = last_b * jnp.asarray(alpha / last_b.shape[-1], last_b.dtype)
+  update = low_rank.LowRank(kernel, last_a, last_b, axes, path)
+  fits = len(axes) == kernel.ndim and all(
+    x.shape[:-1] == tuple(kernel.shape[n] for n in of)
+    for x, of in ((last_a, update.of_a), (last_b, update.of_b))
+  )
+  if not fits:
+    raise ValueError(
+      f"adapters: {path}/A {shapes[0]} and {path}/B {shapes[1]} do not fit the kernel of shape "
+      f"{kernel.shape}. Make them by lora.init; for the adapters of T tasks use jax.vmap."
+    )
+  return update
+
+
+__all__ = (
+  "Adapters",
+  "Base",
+  "attach",
+  "hold_A",
+  "init",
+  "join",
+  "labels",
+  "merge",
+  "split_layers",
+  "stack_layers",
+)

@@ -1,0 +1,236 @@
+"""Run a traced program in which some arrays are `LowRank` kernels.
+
+Equations without a kernel run as they are. A kernel moves by the rules of `low_rank`, and each
+matrix product or convolution with a kernel becomes two, the base's and the low-rank part:
+
+    x W  ->  x W + (x a) b
+
+Calls and loops are opened. A custom derivative of a function that takes a kernel is not used: the
+rewritten body is differentiated instead, because the rule knows nothing of a and b.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from shrinkmeta.adapters import low_rank
+from shrinkmeta.adapters.low_rank import LowRank, NotFollowed
+
+# Calls whose body runs in place of the call, and the parameter that holds the body.
+_CALLS = {
+  "jit": "jaxpr",
+  "pjit": "jaxpr",
+  "closed_call": "call_jaxpr",
+  "core_call": "call_jaxpr",
+  "custom_jvp_call": "call_jaxpr",
+  "custom_vjp_call": "call_jaxpr",
+}
+_MOVES: dict[str, Callable[..., Any]] = {
+  "convert_element_type": low_rank.cast,
+  "transpose": low_rank.transpose,
+  "slice": low_rank.cut,
+  "dynamic_slice": low_rank.dynamic_cut,
+  "rev": low_rank.reverse,
+  "split": low_rank.divide,
+  "broadcast_in_dim": low_rank.add_axes,
+}
+_SAME = ("copy", "optimization_barrier", "sharding_constraint")
+
+
+def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]) -> list[Any]:
+  """Evaluates `jaxpr` at arguments of which some are `LowRank`.
+
+  Args:
+    jaxpr: the program.
+    consts, args: the values of its constants and its inputs.
+    used: the names of the kernels that entered a product are added to this set.
+
+  Returns:
+    The outputs, in the order of `jaxpr.outvars`.
+
+  Raises:
+    ValueError: a kernel enters an operation that has no low-rank form; names both.
+  """
+  env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+  read = lambda v: v.val if isinstance(v, Literal) else env[v]
+  for eqn in _live(jaxpr):
+    inputs = [read(v) for v in eqn.invars]
+    kernel = next((x for x in inputs if isinstance(x, LowRank)), None)
+    if kernel is None:
+      outputs = _evaluate(eqn, inputs)
+    else:
+      try:
+        outputs = _rewrite(eqn, inputs, used)
+      except NotFollowed as use:
+        raise ValueError(
+          f"The adapted kernel {kernel.name!r} enters {use}. A low-rank update follows a kernel "
+          "through transposes, reshapes, slices, casts, calls and loops into matrix products and "
+          f"convolutions only. Leave {kernel.name!r} out of the rules, or write this use of it as "
+          "a product."
+        ) from None
+    env |= dict(zip(eqn.outvars, outputs, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
+  """The equations that an output or an effect needs, in order."""
+  needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+  live = []
+  for eqn in reversed(jaxpr.eqns):
+    if eqn.effects or any(v in needed for v in eqn.outvars):
+      live.append(eqn)
+      needed |= {v for v in eqn.invars if not isinstance(v, Literal)}
+  return live[::-1]
+
+
+def _evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+  with eqn.ctx.manager:  # where the equation was traced: device placement, metadata
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+  return list(outputs) if eqn.primitive.multiple_results else [outputs]
+
+
+def _rewrite(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
+  """The outputs of an equation of which at least one input is a kernel."""
+  name, params = eqn.primitive.name, eqn.params
+  kernels = [n for n, x in enumerate(inputs) if isinstance(x, LowRank)]
+  if name in _CALLS:
+    body = params[_CALLS[name]]
+    return run(body.jaxpr, body.consts, inputs, used)
+  if name in _CONTROL:
+    return _CONTROL[name](params, inputs, used)
+  if name in _SAME:
+    plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
+    outputs = _evaluate(eqn, plain)
+    for n in kernels:
+      outputs[n] = inputs[n].map(lambda x, _: x, outputs[n])
+    return outputs
+  if name in ("dot_general", "conv_general_dilated"):
+    return [_product(eqn, inputs, kernels, used)]
+  if name == "squeeze" or (name == "reshape" and params["dimensions"] is None):
+    output: Any = eqn.outvars[0].aval
+    return [low_rank.reshape(inputs[0], output.shape)]
+  if name in _MOVES and kernels == [0]:
+    moved = _MOVES[name](inputs[0], params, *inputs[1:])
+    return moved if isinstance(moved, list) else [moved]
+  raise NotFollowed(f"the operation `{name}`")
+
+
+def _product(eqn: JaxprEqn, inputs: list[Any], kernels: list[int], used: set[str]) -> Any:
+  """x W + (x a) b for a matrix product or a convolution."""
+  name, params = eqn.primitive.name, eqn.params
+  if len(kernels) == 2:
+    other = inputs[1].name
+    raise NotFollowed(f"`{name}` together with the adapted kernel {other!r}")
+  (position,) = kernels
+  kernel, x = inputs[position], inputs[1 - position]
+  if name == "dot_general":
+    update = low_rank.matrix_product(x, kernel, params, kernel_first=position == 0)
+  elif position == 1:
+    update = low_rank.convolution(x, kernel, params)
+  else:
+    raise NotFollowed(f"`{name}` as the signal, not as the kernel")
+  plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
+  (base,) = _evaluate(eqn, plain)
+  used.add(kernel.name)
+  return base + update.astype(base.dtype)
+
+
+# Control flow.
+
+
+def _remat(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+  inner = params["jaxpr"]
+  body = lambda *args: run(inner, getattr(inner, "consts", []), args, used)
+  keep = {name: params[name] for name in ("prevent_cse", "policy")}
+  return jax.checkpoint(body, **keep)(*inputs)
+
+
+def _cond(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+  index, *operands = inputs
+
+  def branch(body: Any) -> Callable[..., list[Any]]:
+    return lambda *args: _arrays(run(body.jaxpr, body.consts, args, used), "a branch of `cond`")
+
+  return jax.lax.switch(index, [branch(body) for body in params["branches"]], *operands)
+
+
+def _arrays(outputs: list[Any], where: str) -> list[Any]:
+  if any(isinstance(x, LowRank) for x in outputs):
+    raise NotFollowed(f"the outputs of {where}")
+  return outputs
+
+
+def _steady(body: Any, num_consts: int, carry: Sequence[Any]) -> list[int]:
+  """The carried kernels, all of which the body must hand on unchanged: they are constants."""
+  kernels = [n for n, x in enumerate(carry) if isinstance(x, LowRank)]
+  if any(body.jaxpr.outvars[n] is not body.jaxpr.invars[num_consts + n] for n in kernels):
+    raise NotFollowed("the carry of a loop that changes it")
+  return kernels
+
+
+def _while(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+  test, body, of_test = params["cond_jaxpr"], params["body_jaxpr"], params["cond_nconsts"]
+  first = of_test + params["body_nconsts"]
+  test_consts, body_consts, carry = inputs[:of_test], inputs[of_test:first], inputs[first:]
+  held = _steady(body, len(body_consts), carry)
+  moving = [n for n in range(len(carry)) if n not in held]
+
+  def whole(now: Sequence[Any]) -> list[Any]:
+    full = list(carry)
+    for n, x in zip(moving, now, strict=True):
+      full[n] = x
+    return full
+
+  def step(now: list[Any]) -> list[Any]:
+    after = run(body.jaxpr, body.consts, [*body_consts, *whole(now)], used)
+    return _arrays([after[n] for n in moving], "a step of `while`")
+
+  go_on = lambda now: run(test.jaxpr, test.consts, [*test_consts, *whole(now)], used)[0]
+  return whole(jax.lax.while_loop(go_on, step, [carry[n] for n in moving]))
+
+
+def _scan(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+  """A kernel may be a constant, a carry that no step changes, or an x: one slice a step."""
+  body, num_consts = params["jaxpr"], params["num_consts"]
+  last = num_consts + params["num_carry"]
+  consts, carry, xs = inputs[:num_consts], inputs[num_consts:last], inputs[last:]
+  held = _steady(body, num_consts, carry)
+  moving = [n for n in range(len(carry)) if n not in held]
+  parts = [_scanned(x) if isinstance(x, LowRank) else x for x in xs]
+
+  def step(now: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
+    full = list(carry)
+    for n, x in zip(moving, now, strict=True):
+      full[n] = x
+    slices = [
+      _slice(x, s) if isinstance(x, LowRank) else s for x, s in zip(xs, slices, strict=True)
+    ]
+    outputs = run(body.jaxpr, body.consts, [*consts, *full, *slices], used)
+    after, ys = outputs[: len(carry)], outputs[len(carry) :]
+    return _arrays([after[n] for n in moving], "a step of `scan`"), ys
+
+  keep = {name: params[name] for name in ("length", "reverse", "unroll")}
+  after, ys = jax.lax.scan(step, [carry[n] for n in moving], parts, **keep)
+  full = list(carry)
+  for n, x in zip(moving, after, strict=True):
+    full[n] = x
+  stacked = lambda y: LowRank(y.value, y.a, y.b, "l" + y.axes, y.name)
+  return [*full, *(stacked(y) if isinstance(y, LowRank) else y for y in ys)]
+
+
+def _scanned(kernel: LowRank) -> dict[str, Any]:
+  """The arrays of which each step takes one slice: the factors that have the first axis."""
+  of = {"value": kernel.value}
+  of |= {"a": kernel.a} if kernel.axes[0] in "li" else {}
+  return of | ({"b": kernel.b} if kernel.axes[0] in "lo" else {})
+
+
+def _slice(kernel: LowRank, arrays: dict[str, Any]) -> LowRank:
+  """The kernel of one step."""
+  a, b = arrays.get("a", kernel.a), arrays.get("b", kernel.b)
+  return LowRank(arrays["value"], a, b, kernel.axes[1:], kernel.name)
+
+
+_CONTROL = {"scan": _scan, "while": _while, "cond": _cond, "remat2": _remat, "checkpoint": _remat}

@@ -1,0 +1,181 @@
+"""Trees of adapters: dicts nested by a kernel's path, with {"A": ..., "B": ...} at its end."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta import validate
+
+PyTree = Any
+Adapters = dict[str, Any]
+
+_LAYER = re.compile(r"\[(\d+)\]")
+
+
+def kernels(adapters: Any, wanted: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+  """[(path of a kernel, {"A": array, "B": array})] of a tree of adapters.
+
+  Args:
+    adapters: from `init`, or one of the trees that the functions of this file make of it.
+    wanted: the letters that each kernel must have; () accepts "A" or "B" alone.
+
+  Raises:
+    TypeError: `adapters` is no nested dict.
+    ValueError: a kernel lacks a letter.
+  """
+  found: list[tuple[str, dict[str, Any]]] = []
+
+  def visit(node: Any, path: str) -> None:
+    if is_kernel(node):
+      if lacking := [letter for letter in wanted if letter not in node]:
+        raise ValueError(
+          f"adapters: the kernel {path!r} has no {lacking[0]!r}; it has {sorted(node)}. Put the "
+          "trees of lora.hold_A together by lora.join, or pass lora.Base(params, A) as constants."
+        )
+      found.append((path, dict(node)))
+    elif isinstance(node, Mapping) and node:
+      for key, value in node.items():
+        visit(value, f"{path}/{key}" if path else str(key))
+    else:
+      raise TypeError(
+        'adapters must be a dict nested by path, with {"A": array, "B": array} for each kernel, as '
+        f"lora.init makes it; got {type(node).__name__} at {path!r}."
+      )
+
+  visit(adapters, "")
+  return found
+
+
+def is_kernel(node: Any) -> bool:
+  """Whether `node` holds the arrays A and B of one kernel, or one of the two."""
+  return (
+    isinstance(node, Mapping)
+    and bool(node)
+    and set(node) <= {"A", "B"}
+    and not any(isinstance(x, Mapping) for x in node.values())
+  )
+
+
+def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
+  """Labels with one module for each adapted kernel, named by its path.
+
+  Args:
+    adapters: from `init`, `split_layers` or `hold_A`.
+    train_A: True puts A and B of a kernel into one module. False puts every A into the module "A"
+      and each B into the module of its kernel; give the module "A" sigma = 0.
+
+  Returns:
+    A pytree of strings with the structure of `adapters`.
+
+  Raises:
+    ValueError: with train_A=False, a kernel that is itself called "A".
+
+  >>> labels({"dense": {"kernel": {"A": 0.0, "B": 0.0}}}, train_A=False)
+  {'dense': {'kernel': {'A': 'A', 'B': 'dense/kernel'}}}
+  """
+  if not train_A and "A" in (path for path, _ in kernels(adapters)):
+    raise ValueError('"A" is the module of every A, but a kernel has this path too: rename it.')
+  kernels(adapters)
+  name = lambda path: validate.path_name(path[:-1])
+  label = lambda path, _: "A" if path[-1].key == "A" and not train_A else name(path)
+  return jax.tree_util.tree_map_with_path(label, adapters)
+
+
+def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
+  """Splits adapters into the B's, which tasks adapt, and the A's, which become constants.
+
+  Returns:
+    (B, A): two trees like `adapters`, with {"B": ...} and {"A": ...} for each kernel. Call an
+    attached network as predict(B, inputs, Base(params, A)).
+
+  >>> hold_A({"dense": {"A": 1.0, "B": 2.0}})
+  ({'dense': {'B': 2.0}}, {'dense': {'A': 1.0}})
+  """
+  kernels(adapters, wanted=("A", "B"))
+  return _only(adapters, "B"), _only(adapters, "A")
+
+
+def join(first: Adapters, second: Adapters) -> Adapters:
+  """Puts the two trees of `hold_A` together again.
+
+  Raises:
+    ValueError: both trees have an array at one path.
+
+  >>> join({"dense": {"B": 2.0}}, {"dense": {"A": 1.0}})
+  {'dense': {'B': 2.0, 'A': 1.0}}
+  """
+  both = dict(first)
+  for key, value in second.items():
+    if key not in both:
+      both[key] = value
+    elif isinstance(both[key], Mapping) and isinstance(value, Mapping):
+      both[key] = join(dict(both[key]), dict(value))
+    else:
+      raise ValueError(
+        f"Both trees of adapters have {key!r}: expected B in one and A in the other."
+      )
+  return both
+
+
+def _only(adapters: Mapping[str, Any], letter: str) -> Adapters:
+  if is_kernel(adapters):
+    return {letter: adapters[letter]}
+  return {key: _only(value, letter) for key, value in adapters.items()}
+
+
+def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
+  """Gives each layer of a stacked kernel an A and a B of its own, so that it can have a sigma.
+
+  Args:
+    adapters: from `init`.
+    paths: regex. The kernels whose path it finds are split if their A and their B have 3 axes or
+      more. Narrow it if such a kernel has no layers.
+
+  Returns:
+    The adapters with {"[0]": {"A", "B"}, "[1]": ...} in place of {"A", "B"}. `attach` and `merge`
+    take both forms. `labels` and `sm.by_layer` name one module a layer: "layers/kernel/[0]".
+
+  >>> import jax.numpy as jnp
+  >>> split = split_layers({"kernel": {"A": jnp.ones([2, 5, 1]), "B": jnp.ones([2, 1, 3])}})
+  >>> sorted(split["kernel"]), split["kernel"]["[1]"]["A"].shape
+  (['[0]', '[1]'], (5, 1))
+  """
+
+  def visit(node: Mapping[str, Any], path: str) -> Adapters:
+    if not is_kernel(node):
+      return {k: visit(v, f"{path}/{k}" if path else k) for k, v in node.items()}
+    if min(jnp.ndim(x) for x in node.values()) < 3 or not re.search(paths, path):
+      return dict(node)
+    layers = range(len(node["A"]))
+    return {f"[{n}]": {k: x[n] for k, x in node.items()} for n in layers}
+
+  kernels(adapters, wanted=("A", "B"))
+  return visit(adapters, "")
+
+
+def stack_layers(adapters: Adapters) -> Adapters:
+  """Undoes `split_layers`: one A [layers, in, r] and one B [layers, r, out] a kernel.
+
+  Raises:
+    ValueError: the layers of a kernel are not numbered 0, 1, ... without a gap.
+
+  >>> import jax.numpy as jnp
+  >>> one = {"A": jnp.ones([5, 1]), "B": jnp.ones([1, 3])}
+  >>> stack_layers({"kernel": {"[0]": one, "[1]": one}})["kernel"]["B"].shape
+  (2, 1, 3)
+  """
+  if is_kernel(adapters) or not isinstance(adapters, Mapping):
+    return adapters
+  numbers = [int(m[1]) for m in map(_LAYER.fullmatch, adapters) if m]
+  if not numbers or len(numbers) < len(adapters):
+    return {key: stack_layers(value) for key, value in adapters.items()}
+  if sorted(numbers) != list(range(len(numbers))):
+    raise ValueError(
+      f"A stacked kernel has adapters for the layers {sorted(numbers)}; expected every layer from "
+      "0 on. Give a layer without an update B = 0."
+    )
+  in_order = [adapters[f"[{n}]"] for n in range(len(numbers))]
+  return jax.tree.map(lambda *xs: jnp.stack(xs), *in_order)
