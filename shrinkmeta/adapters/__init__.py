@@ -1,0 +1,1 @@
+"""From learned sigma to a product: adapters, the choice of modules, what each task owns, and serving."""
