@@ -106,6 +106,11 @@ def save_deltas(
     "labels": dict(validate.leaves_with_names(deltas.labels)),
     "moving": sorted(leaves),
   }
+  if any(len(x) != len(deltas.ids) for x in leaves.values()):
+    lengths = {p: len(x) for p, x in leaves.items()}
+    raise ValueError(
+      f"deltas has {len(deltas.ids)} ids; the leading axes of its leaves: {lengths}."
+    )
   folder = pathlib.Path(folder).absolute()
   with delta_index.writing(folder, wait):
     index = _index_for_writing(folder, about)

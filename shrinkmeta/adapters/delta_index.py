@@ -131,7 +131,9 @@ def write_index(folder: pathlib.Path, index: Index) -> None:
 
 
 def read_index(folder: pathlib.Path) -> Index:
-  """The index of the folder, from memory if its file is the one that was read last.
+  """The index of the folder, from memory if its file was read before and has not changed.
+
+  A changed file has another header, because the header holds a checksum of the whole.
 
   Raises:
     FileNotFoundError: the folder has no index.
@@ -140,16 +142,19 @@ def read_index(folder: pathlib.Path) -> Index:
   """
   path = folder / INDEX
   try:
-    about = path.stat()
+    with path.open("rb") as file:
+      header = file.read(min(int.from_bytes(file.read(8), "little"), 1 << 27))
+      size = os.fstat(file.fileno()).st_size
   except FileNotFoundError as error:
     raise FileNotFoundError(
       f"{path} does not exist: {folder} holds no deltas. Name a folder that sm.save_deltas wrote."
     ) from error
-  return _read_index(path, about.st_ino, about.st_mtime_ns, about.st_size)
+  return _read_index(path, header, size)
 
 
 @functools.lru_cache(maxsize=4)
-def _read_index(path: pathlib.Path, *_: int) -> Index:
+def _read_index(path: pathlib.Path, header: bytes, size: int) -> Index:
+  del header, size  # they only tell files apart
   library = safetensors()
   try:
     with library.safe_open(path, "np") as file:
