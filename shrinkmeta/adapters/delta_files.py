@@ -12,6 +12,7 @@ change. A process killed at any moment leaves the old index or the new one, with
 """
 
 import json
+import math
 import os
 import pathlib
 import zlib
@@ -19,7 +20,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta import validate
@@ -106,6 +106,8 @@ def save_deltas(
     "labels": dict(validate.leaves_with_names(deltas.labels)),
     "moving": sorted(leaves),
   }
+  if not isinstance(wait, int | float) or not wait >= 0:
+    raise ValueError(f"wait must be a number of seconds, 0 or more; got {wait!r}.")
   if any(len(x) != len(deltas.ids) for x in leaves.values()):
     lengths = {p: len(x) for p, x in leaves.items()}
     raise ValueError(
@@ -185,7 +187,7 @@ def _checksums(texts: Sequence[bytes], path: str, parts: Sequence[np.ndarray]) -
   sums = [zlib.crc32(name, zlib.crc32(text)) for text in texts]
   for x in parts:
     little = np.ascontiguousarray(x.astype(x.dtype.newbyteorder("<"), copy=False))
-    rows = little.reshape(len(texts), int(np.prod(x.shape[1:]))).view(np.uint8)
+    rows = little.reshape(len(texts), math.prod(x.shape[1:])).view(np.uint8)
     sums = [zlib.crc32(row.data, total) for row, total in zip(rows, sums, strict=True)]
   return np.array(sums, np.uint32)
 
@@ -257,7 +259,7 @@ def _load(
   for group in np.split(by_place, cuts):  # the tasks of one shard, in the order of its rows
     path = shard_path(folder, int(places[group[0], 0]))
     _read_shard(path, places[group, 1], [ids[i] for i in group], phi, group, leaves)
-  thetas = with_structure(state.phi, {path: jnp.asarray(x) for path, x in leaves.items()})
+  thetas = jax.device_put(with_structure(state.phi, leaves))
   labels = jax.tree_util.tree_map_with_path(
     lambda at, _: index.about["labels"][validate.path_name(at)], state.phi
   )
@@ -275,6 +277,8 @@ def _read_shard(
   """Reads rows [K], ascending, of a shard, checks them, and writes them to leaves[path][into]."""
   library = delta_index.safetensors()
   texts = [delta_index.encoded(task) for task in ids]
+  runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)  # of neighbours: a slice each
+  slices = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
   name = "its header"
   try:
     # Memory-mapped: by "pread" safetensors 0.8.0 reads the whole tensor for one row of it.
@@ -282,11 +286,11 @@ def _read_shard(
       names = set(opened.keys())
       if "crc32" not in names:
         raise ValueError(f"{file} is no shard of deltas: it has no tensor 'crc32'.")
-      sums = _rows(opened, name := "crc32", rows)
+      sums = _rows(opened, name := "crc32", slices)
       for column, path in enumerate(phi):
         stored = [p for p in ("theta", "difference", "scale") if f"{p}/{path}" in names]
         name = f"{(stored or ['theta'])[0]}/{path}"
-        parts = [_rows(opened, f"{part}/{path}", rows) for part in stored]
+        parts = [_rows(opened, f"{part}/{path}", slices) for part in stored]
         theta = theta_of(parts, tuple(stored), phi[path])
         if theta is None:
           found = [f"{x.dtype}{list(x.shape[1:])}" for x in parts]
@@ -307,10 +311,10 @@ def _read_shard(
     ) from error
 
 
-def _rows(opened: Any, name: str, rows: np.ndarray) -> np.ndarray:
-  """Rows, ascending, of a tensor: one slice for each run of neighbours."""
+def _rows(opened: Any, name: str, slices: Sequence[slice]) -> np.ndarray:
+  """Some rows of a tensor: slices along its first axis, ascending, as one array."""
   tensor = opened.get_slice(name)
-  if not tensor.get_shape() or tensor.get_shape()[0] <= rows[-1]:
-    raise IndexError(f"tensor {name!r} has shape {tensor.get_shape()} and lacks row {rows[-1]}")
-  runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-  return np.concatenate([tensor[int(run[0]) : int(run[-1]) + 1] for run in runs])
+  shape, last = tensor.get_shape(), slices[-1].stop - 1
+  if not shape or shape[0] <= last:
+    raise IndexError(f"tensor {name!r} has shape {shape} and lacks row {last}")
+  return np.concatenate([tensor[rows] for rows in slices])

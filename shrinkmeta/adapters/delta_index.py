@@ -245,7 +245,9 @@ def writing(folder: pathlib.Path, wait: float) -> Iterator[None]:
   """
   import fcntl  # POSIX only, and needed by writers only
 
-  folder.mkdir(parents=True, exist_ok=True)
+  if not folder.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    _synchronise(folder.parent)
   descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     deadline = time.monotonic() + wait

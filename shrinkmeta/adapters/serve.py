@@ -100,8 +100,8 @@ def predict_tasks(
     for name, leaf in validate.leaves_with_names(outputs, "outputs"):
       if jnp.shape(leaf)[:1] != (1,):
         raise ValueError(
-          f"likelihood.predict must return {name.rstrip('/')} with the leading axis of inputs; for a batch of "
-          f"one example it returned shape {jnp.shape(leaf)}."
+          f"likelihood.predict must return {name.rstrip('/')} with the leading axis of inputs; "
+          f"for a batch of one example it returned shape {jnp.shape(leaf)}."
         )
     return jax.tree.map(lambda x: x[0], outputs)
 
@@ -159,5 +159,6 @@ def _check_inputs(inputs: PyTree, rows: int) -> None:
   for name, leaf in leaves:
     if jnp.shape(leaf)[:1] != (rows,):
       raise ValueError(
-        f"{name.rstrip('/')} must lead with N = {rows}, the length of index; its shape is {jnp.shape(leaf)}."
+        f"{name.rstrip('/')} must lead with N = {rows}, the length of index; its shape is "
+        f"{jnp.shape(leaf)}."
       )
