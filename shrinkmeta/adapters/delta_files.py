@@ -53,22 +53,23 @@ def save_deltas(
 ) -> None:
   """Add tasks to a folder, which is made if it does not exist.
 
-  Nothing is lost or half visible if the process is killed: the tasks appear all at once, at the
-  end. Each save rewrites the index, about 40 bytes a task, so save many tasks at a time.
-  One process writes at a time; others may read meanwhile. Shards whose tasks were all overwritten
-  are deleted. For space taken by single overwritten tasks, load all and save them with
-  `overwrite=True`.
+  The tasks become visible all at once, at the end of the call. A process that is killed earlier
+  leaves the folder as it was. One process writes at a time; others may read meanwhile.
+
+  Each call writes the whole index, about 30 bytes a task and its id: save many tasks in one call.
+  An overwritten task takes space until all tasks of its shard are overwritten; then the shard is
+  deleted. To free that space at once, load all tasks and save them with `overwrite=True`.
 
   Args:
-    folder: of tasks adapted from one phi.
+    folder: holds tasks that were adapted from one phi.
     deltas: T tasks.
     state: the state from which they were adapted; needed with `dtype`.
     dtype: None stores theta to the bit. "bfloat16" and "int8" store theta - phi, rounded, in a half
-      and a quarter of the bytes of float32; int8 has one scale a task and leaf, max|theta - phi| /
-      127. `rounding_loss` measures what that costs in nats.
+      and a quarter of the bytes of float32. int8 has one scale a task and leaf, max|theta - phi| /
+      127. `rounding_loss` measures the loss in nats per example.
     overwrite: replace tasks that the folder already has; False refuses them.
     wait: seconds to wait for another process that writes to the folder.
-    shard_bytes: the size of a shard in bytes, at most, unless one task is larger.
+    shard_bytes: the largest size of a shard in bytes; a shard has at least one task.
 
   Raises:
     TypeError, ValueError: an argument does not fit; the folder belongs to another phi; it has an id
@@ -86,61 +87,64 @@ def save_deltas(
     >>> learner = sm.maml(sm.gaussian(lambda p, x: x + p["level"], scale=1.0), sm.by_leaf(params))
     >>> state = learner.init(params)
     >>> own = deltas(learner, state, {"level": jnp.array([1.0, 2.0])}, ["ann", "bob"])
-    >>> folder = tempfile.mkdtemp()
-    >>> save_deltas(folder, own)
-    >>> load_deltas(folder, state, ["bob"]).thetas
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   save_deltas(folder, own)
+    ...   load_deltas(folder, state, ["bob"]).thetas
     {'level': Array([2.], dtype=float32)}
   """
   delta_index.safetensors()
-  check_deltas("deltas", deltas)
-  if deltas.ids is None:
-    raise ValueError("deltas is anonymous: save the Deltas that still have their ids.")
-  if dtype not in PARTS:
-    raise ValueError(f'dtype must be None, "bfloat16" or "int8"; got {dtype!r}.')
-  if not isinstance(shard_bytes, int) or shard_bytes < 1:
-    raise ValueError(f"shard_bytes must be a positive integer, in bytes; got {shard_bytes!r}.")
-  phi = {} if dtype is None else phi_of("deltas", deltas, state, dtype)
+  _check_arguments(deltas, dtype, wait, shard_bytes)
+  phi = {} if dtype is None else phi_of(deltas, state, dtype)
   leaves = {p: np.asarray(x) for p, x in validate.leaves_with_names(deltas.thetas)}
   about = {
     "fingerprint": deltas.fingerprint,
     "labels": dict(validate.leaves_with_names(deltas.labels)),
     "moving": sorted(leaves),
   }
-  if not isinstance(wait, int | float) or not wait >= 0:
-    raise ValueError(f"wait must be a number of seconds, 0 or more; got {wait!r}.")
-  if any(len(x) != len(deltas.ids) for x in leaves.values()):
-    lengths = {p: len(x) for p, x in leaves.items()}
-    raise ValueError(
-      f"deltas has {len(deltas.ids)} ids; the leading axes of its leaves: {lengths}."
-    )
+  ids = deltas.ids or ()
   folder = pathlib.Path(folder).absolute()
   with delta_index.writing(folder, wait):
     index = _index_for_writing(folder, about)
-    positions = index.find(deltas.ids)
-    if not overwrite and (positions >= 0).any():
-      first = deltas.ids[int(np.argmax(positions >= 0))]
+    if not overwrite and (here := np.flatnonzero(index.find(ids) >= 0)).size:
       raise ValueError(
-        f"{folder} has {int((positions >= 0).sum())} of these ids already, the first being "
-        f"{first!r}. Pass overwrite=True to replace them."
+        f"{folder} has {here.size} of these ids already, the first being {ids[here[0]]!r}. Pass "
+        "overwrite=True to replace them."
       )
     delta_index.remove_unused(folder, index)
     row_bytes = sum(x.nbytes // len(x) for x in leaves.values())
     each = max(1, shard_bytes // max(1, row_bytes))
-    places, number = np.zeros([len(deltas.ids), 2], np.uint32), index.about["next"]
-    for start in range(0, len(deltas.ids), each):
-      ids = deltas.ids[start : start + each]
+    number = index.about["next"]
+    for start in range(0, len(ids), each):
       part = {path: x[start : start + each] for path, x in leaves.items()}
-      tensors = _shard(ids, part, phi, dtype)
-      delta_index.publish(shard_path(folder, number), tensors, {"about": json.dumps(_ABOUT)})
-      places[start : start + each, 0] = number
-      places[start : start + each, 1] = np.arange(len(ids))
-      number += 1
-    index = index.updated(deltas.ids, places, number)
+      tensors = _shard(ids[start : start + each], part, phi, dtype)
+      path = shard_path(folder, number + start // each)
+      delta_index.publish(path, tensors, {"about": json.dumps(_ABOUT)})
+    tasks = np.arange(len(ids))
+    places = np.stack([number + tasks // each, tasks % each], 1).astype(np.uint32)
+    index = index.updated(ids, places, int(places[-1, 0]) + 1)
     delta_index.write_index(folder, index)
     delta_index.remove_unused(folder, index)
 
 
 _ABOUT = {"format": delta_index.FORMAT, "what": "a shard of shrinkmeta deltas"}
+
+
+def _check_arguments(deltas: Any, dtype: Any, wait: Any, shard_bytes: Any) -> None:
+  """Raises TypeError or ValueError unless the arguments of `save_deltas` are what they must be."""
+  check_deltas("deltas", deltas)
+  if deltas.ids is None:
+    raise ValueError("deltas is anonymous: save the Deltas that still have their ids.")
+  lengths = {path: len(x) for path, x in validate.leaves_with_names(deltas.thetas)}
+  if set(lengths.values()) != {len(deltas.ids)}:
+    raise ValueError(
+      f"deltas has {len(deltas.ids)} ids; the leading axes of its leaves: {lengths}."
+    )
+  if dtype not in PARTS:
+    raise ValueError(f'dtype must be None, "bfloat16" or "int8"; got {dtype!r}.')
+  if not isinstance(wait, int | float) or not wait >= 0:
+    raise ValueError(f"wait must be a number of seconds, 0 or more; got {wait!r}.")
+  if not isinstance(shard_bytes, int) or shard_bytes < 1:
+    raise ValueError(f"shard_bytes must be a positive integer, in bytes; got {shard_bytes!r}.")
 
 
 def _index_for_writing(folder: pathlib.Path, about: Mapping[str, Any]) -> Index:

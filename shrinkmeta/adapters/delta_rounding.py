@@ -70,13 +70,13 @@ def theta_of(
     return None
   if stored == ("theta",):
     return parts[0] if parts[0].dtype == phi.dtype else None
+  if len(parts) > 1 and parts[1].shape != parts[0].shape[:1]:
+    return None
   want = [ml_dtypes.bfloat16] if len(parts) == 1 else [np.int8, np.float32]
   return restored(parts, phi) if [x.dtype for x in parts] == want else None
 
 
-def phi_of(
-  name: str, deltas: Deltas, state: MetaState | None, dtype: Rounding
-) -> dict[str, np.ndarray]:
+def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str, np.ndarray]:
   """{path: phi} of the leaves that move, after a check that it is the phi of `deltas`."""
   if state is None:
     raise ValueError(
@@ -111,7 +111,7 @@ def rounding_loss(
   check_deltas("deltas", deltas)
   if dtype not in ("bfloat16", "int8"):
     raise ValueError(f'dtype must be "bfloat16" or "int8"; got {dtype!r}.')
-  phi = phi_of("deltas", deltas, state, dtype)
+  phi = phi_of(deltas, state, dtype)
   check_batch("batches", batches, ("T", "N"))
   if jax.tree.leaves(batches.targets)[0].shape[0] != deltas.num_tasks:
     raise ValueError(f"batches must lead with T = {deltas.num_tasks}, the tasks of deltas.")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from shrinkmeta.adapters import delta_index
+from shrinkmeta.adapters import delta_files, delta_index
 from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
 from tests.adapters.delta_files_test import equal, shards
 from tests.adapters.deltas_test import STATE, owned
@@ -115,6 +115,21 @@ def test_killed_while_appending(tmp_path, kills):
   save_deltas(tmp_path, owned(["last"]))
   assert all_ids(tmp_path)[-1] == "last" and len(all_ids(tmp_path)) == 2 * len(saved) + 1
   print(f"{kills} kills, {len(saved)} saves, {unreported} of them killed before they were reported")
+
+
+def test_a_reader_whose_shard_is_deleted_meanwhile_reads_the_new_one(tmp_path, monkeypatch):
+  save_deltas(tmp_path, owned(["a", "b"]))
+  read_shard, calls = delta_files._read_shard, []
+
+  def overwritten_first(*arguments):
+    calls.append(arguments[0].name)
+    if len(calls) == 1:
+      save_deltas(tmp_path, owned(["a", "b"], [7, 8]), overwrite=True)
+    return read_shard(*arguments)
+
+  monkeypatch.setattr(delta_files, "_read_shard", overwritten_first)
+  assert equal(load_deltas(tmp_path, STATE), owned(["a", "b"], [7, 8]))
+  assert calls == ["deltas-0000000000.safetensors", "deltas-0000000001.safetensors"]
 
 
 def test_one_writer_at_a_time(tmp_path):
