@@ -1,7 +1,6 @@
 """Deltas in files: exact, read in part, tied to phi; damage is found and named."""
 
 import json
-import pathlib
 import sys
 
 import jax
@@ -13,19 +12,18 @@ import shrinkmeta as sm
 from shrinkmeta.adapters import delta_index
 from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
 from shrinkmeta.adapters.deltas import Deltas, deltas
-from tests.adapters.deltas_test import LEARNER, LIKELIHOOD, PARAMS, STATE, owned, thetas_of
+from tests.adapters.deltas_test import (
+  LEARNER,
+  LIKELIHOOD,
+  PARAMS,
+  STATE,
+  equal,
+  owned,
+  shards,
+  thetas_of,
+)
 
 safetensors = pytest.importorskip("safetensors")
-
-
-def equal(a: Deltas, b: Deltas) -> bool:
-  assert jax.tree.structure(a.thetas) == jax.tree.structure(b.thetas)
-  pairs = zip(jax.tree.leaves(a.thetas), jax.tree.leaves(b.thetas), strict=True)
-  return a.ids == b.ids and all(x.dtype == y.dtype and bool((x == y).all()) for x, y in pairs)
-
-
-def shards(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(folder.glob("deltas-*.safetensors"))
 
 
 def test_saved_and_loaded_to_the_bit(tmp_path):

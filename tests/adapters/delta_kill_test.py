@@ -13,8 +13,12 @@ import pytest
 
 from shrinkmeta.adapters import delta_files, delta_index
 from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
-from tests.adapters.delta_files_test import equal, shards
-from tests.adapters.deltas_test import STATE, owned
+from tests.adapters.deltas_test import (
+  STATE,
+  equal,
+  owned,
+  shards,
+)
 
 pytest.importorskip("safetensors")
 TESTS = pathlib.Path(__file__).absolute().parents[1]

@@ -9,8 +9,16 @@ import shrinkmeta as sm
 from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
 from shrinkmeta.adapters.delta_rounding import rounding_loss
 from shrinkmeta.adapters.deltas import deltas
-from tests.adapters.delta_files_test import equal, shards
-from tests.adapters.deltas_test import LEARNER, LIKELIHOOD, PARAMS, STATE, owned, thetas_of
+from tests.adapters.deltas_test import (
+  LEARNER,
+  LIKELIHOOD,
+  PARAMS,
+  STATE,
+  equal,
+  owned,
+  shards,
+  thetas_of,
+)
 
 pytest.importorskip("safetensors")
 

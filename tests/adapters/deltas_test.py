@@ -1,5 +1,7 @@
 """What many tasks own: exact, tied to phi, found by id."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,16 @@ def thetas_of(seeds):
 
 def owned(ids, seeds=None):
   return deltas(LEARNER, STATE, thetas_of(range(len(ids)) if seeds is None else seeds), ids)
+
+
+def equal(a: Deltas, b: Deltas) -> bool:
+  assert jax.tree.structure(a.thetas) == jax.tree.structure(b.thetas)
+  pairs = zip(jax.tree.leaves(a.thetas), jax.tree.leaves(b.thetas), strict=True)
+  return a.ids == b.ids and all(x.dtype == y.dtype and bool((x == y).all()) for x, y in pairs)
+
+
+def shards(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(folder.glob("deltas-*.safetensors"))
 
 
 def test_theta_is_kept_to_the_bit_and_frozen_modules_are_absent():
