@@ -1,1 +1,1 @@
-"""Low-rank updates of a frozen network as modules, and their export to other libraries."""
+"""Low-rank adapters of a frozen network as modules, and their export to other libraries."""

@@ -1,0 +1,129 @@
+"""Fewer bytes a task: theta - phi rounded to bfloat16 or int8, and what that costs."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from shrinkmeta import validate
+from shrinkmeta.adapters.deltas import (
+  Deltas,
+  check_deltas,
+  check_fingerprint,
+  check_state,
+  fingerprint,
+  with_structure,
+)
+from shrinkmeta.base import MetaState
+from shrinkmeta.mode.frozen import merge
+from shrinkmeta.model.density import log_likelihood
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples
+
+PyTree = Any
+Rounding = Literal["bfloat16", "int8"]
+
+# What is stored of one leaf: the names of its tensors.
+PARTS = {None: ("theta",), "bfloat16": ("difference",), "int8": ("difference", "scale")}
+
+
+def rounded_parts(
+  path: str, theta: np.ndarray, phi: np.ndarray | None, dtype: Rounding | None
+) -> list[np.ndarray]:
+  """What is stored of theta [K, ...]: theta, or theta - phi, or that and a scale [K].
+
+  Raises:
+    ValueError: theta - phi overflows.
+  """
+  if phi is None:
+    return [theta]
+  difference = theta.astype(np.float64) - phi.astype(np.float64)
+  axes = tuple(range(1, theta.ndim))
+  with np.errstate(over="ignore"):
+    if dtype == "bfloat16":
+      stored = [difference.astype(ml_dtypes.bfloat16)]
+    else:
+      scale = (np.abs(difference).max(axes, initial=0.0) / 127.0).astype(np.float32)
+      safe = np.where(scale > 0, scale, 1.0).reshape(-1, *[1] * len(axes))
+      stored = [np.clip(np.rint(difference / safe), -127, 127).astype(np.int8), scale]
+  if not np.isfinite(stored[-1].astype(np.float64)).all():
+    raise ValueError(f"theta - phi of {path!r} overflows in dtype {dtype!r}: save with dtype=None.")
+  return stored
+
+
+def restored(parts: Sequence[np.ndarray], phi: np.ndarray) -> np.ndarray:
+  """theta [K, ...] from what `rounded_parts` stored as a difference, and perhaps a scale."""
+  difference = parts[0].astype(np.float64)
+  if len(parts) > 1:
+    difference *= parts[1].astype(np.float64).reshape(-1, *[1] * phi.ndim)
+  return (phi.astype(np.float64) + difference).astype(phi.dtype)
+
+
+def theta_of(
+  parts: Sequence[np.ndarray], stored: tuple[str, ...], phi: np.ndarray
+) -> np.ndarray | None:
+  """theta from the tensors of one leaf, or None if they are not what `rounded_parts` makes."""
+  if stored not in PARTS.values() or parts[0].shape[1:] != phi.shape:
+    return None
+  if stored == ("theta",):
+    return parts[0] if parts[0].dtype == phi.dtype else None
+  if len(parts) > 1 and parts[1].shape != parts[0].shape[:1]:
+    return None
+  want = [ml_dtypes.bfloat16] if len(parts) == 1 else [np.int8, np.float32]
+  return restored(parts, phi) if [x.dtype for x in parts] == want else None
+
+
+def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str, np.ndarray]:
+  """{path: phi} of the leaves that move, after a check that it is the phi of `deltas`."""
+  if state is None:
+    raise ValueError(
+      f"state is None. dtype={dtype!r} stores theta - phi: pass the state that the tasks left."
+    )
+  check_state("state", state)
+  check_fingerprint(deltas.fingerprint, fingerprint(state), "These Deltas")
+  shared = dict(validate.leaves_with_names(state.phi))
+  return {path: np.asarray(shared[path]) for path, _ in validate.leaves_with_names(deltas.thetas)}
+
+
+def rounding_loss(
+  likelihood: Likelihood, state: MetaState, deltas: Deltas, batches: Batch, dtype: Rounding
+) -> jax.Array:
+  """What storing rounded parameters costs, in nats per example of each task.
+
+    loss_t = (1 / N_t) sum_n [log p(y_tn | x_tn, theta_t) - log p(y_tn | x_tn, rounded theta_t)]
+
+  Args:
+    likelihood: of the learner that adapted the tasks.
+    state: the state from which they were adapted.
+    deltas: T tasks, not rounded.
+    batches: examples that were not used for adaptation; leaves [T, N, ...].
+    dtype: "bfloat16" or "int8", as for `save_deltas`.
+
+  Returns:
+    [T]; positive where rounding makes the predictions worse.
+
+  Raises:
+    TypeError, ValueError: an argument does not fit.
+  """
+  check_deltas("deltas", deltas)
+  if dtype not in ("bfloat16", "int8"):
+    raise ValueError(f'dtype must be "bfloat16" or "int8"; got {dtype!r}.')
+  phi = phi_of(deltas, state, dtype)
+  check_batch("batches", batches, ("T", "N"))
+  if jax.tree.leaves(batches.targets)[0].shape[0] != deltas.num_tasks:
+    raise ValueError(f"batches must lead with T = {deltas.num_tasks}, the tasks of deltas.")
+  leaves = dict(validate.leaves_with_names(deltas.thetas))
+  rounded = {
+    path: jnp.asarray(restored(rounded_parts(path, np.asarray(x), phi[path], dtype), phi[path]))
+    for path, x in leaves.items()
+  }
+
+  def mean(part: PyTree, batch: Batch) -> jax.Array:
+    total = log_likelihood(likelihood, merge(part, state.phi), batch)
+    return total / divisor(num_examples(batch, total.dtype))
+
+  mean = jax.vmap(mean)
+  return mean(deltas.thetas, batches) - mean(with_structure(state.phi, rounded), batches)

@@ -1,0 +1,304 @@
+"""What many tasks own: the adapted parameters of their task-specific modules, tied to one phi.
+
+`Deltas` holds theta and not the difference theta - phi. In floating point phi + (theta - phi) is
+not theta: the subtraction rounds wherever theta and phi differ by more than a factor of two. theta
+itself comes back to the bit, and serving needs no addition. Files that store rounded numbers store
+theta - phi, because an error relative to the difference is smaller (`delta_files.py`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import operator
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shrinkmeta import validate
+from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.model import modules
+
+PyTree = Any
+TaskId = str | int
+
+_DIGESTS: dict[int, tuple[weakref.ref[jax.Array], str]] = {}  # of arrays that are still alive
+
+
+class About:
+  """What `Deltas` know beside their arrays. Two are equal if all of it is equal.
+
+  JAX compares these objects when it looks up a compiled program, so a comparison takes constant
+  time after the first.
+  """
+
+  def __init__(
+    self, ids: tuple[TaskId, ...] | None, labels: modules.Labels, fingerprint: Mapping[str, str]
+  ):
+    self.ids = ids
+    self.labels = labels
+    self.fingerprint = dict(fingerprint)
+
+  @functools.cached_property
+  def positions(self) -> dict[TaskId, int]:
+    """{id: its place on the axis T}."""
+    return {task: place for place, task in enumerate(self.ids or ())}
+
+  @functools.cached_property
+  def digest(self) -> bytes:
+    """A hash of all of it."""
+    labels = validate.leaves_with_names(self.labels)
+    text = repr((self.ids, labels, sorted(self.fingerprint.items())))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+  def __eq__(self, other: object) -> bool:
+    return self is other or (isinstance(other, About) and self.digest == other.digest)
+
+  def __hash__(self) -> int:
+    return hash(self.digest)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["thetas"], meta_fields=["about"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deltas:
+  """The adapted parameters of T tasks: the leaves of their task-specific modules only.
+
+  A pytree whose leaves are those of `thetas`: `jax.device_put`, `jax.grad` and `jax.tree.map`
+  apply. The whole parameters of task t are
+  `sm.merge(jax.tree.map(lambda x: x[t], deltas.thetas), state.phi)`.
+
+  The ids belong to the structure of the pytree. A jitted function that takes Deltas therefore
+  compiles again for other ids; `anonymous()` leaves them out and avoids that.
+
+  Attributes:
+    thetas: the structure of phi; leaves [T, ...] where a module is task-specific, None where it is
+      frozen.
+    about: the ids, the labels, and the fingerprint of the phi from which the tasks were adapted.
+  """
+
+  thetas: PyTree
+  about: About
+
+  @property
+  def ids(self) -> tuple[TaskId, ...] | None:
+    """The T ids in order; None after `anonymous()`."""
+    return self.about.ids
+
+  @property
+  def labels(self) -> modules.Labels:
+    """The module of every parameter, as a pytree of strings."""
+    return self.about.labels
+
+  @property
+  def fingerprint(self) -> dict[str, str]:
+    """{path: dtype, shape and SHA-256} of every leaf of phi and of the constants."""
+    return self.about.fingerprint
+
+  @property
+  def num_tasks(self) -> int:
+    """T."""
+    return jax.tree.leaves(self.thetas)[0].shape[0]
+
+  def anonymous(self) -> "Deltas":
+    """The same parameters without ids: one compiled program serves any other T tasks."""
+    return Deltas(self.thetas, About(None, self.labels, self.fingerprint))
+
+  def index(self, ids: Iterable[TaskId]) -> np.ndarray:
+    """The places of tasks on the axis T, for `sm.predict_tasks`.
+
+    Args:
+      ids: N ids; an id may occur several times.
+
+    Returns:
+      [N] int32.
+
+    Raises:
+      KeyError: an id that is not here.
+      ValueError: these Deltas are anonymous.
+      TypeError: `ids` is a single string, or has an entry that is neither a string nor an integer.
+    """
+    if self.ids is None:
+      raise ValueError("These Deltas are anonymous: ask the Deltas that still have their ids.")
+    wanted = task_ids("ids", ids)
+    places = self.about.positions
+    check_known(wanted, places, f"these Deltas of {len(places)} tasks")
+    return np.array([places[task] for task in wanted], np.int32)
+
+
+def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable[TaskId]) -> Deltas:
+  """Collect what T adapted tasks own.
+
+  The result is tied to `state.phi` by a fingerprint, a SHA-256 of the bytes of every leaf:
+  `save_deltas`, `load_deltas` and `predict_tasks` refuse another phi. Call this outside jit.
+
+  Args:
+    learner: the learner that adapted the tasks.
+    state: the state from which it adapted them.
+    thetas: the first result of `learner.adapt_tasks`; leaves [T, ...], None in frozen modules.
+    ids: T different strings or integers.
+
+  Returns:
+    Deltas of T tasks, in the order of `ids`.
+
+  Raises:
+    TypeError: `learner`, `state` or an id has the wrong type.
+    ValueError: `thetas` does not fit `state.phi` or has a number that is not finite, or `ids` has
+      repetitions or another length than T.
+
+  Example:
+    >>> import jax.numpy as jnp, shrinkmeta as sm
+    >>> from shrinkmeta.adapters.deltas import deltas
+    >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(2)}
+    >>> likelihood = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], scale=1.0)
+    >>> learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["level"])
+    >>> state = learner.init(params)
+    >>> thetas, _ = learner.adapt_tasks(state, sm.Batch(jnp.ones([3, 4, 2]), jnp.ones([3, 4])))
+    >>> own = deltas(learner, state, thetas, ["ann", "bob", "cleo"])
+    >>> own.thetas["slope"], own.thetas["level"].shape, own.index(["cleo", "ann"])
+    (None, (3,), array([2, 0], dtype=int32))
+  """
+  if not isinstance(learner, MetaLearner):
+    raise TypeError(f"learner must be a shrinkmeta.MetaLearner; got {type(learner)}.")
+  check_state("state", state)
+  modules.check_labels(learner.labels, state.phi)
+  names = task_ids("ids", ids)
+  if len(set(names)) != len(names):
+    seen: set[TaskId] = set()
+    twice = next(task for task in names if task in seen or seen.add(task))
+    raise ValueError(f"ids must differ from each other; {twice!r} occurs more than once.")
+  leaves = dict(validate.leaves_with_names(thetas))
+  _check_leaves(leaves, state.phi, learner.labels, names)
+  about = About(names, learner.labels, fingerprint(state))
+  return Deltas(with_structure(state.phi, leaves), about)
+
+
+def _check_leaves(
+  leaves: Mapping[str, Any], phi: PyTree, labels: modules.Labels, ids: tuple[TaskId, ...]
+) -> None:
+  """Raises ValueError unless `leaves` are those of whole modules of phi, with a leading axis T."""
+  shared, module = dict(validate.leaves_with_names(phi)), dict(validate.leaves_with_names(labels))
+  if not leaves:
+    raise ValueError("thetas has no arrays: every module is frozen, so the tasks own nothing.")
+  for path, leaf in leaves.items():
+    if path not in shared:
+      raise ValueError(f"thetas/{path} is no parameter of state.phi, which has {list(shared)}.")
+    shape, dtype = jnp.shape(shared[path]), jnp.result_type(shared[path])
+    if jnp.shape(leaf)[:1] != (len(ids),) or jnp.shape(leaf)[1:] != shape:
+      raise ValueError(
+        f"thetas/{path} must have shape [T, ...] = {(len(ids), *shape)}, T being the number of "
+        f"ids; its shape is {jnp.shape(leaf)}. Pass the thetas of learner.adapt_tasks."
+      )
+    if jnp.result_type(leaf) != dtype:
+      raise ValueError(f"thetas/{path} is {jnp.result_type(leaf)}; state.phi/{path} is {dtype}.")
+    value = validate.known(leaf)
+    if value is None:
+      raise ValueError(f"thetas/{path} is traced or on another host. Call sm.deltas outside jit.")
+    finite = np.isfinite(value.astype(np.float64)).reshape(len(ids), -1).all(1)
+    if not finite.all():
+      bad = [ids[i] for i in np.flatnonzero(~finite)]
+      raise ValueError(
+        f"thetas/{path} has NaN or infinite entries in {len(bad)} tasks, the first being "
+        f"{bad[0]!r}. Their adaptation failed: leave them out."
+      )
+  for path in shared:
+    other = next((p for p in leaves if module[p] == module[path]), None)
+    if path not in leaves and other is not None:
+      raise ValueError(
+        f"thetas has {other!r} and lacks {path!r} of the same module {module[path]!r}: a module is "
+        "task-specific or frozen as a whole."
+      )
+
+
+def with_structure(phi: PyTree, leaves: Mapping[str, Any]) -> PyTree:
+  """The structure of phi with the given leaves, and None where there is none."""
+  return jax.tree_util.tree_map_with_path(lambda at, _: leaves.get(validate.path_name(at)), phi)
+
+
+def task_ids(name: str, ids: Iterable[TaskId]) -> tuple[TaskId, ...]:
+  """`ids` as a tuple of str and int. Raises TypeError for any other type, ValueError for none."""
+  if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+    raise TypeError(f"{name} must be a sequence of strings or integers; got {ids!r}.")
+
+  def plain(task: Any) -> TaskId:
+    if isinstance(task, str):
+      return str(task)
+    if isinstance(task, bool | np.bool_) or not hasattr(task, "__index__"):
+      raise TypeError(f"{name} must hold strings or integers; got {task!r}, {type(task)}.")
+    return operator.index(task)
+
+  found = tuple(map(plain, ids))
+  if not found:
+    raise ValueError(f"{name} is empty: name at least one task.")
+  return found
+
+
+def check_known(wanted: Iterable[TaskId], known: Any, holder: str) -> None:
+  """Raises KeyError if an id of `wanted` is not in `known`."""
+  if unknown := [task for task in dict.fromkeys(wanted) if task not in known]:
+    more = f" and {len(unknown) - 1} more ids" if len(unknown) > 1 else ""
+    raise KeyError(f"{unknown[0]!r}{more}: unknown to {holder}. Adapt and save the task first.")
+
+
+def check_state(name: str, state: Any) -> None:
+  """Raises TypeError unless `state` is a MetaState."""
+  if not isinstance(state, MetaState):
+    raise TypeError(f"{name} must be the shrinkmeta.MetaState of a learner; got {type(state)}.")
+
+
+def check_deltas(name: str, deltas: Any) -> None:
+  """Raises TypeError unless `deltas` are Deltas."""
+  if not isinstance(deltas, Deltas):
+    raise TypeError(f"{name} must be shrinkmeta.Deltas; got {type(deltas)}. Call sm.deltas first.")
+
+
+def fingerprint(state: MetaState | PyTree) -> dict[str, str]:
+  """{path: dtype, shape, SHA-256 of the bytes} of every leaf of state.phi and state.constants.
+
+  Args:
+    state: a MetaState, or phi alone.
+  """
+  trees = {"phi": state.phi if isinstance(state, MetaState) else state}
+  if (constants := getattr(state, "constants", None)) is not None:
+    trees["constants"] = constants
+  return {name: _print(name, leaf) for name, leaf in validate.leaves_with_names(trees)}
+
+
+def check_fingerprint(have: Mapping[str, str], want: Mapping[str, str], holder: str) -> None:
+  """Raises ValueError if two fingerprints differ.
+
+  Args:
+    have: of what `holder` was adapted from.
+    want: of the state at hand.
+    holder: for the message, such as "These Deltas".
+  """
+  differ = [name for name in {**want, **have} if have.get(name) != want.get(name)]
+  if differ:
+    short = lambda text: "absent" if text is None else text[: text.rindex(" ") + 9]
+    name, more = differ[0], f" {len(differ) - 1} more leaves differ." if len(differ) > 1 else ""
+    raise ValueError(
+      f"{holder} belong to another phi: state.{name} was {short(have.get(name))} when the tasks "
+      f"were adapted and is {short(want.get(name))} now.{more} Use the state from which they were "
+      "adapted, or adapt the tasks again."
+    )
+
+
+def _print(name: str, leaf: Any) -> str:
+  """dtype, shape and SHA-256 of one array. jax.Arrays never change: each is hashed once."""
+  cached = isinstance(leaf, jax.Array)
+  if cached and id(leaf) in _DIGESTS:
+    return _DIGESTS[id(leaf)][1]
+  plain = leaf
+  if cached and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    plain = jax.random.key_data(leaf)
+  if (value := validate.known(plain)) is None:
+    raise ValueError(f"state.{name} is traced or on another host. Call this outside jit.")
+  little = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False))
+  digest = hashlib.sha256(little.reshape(-1).view(np.uint8).data).hexdigest()
+  text = f"{value.dtype.name}{list(value.shape)} {digest}"
+  if cached:
+    place = id(leaf)
+    _DIGESTS[place] = weakref.ref(leaf, lambda _: _DIGESTS.pop(place, None)), text
+  return text

@@ -1,0 +1,93 @@
+"""Rounded differences: how exact they are, how many bytes they take, what they cost in nats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import shrinkmeta as sm
+from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
+from shrinkmeta.adapters.delta_rounding import rounding_loss
+from shrinkmeta.adapters.deltas import deltas
+from tests.adapters.deltas_test import (
+  LEARNER,
+  LIKELIHOOD,
+  PARAMS,
+  STATE,
+  equal,
+  owned,
+  shards,
+  thetas_of,
+)
+
+pytest.importorskip("safetensors")
+
+
+@pytest.mark.parametrize(
+  ("dtype", "relative", "size"), [("bfloat16", 2**-8, 10 * 2), ("int8", 0.5 / 127, 10 + 2 * 4)]
+)
+def test_rounded(tmp_path, dtype, relative, size):
+  own = owned(range(20))
+  save_deltas(tmp_path, own, dtype=dtype, state=STATE)
+  back = load_deltas(tmp_path, STATE)
+  for path in ("w", "b"):
+    want, got, phi = own.thetas["head"][path], back.thetas["head"][path], PARAMS["head"][path]
+    largest = jnp.abs(want - phi).reshape(20, -1).max(1)
+    error = jnp.abs(want - got).reshape(20, -1).max(1)
+    assert got.dtype == jnp.float32 and error.max() > 0
+    assert (error <= relative * largest + 1e-6).all()
+  (shard,) = shards(tmp_path)
+  header = 8 + int.from_bytes(shard.read_bytes()[:8], "little")
+  assert shard.stat().st_size == header + 20 * (size + 2 * 4)  # a checksum of each leaf
+
+
+def test_bfloat16_differences_come_back_unchanged(tmp_path):
+  """What bfloat16 holds exactly is not rounded a second time."""
+  state = LEARNER.init(jax.tree.map(jnp.zeros_like, PARAMS))
+  some = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), thetas_of(range(4)))
+  own = deltas(LEARNER, state, some, range(4))
+  save_deltas(tmp_path, own, dtype="bfloat16", state=state)
+  assert equal(load_deltas(tmp_path, state), own)
+
+
+def test_rounding_loss_is_the_difference_of_means(tmp_path):
+  own = owned(range(4))
+  x = jax.random.normal(jax.random.key(5), (4, 6, 3))
+  batches = sm.Batch(x, x[..., :2], jnp.arange(6) < jnp.array([[6], [3], [1], [4]]))
+  loss = rounding_loss(LIKELIHOOD, STATE, own, batches, "int8")
+  save_deltas(tmp_path, own, dtype="int8", state=STATE)
+  stored = load_deltas(tmp_path, STATE).thetas
+
+  def mean(part, t):
+    theta, batch = jax.tree.map(lambda x: x[t], (part, batches))
+    return sm.log_likelihood(LIKELIHOOD, sm.merge(theta, STATE.phi), batch) / batch.mask.sum()
+
+  want = [mean(own.thetas, t) - mean(stored, t) for t in range(4)]
+  np.testing.assert_allclose(loss, want, atol=1e-6)
+  assert loss.shape == (4,) and np.abs(loss).max() > 1e-5
+
+
+def test_tasks_that_stayed_at_phi_come_back_unchanged(tmp_path):
+  stay = jax.tree.map(lambda p: jnp.stack([p, p]), STATE.phi["head"])
+  own = deltas(LEARNER, STATE, {"body": None, "head": stay}, ["a", "b"])
+  save_deltas(tmp_path, own, dtype="int8", state=STATE)
+  assert equal(load_deltas(tmp_path, STATE), own)
+
+
+def test_a_difference_that_overflows_is_refused(tmp_path):
+  huge = jax.tree.map(lambda x: jnp.full_like(x, 3.4e38), thetas_of([0]))  # bfloat16: up to 3.39e38
+  with pytest.raises(ValueError, match="theta - phi of 'head/b' overflows.*dtype=None"):
+    save_deltas(tmp_path, deltas(LEARNER, STATE, huge, ["a"]), dtype="bfloat16", state=STATE)
+
+
+def test_double_precision(tmp_path, x64):
+  params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
+  learner = sm.anil(LIKELIHOOD, sm.by_layer(params), head="head")
+  state = learner.init(params)
+  moved = jax.tree.map(lambda p: jnp.stack([p + 1 / 3, p - 1e-12]), params["head"])
+  own = deltas(learner, state, {"body": None, "head": moved}, [1, 2])
+  save_deltas(tmp_path / "exact", own)
+  assert equal(load_deltas(tmp_path / "exact", state), own)
+  save_deltas(tmp_path / "int8", own, dtype="int8", state=state)
+  back = load_deltas(tmp_path / "int8", state)
+  np.testing.assert_allclose(back.thetas["head"]["w"][1] - params["head"]["w"], -1e-12, rtol=1e-2)

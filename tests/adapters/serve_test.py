@@ -1,0 +1,190 @@
+"""Rows of different tasks in one batch: each equals its task alone; frozen layers see all rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import shrinkmeta as sm
+from shrinkmeta.adapters.deltas import deltas
+from shrinkmeta.adapters.serve import predict_tasks
+from tests.adapters.deltas_test import LEARNER, LIKELIHOOD, PARAMS, STATE, owned
+from tests.devices.scale_test import run
+
+OWN = owned(["a", "b", "c", "d"])
+INDEX = np.array([2, 0, 0, 3, 1, 2], np.int32)
+X = jax.random.normal(jax.random.key(1), (6, 3))
+
+
+def one_by_one(likelihood, state, own, index, inputs):
+  def row(n, t):
+    theta = sm.merge(jax.tree.map(lambda x: x[t], own.thetas), state.phi)
+    return likelihood.predict(theta, jax.tree.map(lambda x: x[n : n + 1], inputs))
+
+  rows = [row(n, int(t)) for n, t in enumerate(index)]
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+
+
+def test_rows_are_those_of_their_tasks():
+  got = predict_tasks(LIKELIHOOD, STATE, OWN, INDEX, X)
+  np.testing.assert_allclose(got, one_by_one(LIKELIHOOD, STATE, OWN, INDEX, X), atol=1e-6)
+  np.testing.assert_array_equal(got, predict_tasks(LIKELIHOOD, STATE.phi, OWN, INDEX, X))
+  assert got.shape == (6, 2)
+
+
+def test_one_program_serves_every_mixture():
+  traced = []
+
+  @jax.jit
+  def serve(state, own, index, inputs):
+    traced.append(index)
+    return predict_tasks(LIKELIHOOD, state, own, index, inputs)
+
+  for seed in range(3):
+    index = np.random.RandomState(seed).randint(0, 4, 6)
+    got = serve(STATE, owned(["a", "b", "c", str(seed)]).anonymous(), index, X)
+    np.testing.assert_allclose(got, one_by_one(LIKELIHOOD, STATE, OWN, index, X), atol=1e-6)
+  assert len(traced) == 1
+  outside = serve(STATE, OWN.anonymous(), jnp.array([0, -1, 4, 1, 2, 3]), X)
+  assert np.isnan(outside).all(1).tolist() == [False, True, True, False, False, False]
+
+
+def test_gradients_are_those_of_one_by_one():
+  def loss(predict):
+    square = lambda phi, thetas, x: jnp.sum(
+      predict(LIKELIHOOD, STATE._replace(phi=phi), jax.tree.unflatten(tree, thetas), INDEX, x) ** 2
+    )
+    leaves, tree = jax.tree.flatten(OWN)
+    return jax.grad(square, (0, 1, 2))(STATE.phi, leaves, X)
+
+  got, want = loss(predict_tasks), loss(one_by_one)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+  assert np.abs(got[0]["body"]["w"]).max() > 0 and np.abs(got[1][0]).max() > 0
+
+
+def test_a_frozen_dense_layer_is_one_product_of_the_whole_batch():
+  f = lambda *arguments: predict_tasks(LIKELIHOOD, *arguments)
+  jaxpr = jax.make_jaxpr(f)(STATE, OWN, INDEX, X)
+  dots = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+  batch_axes = [e.params["dimension_numbers"][1] for e in dots]
+  sizes = [[v.aval.shape for v in e.invars] for e in dots]
+  assert batch_axes == [((), ()), ((0,), (0,))]  # the body without, the head with an axis of rows
+  assert sizes[0][1] == (3, 4) and np.prod(sizes[0][0]) == 6 * 3
+  assert sizes[1][1] == (6, 4, 2)
+  text = jax.jit(f).lower(STATE, OWN, INDEX, X).compile().as_text()
+  assert text.count(" dot(") + text.count("__onednn") <= 2
+
+
+def conv(x, kernel):
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def test_a_frozen_convolution_is_not_grouped():
+  keys = jax.random.split(jax.random.key(2), 4)
+  params = {
+    "conv_0": jax.random.normal(keys[0], (3, 3, 2, 4)) / 4,
+    "conv_1": jax.random.normal(keys[1], (3, 3, 4, 4)) / 6,
+    "conv_2": jax.random.normal(keys[2], (3, 3, 4, 2)) / 6,
+  }
+
+  def predict(p, x):
+    for name in params:
+      x = jnp.tanh(conv(x, p[name]))
+    return x.mean((1, 2))
+
+  likelihood = sm.gaussian(predict, scale=1.0)
+  learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["conv_1"])
+  state = learner.init(params)
+  moved = params["conv_1"] + 0.1 * jax.random.normal(keys[3], (5, 3, 3, 4, 4))
+  own = deltas(learner, state, {"conv_0": None, "conv_1": moved, "conv_2": None}, range(5))
+  images, index = jax.random.normal(keys[3], (6, 7, 7, 2)), jnp.array([4, 0, 0, 3, 1, 4])
+  f = lambda *arguments: predict_tasks(likelihood, *arguments)
+  jaxpr = jax.make_jaxpr(f)(state, own, index, images)
+  convolutions = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+  assert [e.params["feature_group_count"] for e in convolutions] == [1, 6, 1]
+  assert [e.params["batch_group_count"] for e in convolutions] == [1, 1, 1]
+  assert [convolutions[i].invars[1].aval.shape for i in (0, 2)] == [(3, 3, 2, 4), (3, 3, 4, 2)]
+  got = f(state, own, index, images)
+  np.testing.assert_allclose(got, one_by_one(likelihood, state, own, index, images), atol=1e-6)
+
+
+def test_examples_with_axes_of_their_own_and_outputs_of_several_parts():
+  """Tokens [N, S, D] with a mask [N, S]; every row normalises over its own tokens."""
+  params = {"mix": jnp.eye(3), "scale": jnp.array([0.5, -0.2, 0.1])}
+
+  def predict(p, inputs):
+    x, keep = inputs["tokens"] @ p["mix"], inputs["keep"][..., None]
+    x = (x - x.mean((0, 1))) * keep  # statistics of the batch, which is one row here
+    return {"mean": jnp.tanh(x).sum(1) * p["scale"], "tokens": keep.sum((1, 2))}
+
+  likelihood = sm.Likelihood(predict, lambda outputs, y: -jnp.sum((outputs["mean"] - y) ** 2, -1))
+  learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["scale"])
+  state = learner.init(params)
+  moved = params["scale"] + jnp.arange(12.0).reshape(4, 3)
+  own = deltas(learner, state, {"mix": None, "scale": moved}, range(4))
+  inputs = {
+    "tokens": jax.random.normal(jax.random.key(3), (6, 5, 3)),
+    "keep": (jnp.arange(5) < jnp.arange(6)[:, None]).astype(jnp.float32),
+  }
+  got = predict_tasks(likelihood, state, own, INDEX, inputs)
+  want = one_by_one(likelihood, state, own, INDEX, inputs)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+  assert got["mean"].shape == (6, 3) and got["tokens"].shape == (6,)
+
+
+@pytest.mark.parametrize(
+  ("change", "error", "message"),
+  [
+    ({"likelihood": LIKELIHOOD.predict}, TypeError, "likelihood must be"),
+    ({"deltas": OWN.thetas}, TypeError, "deltas must be"),
+    ({"state": PARAMS["body"]}, ValueError, "'head/b', which is no parameter of state"),
+    ({"state": {"head": PARAMS["head"]}}, TypeError, "state must be"),
+    ({"index": INDEX[None]}, ValueError, r"index must be integers \[N\].*int32\[1, 6\]"),
+    ({"index": INDEX * 1.0}, ValueError, "index must be integers"),
+    ({"index": INDEX - 1}, ValueError, r"index\[1\] is -1; it must be in \[0, T\) with T = 4"),
+    ({"index": INDEX + 1}, ValueError, r"index\[3\] is 4"),
+    ({"inputs": X[:5]}, ValueError, r"inputs must lead with N = 6.*\(5, 3\)"),
+    ({"inputs": {}}, ValueError, "inputs has no arrays"),
+    ({"deltas": jax.tree.map(lambda x: x[:, :1], OWN)}, ValueError, "deltas.thetas/head/b is"),
+  ],
+)
+def test_errors_name_the_argument(change, error, message):
+  given = dict(likelihood=LIKELIHOOD, state=STATE, deltas=OWN, index=INDEX, inputs=X)
+  with pytest.raises(error, match=message):
+    predict_tasks(**(given | change))
+
+
+def test_another_phi_is_refused_outside_jit():
+  other = LEARNER.init(jax.tree.map(lambda p: p + 1, PARAMS))
+  with pytest.raises(ValueError, match="another phi: state.phi/body/b"):
+    predict_tasks(LIKELIHOOD, other, OWN, INDEX, X)
+  with pytest.raises(ValueError, match="another phi: state.phi/body/b"):
+    predict_tasks(LIKELIHOOD, other.phi, OWN, INDEX, X)
+
+
+def test_outputs_without_the_axis_of_rows_are_refused():
+  total = sm.Likelihood(lambda p, x: jnp.sum(x @ p["body"]["w"]), lambda o, y: y)
+  with pytest.raises(ValueError, match=r"must return outputs.*returned shape \(\)"):
+    predict_tasks(total, STATE, OWN, INDEX, X)
+
+
+def test_deltas_cut_by_task_over_two_devices():
+  program = """
+    import jax, numpy as np
+    jax.config.update("jax_num_cpu_devices", 2)
+    import shrinkmeta as sm
+    from shrinkmeta.adapters.serve import predict_tasks
+    from tests.adapters.serve_test import INDEX, LIKELIHOOD, OWN, STATE, X
+
+    mesh = sm.task_mesh()
+    cut = jax.device_put(OWN, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks")))
+    assert cut.thetas["head"]["w"].addressable_shards[0].data.shape == (2, 4, 2)
+    serve = jax.jit(lambda *arguments: predict_tasks(LIKELIHOOD, *arguments))
+    got = serve(sm.place_state(STATE, mesh), cut, *sm.place_state((INDEX, X), mesh))
+    assert len(got.sharding.device_set) == 2
+    np.testing.assert_allclose(got, predict_tasks(LIKELIHOOD, STATE, OWN, INDEX, X), atol=1e-6)
+    print("equal")
+  """
+  assert run(program) == "equal\n"
