@@ -1,5 +1,6 @@
 """Shrinkage meta-learning: which modules does each task need for itself, how far may they go?"""
 
+from shrinkmeta.adapters import export, lora
 from shrinkmeta.algorithms.at_the_mode import empirical_bayes, imaml, sigma_imaml, sigma_reptile
 from shrinkmeta.algorithms.baselines import anil, boil, fine_tuning, hand_picked, no_adaptation
 from shrinkmeta.algorithms.table import FAMILY
@@ -35,15 +36,17 @@ from shrinkmeta.model.likelihood import (
 )
 from shrinkmeta.model.modules import (
   Labels,
-  ModuleSummary,
   by_layer,
   by_leaf,
   by_path,
-  format_summary,
-  module_summary,
 )
 from shrinkmeta.model.tasks import Batch, Task, stack_batches, stack_tasks
 from shrinkmeta.model.variants import gaussian_with_scale, in_precision, mean_and_scale
+from shrinkmeta.serving.deltas import Deltas, deltas
+from shrinkmeta.serving.files import load_deltas, save_deltas
+from shrinkmeta.serving.predict import predict_tasks
+from shrinkmeta.serving.rounding import rounding_loss
+from shrinkmeta.summary import ModuleSummary, format_summary, module_summary
 from shrinkmeta.training.callbacks import (
   Callback,
   json_lines,
@@ -91,6 +94,9 @@ __all__ = (
   # Devices and memory.
   "over_tasks", "place_state", "place_tasks", "share_of_tasks", "task_mesh",
   "ProgramCost", "program_cost",
+  # From learned sigma to a product: adapters, what each task owns, serving.
+  "Deltas", "deltas", "export", "load_deltas", "lora", "predict_tasks", "rounding_loss",
+  "save_deltas",
   # Looking inside.
   "GradientCheck", "check_meta_gradient",
 )

@@ -149,8 +149,7 @@ def init(spec: Spec, params: PyTree) -> MetaState:
   """
   dtype = validate.parameters("params", params)
   modules.check_labels(spec.labels, params)
-  # Copies, as donation never reaches the caller's arrays; of a type that no step changes, where
-  # params holds Python's numbers.
+  # Copies: donation never reaches the caller's arrays, and no step changes the type of a number.
   phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
   opt_state = OptState(spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2))

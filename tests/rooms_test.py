@@ -14,6 +14,7 @@ PACKAGE = "shrinkmeta"
 # From the lowest room to the highest: a room is a folder or a module. A module imports from its own
 # room and from lower ones.
 ROOMS = (
+  "kinds",
   "validate",
   "model",
   "devices",
@@ -23,11 +24,14 @@ ROOMS = (
   "mode",
   "gradients",
   "uncertainty",
+  "meta_step",
   "learner",
   "algorithms",
   "gradient_check",
+  "summary",
   "training",
   "adapters",
+  "serving",
   "__init__",
 )
 FOREIGN = ("experiments", "tests")

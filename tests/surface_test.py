@@ -28,6 +28,10 @@ ARGUMENTS = {
   "Inner": "optimizer steps",
   "Implicit": "curvature solver max_steps tol damping",
   "check_meta_gradient": "learner state tasks *",
+  "deltas": "learner state thetas ids",
+  "save_deltas": "folder deltas *",
+  "load_deltas": "folder state ids",
+  "predict_tasks": "likelihood state deltas index inputs",
   "posterior": "likelihood labels phi log_sigma2 theta batch *",
   "log_evidence": "likelihood labels phi log_sigma2 batch inner implicit log_det *",
 }

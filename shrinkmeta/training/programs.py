@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.base import MetaLearner, MetaState, PerTask, Sums
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_tasks, share_of_tasks
-from shrinkmeta.base import PerTask, Sums
 from shrinkmeta.model.tasks import Task
 from shrinkmeta.training.callbacks import instance
 from shrinkmeta.training.records import measured

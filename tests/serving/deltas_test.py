@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.adapters.deltas import Deltas, check_fingerprint, deltas, fingerprint
+from shrinkmeta.serving.deltas import Deltas, check_fingerprint, deltas, fingerprint
 
 PARAMS = {
   "body": {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.zeros(4)},

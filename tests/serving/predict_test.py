@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.adapters.deltas import deltas
-from shrinkmeta.adapters.serve import predict_tasks
-from tests.adapters.deltas_test import LEARNER, LIKELIHOOD, PARAMS, STATE, owned
+from shrinkmeta.serving.deltas import deltas
+from shrinkmeta.serving.predict import predict_tasks
 from tests.devices.scale_test import run
+from tests.serving.deltas_test import LEARNER, LIKELIHOOD, PARAMS, STATE, owned
 
 OWN = owned(["a", "b", "c", "d"])
 INDEX = np.array([2, 0, 0, 3, 1, 2], np.int32)
@@ -175,7 +175,7 @@ def test_deltas_cut_by_task_over_two_devices():
     import jax, numpy as np
     jax.config.update("jax_num_cpu_devices", 2)
     import shrinkmeta as sm
-    from shrinkmeta.adapters.serve import predict_tasks
+    from shrinkmeta.serving.predict import predict_tasks
     from tests.adapters.serve_test import INDEX, LIKELIHOOD, OWN, STATE, X
 
     mesh = sm.task_mesh()

@@ -23,10 +23,9 @@ import jax
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.adapters import delta_index
-from shrinkmeta.adapters.delta_index import Index, shard_path
-from shrinkmeta.adapters.delta_rounding import PARTS, Rounding, phi_of, rounded_parts, theta_of
-from shrinkmeta.adapters.deltas import (
+from shrinkmeta.base import MetaState
+from shrinkmeta.serving import index as delta_index
+from shrinkmeta.serving.deltas import (
   About,
   Deltas,
   TaskId,
@@ -38,7 +37,8 @@ from shrinkmeta.adapters.deltas import (
   task_ids,
   with_structure,
 )
-from shrinkmeta.base import MetaState
+from shrinkmeta.serving.index import Index, shard_path
+from shrinkmeta.serving.rounding import PARTS, Rounding, phi_of, rounded_parts, theta_of
 
 
 def save_deltas(
@@ -81,8 +81,8 @@ def save_deltas(
   Example:
     >>> import pytest; _ = pytest.importorskip("safetensors")
     >>> import tempfile, jax.numpy as jnp, shrinkmeta as sm
-    >>> from shrinkmeta.adapters.deltas import deltas
-    >>> from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
+    >>> from shrinkmeta.serving.deltas import deltas
+    >>> from shrinkmeta.serving.files import load_deltas, save_deltas
     >>> params = {"level": jnp.zeros(())}
     >>> learner = sm.maml(sm.gaussian(lambda p, x: x + p["level"], scale=1.0), sm.by_leaf(params))
     >>> state = learner.init(params)

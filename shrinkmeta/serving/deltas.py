@@ -3,7 +3,7 @@
 `Deltas` holds theta and not the difference theta - phi. In floating point phi + (theta - phi) is
 not theta: the subtraction rounds wherever theta and phi differ by more than a factor of two. theta
 itself comes back to the bit, and serving needs no addition. Files that store rounded numbers store
-theta - phi, because an error relative to the difference is smaller (`delta_files.py`).
+theta - phi, because an error relative to the difference is smaller (`files.py`).
 """
 
 import dataclasses
@@ -150,7 +150,7 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
 
   Example:
     >>> import jax.numpy as jnp, shrinkmeta as sm
-    >>> from shrinkmeta.adapters.deltas import deltas
+    >>> from shrinkmeta.serving.deltas import deltas
     >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(2)}
     >>> likelihood = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], scale=1.0)
     >>> learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["level"])

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from shrinkmeta.adapters import delta_files, delta_index
-from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
-from tests.adapters.deltas_test import (
+from shrinkmeta.serving.files import load_deltas, save_deltas
+from tests.serving.deltas_test import (
   STATE,
   equal,
   owned,
@@ -64,9 +64,9 @@ SERVER = """
   import os, sys
   import numpy as np
   import jax
-  from shrinkmeta.adapters.delta_files import save_deltas
-  from shrinkmeta.adapters.deltas import About, Deltas
-  from tests.adapters.deltas_test import owned
+  from shrinkmeta.serving.files import save_deltas
+  from shrinkmeta.serving.deltas import About, Deltas
+  from tests.serving.deltas_test import owned
 
   patterns = [owned([0, 1], [n, n + 1]) for n in range(10)]
   patterns = [Deltas(jax.tree.map(np.asarray, own.thetas), own.about) for own in patterns]

@@ -9,7 +9,12 @@ import ml_dtypes
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.adapters.deltas import (
+from shrinkmeta.base import MetaState
+from shrinkmeta.mode.frozen import merge
+from shrinkmeta.model.density import log_likelihood
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples
+from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
   check_fingerprint,
@@ -17,11 +22,6 @@ from shrinkmeta.adapters.deltas import (
   fingerprint,
   with_structure,
 )
-from shrinkmeta.base import MetaState
-from shrinkmeta.mode.frozen import merge
-from shrinkmeta.model.density import log_likelihood
-from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples
 
 PyTree = Any
 Rounding = Literal["bfloat16", "int8"]

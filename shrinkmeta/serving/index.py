@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shrinkmeta.adapters.deltas import TaskId
+from shrinkmeta.serving.deltas import TaskId
 
 FORMAT = 1  # a new number for every change that older code cannot read
 INDEX, LOCK = "deltas.index.safetensors", "deltas.lock"

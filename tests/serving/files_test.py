@@ -10,9 +10,9 @@ import pytest
 
 import shrinkmeta as sm
 from shrinkmeta.adapters import delta_index
-from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
-from shrinkmeta.adapters.deltas import Deltas, deltas
-from tests.adapters.deltas_test import (
+from shrinkmeta.serving.deltas import Deltas, deltas
+from shrinkmeta.serving.files import load_deltas, save_deltas
+from tests.serving.deltas_test import (
   LEARNER,
   LIKELIHOOD,
   PARAMS,

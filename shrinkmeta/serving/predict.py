@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.adapters.deltas import (
+from shrinkmeta.base import MetaState
+from shrinkmeta.mode.frozen import merge
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
   check_fingerprint,
   fingerprint,
 )
-from shrinkmeta.base import MetaState
-from shrinkmeta.mode.frozen import merge
-from shrinkmeta.model.likelihood import Likelihood
 
 PyTree = Any
 
@@ -68,8 +68,8 @@ def predict_tasks(
 
   Example:
     >>> import jax, jax.numpy as jnp, shrinkmeta as sm
-    >>> from shrinkmeta.adapters.deltas import deltas
-    >>> from shrinkmeta.adapters.serve import predict_tasks
+    >>> from shrinkmeta.serving.deltas import deltas
+    >>> from shrinkmeta.serving.predict import predict_tasks
     >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(2)}
     >>> likelihood = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], scale=1.0)
     >>> learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["level"])

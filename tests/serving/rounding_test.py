@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.adapters.delta_files import load_deltas, save_deltas
-from shrinkmeta.adapters.delta_rounding import rounding_loss
-from shrinkmeta.adapters.deltas import deltas
-from tests.adapters.deltas_test import (
+from shrinkmeta.serving.deltas import deltas
+from shrinkmeta.serving.files import load_deltas, save_deltas
+from shrinkmeta.serving.rounding import rounding_loss
+from tests.serving.deltas_test import (
   LEARNER,
   LIKELIHOOD,
   PARAMS,

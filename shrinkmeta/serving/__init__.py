@@ -1,0 +1,1 @@
+"""What each task owns: the adapted parameters of many tasks, stored, read and served together."""

@@ -1,0 +1,108 @@
+"""What a learner has found, module by module: sigma, and how far tasks moved."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta import validate
+from shrinkmeta.kinds import parameter_tree, shown
+from shrinkmeta.model.modules import Labels, check_labels, check_modules, gather, names
+
+PyTree = Any
+
+
+class ModuleSummary(NamedTuple):
+  """What one module is, and how far its parameters moved.
+
+  Attributes:
+    name: of the module.
+    size: number of parameters.
+    sigma: sigma_m, the standard deviation of theta_m around phi_m; 0 is frozen, inf is free.
+    moved: root mean square of theta_m - phi_m over parameters and tasks; nan without thetas.
+  """
+
+  name: str
+  size: int
+  sigma: float
+  moved: float
+
+
+def module_summary(
+  labels: Labels, phi: PyTree, log_sigma2: Mapping[str, Any], thetas: PyTree | None = None
+) -> tuple[ModuleSummary, ...]:
+  """Measure how far each module moves from what all tasks share.
+
+      moved_m = sqrt(mean over tasks t and parameters i of (theta_mti - phi_mi)^2)
+
+  The values must be known, so this function does not run under jit.
+
+  Args:
+    labels: a pytree of strings with the structure of phi.
+    phi: what all tasks share, a pytree of arrays [...].
+    log_sigma2: {module: []}.
+    thetas: adapted parameters with leaves [T, ...], or None. A leaf None did not move;
+      `learner.adapt_tasks` returns None for frozen modules.
+
+  Returns:
+    One ModuleSummary a module, in the order of the paths.
+
+  Raises:
+    TypeError, ValueError: labels, log_sigma2 or thetas do not fit phi.
+
+  >>> phi, thetas = {"w": jnp.zeros(2)}, {"w": jnp.full([3, 2], 0.5)}
+  >>> module_summary({"w": "body"}, phi, {"body": 0.0}, thetas)
+  (ModuleSummary(name='body', size=2, sigma=1.0, moved=0.5),)
+  """
+  check_labels(labels, phi)
+  check_modules("log_sigma2", log_sigma2, labels)
+  sizes = gather(jax.tree.map(jnp.size, phi), labels)
+  if thetas is None:
+    moved = dict.fromkeys(sizes, jnp.nan)
+  else:
+    none = lambda x: x is None
+    if jax.tree.structure(thetas, is_leaf=none) == jax.tree.structure(phi, is_leaf=none):
+      still = lambda p: None if p is None else jnp.asarray(p)[None]  # phi may have None leaves too
+      fill = lambda t, p: still(p) if t is None else t
+      thetas = jax.tree.map(fill, thetas, phi, is_leaf=none)
+    parameter_tree("thetas", thetas)
+    validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
+    square = gather(jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - p), 0), thetas, phi), labels)
+    moved = {m: jnp.sqrt(square[m] / sizes[m]) for m in sizes}
+  return tuple(
+    ModuleSummary(m, int(sizes[m]), float(jnp.exp(0.5 * log_sigma2[m])), float(moved[m]))
+    for m in names(labels)
+  )
+
+
+def format_summary(summaries: Sequence[ModuleSummary]) -> str:
+  """Write what `module_summary` returned as a plain-text table.
+
+  Args:
+    summaries: one ModuleSummary a module.
+
+  Returns:
+    A text with one line a module, below the names of the columns.
+
+  Raises:
+    TypeError: an entry is not a ModuleSummary.
+
+  >>> body, head = ModuleSummary("body", 90, 0.0, 0.0), ModuleSummary("head", 10, 0.5, 0.3)
+  >>> print(format_summary([body, head]))
+  module  parameters  sigma  rms(theta - phi)
+  body            90      0                 0
+  head            10    0.5               0.3
+  """
+  if not isinstance(summaries, Sequence) or isinstance(summaries, (str, ModuleSummary)):
+    raise TypeError(f"summaries must be what sm.module_summary returned; got {shown(summaries)}.")
+  for i, summary in enumerate(summaries):
+    validate.instance(f"summaries[{i}]", summary, ModuleSummary, "a shrinkmeta.ModuleSummary")
+  head = ("module", "parameters", "sigma", "rms(theta - phi)")
+  cells = [head, *((m.name, str(m.size), f"{m.sigma:.3g}", f"{m.moved:.3g}") for m in summaries)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  line = lambda texts: "  ".join(
+    [texts[0].ljust(widths[0])]
+    + [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
+  )
+  return "\n".join(map(line, cells))
