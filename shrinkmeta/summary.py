@@ -1,6 +1,6 @@
 """What a learner has found, module by module: sigma, and how far tasks moved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
