@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
-from experiments import problems, results, runs, startup
 from experiments.datasets.source import Problem
+from experiments.runs import problems, results, store
+from experiments.settings import machine
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "Which tasks.")
 _FREEZE = flags.DEFINE_list(
@@ -53,7 +54,7 @@ def evaluate(
     wanted: name of a file -> threshold below which modules are frozen.
     make_problem: from settings as JSON.
   """
-  run, about = runs.read(folder)
+  run, about = store.read(folder)
   if any(wanted.values()) and not results.learns_sigma(run.arm):
     logging.info("%s: no sigma to freeze by", folder)
     return
@@ -62,10 +63,10 @@ def evaluate(
     logging.info("%s: there already", folder)
     return
   problem = make_problem(json.dumps(about["config"]["problem"]))
-  prepared = runs.prepare(run.arm, run.config, problem)
-  trained = runs.restore(run, prepared)
+  prepared = store.prepare(run.arm, run.config, problem)
+  trained = store.restore(run, prepared)
   for name, below in missing.items():
-    curve = runs.record(run, about, prepared, trained, name, split, below)
+    curve = store.record(run, about, prepared, trained, name, split, below)
     step = run.config.report_step
     at = list(run.config.adapt_steps).index(step)
     accuracy, nll = curve.accuracy[at].mean(), curve.nll[at].mean()
@@ -76,11 +77,11 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) < 2:
     raise app.UsageError("Name folders of runs: python -m experiments.evaluate runs/small_data")
-  startup.start_jax(cache=_CACHE.value)
+  machine.start_jax(cache=_CACHE.value)
   split, data_dir = _SPLIT.value, _DATA_DIR.value
-  with startup.usage():
+  with machine.usage():
     wanted = {f"{split}-freeze{value:g}": value for value in thresholds(_FREEZE.value)}
-    folders = runs.find(argv[1:])
+    folders = store.find(argv[1:])
   make = functools.cache(lambda settings: problems.make_problem(json.loads(settings), data_dir))
   failed: list[str] = []
   for folder in folders:

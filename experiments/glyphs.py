@@ -19,26 +19,20 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 
 import shrinkmeta as sm
-from experiments import (
-  arms,
-  configs,
-  networks,
-  plots,
-  problems,
-  results,
-  sigma_plots,
-  startup,
-  summaries,
-  training,
-)
-from experiments.datasets import cache, characters, episodes, glyphs, omniglot
+from experiments.datasets.characters import characters, episodes, glyphs, omniglot
+from experiments.datasets.files import cache
 from experiments.datasets.source import Source
+from experiments.networks import convnet
+from experiments.report.pictures import adaptation, sigma_plots
+from experiments.report.tables import summaries
+from experiments.runs import learners, problems, results, training
+from experiments.settings import machine, schema
 
 _ALGORITHMS = flags.DEFINE_list(
-  "algorithms", list(arms.DEFAULT), f"Of {', '.join(arms.ALL)}; or all."
+  "algorithms", list(learners.DEFAULT), f"Of {', '.join(learners.ALL)}; or all."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of initial parameters and training episodes.")
-_PRESET = flags.DEFINE_enum("preset", "default", list(configs.PRESETS), "Size of the run.")
+_PRESET = flags.DEFINE_enum("preset", "default", list(schema.PRESETS), "Size of the run.")
 _SET = flags.DEFINE_multi_string("set", [], "Changes one setting: --set=meta_steps=100.")
 _DATASET = flags.DEFINE_enum("dataset", "glyphs", ["glyphs", "omniglot"], "What is read.")
 _DATA_DIR = flags.DEFINE_string(
@@ -59,7 +53,7 @@ _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
 _OUT = flags.DEFINE_string("out", "runs/glyphs", "Folder for tables, pictures and logs.")
-startup.define_flags()
+machine.define_flags()
 
 _TEST_KEY = 20_000  # seed of the test episodes: the same for every algorithm and training seed
 
@@ -92,7 +86,7 @@ def load_data(dataset: str, data_dir: str | None, split: str, ways: int) -> Data
   return Data(characters.with_at_least(train, ways), characters.with_at_least(test, ways))
 
 
-def make_sources(config: configs.Config, data: Data) -> Sources:
+def make_sources(config: schema.Config, data: Data) -> Sources:
   """Episodes of both sides of the split, of the shape that the settings ask for."""
   shape = episodes.EpisodeConfig(config.ways, config.shots, config.queries, config.size)
   return Sources(
@@ -100,14 +94,14 @@ def make_sources(config: configs.Config, data: Data) -> Sources:
   )
 
 
-def rounds(config: configs.Config, sources: Sources) -> int:
+def rounds(config: schema.Config, sources: Sources) -> int:
   """Episodes of each system to test on: together at least config.test_episodes."""
   return math.ceil(config.test_episodes / cast(int, sources.test.tasks))
 
 
-def prepare(name: str, config: configs.Config) -> tuple[sm.MetaLearner, problems.Model]:
+def prepare(name: str, config: schema.Config) -> tuple[sm.MetaLearner, problems.Model]:
   """The learner of an algorithm, and its network."""
-  net = networks.ConvNet(config.ways, config.features, config.norm)
+  net = convnet.ConvNet(config.ways, config.features, config.norm)
   init = lambda key: net.init(key, jnp.zeros((1, config.size, config.size, 1)))["params"]
 
   def predict(theta: Any, inputs: Any) -> jax.Array:
@@ -115,16 +109,16 @@ def prepare(name: str, config: configs.Config) -> tuple[sm.MetaLearner, problems
 
   likelihood = sm.in_precision(sm.categorical(predict), config.compute)
   shapes = jax.eval_shape(init, jax.random.key(0))
-  labels = networks.modules(shapes, config.arms[name].modules)
+  labels = convnet.modules(shapes, config.arms[name].modules)
   mesh = training.host_mesh(config.meta_batch)
-  learner = arms.make_learner(name, config, likelihood, labels, mesh)
+  learner = learners.make_learner(name, config, likelihood, labels, mesh)
   return learner, problems.Model(init, likelihood, shapes)
 
 
 def run_arm(
   name: str,
   seed: int,
-  config: configs.Config,
+  config: schema.Config,
   learner: sm.MetaLearner,
   model: problems.Model,
   sources: Sources,
@@ -175,7 +169,7 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
     sigma_plots.sigma_per_module(out / "sigma.png", learned)
     sigma_plots.sigma_history(out / "sigma_history.png", learned)
   over = "writing systems"
-  plots.adaptation_curves(out / "adaptation.png", curves, over)
+  adaptation.adaptation_curves(out / "adaptation.png", curves, over)
   parts = [summaries.accuracy_table(curves, over), summaries.overfitting_table(curves, over)]
   if {"sigma_imaml"} < {c.algorithm for c in curves}:
     parts.append(summaries.paired_table(curves, over=over))
@@ -187,7 +181,7 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve]) -> str:
 def run(
   algorithms: Sequence[str],
   seeds: Sequence[int],
-  config: configs.Config,
+  config: schema.Config,
   dataset: str,
   data_dir: str | None,
   split: str,
@@ -203,8 +197,8 @@ def run(
   Returns:
     The tables, and which runs diverged. The first process writes; in others the tables are "".
   """
-  with startup.usage():
-    prepared = {name: prepare(name, config) for name in arms.chosen(algorithms)}
+  with machine.usage():
+    prepared = {name: prepare(name, config) for name in learners.chosen(algorithms)}
     sources = make_sources(config, load_data(dataset, data_dir, split, config.ways))
   out.mkdir(parents=True, exist_ok=True)
   settings = config.to_dict() | {"dataset": dataset, "split": split}
@@ -243,10 +237,10 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  with startup.usage():
-    seeds = startup.parse_seeds(_SEEDS.value)
-    config = configs.load(_PRESET.value, _SET.value)
+  machine.start_jax(cache=_CACHE.value, processes=machine.processes())
+  with machine.usage():
+    seeds = machine.parse_seeds(_SEEDS.value)
+    config = schema.load(_PRESET.value, _SET.value)
     if _DATASET.value == "glyphs" and _DATA_DIR.value is not None:
       raise ValueError(
         "Glyphs are drawn, not read: leave --data_dir out, or add --dataset=omniglot."

@@ -21,8 +21,9 @@ from absl import app, flags
 from tqdm import tqdm
 
 import shrinkmeta as sm
-from experiments import results, startup
 from experiments.datasets.sinusoid import draw
+from experiments.runs import results
+from experiments.settings import machine
 
 FLAGS = flags.FLAGS
 NOISE, WIDTH, SHOTS = 0.3, 40, (5, 10, 20)
@@ -189,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  startup.start_jax()
+  machine.start_jax()
   learner, state, metrics = train(FLAGS.algorithm, FLAGS.meta_steps, FLAGS.tasks, FLAGS.seed)
   rows = evaluate(learner, state, FLAGS.test_tasks, FLAGS.seed)
   out = pathlib.Path(FLAGS.out)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments import arms, problems, runs, startup, tables
+from experiments.runs import learners, problems, store
+from experiments.settings import machine, tables
 
 _TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is run.")
 _SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
-_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
+_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(learners.ALL)}; or all.")
 _SEEDS = flags.DEFINE_list(
   "seeds",
   ["10", "11", "12", "13", "14"],
@@ -32,36 +33,36 @@ _DATA_DIR = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
 )
-startup.define_flags()
+machine.define_flags()
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  with startup.usage():
-    names = arms.chosen(_ARMS.value)
-    seeds = startup.parse_seeds(_SEEDS.value)
+  machine.start_jax(cache=_CACHE.value, processes=machine.processes())
+  with machine.usage():
+    names = learners.chosen(_ARMS.value)
+    seeds = machine.parse_seeds(_SEEDS.value)
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
-    learners = {name: runs.prepare(name, config, problem) for name in names}
+    ready = {name: store.prepare(name, config, problem) for name in names}
   out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
   diverged: list[str] = []
-  for name, prepared in learners.items():
+  for name, prepared in ready.items():
     if not config.arms[name].trials:
       logging.warning("%s: no search chose its settings", name)
     for seed in seeds:
-      with startup.usage():
-        run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)
+      with machine.usage():
+        run = store.begin(out / f"{name}-{seed}", name, seed, config, problem)
       try:
-        trained = runs.train(prepared, name, seed, config, run.checkpoints)
+        trained = store.train(prepared, name, seed, config, run.checkpoints)
       except FloatingPointError as error:  # the others are trained
-        runs.record_divergence(run.folder, error)
+        store.record_divergence(run.folder, error)
         logging.error("%s, seed %d diverged: %s", name, seed, error)
         diverged.append(str(run.folder))
         continue
-      runs.diverged(run.folder).unlink(missing_ok=True)  # of an earlier start
+      store.diverged(run.folder).unlink(missing_ok=True)  # of an earlier start
       losses = trained.history.get("loss") or [float("nan")]
       logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])
   if diverged:

@@ -26,12 +26,14 @@ import numpy as np
 from absl import app, flags, logging
 from scipy.stats import qmc
 
-from experiments import arms, configs, networks, problems, results, runs, startup, tables
 from experiments.datasets.source import Problem
+from experiments.networks import convnet
+from experiments.runs import learners, problems, results, store
+from experiments.settings import machine, schema, tables
 
 _TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is searched.")
 _SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
-_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
+_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(learners.ALL)}; or all.")
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials an arm.", lower_bound=1)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs a trial, whose mean counts.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "Changes one setting of all trials.")
@@ -61,7 +63,7 @@ _HALVED = 10  # steps after which a rate that decays has halved
 
 
 def draw(
-  start: configs.Config, trial: int, modules: Sequence[str], fixed: Sequence[str] = ()
+  start: schema.Config, trial: int, modules: Sequence[str], fixed: Sequence[str] = ()
 ) -> dict[str, Any]:
   """The settings of a trial, those that `start`, config.arms[ARM], has among _SEARCHED.
 
@@ -90,7 +92,7 @@ def draw(
 
 
 def run_trial(
-  folder: pathlib.Path, arm: str, config: configs.Config, problem: Problem, seeds: int
+  folder: pathlib.Path, arm: str, config: schema.Config, problem: Problem, seeds: int
 ) -> dict[str, float | None]:
   """Trains from each seed and adapts to the validation tasks, unless FOLDER-SEED has it.
 
@@ -98,20 +100,20 @@ def run_trial(
     "accuracy" and "nll", means over seeds, and "seconds", their sum; None is an accuracy in
     regression, and all three where one seed diverged.
   """
-  prepared = runs.prepare(arm, config, problem)
+  prepared = store.prepare(arm, config, problem)
   none: dict[str, float | None] = {"accuracy": None, "nll": None, "seconds": None}
   found: list[dict[str, float]] = []
   for seed in range(seeds):
     own = folder.with_name(f"{folder.name}-{seed}")
-    with startup.usage():
-      run = runs.begin(own, arm, seed, config, problem)
-    file, diverged = own / "validation.json", runs.diverged(own)
+    with machine.usage():
+      run = store.begin(own, arm, seed, config, problem)
+    file, diverged = own / "validation.json", store.diverged(own)
     if not results.is_there(file) and not diverged.exists():
       try:
-        trained = runs.train(prepared, arm, seed, config, run.checkpoints)
-        runs.record(run, runs.read(own)[1], prepared, trained, "validation", "validation")
+        trained = store.train(prepared, arm, seed, config, run.checkpoints)
+        store.record(run, store.read(own)[1], prepared, trained, "validation", "validation")
       except FloatingPointError as error:
-        runs.record_divergence(own, error)
+        store.record_divergence(own, error)
     if diverged.exists():
       return none  # the worst already, whatever other seeds do
     _, (curve,) = results.read_json(file)
@@ -132,11 +134,11 @@ def score(found: Mapping[str, float | None]) -> float:
 
 
 def search(
-  arm: str, start: configs.Config, trials: int, seeds: int, problem: Problem, out: pathlib.Path
+  arm: str, start: schema.Config, trials: int, seeds: int, problem: Problem, out: pathlib.Path
 ) -> dict[str, Any]:
   """{"chosen": settings, "trials": of each its settings and what it found}."""
   shapes = problems.make_model(start, problem).shapes
-  labels = set(jax.tree.leaves(networks.modules(shapes, start.arms[arm].modules)))
+  labels = set(jax.tree.leaves(convnet.modules(shapes, start.arms[arm].modules)))
   modules = results.network_order(m for m in labels if "norm" not in m)
   done: list[dict[str, Any]] = []
   for trial in range(trials):
@@ -160,14 +162,14 @@ def main(argv: Sequence[str]) -> None:
   """Reads the flags, once."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  startup.start_jax(cache=_CACHE.value)
+  machine.start_jax(cache=_CACHE.value)
   table, size = _TABLE.value, _SIZE.value
-  with startup.usage():
-    names = arms.chosen(_ARMS.value)
+  with machine.usage():
+    names = learners.chosen(_ARMS.value)
     config = tables.load(table, size, _SET.value, tuned=False)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
     for name in names:
-      runs.prepare(name, config, problem)  # an error of settings, before another arm is searched
+      store.prepare(name, config, problem)  # an error of settings, before another arm is searched
   with config.unlocked():
     config.adapt_steps = (config.report_step,)
   out = pathlib.Path(_OUT.value or f"searches/{table}-{size}")
@@ -183,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     file = tables.chosen_file(table, size, name)
     file = file if _CHOSEN.value is None else pathlib.Path(_CHOSEN.value) / file.name
     about = {"format": tables.TUNED, "arm": name, "start": config.arms[name].to_dict()}
-    about |= {"seeds": _SEEDS.value, "config": shared, "protocol": runs.protocol(config, problem)}
+    about |= {"seeds": _SEEDS.value, "config": shared, "protocol": store.protocol(config, problem)}
     results.write_document(file, about | found)
     logging.info("%s: %s, in %s", name, found["chosen"], file)
   if failed:

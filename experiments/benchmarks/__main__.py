@@ -18,13 +18,15 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import startup
-from experiments.benchmarks import pairs, report, rivals, studies, worker, workloads
+from experiments.benchmarks import report, worker, workloads
+from experiments.benchmarks.comparison import pairs, rivals
+from experiments.benchmarks.studies import index
 from experiments.benchmarks.worker import Config
+from experiments.settings import machine
 
 _WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
 _ALGORITHM = flags.DEFINE_string("algorithm", None, "Of the workload's; default its first.")
-_STUDY = flags.DEFINE_enum("study", None, list(studies.STUDIES), "A study, in place of a workload.")
+_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, in place of a workload.")
 _RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
 _PEERS = flags.DEFINE_string("peers", None, "Folder of the rivals' scripts.")
 _RIVAL_PYTHON = flags.DEFINE_string("rival_python", None, "Python that has the rival installed.")
@@ -101,11 +103,11 @@ def main(argv: Sequence[str]) -> None:
   except (ValueError, OSError) as error:
     raise app.UsageError(str(error)) from error
   if _STUDY.value:
-    startup.start_jax(config.devices)
+    machine.start_jax(config.devices)
     # The flags, of which a study heeds those that it does not vary or fix.
     head = {"study": _STUDY.value, "flags": dataclasses.asdict(config), "seed": config.seed}
     head |= report.environment()
-    print(studies.run(_STUDY.value, config, lambda row: report.append(out, head | row)))
+    print(index.run(_STUDY.value, config, lambda row: report.append(out, head | row)))
   else:
     print(pairs.run(config, _ROUNDS.value, other, lambda record: report.append(out, record)))
 

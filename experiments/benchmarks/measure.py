@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import startup
+from experiments.settings import machine
 
 _SPARE = 0.2  # cores that others may use before a round counts as contended
 _GROUP = 0.1  # seconds a repetition should last at least: short steps are timed in groups
@@ -127,7 +127,7 @@ def time_in_turn(
   for name, step in steps.items():
     jax.block_until_ready(step())
     groups[name] = max(1, round(_GROUP / max(_repeat(step, 1).wall, 1e-9)))
-  spare = (os.cpu_count() or 1) - startup.cores() + _SPARE  # cores not ours are theirs to use
+  spare = (os.cpu_count() or 1) - machine.cores() + _SPARE  # cores not ours are theirs to use
   calm, rounds = [], []
   while len(calm) < repetitions and len(rounds) < 4 * repetitions:
     if rounds and time.perf_counter() - begin > max_seconds:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 import shrinkmeta as sm
-from experiments import results, startup
+from experiments.runs import results
+from experiments.settings import machine
 
 Record = dict[str, Any]
 
@@ -19,7 +20,7 @@ def environment() -> Record:
     "device": device.device_kind,
     "platform": device.platform,
     "devices": jax.device_count(),
-    "cpu_count": startup.cores(),
+    "cpu_count": machine.cores(),
     "jax": jax.__version__,
     "shrinkmeta": sm.__version__,
   }

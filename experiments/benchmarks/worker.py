@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 
 import shrinkmeta as sm
-from experiments import results, startup, training
 from experiments.benchmarks import flops, measure, report, workloads
+from experiments.runs import results, training
+from experiments.settings import machine
 from shrinkmeta.devices.batching import Batching, num_tasks
 
 
@@ -204,5 +205,5 @@ def main(payload: str) -> None:
   """The other end of `spawn`: prints the record as one line."""
   request: Mapping[str, Any] = json.loads(payload)
   config = Config(**request["config"])
-  startup.start_jax(config.devices, config.cache)
+  machine.start_jax(config.devices, config.cache)
   print(results.strict_json(measure_config(config, request["began"])), flush=True)

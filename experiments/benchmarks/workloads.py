@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import shrinkmeta as sm
-from experiments import networks
+from experiments.networks import convnet
 from shrinkmeta.model.modules import Labels
 
 PyTree = Any
@@ -112,10 +112,10 @@ class Problem(NamedTuple):
 def network(workload: Workload) -> nn.Module:
   """The network of a workload."""
   if workload.net == "conv":
-    return networks.ConvNet(workload.ways, workload.width, "batch", workload.depth)
+    return convnet.ConvNet(workload.ways, workload.width, "batch", workload.depth)
   if workload.net == "transformer":
     heads = max(1, workload.width // 32)
-    return networks.Transformer(workload.vocabulary, workload.width, workload.depth, heads)
+    return convnet.Transformer(workload.vocabulary, workload.width, workload.depth, heads)
   hidden = [layer for _ in range(workload.depth) for layer in (nn.Dense(workload.width), nn.relu)]
   return nn.Sequential([*hidden, nn.Dense(1)])
 

@@ -16,9 +16,9 @@ import matplotlib
 import numpy as np
 from absl import app, flags
 
-from experiments import results
 from experiments.mixed import groups, model, report, simulation, table
 from experiments.mixed.formula import parse
+from experiments.runs import results
 
 _DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.")
 _FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.")

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from experiments import results
 from experiments.mixed.formula import Formula
 from experiments.mixed.model import Fit
 from experiments.mixed.table import Grouped
+from experiments.runs import results
 
 _CRITERION = {
   "ml": "log-likelihood",

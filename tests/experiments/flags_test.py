@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from experiments import problems, runs, tables
+from experiments.runs import problems, store
+from experiments.settings import tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,9 +18,9 @@ REFUSED = """
 import importlib, json, sys
 from absl import app, flags
 from absl.testing import flagsaver
-from experiments import startup
+from experiments.settings import machine
 binary = importlib.import_module(f"experiments.{sys.argv[1]}")
-startup.start_jax = lambda **_: None
+machine.start_jax = lambda **_: None
 told = []
 for arguments in json.loads(sys.argv[2]):
   with flagsaver.flagsaver():
@@ -47,7 +48,7 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
   config = tables.load("sinusoid", "smoke", ["problem.shots=3"])
   problem = problems.make_problem(config.problem)
   for name in ("maml-0", "maml-0-0"):  # a run, a trial
-    runs.begin(tmp_path / "other" / name, "maml", 0, config, problem)
+    store.begin(tmp_path / "other" / name, "maml", 0, config, problem)
     (tmp_path / "damaged" / name).mkdir(parents=True)
     (tmp_path / "damaged" / name / "run.json").write_text('{"format"')
   smoke = ["--table=sinusoid", "--size=smoke", "--arms=maml"]

@@ -13,7 +13,9 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from experiments import configs, glyphs, results
+from experiments import glyphs
+from experiments.runs import results
+from experiments.settings import schema
 
 ALGORITHMS = ("sigma_imaml", "fomaml")
 
@@ -23,7 +25,7 @@ SYSTEMS = 8  # to test on; the preset asks for four episodes, fewer than one eac
 def run(
   out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", settings=(), **keywords
 ) -> str:
-  config = configs.load("smoke", settings)
+  config = schema.load("smoke", settings)
   data_dir = keywords.get("data_dir")
   tables, diverged = glyphs.run(algorithms, seeds, config, dataset, data_dir, "test", out)
   assert diverged == keywords.get("diverged", [])
@@ -145,7 +147,7 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
 def test_flags_that_cannot_be_run_are_told_before_training(
   tmp_path, monkeypatch, argument, message
 ):
-  monkeypatch.setattr(glyphs.startup, "start_jax", lambda **_: None)  # it has started
+  monkeypatch.setattr(glyphs.machine, "start_jax", lambda **_: None)  # it has started
   monkeypatch.setattr(glyphs, "run_arm", lambda *_: pytest.fail("it trains"))
   with flagsaver.flagsaver():
     rest = flags.FLAGS(["glyphs", f"--out={tmp_path / 'out'}", argument])

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from experiments import arms, configs, problems, results, runs, summaries, tables, training
+from experiments.report.tables import summaries
+from experiments.runs import learners, problems, results, store, training
+from experiments.settings import schema, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -31,12 +33,12 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
   done = call("train", *flags, "--arms=reptile,sigma_imaml")
   assert done.returncode == 0, done.stderr
-  assert [folder.name for folder in runs.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
+  assert [folder.name for folder in store.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
 
   # One that is not trained yet does not keep the others waiting.
   config = tables.load("sinusoid", "smoke")
   problem = problems.make_problem(config.problem)
-  runs.begin(tmp_path / "fomaml-0", "fomaml", 0, config, problem)
+  store.begin(tmp_path / "fomaml-0", "fomaml", 0, config, problem)
   done = call("evaluate", tmp_path)
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert "fomaml-0 was trained for 0 of 3 meta-steps" in done.stderr
@@ -124,7 +126,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
 
 def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
-  done = call("train", *flags, "--arms=maml,fine_tuning", "--set=arms.maml.inner_rate=1e30")
+  done = call("train", *flags, "--arms=maml,fine_tuning", "--set=learners.maml.inner_rate=1e30")
   assert done.returncode == 1 and "maml, seed 0 diverged: No task of step 0" in done.stderr
   done = call("evaluate", tmp_path)
   assert done.returncode == 1 and f"see {tmp_path / 'maml-0' / 'diverged.txt'}" in done.stderr
@@ -158,50 +160,50 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
 
 def test_errors_say_what_was_wanted(tmp_path):
   with pytest.raises(ValueError, match="no run in"):
-    runs.find([str(tmp_path)])
+    store.find([str(tmp_path)])
   (tmp_path / "run.json").write_text('{"format": "other"}')
   with pytest.raises(ValueError, match="'other'.*wanted 'shrinkmeta"):
-    runs.read(tmp_path)
+    store.read(tmp_path)
   (tmp_path / "run.json").write_text("[]")
   with pytest.raises(ValueError, match=f"{tmp_path}/run.json: format is None; wanted 'shrinkmeta"):
-    runs.read(tmp_path)
+    store.read(tmp_path)
   with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
     tables.load("imagenet", "cpu")
   config = tables.load("sinusoid", "smoke")
   with pytest.raises(ValueError, match="'cosinusoid' is no problem; choose of omniglot"):
     problems.make_problem({"name": "cosinusoid"})
   problem = problems.make_problem(config.problem)
-  run = runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+  run = store.begin(tmp_path / "a", "reptile", 0, config, problem)
   with pytest.raises(ValueError, match="trained for 0 of 3 meta-steps: start experiments.train"):
-    runs.restore(run, runs.prepare("reptile", config, problem))
+    store.restore(run, store.prepare("reptile", config, problem))
   about = (tmp_path / "a" / "run.json").read_text()
-  for text, message in (("{", "cannot be read"), (about.replace(runs.FORMAT, "x"), "is 'x'")):
+  for text, message in (("{", "cannot be read"), (about.replace(store.FORMAT, "x"), "is 'x'")):
     (tmp_path / "a" / "run.json").write_text(text)
     with pytest.raises(ValueError, match=f"a/run.json.*{message}.*Train again in another folder"):
-      runs.begin(tmp_path / "a", "reptile", 0, config, problem)
+      store.begin(tmp_path / "a", "reptile", 0, config, problem)
   (tmp_path / "a" / "run.json").write_text(about)
-  prepared = runs.prepare("reptile", config, problem)
-  runs.train(prepared, "reptile", 0, config, run.checkpoints)
+  prepared = store.prepare("reptile", config, problem)
+  store.train(prepared, "reptile", 0, config, run.checkpoints)
   log = tmp_path / "a" / "states" / "log.jsonl"
   log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
   with pytest.raises(ValueError, match="log.jsonl has 2 rows and wants one for each of 3 meta-st"):
-    runs.restore(run, prepared)
+    store.restore(run, prepared)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
-    arms.chosen(["reptile", "protonet"])
+    learners.chosen(["reptile", "protonet"])
   with pytest.raises(ValueError, match="kind \"mlp\" and width; got .*'conv'"):
     tables.load("sinusoid", "smoke", ["network.kind=conv"])
   wrong = tables.load("sinusoid", "smoke", ["arms.reptile.inner=adamw"])
   with pytest.raises(ValueError, match="arms.reptile.inner is one of sgd, adam.*got 'adamw'"):
-    runs.prepare("reptile", wrong, problem)
+    store.prepare("reptile", wrong, problem)
 
 
 @pytest.mark.parametrize("table", tables.TABLES)
 @pytest.mark.parametrize("size", tables.SIZES)
 def test_every_table_has_every_arm_and_reports_a_step_that_it_records(table, size):
   config = tables.load(table, size)
-  assert set(config.arms) == set(arms.ALL)
+  assert set(config.arms) == set(learners.ALL)
   assert config.report_step in config.adapt_steps
-  assert isinstance(config, configs.ml_collections.ConfigDict)
+  assert isinstance(config, schema.ml_collections.ConfigDict)
 
 
 @pytest.mark.parametrize("table", ("alphabets", "small_data", "more_data", "few_shot"))
@@ -243,20 +245,20 @@ DATA = os.environ.get("SHRINKMETA_DATA")
 def test_tables_of_pictures_train_and_adapt(table):
   config = tables.load(table, "smoke")
   problem = problems.make_problem(config.problem)
-  prepared = runs.prepare("sigma_imaml", config, problem)
-  trained = runs.train(prepared, "sigma_imaml", 0, config)
-  found = runs.evaluate(prepared, trained.state, config, "validation", table)
-  again = runs.evaluate(prepared, trained.state, config, "validation", table)
+  prepared = store.prepare("sigma_imaml", config, problem)
+  trained = store.train(prepared, "sigma_imaml", 0, config)
+  found = store.evaluate(prepared, trained.state, config, "validation", table)
+  again = store.evaluate(prepared, trained.state, config, "validation", table)
   assert found.nll.shape == (3, 2) and np.isfinite(found.nll).all()
   np.testing.assert_array_equal(found.nll, again.nll)  # mini-batches of the test are fixed too
-  test = runs.evaluate(prepared, trained.state, config, "test", table)
+  test = store.evaluate(prepared, trained.state, config, "test", table)
   assert test.nll.shape == (3, 4) and not np.isin(test.nll, found.nll).any()
 
 
-@pytest.mark.parametrize("name", arms.ALL)
+@pytest.mark.parametrize("name", learners.ALL)
 def test_every_arm_trains_on_sinusoids(name):
   config = tables.load("sinusoid", "smoke")
-  prepared = runs.prepare(name, config, problems.make_problem(config.problem))
-  trained = runs.train(prepared, name, 0, config)
-  found = runs.evaluate(prepared, trained.state, config, "validation", name)
+  prepared = store.prepare(name, config, problems.make_problem(config.problem))
+  trained = store.train(prepared, name, 0, config)
+  found = store.evaluate(prepared, trained.state, config, "validation", name)
   assert np.isfinite(trained.history["loss"]).all() and np.isfinite(found.nll).all()

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import results, tables
+from experiments.runs import results
+from experiments.settings import tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = ("conv_0", "conv_1", "head")
@@ -17,7 +18,8 @@ DRAW = (
   f"modules = {MODULES}"
   + """
 import json, sys
-from experiments import tables, tune
+from experiments import tune
+from experiments.settings import tables
 start = tables.load("small_data", "cpu", tuned=False).arms
 drawn = {arm: [tune.draw(start[arm], i, modules) for i in range(40)] for arm in start}
 make = lambda accuracy, nll: {"accuracy": accuracy, "nll": nll}
@@ -38,7 +40,8 @@ print(json.dumps([drawn, better, fixed]))
 DIVERGES = """
 import json, pathlib, sys, types
 import numpy as np
-from experiments import tables, tune
+from experiments import tune
+from experiments.settings import tables
 
 def train(prepared, arm, seed, config, checkpoints):
   trained.append(seed)
@@ -54,8 +57,8 @@ def begin(folder, *settings):
 
 curve = types.SimpleNamespace(accuracy=np.ones([1, 2]), nll=np.ones([1, 2]), seconds={"train": 2.0})
 trained = []
-tune.runs.train, tune.runs.record, tune.runs.begin = train, record, begin
-tune.runs.prepare, tune.runs.read = lambda *settings: None, lambda folder: (None, {})
+tune.store.train, tune.store.record, tune.store.begin = train, record, begin
+tune.store.prepare, tune.store.read = lambda *settings: None, lambda folder: (None, {})
 tune.results.read_json = lambda file: ({}, (curve,))
 config, folder = tables.load("sinusoid", "smoke", tuned=False), pathlib.Path(sys.argv[1])
 one, three = (tune.run_trial(folder / "maml-0", "maml", config, None, n) for n in (1, 3))

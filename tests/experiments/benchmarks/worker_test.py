@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from experiments import results
 from experiments.benchmarks import worker, workloads
 from experiments.benchmarks.worker import Config
+from experiments.runs import results
 
 FIELDS = (
   "trace_seconds compile_seconds cold_start_seconds peak_rss_bytes temp_bytes xla_flops_loops_once "
