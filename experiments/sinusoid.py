@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import shrinkmeta as sm
 from experiments.datasets.sinusoid import draw
-from experiments.runs import results
+from experiments.runs import files
 from experiments.settings import machine
 
 FLAGS = flags.FLAGS
@@ -170,7 +170,7 @@ def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], see
     axes[1, column].set_xlabel("x")
   handles, names = axes[0, 0].get_legend_handles_labels()
   figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=4)
-  with results.atomic(path) as temporary:
+  with files.atomic(path) as temporary:
     figure.savefig(temporary, dpi=150, format="png")
 
 
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
     "last_loss": float(metrics.phi_loss),
     "config": config,
   }
-  results.write_document(out / "sinusoid.json", content)
+  files.write_document(out / "sinusoid.json", content)
   plot(out / "sinusoid.png", learner, state, rows, FLAGS.seed)
 
 

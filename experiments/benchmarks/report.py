@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 import shrinkmeta as sm
-from experiments.runs import results
+from experiments.runs import files
 from experiments.settings import machine
 
 Record = dict[str, Any]
@@ -31,7 +31,7 @@ def append(path: pathlib.Path, *records: Mapping[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
     for record in records:
-      file.write(results.strict_json(record) + "\n")
+      file.write(files.strict_json(record) + "\n")
 
 
 def cell(value: Any) -> str:

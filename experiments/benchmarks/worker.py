@@ -19,9 +19,10 @@ import jax
 
 import shrinkmeta as sm
 from experiments.benchmarks import flops, measure, report, workloads
-from experiments.runs import results, training
+from experiments.runs import files, training
 from experiments.settings import machine
-from shrinkmeta.devices.batching import Batching, num_tasks
+
+Batching = Literal["auto", "vmap", "sequential"] | int  # as a learner takes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ def place(mesh: jax.sharding.Mesh | None, state: Any, tasks: Any) -> tuple[Any, 
   """The state on every device and the tasks split over them, filled up as `sm.fit` does."""
   if mesh is None:
     return state, tasks
-  share = sm.share_of_tasks(num_tasks(tasks), mesh)[2]
+  share = sm.share_of_tasks(sm.num_tasks(tasks), mesh)[2]
   return sm.place_state(state, mesh), sm.place_tasks(tasks, mesh, share)
 
 
@@ -206,4 +207,4 @@ def main(payload: str) -> None:
   request: Mapping[str, Any] = json.loads(payload)
   config = Config(**request["config"])
   machine.start_jax(config.devices, config.cache)
-  print(results.strict_json(measure_config(config, request["began"])), flush=True)
+  print(files.strict_json(measure_config(config, request["began"])), flush=True)

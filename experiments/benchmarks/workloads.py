@@ -17,8 +17,7 @@ import numpy as np
 import optax
 
 import shrinkmeta as sm
-from experiments.networks import convnet
-from shrinkmeta.model.modules import Labels
+from experiments import networks
 
 PyTree = Any
 Net = Literal["conv", "mlp", "transformer"]
@@ -104,7 +103,7 @@ class Problem(NamedTuple):
   """Tasks and a network for them."""
 
   params: PyTree
-  labels: Labels
+  labels: sm.Labels
   likelihood: sm.Likelihood
   tasks: sm.Task  # leaves lead with [T]
 
@@ -112,10 +111,10 @@ class Problem(NamedTuple):
 def network(workload: Workload) -> nn.Module:
   """The network of a workload."""
   if workload.net == "conv":
-    return convnet.ConvNet(workload.ways, workload.width, "batch", workload.depth)
+    return networks.ConvNet(workload.ways, workload.width, "batch", workload.depth)
   if workload.net == "transformer":
     heads = max(1, workload.width // 32)
-    return convnet.Transformer(workload.vocabulary, workload.width, workload.depth, heads)
+    return networks.Transformer(workload.vocabulary, workload.width, workload.depth, heads)
   hidden = [layer for _ in range(workload.depth) for layer in (nn.Dense(workload.width), nn.relu)]
   return nn.Sequential([*hidden, nn.Dense(1)])
 
@@ -222,7 +221,7 @@ def make_learner(
   return make(problem.likelihood, problem.labels, **keywords)
 
 
-def init_sigma(workload: Workload, labels: Labels) -> dict[str, float]:
+def init_sigma(workload: Workload, labels: sm.Labels) -> dict[str, float]:
   """sigma for the modules that are task-specific, 0 for the others."""
   free = lambda name: workload.moving is None or name in workload.moving
   return {name: workload.sigma * free(name) for name in jax.tree.leaves(labels)}

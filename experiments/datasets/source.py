@@ -98,3 +98,10 @@ class Problem(NamedTuple):
     if self.kind == "categorical":
       return sm.categorical(predict)
     return sm.gaussian(predict, self.scale)
+
+
+def example_weights(batch: sm.Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Return the mask of a batch as numbers [N]; ones if it has no mask."""
+  if batch.mask is None:
+    return jnp.ones(len(jax.tree.leaves(batch.targets)[0]), dtype)
+  return batch.mask.astype(dtype)

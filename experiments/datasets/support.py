@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.datasets.source import Problem, Source
+from experiments.datasets.source import Problem, Source, example_weights
 from shrinkmeta import Batch, Task
-from shrinkmeta.model.tasks import weights
 
 
 def beside(problem: Problem) -> Problem:
@@ -32,7 +31,7 @@ def _beside(source: Source) -> Source:
 def _draw(config: Any, data: Any, number: jax.Array, key: jax.Array) -> Task:
   draw, own = config
   train, val = draw(own, data, number, key)
-  support, judged = (weights(batch, jnp.float32) for batch in (train, val))
+  support, judged = (example_weights(batch, jnp.float32) for batch in (train, val))
   join = lambda a, b: jax.tree.map(lambda *x: jnp.concatenate(x), a, b)
   inputs = {
     "x": join(train.inputs, val.inputs),

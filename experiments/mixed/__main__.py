@@ -18,7 +18,7 @@ from absl import app, flags
 
 from experiments.mixed import groups, model, report, simulation, table
 from experiments.mixed.formula import parse
-from experiments.runs import results
+from experiments.runs import files
 
 _DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.")
 _FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     print(simulation.text(rows))
     if _JSON.value:
       content = {"rows": rows, "datasets": _SIMULATE.value, "seed": _SEED.value}
-      results.write_document(_JSON.value, content)
+      files.write_document(_JSON.value, content)
     return
   if not (_DATA.value and _FORMULA.value):
     raise app.UsageError("Give --data and --formula, or --simulate.")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
       "seed": _SEED.value,
     }
     content = report.as_json(fitted, data, effects, own, config)
-    results.write_document(_JSON.value, content)
+    files.write_document(_JSON.value, content)
   if _PLOT.value:
     matplotlib.use("agg")
     report.plot(pathlib.Path(_PLOT.value), fitted, formula, data, effects, own)

@@ -22,7 +22,6 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from experiments.mixed.formula import Formula
-from shrinkmeta.curvature.solvers import after
 
 Family = Literal["gaussian", "logistic", "poisson"]
 Estimator = Literal["ml", "reml", "predictive"]
@@ -101,6 +100,16 @@ def log_likelihood(
   return jnp.sum(jax.vmap(one)(batches))
 
 
+def _after(first: jax.Array, then: Parameters) -> Parameters:
+  """Return `then`, which XLA cannot use before `first` is known; NaN if `first` is NaN.
+
+  Hazard, jaxlib 0.10.2 on CPUs: under vmap each LAPACK call holds a thread of XLA's pool while it
+  waits for others of that pool. On a machine of two cores two such calls side by side wait for
+  ever. So the two factorisations of `restricted` must run one after the other.
+  """
+  return jax.tree.map(lambda x: jnp.where(jnp.isnan(first), jnp.nan, x), then)
+
+
 def restricted(
   model: Model, parameters: Parameters, batches: sm.Batch, boundary: tuple[str, ...]
 ) -> jax.Array:
@@ -110,7 +119,7 @@ def restricted(
   frozen = _frozen(model, boundary)
   if set(frozen) == set(model.labels):
     frozen = _frozen(model, boundary[1:])  # sigma 0 does it, with a module left
-  parameters = after(value, parameters)  # no two factorisations side by side
+  parameters = _after(value, parameters)
   return value + sm.restriction(
     model.likelihood, model.labels, *parameters, batches, model.formula.fixed, frozen
   )

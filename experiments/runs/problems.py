@@ -1,4 +1,4 @@
-"""From settings to tasks and a network: which data set goes by which name."""
+"""The tasks and the network that settings name."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -8,17 +8,22 @@ import jax
 import jax.numpy as jnp
 
 import shrinkmeta as sm
-from experiments.settings import schema
-from experiments.networks import convnet
+from experiments import networks
+from experiments.settings.schema import Config
 from experiments.datasets.photographs import cifar_fs, grocery, mini_imagenet, tiered_imagenet
 from experiments.datasets import few_shot, sinusoid
-from experiments.datasets.characters import omniglot_alphabets, omniglot_few_shot
+from experiments.datasets.characters import (
+  omniglot_alphabets,
+  omniglot_few_shot,
+  writing_systems,
+)
 from experiments.datasets.speech import spoken_digits
 from experiments.datasets.source import Problem
 
 PyTree = Any
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
+  "writing_systems": writing_systems.problem,
   "omniglot_alphabets": omniglot_alphabets.problem,
   "omniglot_few_shot": omniglot_few_shot.problem,
   "mini_imagenet": mini_imagenet.problem,
@@ -39,10 +44,12 @@ class Model(NamedTuple):
 
 
 def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Problem:
-  """The problem that settings["name"] names, with the arguments that stand beside the name.
+  """Return the problem that settings["name"] names, made with the other settings as arguments.
 
   Args:
-    data_dir: folder of its data, which is no setting; default $SHRINKMETA_DATA/NAME.
+    settings: `config.problem`.
+    data_dir: folder of its data; default $SHRINKMETA_DATA/NAME. It is no setting, since it says
+      nothing of what was run.
   """
   arguments = dict(settings)
   name = arguments.pop("name")
@@ -57,13 +64,13 @@ def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Pr
   return PROBLEMS[name](**arguments)
 
 
-def make_model(config: schema.Config, problem: Problem) -> Model:
-  """The network of config.network, with as many outputs as the problem asks for."""
+def make_model(config: Config, problem: Problem) -> Model:
+  """Return the network of config.network, with the outputs that the problem asks for."""
   network = config.network
   if network.kind == "conv":
-    net = convnet.ConvNet(problem.outputs, network.features, network.norm)
+    net = networks.ConvNet(problem.outputs, network.features, network.norm)
   else:
-    net = convnet.MLP(problem.outputs, network.width)
+    net = networks.MLP(problem.outputs, network.width)
   apply = functools.partial(_apply, net, problem.kind == "gaussian" and problem.outputs == 1)
   likelihood = sm.in_precision(problem.likelihood(apply), config.compute)
   example = [jnp.zeros((1, *problem.inputs))]

@@ -1,34 +1,24 @@
-"""What a run of an experiment found: its record and its files.
+"""What a run found: its record, `Curve`, and the files that keep records.
 
 Letters in shapes: S adaptation steps recorded, E test episodes, K seeds. Every algorithm and every
 seed meets the same E episodes in the same order, so differences between algorithms are paired.
 """
 
-import collections
-import contextlib
 import csv
 import dataclasses
-import importlib.metadata
 import json
 import math
-import os
 import pathlib
-import platform
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
-from scipy import stats
 
-import shrinkmeta as sm
-
-Path: TypeAlias = str | os.PathLike[str]
+from experiments.runs.files import Path, atomic
 
 FORMAT = "shrinkmeta.experiments.results/1"
-_PACKAGES = ("shrinkmeta", "jax", "jaxlib", "flax", "optax", "numpy")
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
 
 
@@ -51,90 +41,8 @@ class Curve(NamedTuple):
   history: dict[str, list[float]]  # name -> training curve
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-  """Mean and half width of its Student t interval over episodes.
-
-      mean ± t_{E-1, (1 + level) / 2} · s / √E,   s² = Σ_e (v_e − mean)² / (E − 1)
-
-  Args:
-    values: [E], or [K, E] for K seeds that met the same episodes: then v_e is the mean over seeds.
-      So the interval speaks of new tasks for the networks trained here, not of new seeds.
-    level: coverage.
-
-  Returns:
-    (mean, half width). The half width is inf for E = 1, and nan where a value is not finite.
-  """
-  values = np.asarray(values, float)
-  if values.ndim not in (1, 2) or not values.size:
-    raise ValueError(
-      f"interval takes values [E] or [seeds, E], E >= 1; got shape {values.shape}. "
-      "Index one adaptation step first."
-    )
-  if not 0 < level < 1:
-    raise ValueError(f"level is a coverage between 0 and 1; got {level}. For 95 % pass 0.95.")
-  with np.errstate(invalid="ignore"):  # inf − inf, for a run that diverged
-    episodes = values.mean(0) if values.ndim == 2 else values
-    mean = float(episodes.mean())
-    if episodes.size == 1:
-      return mean, math.inf
-    half = stats.t.ppf((1 + level) / 2, episodes.size - 1) * stats.sem(episodes)
-  return mean, float(half)
-
-
-def network_order(modules: Iterable[str]) -> list[str]:
-  """Sorts conv_0, norm_0, conv_1, …, head: by number, norms after what they normalise.
-
-  Names without a number come last. jax sorts dictionaries by key, so their order says nothing.
-  """
-
-  def key(name: str) -> tuple[Any, ...]:
-    numbers = tuple(int(digits) for digits in re.findall(r"\d+", name))
-    return not numbers, numbers, "norm" in name.lower(), name
-
-  return sorted(modules, key=key)
-
-
-def group_by_algorithm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-  """Algorithm -> its curves, one a seed, in order of first appearance; checked to be comparable."""
-  if not curves:
-    raise ValueError("Wanted at least one Curve; got none.")
-  groups: dict[str, list[Curve]] = collections.defaultdict(list)
-  checked = [check(curve, f"curves[{i}]") for i, curve in enumerate(curves)]
-  first = checked[0]
-  for curve in checked:
-    name = f"{curve.algorithm}, seed {curve.seed}"
-    if not np.array_equal(curve.steps, first.steps) or curve.accuracy.shape != first.accuracy.shape:
-      raise ValueError(
-        "Curves are compared at the same steps on the same episodes; got steps "
-        f"{first.steps.tolist()}, {first.accuracy.shape[1]} episodes for {first.algorithm}, and "
-        f"{curve.steps.tolist()}, {curve.accuracy.shape[1]} episodes for {name}. "
-        "Rerun one with the other's config."
-      )
-    if any(curve.seed == other.seed for other in groups[curve.algorithm]):
-      raise ValueError(f"Wanted one curve an algorithm and seed; got two of {name}. Drop one.")
-    groups[curve.algorithm].append(curve)
-  return dict(groups)
-
-
-def average_seeds(curves: Sequence[Curve], field: str) -> dict[str, np.ndarray]:
-  """Algorithm -> `field` ("accuracy" or "nll") averaged over its seeds, [S, E]."""
-  groups = group_by_algorithm(curves)
-  return {a: np.mean([getattr(c, field) for c in group], 0) for a, group in groups.items()}
-
-
-def learns_sigma(algorithm: str) -> bool:
-  """True for the rows of the table that learn one sigma a module, of a prior."""
-  row = sm.FAMILY.get(algorithm)
-  return row is not None and row.sigma == "learned" and row.prior
-
-
-def has(curves: Sequence[Curve], field: str) -> bool:
-  """Whether any curve has numbers of `field`: in regression there is no accuracy."""
-  return any(not np.isnan(np.asarray(getattr(curve, field), float)).all() for curve in curves)
-
-
 def write_csv(path: Path, curves: Sequence[Curve]) -> None:
-  """Writes algorithm, seed, episode, step, accuracy, nll: one row an episode and step."""
+  """Write algorithm, seed, episode, step, accuracy, nll: a line per episode and step."""
   with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("algorithm", "seed", "episode", "step", "accuracy", "nll"))
@@ -149,17 +57,17 @@ def write_csv(path: Path, curves: Sequence[Curve]) -> None:
 def write_json(
   path: Path, config: Mapping[str, Any], curves: Sequence[Curve], environment: Mapping[str, Any]
 ) -> None:
-  """Writes everything needed to read a result later, as strict JSON, a curve a line.
+  """Write everything that a reader of a result needs, as strict JSON, a line per curve.
 
   Numbers that are not finite become the strings "inf", "-inf" and "nan". The file appears whole or
-  not at all, and a file that was there before stays until then.
+  not at all. An older file stays until the new one is complete.
 
   Args:
-    path: where to.
+    path: the file.
     config: numbers, strings, None, arrays, dataclasses, and lists and mappings of these. Of an
       ml_collections.ConfigDict pass `.to_dict()`.
     curves: any algorithms and seeds.
-    environment: as from `environment()`.
+    environment: as from `files.environment()`.
   """
   head = {
     "format": FORMAT,
@@ -176,7 +84,7 @@ def write_json(
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
-  """The (config, curves) that `write_json` wrote; tuples and arrays of the config are lists now.
+  """Return the (config, curves) of `write_json`; tuples and arrays of the config become lists.
 
   Raises:
     ValueError: names the field that is missing, of the wrong kind or of the wrong shape.
@@ -186,7 +94,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
     raise ValueError(f"the literal {literal} is not JSON")
 
   advice = f"Wanted a file written by write_json ({FORMAT})."
-  name = str(path)  # whole: among many runs the name alone tells nothing
+  name = str(path)  # the whole path: all runs use the same names
   try:
     document = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
   except ValueError as error:
@@ -210,7 +118,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
 
 
 def is_there(file: pathlib.Path) -> bool:
-  """Whether curves are in a file already; a damaged one is to be made again."""
+  """Return whether a file has curves; a damaged file counts as missing, with a warning."""
   if not file.exists():
     return False
   try:
@@ -221,62 +129,8 @@ def is_there(file: pathlib.Path) -> bool:
   return True
 
 
-def environment() -> dict[str, Any]:
-  """Versions and device of this process, for `write_json`."""
-
-  def version(package: str) -> str:
-    try:
-      return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      return "not installed"  # e.g. shrinkmeta run from its checkout
-
-  device = jax.devices()[0]
-  return {
-    "python": platform.python_version(),
-    **{package: version(package) for package in _PACKAGES},
-    "platform": device.platform,
-    "device": device.device_kind,
-    "devices": jax.device_count(),
-    "system": f"{platform.system()} {platform.machine()}",
-  }
-
-
-def write_document(path: Path, content: Mapping[str, Any]) -> None:
-  """A JSON file of `content` and `environment()`, whole or not at all."""
-  text = strict_json({**content, "environment": environment()}, indent=2)
-  with atomic(path) as temporary:
-    temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-  """JSON that every reader takes: a number that is not finite, which JSON lacks, becomes null."""
-
-  def clean(value: Any) -> Any:
-    if isinstance(value, float):
-      return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-      return {key: clean(item) for key, item in value.items()}
-    return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-  return json.dumps(clean(content), indent=indent, allow_nan=False)
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path that takes the place of `path` once the body is done, or is removed."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Beside its target: os.replace is atomic within one file system only.
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
 def check(curve: Curve, where: str) -> Curve:
-  """The curve with numpy arrays, or a ValueError that names the field."""
+  """Return the curve with numpy arrays, or raise ValueError that names the wrong field."""
 
   def refuse(field: str, wanted: str, came: object) -> ValueError:
     return ValueError(f"{where}: {field} is {wanted}; got {came}. Correct it or drop the curve.")
@@ -325,7 +179,7 @@ def _is_number(value: object, integer: bool = False) -> bool:
 
 
 def _encode(value: Any, where: str) -> Any:
-  """`value` in the types of JSON; `where` names it in errors."""
+  """Return `value` in the types of JSON; errors name it by `where`."""
   if isinstance(value, (np.ndarray, np.generic, jax.Array)):
     value = np.asarray(value).tolist()
   if isinstance(value, float) and not math.isfinite(value):
@@ -347,7 +201,7 @@ def _encode(value: Any, where: str) -> Any:
 
 
 def _decode(value: Any) -> Any:
-  """Inverse of `_encode` on non-finite numbers: a string "inf" is always the number."""
+  """Undo `_encode` for numbers that are not finite: the string "inf" always is the number."""
   if isinstance(value, dict):
     return {k: _decode(v) for k, v in value.items()}
   if isinstance(value, list):

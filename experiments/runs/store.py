@@ -1,183 +1,63 @@
-"""A run: one arm trained from one seed, in a folder of its own.
+"""A run in a folder of its own: one arm trained from one seed.
 
     run.json        settings, protocol, versions, device
-    states/         checkpoints, and log.jsonl, a row a meta-step
+    states/         checkpoints, and log.jsonl, a log record per meta-step
     SPLIT.json      what `evaluate` found, a `results.Curve`; SPLIT-freezeX.json with modules frozen
-
-One training run consumes three keys: of the initial parameters, of the training tasks, and of the
-mini-batches of inner steps. Test tasks and their mini-batches have keys of their own, the same for
-all arms and seeds, so that differences between arms are paired.
 """
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+from absl import logging
 
 import shrinkmeta as sm
-from experiments.runs import learners, problems, results, training
-from experiments.settings import schema
-from experiments.networks import convnet
-from experiments.datasets import support
-from experiments.datasets.source import Problem, Source
+from experiments.datasets.source import Problem
+from experiments.runs import files, pipeline, results, training
+from experiments.settings import algorithms, schema
 
 FORMAT = "shrinkmeta.experiments.run/4"
-_SAMPLE = jax.jit(Source.sample, static_argnums=3)
-_EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
 
 
 class Run(NamedTuple):
-  """What a folder says of itself."""
+  """What run.json says."""
 
   folder: pathlib.Path
-  arm: str
+  arm: str  # name of its algorithm
   seed: int
   config: schema.Config
 
   @property
   def checkpoints(self) -> sm.Checkpoints:
-    """Where its states are; `begin` has seen to it that no other run has the folder."""
-    # Two, so that a damaged one costs the steps since the other and not the run.
+    """Where its states are. `begin` has made sure that the folder is of this run."""
+    # Two, so that a damaged checkpoint costs the steps since the one before, not the whole run.
     return sm.Checkpoints(self.folder / "states", every=50, keep=2)
-
-
-class Prepared(NamedTuple):
-  """An arm ready to be trained and to be evaluated."""
-
-  learner: sm.MetaLearner
-  model: problems.Model
-  problem: Problem
-
-
-def prepare(arm: str, config: schema.Config, problem: Problem) -> Prepared:
-  """The learner of an arm for a problem, whose tasks carry what the network's norm needs."""
-  if config.network.kind == "conv" and config.network.norm == "support":
-    problem = support.beside(problem)
-  model = problems.make_model(config, problem)
-  labels = convnet.modules(model.shapes, config.arms[arm].modules)
-  mesh = training.host_mesh(config.meta_batch)
-  return Prepared(learners.make_learner(arm, config, model.likelihood, labels, mesh), model, problem)
-
-
-def train(
-  prepared: Prepared,
-  arm: str,
-  seed: int,
-  config: schema.Config,
-  checkpoints: sm.Checkpoints | None = None,
-) -> training.Trained:
-  """Trains from a seed, or goes on from the last checkpoint."""
-  init_key, task_key, step_key = jax.random.split(jax.random.key(seed), 3)
-  source = prepared.problem.train
-  return training.train(
-    prepared.learner,
-    prepared.model.init(init_key),
-    lambda start, count: _SAMPLE(source, task_key, start, count),
-    config.meta_steps,
-    config.meta_batch,
-    f"{arm}-{seed}",
-    (),
-    checkpoints,
-    step_key,
-  )
-
-
-def evaluate(
-  prepared: Prepared,
-  state: sm.MetaState,
-  config: schema.Config,
-  split: str,
-  name: str,
-) -> training.Adapted:
-  """Adapts to the first config.SPLIT_episodes tasks of a split, the same for all arms and seeds."""
-  source, count = _judged(config, prepared.problem, split)
-  task_key, step_key = jax.random.split(jax.random.key(_EVALUATION_KEY[split]))
-  return training.adapt(
-    prepared.learner,
-    prepared.model.likelihood,
-    state,
-    lambda start, count: _SAMPLE(source, task_key, start, count),
-    count,
-    tuple(config.adapt_steps),
-    min(20, count),
-    name,
-    step_key,
-  )
-
-
-def _judged(config: schema.Config, problem: Problem, split: str) -> tuple[Source, int]:
-  """Where the tasks of a split come from, and how many; ValueError where they would come again.
-
-  Episodes of one task of a finite list are the same, or differ by what is random in them; either
-  way they are not independent, as intervals take them to be.
-  """
-  source = {"validation": problem.validation, "test": problem.test}[split]
-  count = config[f"{split}_episodes"]
-  if source.tasks is not None and count > source.tasks:
-    raise ValueError(
-      f"There are {source.tasks} {split} tasks ({problem.protocol.split}), and {split}_episodes is "
-      f"{count}: some would count twice. Train with --set={split}_episodes={source.tasks}."
-    )
-  return source, count
-
-
-def record(
-  run: Run,
-  about: Mapping[str, Any],
-  prepared: Prepared,
-  trained: training.Trained,
-  name: str,
-  split: str,
-  freeze: float = 0.0,
-) -> results.Curve:
-  """Adapts to a split with the modules frozen whose sigma lies below `freeze`; writes NAME.json."""
-  then, now = about["protocol"], json.loads(json.dumps(protocol(run.config, prepared.problem)))
-  if different := [
-    f"{k}: {then.get(k)!r} then, {now[k]!r} now" for k in now if now[k] != then.get(k)
-  ]:
-    raise ValueError(
-      f"{run.folder} was trained by another protocol: {'; '.join(different)}. Tasks to judge it "
-      "may be among those it was trained on. Give the same data, --data_dir, or train it again."
-    )
-  trained = trained._replace(state=frozen_below(trained.state, freeze))
-  found = evaluate(prepared, trained.state, run.config, split, f"{run.arm}-{run.seed}")
-  curve = training.as_curve(
-    prepared.learner, run.arm, run.seed, run.config.adapt_steps, trained, found
-  )
-  settings = {**about["config"], "protocol": about["protocol"], "split": split, "freeze": freeze}
-  results.write_json(run.folder / f"{name}.json", settings, [curve], results.environment())
-  return curve
 
 
 def begin(
   folder: pathlib.Path, arm: str, seed: int, config: schema.Config, problem: Problem
 ) -> Run:
-  """Writes run.json; a folder that another run has begun is left alone by an error."""
+  """Write run.json, or raise ValueError if the folder holds another run."""
   run = Run(folder, arm, seed, config)
   about = {
     "format": FORMAT,
     "arm": arm,
     "seed": seed,
     "config": config.to_dict() | {"arms": {arm: config.arms[arm].to_dict()}},
-    "protocol": protocol(config, problem),
-    "environment": results.environment(),
+    "protocol": pipeline.protocol(config, problem),
+    "environment": files.environment(),
   }
   file = folder / "run.json"
   if file.exists():
+    parts = ("arm", "seed", "config", "protocol")
     own = _about(file)
-    came = json.loads(json.dumps(about))
-    then, now = (
-      schema.flat({k: d.get(k) for k in ("arm", "seed", "config", "protocol")})
-      for d in (own, came)
-    )
     different = [
-      f"{k.removeprefix('config.')}: {then.get(k, 'absent')} in it, {now.get(k, 'absent')} here"
-      for k in sorted({*then, *now})
-      if then.get(k) != now.get(k) and k.rpartition(".")[2] not in schema.OF_SEARCH
+      f"{name.removeprefix('config.')}: {then} in it, {now} here"
+      for name, then, now in _differences(*({k: d.get(k) for k in parts} for d in (own, about)))
+      if name.rpartition(".")[2] not in schema.OF_SEARCH
     ]
     if different:
       raise ValueError(
@@ -185,24 +65,98 @@ def begin(
         "another --out, or remove the folder."
       )
     return run
-  for split in ("validation", "test"):  # before anything is trained
-    _judged(config, problem, split)
+  for split in ("validation", "test"):  # errors come before training
+    pipeline.evaluation(config, problem, split)
   if jax.process_index() == 0:
-    with results.atomic(file) as temporary:
+    with files.atomic(file) as temporary:
       text = json.dumps(about, indent=1, allow_nan=False)
       temporary.write_text(text + "\n", encoding="utf-8")
   return run
 
 
+def _differences(then: Any, now: Any) -> list[tuple[str, Any, Any]]:
+  """Return (dotted name, value then, value now) of the entries that differ once both are JSON."""
+  old, new = (schema.flat(json.loads(json.dumps(tree))) for tree in (then, now))
+  different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+  return [(name, old.get(name, "absent"), new.get(name, "absent")) for name in different]
+
+
+def record(
+  run: Run,
+  about: Mapping[str, Any],
+  prepared: pipeline.Prepared,
+  trained: training.Trained,
+  name: str,
+  split: str,
+  freeze: float = 0.0,
+) -> results.Curve:
+  """Evaluate a trained run and write NAME.json.
+
+  Args:
+    run: the run.
+    about: all of its run.json.
+    prepared: its arm.
+    trained: its state and history.
+    name: of the file.
+    split: "validation" or "test".
+    freeze: modules whose sigma is below it are frozen.
+  """
+  now = pipeline.protocol(run.config, prepared.problem)
+  then = {name: about["protocol"].get(name) for name in now}
+  if different := [f"{k}: {a!r} then, {b!r} now" for k, a, b in _differences(then, now)]:
+    raise ValueError(
+      f"{run.folder} was trained by another protocol: {'; '.join(different)}. Tasks to judge it "
+      "may be among those it was trained on. Give the same data, --data_dir, or train it again."
+    )
+  trained = trained._replace(state=pipeline.frozen_below(trained.state, freeze))
+  curve = pipeline.curve(prepared, run.arm, run.seed, run.config, split, trained)
+  settings = {**about["config"], "protocol": about["protocol"], "split": split, "freeze": freeze}
+  results.write_json(run.folder / f"{name}.json", settings, [curve], files.environment())
+  return curve
+
+
+def evaluate(
+  folder: pathlib.Path,
+  split: str,
+  wanted: Mapping[str, float],
+  make_problem: Callable[[str], Problem],
+) -> None:
+  """Write those evaluations of a run that are not there yet.
+
+  Args:
+    folder: of the run.
+    split: "validation" or "test".
+    wanted: name of a file -> threshold of sigma below which modules are frozen, 0 for none.
+    make_problem: returns the problem of settings given as JSON.
+  """
+  run, about = read(folder)
+  if any(wanted.values()) and not algorithms.learns_sigma(run.arm):
+    logging.info("%s: no sigma to freeze by", folder)
+    return
+  missing = {n: below for n, below in wanted.items() if not results.is_there(folder / f"{n}.json")}
+  if not missing:
+    logging.info("%s: there already", folder)
+    return
+  problem = make_problem(json.dumps(about["config"]["problem"]))
+  prepared = pipeline.prepare(run.arm, run.config, problem)
+  trained = restore(run, prepared)
+  for name, below in missing.items():
+    curve = record(run, about, prepared, trained, name, split, below)
+    step = run.config.report_step
+    at = list(run.config.adapt_steps).index(step)
+    accuracy, nll = curve.accuracy[at].mean(), curve.nll[at].mean()
+    logging.info("%s: accuracy %.3f, nats %.3f after %d steps", folder, accuracy, nll, step)
+
+
 def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
-  """(the run of a folder, all of its run.json)."""
+  """Return the run of a folder, and all of its run.json."""
   about = _about(folder / "run.json")
   config = ml_collections.ConfigDict(about["config"])
   return Run(folder, about["arm"], about["seed"], config), about
 
 
 def _about(file: pathlib.Path) -> dict[str, Any]:
-  """What a run.json holds."""
+  """Return the content of a run.json."""
   try:
     about = json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
@@ -219,7 +173,7 @@ def _about(file: pathlib.Path) -> dict[str, Any]:
 
 
 def find(paths: Iterable[str]) -> list[pathlib.Path]:
-  """The folders of runs at or below the paths, sorted."""
+  """Return the folders of runs at or below the paths, sorted."""
   found: set[pathlib.Path] = set()
   for path in map(pathlib.Path, paths):
     own = {file.parent for file in path.rglob("run.json")}
@@ -230,19 +184,19 @@ def find(paths: Iterable[str]) -> list[pathlib.Path]:
 
 
 def record_divergence(folder: pathlib.Path, error: FloatingPointError) -> None:
-  """Writes why a run has no result."""
+  """Write why a run has no result."""
   if jax.process_index() == 0:
-    with results.atomic(diverged(folder)) as temporary:
+    with files.atomic(diverged(folder)) as temporary:
       temporary.write_text(f"{error}\n", encoding="utf-8")
 
 
 def diverged(folder: pathlib.Path) -> pathlib.Path:
-  """The file that says so."""
+  """Return the file whose existence says that a run diverged."""
   return folder / "diverged.txt"
 
 
-def restore(run: Run, prepared: Prepared) -> training.Trained:
-  """The state after the last meta-step; ValueError where training has not got there."""
+def restore(run: Run, prepared: pipeline.Prepared) -> training.Trained:
+  """Return the state after the last meta-step; raise ValueError if training has not finished."""
   state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
   found = sm.restore(run.checkpoints, prepared.learner, state)
   if diverged(run.folder).exists():
@@ -253,27 +207,11 @@ def restore(run: Run, prepared: Prepared) -> training.Trained:
       f"{run.config.meta_steps} meta-steps: start experiments.train again, it goes on from there."
     )
   log = run.folder / "states" / "log.jsonl"
-  rows = sm.read_json_lines(log)
-  if len(rows) != run.config.meta_steps:
+  records = sm.read_json_lines(log)
+  if len(records) != run.config.meta_steps:
     raise ValueError(
-      f"{log} has {len(rows)} rows and wants one for each of {run.config.meta_steps} meta-steps: "
-      "what training took and how sigma moved is lost. Train again in another folder."
+      f"{log} has {len(records)} records and wants one for each of {run.config.meta_steps} "
+      "meta-steps: the times of training and the history of sigma are lost. Train again in another "
+      "folder."
     )
-  return training.trained(found, rows)
-
-
-def protocol(config: schema.Config, problem: Problem) -> dict[str, Any]:
-  """What a row of results says of how it came about."""
-  norms = {
-    "batch": "statistics of the current batch (transductive)",
-    "support": "statistics of the support set",
-    "group": "none (group norm)",
-  }
-  norm = norms[config.network.norm] if config.network.kind == "conv" else "none"
-  return problem.protocol._asdict() | {"batch norm": norm}
-
-
-def frozen_below(state: sm.MetaState, threshold: float) -> sm.MetaState:
-  """The state with the modules frozen whose sigma lies below."""
-  freeze = lambda value: jnp.where(jnp.exp(0.5 * value) < threshold, -jnp.inf, value)
-  return state._replace(log_sigma2=jax.tree.map(freeze, state.log_sigma2))
+  return training.trained(found, records)

@@ -12,14 +12,13 @@ import tqdm
 from jax.experimental import multihost_utils
 
 import shrinkmeta as sm
+from experiments.datasets.source import example_weights
 from experiments.runs import results
-from shrinkmeta.model.modules import gather
-from shrinkmeta.model.tasks import weights
 
 PyTree = Any
 Episodes = Callable[[Any, int], sm.Task]  # (first index, number of tasks) -> tasks [T]
 
-_STARTED = "started"  # 1.0 in those rows of a log that a start of the program wrote first
+_STARTED = "started"  # 1.0 in the first log record of each start of the program
 
 
 class Trained(NamedTuple):
@@ -40,9 +39,10 @@ class Adapted(NamedTuple):
 
 
 def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
-  """As many devices as shorten the longest share of the tasks; None where that is one.
+  """Return a mesh of the devices that shorten the longest share of the tasks; None for one device.
 
-  Of several processes all devices. What they do not divide is filled up: see `sm.over_tasks`.
+  Several processes use all their devices. A number of tasks that the devices do not divide is
+  padded, see `sm.over_tasks`.
   """
   if jax.process_count() > 1:
     return sm.task_mesh()
@@ -62,11 +62,18 @@ def train(
   checkpoints: sm.Checkpoints | None = None,
   key: jax.Array | None = None,
 ) -> Trained:
-  """`sm.fit`, with the rows of all steps as a history.
+  """Train with `sm.fit`; the log records of all steps become the history.
 
   Args:
-    checkpoints: where the run keeps its states and, in log.jsonl, its rows, and goes on from.
-    key: of the mini-batches of inner steps, where there are any.
+    learner: what is trained.
+    params: initial parameters.
+    episodes: the training tasks by index.
+    meta_steps: number of updates.
+    meta_batch: tasks per update.
+    name: shown at the progress bar.
+    callbacks: further ones.
+    checkpoints: folder of states and of log.jsonl, from which a stopped run goes on.
+    key: of the mini-batches of inner steps.
   """
   rows: list[dict[str, Any]] = []
   told = [sm.progress_bar(f"{name}: train"), _marked(sm.recorder(rows)), *callbacks]
@@ -89,7 +96,7 @@ def train(
 
 
 def _marked(callback: sm.Callback) -> sm.Callback:
-  """`callback`, told in the first row of each start that it is one: it waited for compilation."""
+  """Mark the first record of each start for `callback`: that step waited for compilation."""
   first: list[int] = []
 
   def begin(step: int, steps: int) -> None:
@@ -103,7 +110,7 @@ def _marked(callback: sm.Callback) -> sm.Callback:
 
 
 def trained(state: sm.MetaState, rows: Sequence[Mapping[str, Any]]) -> Trained:
-  """A state with the rows of its log, of which those that waited for compilation are told apart."""
+  """Return a state with its log records; seconds of steps that compiled are counted apart."""
   names = [name for name in (rows[0] if rows else ()) if name != _STARTED]
   history = {name: [float(row[name]) for row in rows] for name in names}
   seconds = {"compile": 0.0, "train": 0.0}
@@ -115,7 +122,7 @@ def trained(state: sm.MetaState, rows: Sequence[Mapping[str, Any]]) -> Trained:
 def as_curve(
   learner: sm.MetaLearner, name: str, seed: int, steps: Sequence[int], run: Trained, found: Adapted
 ) -> results.Curve:
-  """The record of an algorithm trained from a seed and adapted for `steps`."""
+  """Return the record of an algorithm trained from a seed and adapted for `steps`."""
   modules = sm.module_summary(learner.labels, run.state.phi, run.state.log_sigma2)
   return results.Curve(
     algorithm=name,
@@ -142,12 +149,20 @@ def adapt(
   name: str,
   key: jax.Array | None = None,
 ) -> Adapted:
-  """One run of adaptation an episode, judged on its val part at each of `steps`.
+  """Adapt to each episode once, and evaluate on its val part after each number of `steps`.
 
-  Its seconds are those of compilation too.
+  The seconds include compilation.
 
   Args:
-    key: folded with an episode's number, of the mini-batches of its steps.
+    learner: what adapts.
+    likelihood: of the network.
+    state: the trained state.
+    episodes: tasks by index.
+    num_episodes: E.
+    steps: [S] ascending.
+    block: episodes adapted at a time.
+    name: shown at the progress bar.
+    key: of the mini-batches of inner steps; it is folded with the number of the episode.
   """
 
   def one(state: sm.MetaState, item: tuple[sm.Task, jax.Array]) -> tuple[tuple[()], Any]:
@@ -157,14 +172,14 @@ def adapt(
 
     def judge(theta: PyTree) -> tuple[jax.Array, jax.Array]:
       outputs, targets = likelihood.predict(theta, task.val.inputs), task.val.targets
-      judged = weights(task.val, outputs.dtype)
+      judged = example_weights(task.val, outputs.dtype)
       mean = lambda x: jnp.sum(jnp.where(judged > 0, x, 0) * judged) / jnp.sum(judged)
       nll = -mean(likelihood.log_prob(outputs, targets))
       if not jnp.issubdtype(targets.dtype, jnp.integer):
         return jnp.full_like(nll, jnp.nan), nll
       return mean(jnp.argmax(outputs, -1) == targets), nll
 
-    accuracy, nll = jax.lax.map(judge, thetas)  # in sequence: see batching.py on CPUs
+    accuracy, nll = jax.lax.map(judge, thetas)  # one after another: a CPU is faster so
     last = jax.tree.map(lambda x, p: jnp.mean(jnp.square(x[-1] - p)), thetas, state.phi)
     return (), (accuracy, nll, last)
 
@@ -188,8 +203,16 @@ def adapt(
       found = multihost_utils.process_allgather(found, tiled=True)
     blocks.append(jax.tree.map(lambda x: x[:block], jax.device_get(found)))
   accuracy, nll, square = jax.tree.map(lambda *x: np.concatenate(x)[:num_episodes], *blocks)
-  sizes = gather(jax.tree.map(jnp.size, state.phi), learner.labels)
+  sizes = _sum_by_module(jax.tree.map(jnp.size, state.phi), learner.labels)
   total = jax.tree.map(lambda s, p: p.size * s.mean(), square, state.phi)
-  total = gather(total, learner.labels)
+  total = _sum_by_module(total, learner.labels)
   moved = {m: float(np.sqrt(total[m] / sizes[m])) for m in sizes}
   return Adapted(accuracy.T, nll.T, moved, {"adapt": time.perf_counter() - begin})
+
+
+def _sum_by_module(numbers: PyTree, labels: sm.Labels) -> dict[str, Any]:
+  """Return the sum over the leaves of each module, for a tree of one number a leaf."""
+  total: dict[str, Any] = {}
+  for label, number in zip(jax.tree.leaves(labels), jax.tree.leaves(numbers), strict=True):
+    total[label] = total[label] + number if label in total else number
+  return dict(sorted(total.items()))

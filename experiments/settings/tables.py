@@ -1,46 +1,72 @@
-"""The tables of RESULTS.md as data: tasks, network, sizes and the settings of every arm.
+"""The tables of RESULTS.md, and the main job `glyphs`, as settings.
 
 Size "cpu" is for two CPU cores, "full" has the published sizes and is for a GPU; "smoke" is for
 tests, and its figures mean nothing. "full" has not been run.
 
-An arm has the settings that `experiments.tune` chose for it, tuned/TABLE-SIZE/ARM.json, and where
-there are none the settings here, from which searches start.
+An arm has the settings that `experiments.tune` chose for it, and those of arms.py and of this file,
+from which searches start, where no search was made.
 """
 
 import functools
-import json
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 
-from experiments.settings import schema
+from experiments.settings import arms, schema, tuned
 from experiments.settings.schema import Config
 
 SIZES = ("cpu", "full", "smoke")
-TUNED = "shrinkmeta.experiments.tuned/1"  # format of the files of chosen settings
 
 
 def _table(size: str, **changes: Any) -> Config:
-  """What the tables have in common."""
-  config = schema.default().to_dict()
-  kept = ("compute", "cg_steps", "cg_tol", "cg_batch", "arms")
-  config = {key: config[key] for key in kept} | {
+  """Return what the tables have in common, with `changes`."""
+  config = {
+    "compute": "float32",
+    "cg_steps": 10,
+    "cg_tol": 1e-3,
+    "cg_batch": 0,
+    "arms": arms.start(),
     "network": {"kind": "conv", "features": 64 if size == "full" else 16, "norm": "batch"},
     "meta_steps": 1_000 if size == "full" else 120,
     "meta_batch": 20 if size == "full" else 4,
     "validation_episodes": 8,
-    "report_step": 100,  # of adaptation; by it settings are chosen
-    "fixed": (),  # settings of arms that the protocol fixes, and searches leave
+    "report_step": 100,
+    "fixed": (),
   }
-  made: Config = ml_collections.ConfigDict(config | changes)
-  if made.network.kind == "conv":
-    # Seeds disagree on the order of norms by themselves, of 32 numbers each. meta_sgd and
-    # sigma_maml, the same steps without a prior and with one, keep a rate a layer.
-    for name in ("sigma_imaml", "sigma_reptile"):
-      made.arms[name].modules = "block"
-  return made
+  return ml_collections.ConfigDict(config | changes)
+
+
+def _blocks(config: Config) -> Config:
+  """Give a layer and its norm one sigma in sigma_imaml and sigma_reptile.
+
+  Seeds disagree on the order of norms by themselves, of 32 numbers each. meta_sgd and sigma_maml,
+  the same steps without a prior and with one, keep a rate a layer.
+  """
+  for name in ("sigma_imaml", "sigma_reptile"):
+    config.arms[name].modules = "block"
+  return config
+
+
+def glyphs(size: str) -> Config:
+  """The main job: episodes of one writing system, drawn from fonts, adapted to unseen ones."""
+  ways, shots, pixels = {"cpu": (20, 3, 14), "full": (20, 5, 28), "smoke": (5, 1, 8)}[size]
+  problem = {"name": "writing_systems", "dataset": "glyphs", "ways": ways, "shots": shots}
+  problem |= {"queries": 2 if size == "smoke" else shots, "size": pixels}
+  episodes = 100 if size == "full" else 24
+  config = _table(
+    size,
+    problem=problem,
+    meta_steps=1_000 if size == "full" else 200,
+    test_episodes=episodes,
+    validation_episodes=episodes,
+    adapt_steps=(0, 1, 3, 10, 30, 100, 300, 1_000),
+    report_step=1_000,
+    evaluation={"key": 20_000, "block": 8, "over": "writing systems"},
+  )
+  if size == "smoke":
+    config.network.features = 4
+  return config
 
 
 def _long(config: Config) -> Config:
@@ -62,7 +88,7 @@ def alphabets(size: str) -> Config:
   if size != "full":
     problem |= {"size": 14, "copies": 1}
   steps = (0, 1, 3, 10, 30, 100, 300)
-  config = _table(size, problem=problem, test_episodes=10, adapt_steps=steps)
+  config = _blocks(_table(size, problem=problem, test_episodes=10, adapt_steps=steps))
   config.update({"fixed": ("batch_size",), "cg_batch": 60})
   if size == "cpu":
     config.meta_steps = 240  # rotated drawings are hard: after 120 all arms are near chance
@@ -74,7 +100,8 @@ def small_data(shots: int, size: str) -> Config:
   problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "relabel": False}
   problem |= {"shots": shots, "augment": False, "size": 28 if size == "full" else 14}
   steps = (0, 1, 10, 100, 400, 1_000)
-  return _long(_table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400))
+  config = _table(size, problem=problem, test_episodes=10, adapt_steps=steps, report_step=400)
+  return _long(_blocks(config))
 
 
 def few_shot(size: str) -> Config:
@@ -89,7 +116,7 @@ def photographs(name: str, pixels: int, size: str) -> Config:
 
 def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
   shape = {"ways": 5, "shots": 1, "queries": 15, "turns": turns}
-  return _table(
+  config = _table(
     size,
     problem=problem | {"shape": shape},
     meta_steps=2_000 if size == "full" else 250,
@@ -98,6 +125,7 @@ def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
     adapt_steps=(0, 1, 3, 5, 10, 30, 100),
     report_step=10,
   )
+  return _blocks(config)
 
 
 def sinusoid(size: str) -> Config:
@@ -130,10 +158,12 @@ def spoken_digits(size: str) -> Config:
   """Ten spoken words, a task a voice, of which there are 6 to validate and 6 to test."""
   problem = {"name": "spoken_digits", "shots": 1}
   steps = (0, 1, 3, 10, 30, 100, 300)
-  return _table(size, problem=problem, validation_episodes=6, test_episodes=6, adapt_steps=steps)
+  config = _table(size, problem=problem, validation_episodes=6, test_episodes=6, adapt_steps=steps)
+  return _blocks(config)
 
 
 TABLES: dict[str, Callable[[str], Config]] = {
+  "glyphs": glyphs,
   "alphabets": alphabets,
   "small_data": functools.partial(small_data, 5),
   "more_data": functools.partial(small_data, 10),
@@ -147,19 +177,18 @@ TABLES: dict[str, Callable[[str], Config]] = {
 }
 
 
-def chosen_file(table: str, size: str, arm: str) -> pathlib.Path:
-  """Where the settings that were chosen for an arm are kept, with the search that chose them."""
-  return pathlib.Path(__file__).parents[1] / "tuned" / f"{table}-{size}" / f"{arm}.json"
-
-
-def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = True) -> Config:
-  """The settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3".
+def load(table: str, size: str, overrides: Sequence[str] = (), use_tuned: bool = True) -> Config:
+  """Return the settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3".
 
   Args:
-    tuned: False for the settings that searches start from.
+    table: of TABLES.
+    size: of SIZES.
+    overrides: changes as the flag --set gives them.
+    use_tuned: False for the settings that searches start from.
 
   Raises:
-    ValueError: among others where the test tasks may be among those that settings were chosen on.
+    ValueError: a name or value is wrong, or the test tasks may be among those that settings were
+      chosen on.
   """
   if table not in TABLES or size not in SIZES:
     raise ValueError(
@@ -174,59 +203,7 @@ def load(table: str, size: str, overrides: Sequence[str] = (), tuned: bool = Tru
     config.update({**small, "meta_batch": 2, "adapt_steps": steps, "report_step": steps[-1]})
     for arm in config.arms.values():
       arm.inner_steps = 2
-  searches = {}
-  for name in config.arms if tuned else ():
-    file = chosen_file(table, size, name)
-    if file.exists():
-      try:
-        searches[name] = found = json.loads(file.read_text(encoding="utf-8"))
-      except ValueError as error:
-        raise ValueError(
-          f"{file} cannot be read: {error}. Search anew, or --tuned=false."
-        ) from error
-      form = found.get("format") if isinstance(found, dict) else None
-      if form != TUNED:
-        raise ValueError(f"{file}: format is {form!r}; wanted {TUNED!r}.")
-      settings = _settings(found)
-      wanted = schema.without_search(config.arms[name].to_dict())
-      if unlike := sorted(set(settings) ^ set(wanted)):
-        raise ValueError(
-          f"{file}: the settings of {name} are {', '.join(wanted)}; {', '.join(unlike)} is in one "
-          "of the two alone. Search anew."
-        )
-      config.arms[name].update(settings)
+  searches = tuned.apply(config) if use_tuned else {}
   schema.check(schema.override(config, overrides))
-  for name, found in searches.items():
-    arm = config.arms[name]
-    if all(arm[key] == value for key, value in _settings(found).items()):
-      arm.trials = len(found["trials"])
-      arm.searched_with = _difference(found["config"], config.to_dict(), name)
+  tuned.describe(config, searches)
   return config
-
-
-def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
-  """What a search chose, and beside it what it was started with."""
-  return schema.without_search(found["start"] | found["chosen"])
-
-
-def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], arm: str) -> str:
-  """What a search had otherwise, where its settings may be used all the same.
-
-  Args:
-    searched, now: settings that arms share; those of the evaluation differ always.
-  """
-  then, problem = schema.flat(searched["problem"]), schema.flat(now["problem"])
-  changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}
-  fewer = then.get("train_alphabets", 0) >= problem.get("train_alphabets", 0)
-  shapes = {key for key in changed if key.startswith("shape.")}  # of episodes of the same classes
-  if changed - shapes - {"shots", "train_alphabets", "relabel"} or not fewer:
-    raise ValueError(
-      f"The settings of {arm} were chosen on {then}, and the problem is {problem}: its "
-      "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "
-      "take the settings that searches start from, experiments.train --tuned=false."
-    )
-  training = ("meta_steps", "meta_batch", "network", "compute", "cg_steps", "cg_tol", "cg_batch")
-  told = {key: searched[key] for key in training if searched.get(key, now[key]) != now[key]}
-  return ", ".join(
-    f"{k}={v}" for k, v in sorted(({k: then.get(k) for k in changed} | told).items())
-  )

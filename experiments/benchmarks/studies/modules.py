@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import shrinkmeta as sm
 from experiments.benchmarks import measure, report, workloads
 from experiments.benchmarks.worker import Config, make_step
-from experiments.runs import results
 
 
 def frozen(config: Config) -> Iterator[report.Record]:
@@ -23,7 +22,7 @@ def frozen(config: Config) -> Iterator[report.Record]:
   # A rate at which random data do not make the steps chaotic: results are to be compared.
   workload = dataclasses.replace(workload, mode_steps=steps, rate=0.02)
   every = make_step(workload, "sigma_imaml", config.seed, batching=config.batching)
-  last = tuple(results.network_order(set(jax.tree.leaves(every.problem.labels)))[-2:])
+  last = tuple(network_order(set(jax.tree.leaves(every.problem.labels)))[-2:])
   few = make_step(
     dataclasses.replace(workload, moving=last), "sigma_imaml", config.seed, batching=config.batching
   )

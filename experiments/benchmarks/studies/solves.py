@@ -13,7 +13,6 @@ import shrinkmeta as sm
 from experiments.benchmarks import measure, report, workloads
 from experiments.benchmarks.worker import Config, Step, make_step, outcome, place
 from experiments.runs import training
-from shrinkmeta.devices.batching import num_tasks
 
 _TOLERANCES = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
 _COUNTS = (1, 2, 5, 10)
@@ -136,7 +135,7 @@ def warm(config: Config) -> Iterator[report.Record]:
   implicit = sm.Implicit(max_steps=100, tol=1e-3)
   trained = _train(config, "w3", prior=10.0, inner=inner, implicit=implicit)
   learner, (_, tasks, key), state = trained.step.learner, trained.step.arguments, trained.state
-  start = learner.no_start(state, num_tasks(tasks))
+  start = learner.no_start(state, sm.num_tasks(tasks))
   start = place(training.host_mesh(trained.workload.tasks), state, start)[1]
   warm_update = measure.compile_step(
     lambda s, t, w: learner.update(s, t, warm=w), state, tasks, start

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.report import statistics
 from experiments.report.pictures.canvas import (
   canvas,
   hue,
@@ -13,8 +14,9 @@ from experiments.report.pictures.canvas import (
   mark_break,
   title_of,
 )
-from experiments.runs import results
-from experiments.runs.results import Curve, Path
+from experiments.runs.files import Path
+from experiments.runs.results import Curve
+from experiments.settings.algorithms import learns_sigma
 
 _PANELS = {
   "accuracy": ("Accuracy on unseen tasks, %", 100.0),
@@ -30,15 +32,15 @@ def adaptation_curves(path: Path, curves: Sequence[Curve], over: str = "tasks") 
     curves: at equal steps and on the same episodes; seeds are averaged per episode.
     over: what the bands are over, in the plural.
   """
-  results.group_by_algorithm(curves)  # checks them
-  fields = list(_PANELS) if results.has(curves, "accuracy") else ["nll"]
+  statistics.group_by_algorithm(curves)  # checks them
+  fields = list(_PANELS) if statistics.has(curves, "accuracy") else ["nll"]
   steps = np.asarray(curves[0].steps)
   x = _step_positions(steps)
   with canvas(path, 3.3 * len(fields)) as figure:
     panels = list(figure.subplots(len(fields), 1, sharex=True, squeeze=False)[:, 0])
     for ax, field in zip(panels, fields, strict=True):
       title, scale = _PANELS[field]
-      _adaptation_panel(ax, x, results.average_seeds(curves, field), scale)
+      _adaptation_panel(ax, x, statistics.average_seeds(curves, field), scale)
       ax.set_title(title)
       ax.tick_params(axis="x", length=0)
     bottom = panels[-1]
@@ -64,19 +66,19 @@ def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, l
     label: what the amount is.
   """
   amounts = sorted(found)
-  whole = [results.group_by_algorithm(found[amount]) for amount in amounts]
+  whole = [statistics.group_by_algorithm(found[amount]) for amount in amounts]
   for amount, group in zip(amounts, whole, strict=True):
     if unlike := sorted(set(whole[0]) ^ set(group)):
       raise ValueError(
         f"{label}: {', '.join(unlike)} has curves at {amounts[0]:g} or at {amount:g}, not at both. "
         "Train and evaluate it there too, or leave it out."
       )
-  fields = [field for field in _PANELS if all(results.has(found[a], field) for a in amounts)]
+  fields = [field for field in _PANELS if all(statistics.has(found[a], field) for a in amounts)]
   with canvas(path, 3.3 * len(fields)) as figure:
     panels = list(figure.subplots(len(fields), 1, sharex=True, squeeze=False)[:, 0])
     for ax, field in zip(panels, fields, strict=True):
       title, scale = _PANELS[field]
-      means = [results.average_seeds(found[amount], field) for amount in amounts]
+      means = [statistics.average_seeds(found[amount], field) for amount in amounts]
       series = {name: np.stack([mean[name][step] for mean in means]) for name in whole[0]}
       _adaptation_panel(ax, np.log10(amounts), series, scale)
       ax.set_title(title)
@@ -126,9 +128,9 @@ def _step_positions(steps: np.ndarray) -> np.ndarray:
 def _adaptation_panel(ax: Axes, x: np.ndarray, series: dict[str, np.ndarray], scale: float) -> None:
   """Draws scale · mean ± 95 % of each series [S, E] over x [S]; diverged points are left out."""
   for algorithm, values in series.items():
-    mean, half = scale * np.array([results.interval(row) for row in values]).T
+    mean, half = scale * np.array([statistics.interval(row) for row in values]).T
     mean[~np.isfinite(mean)] = np.nan
-    color, learned = hue(algorithm), results.learns_sigma(algorithm)
+    color, learned = hue(algorithm), learns_sigma(algorithm)
     band = np.isfinite(half)
     ax.fill_between(
       x,

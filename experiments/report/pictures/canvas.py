@@ -19,8 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import optimize
 
-from experiments.runs import results
-from experiments.runs.results import Path
+from experiments.runs import files
+from experiments.runs.files import Path
 
 WIDTH, DPI = 7.5, 240  # inches, dots per inch: 1,800 dots wide
 _INK, _QUIET, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
@@ -193,5 +193,5 @@ def canvas(path: Path, height: float) -> Iterator[Figure]:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     yield figure
-    with results.atomic(path) as temporary:
+    with files.atomic(path) as temporary:
       figure.savefig(temporary, format="png")

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
 
+from experiments.networks.modules import network_order
+from experiments.report import statistics
 from experiments.report.pictures.canvas import (
   canvas,
   hue,
@@ -17,8 +19,9 @@ from experiments.report.pictures.canvas import (
   mark_break,
   title_of,
 )
-from experiments.runs import results
-from experiments.runs.results import Curve, Path
+from experiments.runs.files import Path
+from experiments.runs.results import Curve
+from experiments.settings.algorithms import learns_sigma
 
 
 def sigma_per_module(path: Path, curves: Sequence[Curve]) -> None:
@@ -27,7 +30,7 @@ def sigma_per_module(path: Path, curves: Sequence[Curve]) -> None:
   Modules without a prior (inf) and frozen ones (0) sit on their own lines, off the scale.
   """
   groups = _learned(curves)
-  modules = results.network_order(
+  modules = network_order(
     {module for group in groups.values() for curve in group for module in curve.sigma}
   )
   sigma = {
@@ -94,7 +97,7 @@ def sigma_heat_map(path: Path, curves: Sequence[Curve]) -> None:
   with canvas(path, 1.0 + 2.4 * len(groups)) as figure:
     axes = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (algorithm, group) in zip(axes, groups.items(), strict=True):
-      modules = results.network_order(group[0].sigma)
+      modules = network_order(group[0].sigma)
       log = [[np.log10(c.history[f"sigma/{m}"]) for m in modules] for c in group]
       mean = np.mean(log, 0)  # [modules, meta-steps]
       image = ax.imshow(mean, aspect="auto", cmap="viridis", interpolation="nearest")
@@ -114,7 +117,7 @@ def sigma_history(path: Path, curves: Sequence[Curve]) -> None:
   `history["step"]` for the meta-steps; without it the records are numbered.
   """
   groups = _learned(curves)
-  modules = results.network_order(
+  modules = network_order(
     {
       name.removeprefix("sigma/")
       for group in groups.values()
@@ -206,7 +209,7 @@ def _sigma_scale(sigma: np.ndarray) -> _Scale:
 
 def _learned(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
   groups = {
-    a: group for a, group in results.group_by_algorithm(curves).items() if results.learns_sigma(a)
+    a: group for a, group in statistics.group_by_algorithm(curves).items() if learns_sigma(a)
   }
   if not any(curve.sigma for group in groups.values() for curve in group):
     names = ", ".join(sorted({curve.algorithm for curve in curves}))
