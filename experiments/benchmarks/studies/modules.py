@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import shrinkmeta as sm
 from experiments.benchmarks import measure, report, workloads
 from experiments.benchmarks.worker import Config, make_step
+from experiments.networks.modules import network_order
 
 
 def frozen(config: Config) -> Iterator[report.Record]:

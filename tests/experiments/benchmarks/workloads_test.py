@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import flops, workloads
+from experiments.networks import convnet
 
 NAMES = tuple(workloads.WORKLOADS)
 

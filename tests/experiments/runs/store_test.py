@@ -16,11 +16,11 @@ DATA = os.environ.get("SHRINKMETA_DATA")
 def test_a_damaged_checkpoint_costs_the_steps_after_the_one_before(tmp_path):
   config = tables.load("sinusoid", "smoke", ["meta_steps=52"])
   problem = problems.make_problem(config.problem)
-  prepared = store.prepare("reptile", config, problem)
+  prepared = pipeline.prepare("reptile", config, problem)
   run = store.begin(tmp_path / "a", "reptile", 0, config, problem)
-  whole = store.train(prepared, "reptile", 0, config, run.checkpoints)
+  whole = pipeline.train(prepared, "reptile", 0, config, run.checkpoints)
   (run.folder / "states" / "52" / "about" / "metadata").write_text("{}")
-  again = store.train(prepared, "reptile", 0, config, run.checkpoints)
+  again = pipeline.train(prepared, "reptile", 0, config, run.checkpoints)
   assert again.history["loss"] == whole.history["loss"] and "started" not in again.history
 
   # Both starts waited for compilation, before step 0 and before step 50.
@@ -47,8 +47,8 @@ def test_a_run_is_not_judged_on_other_data_than_it_was_trained_on(tmp_path):
   config = tables.load("sinusoid", "smoke")
   problem = problems.make_problem(config.problem)
   run = store.begin(tmp_path / "a", "reptile", 0, config, problem)
-  prepared = store.prepare("reptile", config, problem)
-  trained = store.train(prepared, "reptile", 0, config, run.checkpoints)
+  prepared = pipeline.prepare("reptile", config, problem)
+  trained = pipeline.train(prepared, "reptile", 0, config, run.checkpoints)
   other = problem._replace(protocol=problem.protocol._replace(split="9 alphabets"))
   about = store.read(tmp_path / "a")[1]
   with pytest.raises(ValueError, match="by another protocol: split: .*'9 alphabets' now.*data_dir"):
@@ -58,43 +58,13 @@ def test_a_run_is_not_judged_on_other_data_than_it_was_trained_on(tmp_path):
     store.begin(tmp_path / "a", "reptile", 0, config, other)
 
 
-def test_rows_that_waited_for_compilation_are_told_apart():
-  state: Any = None  # handed on as it is
-  rows = [
-    {"step": 0, "seconds": 9.0, "started": 1.0},
-    {"step": 1, "seconds": 1.0},
-    {"step": 2, "seconds": 2.0},
-  ]
-  found = training.trained(state, rows)
-  assert found.seconds == {"compile": 9.0, "train": 3.0}
-  assert found.history == {"step": [0.0, 1.0, 2.0], "seconds": [9.0, 1.0, 2.0]}
-  goes_on = training.trained(state, [*rows, {"step": 3, "seconds": 7.0, "started": 1.0}])
-  assert goes_on.seconds == {"compile": 16.0, "train": 3.0}
-  assert training.trained(state, []).seconds == {"compile": 0.0, "train": 0.0}
-
-
-def test_tasks_of_a_finite_list_are_judged_once(tmp_path):
-  config = tables.load("sinusoid", "smoke")
-  problem = problems.make_problem(config.problem)
-  short = dataclasses.replace(problem.test, tasks=3)
-  problem = problem._replace(validation=short, test=short)
-  with pytest.raises(ValueError, match="There are 3 test tasks.*test_episodes is 4.*episodes=3"):
-    store.begin(tmp_path / "a", "maml", 0, config, problem)
-  assert not (tmp_path / "a").exists()
-  prepared = store.prepare("maml", config, problem)
-  state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
-  with pytest.raises(ValueError, match="There are 3 test tasks"):
-    store.evaluate(prepared, state, config, "test", "a")
-  assert store.evaluate(prepared, state, config, "validation", "a").nll.shape == (3, 2)
-
-
 @pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
 def test_no_alphabet_is_judged_twice(tmp_path):
   begin = lambda table, alphabets: store.begin(
     tmp_path / f"{table}-{alphabets}",
     "maml",
     0,
-    config := tables.load(table, "cpu", [f"problem.train_alphabets={alphabets}"], tuned=False),
+    config := tables.load(table, "cpu", [f"problem.train_alphabets={alphabets}"], use_tuned=False),
     problems.make_problem(config.problem),
   )
   for table in ("alphabets", "small_data"):
@@ -102,3 +72,42 @@ def test_no_alphabet_is_judged_twice(tmp_path):
       begin(table, alphabets)
     with pytest.raises(ValueError, match="3 validation tasks.*validation_episodes is 8"):
       begin(table, 33)
+
+
+def test_errors_say_what_was_wanted(tmp_path):
+  with pytest.raises(ValueError, match="no run in"):
+    store.find([str(tmp_path)])
+  (tmp_path / "run.json").write_text('{"format": "other"}')
+  with pytest.raises(ValueError, match="'other'.*wanted 'shrinkmeta"):
+    store.read(tmp_path)
+  (tmp_path / "run.json").write_text("[]")
+  with pytest.raises(ValueError, match=f"{tmp_path}/run.json: format is None; wanted 'shrinkmeta"):
+    store.read(tmp_path)
+  with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
+    tables.load("imagenet", "cpu")
+  config = tables.load("sinusoid", "smoke")
+  with pytest.raises(ValueError, match="'cosinusoid' is no problem; choose of omniglot"):
+    problems.make_problem({"name": "cosinusoid"})
+  problem = problems.make_problem(config.problem)
+  run = store.begin(tmp_path / "a", "reptile", 0, config, problem)
+  with pytest.raises(ValueError, match="trained for 0 of 3 meta-steps: start experiments.train"):
+    store.restore(run, pipeline.prepare("reptile", config, problem))
+  about = (tmp_path / "a" / "run.json").read_text()
+  for text, message in (("{", "cannot be read"), (about.replace(store.FORMAT, "x"), "is 'x'")):
+    (tmp_path / "a" / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=f"a/run.json.*{message}.*Train again in another folder"):
+      store.begin(tmp_path / "a", "reptile", 0, config, problem)
+  (tmp_path / "a" / "run.json").write_text(about)
+  prepared = pipeline.prepare("reptile", config, problem)
+  pipeline.train(prepared, "reptile", 0, config, run.checkpoints)
+  log = tmp_path / "a" / "states" / "log.jsonl"
+  log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+  with pytest.raises(ValueError, match="log.jsonl has 2 records and wants one for each of 3 meta-st"):
+    store.restore(run, prepared)
+  with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
+    algorithms.chosen(["reptile", "protonet"])
+  with pytest.raises(ValueError, match="kind \"mlp\" and width; got .*'conv'"):
+    tables.load("sinusoid", "smoke", ["network.kind=conv"])
+  wrong = tables.load("sinusoid", "smoke", ["arms.reptile.inner=adamw"])
+  with pytest.raises(ValueError, match="arms.reptile.inner is one of sgd, adam.*got 'adamw'"):
+    pipeline.prepare("reptile", wrong, problem)

@@ -1,20 +1,17 @@
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import shrinkmeta as sm
-from experiments.runs import learners
-from experiments.settings import schema
-
-
-def test_presets_have_an_arm_for_every_algorithm():
-  for preset in schema.PRESETS:
-    assert set(schema.load(preset).arms) == set(learners.ALL)
+from experiments.settings import schema, tables
 
 
 def test_overrides():
-  config = schema.load("smoke", ["meta_steps=7", "norm=group", "arms.reptile.inner_rate=0.25"])
-  assert (config.meta_steps, config.norm, config.arms.reptile.inner_rate) == (7, "group", 0.25)
+  config = tables.load(
+    "glyphs", "smoke", ["meta_steps=7", "network.norm=group", "arms.reptile.inner_rate=0.25"]
+  )
+  assert (config.meta_steps, config.network.norm, config.arms.reptile.inner_rate) == (
+    7,
+    "group",
+    0.25,
+  )
 
 
 @pytest.mark.parametrize(
@@ -22,7 +19,7 @@ def test_overrides():
 )
 def test_an_override_that_does_not_fit_is_named(override):
   with pytest.raises(ValueError, match=override.partition("=")[0]):
-    schema.load("smoke", [override])
+    tables.load("glyphs", "smoke", [override])
 
 
 @pytest.mark.parametrize(
@@ -31,37 +28,27 @@ def test_an_override_that_does_not_fit_is_named(override):
 )
 def test_what_would_fail_after_training_is_refused(change):
   with pytest.raises(ValueError, match=f"--set={change.partition('=')[0]}"):
-    schema.load("smoke", [change])
+    tables.load("glyphs", "smoke", [change])
 
 
-def test_unknown_preset_and_algorithm():
-  with pytest.raises(ValueError, match="huge.*default, full, smoke"):
-    schema.load("huge")
-  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
-  with pytest.raises(ValueError, match="protonet.*sigma_imaml"):
-    learners.make_learner("protonet", schema.load("smoke"), likelihood, {"w": "w"}, None)
+def test_a_setting_of_a_group_is_named_whole():
+  with pytest.raises(ValueError, match="Did you mean problem.ways[?]"):
+    tables.load("glyphs", "smoke", ["ways=7"])
 
 
-@pytest.mark.parametrize("name", learners.ALL)
-def test_every_arm_builds_its_row(name):
-  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
-  config = schema.load("smoke", ["arms.hand_picked.task_specific=w"])
-  learner = learners.make_learner(name, config, likelihood, {"w": "w"}, None)
-  assert learner.algorithm == sm.FAMILY[name]
-
-
-def test_settings_reach_the_learner():
-  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"])
-  changes = ["cg_batch=7", "arms.reptile.inner_decay=4", "arms.reptile.inner_rate=0.5"]
-  config = schema.load("smoke", changes)
-  solve = learners.make_learner("sigma_imaml", config, likelihood, {"w": "w"}, None).spec.implicit
-  assert (solve.batch_size, solve.max_steps) == (7, config.cg_steps)
-  descent = learners.make_learner(
-    "reptile", config, likelihood, {"w": "w"}, None
-  ).spec.inner.optimizer
-  one = jnp.ones([])
-  state, rates = descent.init(one), []
-  for _ in range(13):
-    step, state = descent.update(one, state)
-    rates.append(-float(step))
-  np.testing.assert_allclose(rates, 0.5 / (1 + np.arange(13) / 4), rtol=1e-6)
+def test_a_table_has_the_settings_of_the_schema():
+  config = tables.load("sinusoid", "smoke").unlock()
+  config.momentum = 0.9
+  with pytest.raises(ValueError, match=r"missing are \[\], unknown are \['momentum'\]"):
+    schema.check(config)
+  del config["momentum"], config["cg_tol"]
+  with pytest.raises(ValueError, match=r"missing are \['cg_tol'\]"):
+    schema.check(config)
+  config = tables.load("sinusoid", "smoke").unlock()
+  config.arms.maml.momentum = 0.9
+  with pytest.raises(ValueError, match=r"arms.maml .*unknown are \['momentum'\]"):
+    schema.check(config)
+  config = tables.load("glyphs", "smoke").unlock()
+  del config.evaluation["block"]
+  with pytest.raises(ValueError, match="evaluation has block, key, over; got"):
+    schema.check(config)

@@ -18,11 +18,10 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from experiments.datasets import few_shot
-from experiments.datasets.files import layouts
+from experiments.datasets.files import images, layouts
 from experiments.datasets.files.images import Counts
 from experiments.datasets.photographs import (
   cifar_fs,
-  images,
   mini_imagenet,
   photographs,
   tiered_imagenet,
