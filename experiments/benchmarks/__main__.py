@@ -30,7 +30,7 @@ from experiments.settings import machine
 
 _WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
 _ALGORITHM = shared.algorithm()
-_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, in place of a workload.")
+_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, instead of a workload.")
 _RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
 _PEERS = flags.DEFINE_string("peers", None, "Folder of the rivals' scripts.")
 _RIVAL_PYTHON = flags.DEFINE_string("rival_python", None, "Python that has the rival installed.")
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(str(error)) from error
   if _STUDY.value:
     machine.start_jax(config.devices)
-    # The flags, of which a study heeds those that it does not vary or fix.
+    # All flags are recorded. A study ignores those of settings that it varies or fixes.
     head = {"study": _STUDY.value, "flags": dataclasses.asdict(config), "seed": config.seed}
     head |= report.environment()
     print(index.run(_STUDY.value, config, lambda row: report.append(out, head | row)))

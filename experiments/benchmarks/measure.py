@@ -1,7 +1,8 @@
-"""How a figure is taken: repetitions in turn, on a machine that others may use, with its spread.
+"""How times are measured: in repetitions, with their spread, on a machine that others may use.
 
-All that is timed blocks, runs once beforehand, and is repeated A B A B ..., so that whatever the
-machine does meanwhile happens to A and to B. Report ratios: seconds belong to one machine and hour.
+Everything that is timed runs once beforehand, and the clock waits until its results are there. Two
+things are timed in turn, A B A B ..., so that other load on the machine affects both. Report
+ratios: seconds hold for one machine and one hour only.
 """
 
 import os

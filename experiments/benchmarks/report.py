@@ -1,4 +1,4 @@
-"""Where a measurement goes: a JSON line in a file, and a row of a plain-text table."""
+"""Measurements as JSON lines in a file and as a plain-text table."""
 
 import pathlib
 from collections.abc import Mapping, Sequence

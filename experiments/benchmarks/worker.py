@@ -1,7 +1,8 @@
-"""Measures one configuration of this library in this process: the peak memory is its own.
+"""Measure one configuration of this library, in a process of its own.
 
-Run by `pairs.py` as a process of its own, which also sets the number of host devices before JAX
-starts and can time the way from the start of the process to the first finished update.
+So the peak memory is that of the configuration, the number of host devices can be set before JAX
+starts, and the time from the start of the process to the first finished update can be measured.
+`comparison/pairs.py` starts the process.
 """
 
 import dataclasses
@@ -93,7 +94,7 @@ def place(mesh: jax.sharding.Mesh | None, state: Any, tasks: Any) -> tuple[Any, 
 
 
 def make_step(workload: workloads.Workload, algorithm: str, seed: int, **keywords: Any) -> Step:
-  """`update` of an algorithm, or for "adapt" the adaptation of all tasks, of which theta is kept.
+  """Return the `update` of an algorithm; for "adapt" the adaptation of all tasks, theta alone.
 
   Args:
     keywords: of `workloads.make_learner`.

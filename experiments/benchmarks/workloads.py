@@ -202,8 +202,8 @@ def make_learner(
     keywords: of the learner: batching, mesh; and inner or implicit, in place of the workload's.
   """
   keywords = {"phi_optimizer": optax.sgd(1e-3)} | keywords
-  row = sm.FAMILY["reptile" if algorithm == "adapt" else algorithm]
-  if row.gradient == "implicit":
+  known = sm.FAMILY["reptile" if algorithm == "adapt" else algorithm]
+  if known.gradient == "implicit":
     keywords = {
       "inner": sm.Inner(
         optax.sgd(workload.rate / workload.sigma**2),

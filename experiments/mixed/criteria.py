@@ -1,13 +1,13 @@
-"""A mixed model as the hierarchical model that it is, and what a fit of it maximises.
+"""A mixed model as a hierarchical model, and the criteria that a fit may maximise.
 
 A term of the formula is a module of one number: phi is its fixed effect, sigma the standard
 deviation between groups, theta_t the group's own value. Terms without a random part have sigma 0;
 random terms without a fixed part have phi held at 0. The residual's log standard deviation is a
-module with sigma 0, so that phi has it.
+module with sigma 0, so that all groups share it.
 
     ml          sum_t log p(y_t | phi, sigma)                      the evidence
     reml        the same, phi of the fixed terms integrated out
-    predictive  sum_t log p(y_t^val | theta_hat_t), halves of the groups' rows judging each other
+    predictive  sum_t log p(y_t^val | theta_hat_t), where half of a group predicts the other half
 """
 
 import functools
@@ -143,7 +143,7 @@ def predictive(
 
 
 def halves(batches: sm.Batch, key: jax.Array) -> tuple[sm.Batch, sm.Batch]:
-  """Each group's rows in two random halves, as masks; the odd row goes to either."""
+  """Return the examples of each group in two random halves, as masks; an odd one goes to either."""
   mask = batches.mask
   assert mask is not None
   keys = jax.random.split(key, 2)

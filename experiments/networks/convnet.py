@@ -24,11 +24,11 @@ class Conv(nn.Module):
     return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-_BLOCK = 2**20  # numbers of a block's convolution
+_BLOCK = 2**20  # numbers in the convolution of one block of images
 
 
 def conv_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  """ReLU of the pooled convolution, a block of images at a time: all of it no memory ever holds."""
+  """Return the ReLU of the pooled convolution, computed for a block of images at a time."""
   images = max(1, _BLOCK // (x.shape[1] * x.shape[2] * len(bias)))
   return in_blocks(lambda x: nn.relu(max_pool(conv3x3(x, kernel) + bias)), x, images)
 
@@ -72,5 +72,5 @@ class ConvNet(nn.Module):
       else:
         x = nn.GroupNorm(num_groups=4, name=f"norm_{i}")(conv3x3(x, kernel) + bias)
       x = max_pool(x) if min(x.shape[1:3]) > 1 else x
-      x = nn.relu(x)  # after the pool, with which it commutes, a quarter of the work
+      x = nn.relu(x)  # ReLU and pool commute; after the pool it is a quarter of the work
     return nn.Dense(self.ways, name="head")(x.reshape(x.shape[0], -1))

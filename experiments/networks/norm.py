@@ -10,10 +10,10 @@ _EPSILON = 1e-5  # beside the variance
 
 
 class BatchStatistics(nn.Module):
-  """Scale and shift of a batch norm with the statistics of the batch, in training and in testing.
+  """Scale and shift of a batch norm that uses the statistics of the batch, also in tests.
 
-  Where they are those of all its images, predictions for the images of one batch depend on each
-  other: the transductive protocol.
+  With statistics of all images of a batch, the prediction for one image depends on the others. This
+  is the transductive protocol.
   """
 
   @nn.compact
@@ -25,13 +25,13 @@ class BatchStatistics(nn.Module):
 def batch_norm(
   x: jax.Array, scale: jax.Array, shift: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-  """x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W.
+  """Return x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W.
 
   Args:
-    weights: [N] of the images in mean and standard deviation; None: all alike.
+    weights: [N] of the images in the mean and the standard deviation; None: equal weights.
   """
   dtype = x.dtype
-  x = x.astype(jnp.promote_types(dtype, jnp.float32))  # sums of many numbers of 8 bits are none
+  x = x.astype(jnp.promote_types(dtype, jnp.float32))  # 8 bits are too few for long sums
 
   def mean(x: jax.Array) -> jax.Array:
     if weights is None:
@@ -39,7 +39,7 @@ def batch_norm(
     return jnp.sum(_normalised(weights, x.dtype)[:, None] * x.mean((1, 2)), 0)
 
   x = x - mean(x)
-  variance = mean(x * x)  # of `square` the derivative would hold 2 x beside x
+  variance = mean(x * x)  # the derivative of `square` would keep 2 x as well as x
   return (x * (scale / jnp.sqrt(variance + _EPSILON)) + shift).astype(dtype)
 
 
@@ -56,11 +56,13 @@ def fold_norm(
 ) -> tuple[jax.Array, jax.Array]:
   """(k', b') with conv3x3(x, k') + b' = batch_norm(conv3x3(x, kernel), scale, shift, weights).
 
-  A convolution is linear in the 9 C numbers under its kernel, so their mean m and covariance S tell
-  the statistics of its outputs, m k and k^T S k: pays where 9 C is small. A bias would drop out.
+  A convolution is linear in the 9 C numbers under its kernel. Their mean m and covariance S give
+  the mean m k and the variance k^T S k of its outputs. This is fast if 9 C is small. A bias of the
+  convolution would cancel.
   """
   h, w, c = x.shape[1:]
-  # k^T S k of an edge filter cancels, so no 8 bits here, and no 10 as in products on GPUs.
+  # Terms of k^T S k cancel for an edge filter. So neither bfloat16 (8 bits) will do, nor TF32 (10
+  # bits), which GPUs use for products of float32.
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   x, k = x.astype(dtype), kernel.astype(dtype).reshape(9 * c, -1)
@@ -75,6 +77,6 @@ def fold_norm(
     mean = times(under, each)
     covariance = times(each * (under - mean[:, None]), (under - mean[:, None]).T)
   variance = jnp.sum(k * times(covariance, k), 0)
-  factor = scale / jnp.sqrt(jnp.maximum(variance, 0.0) + _EPSILON)  # rounding may leave less than 0
+  factor = scale / jnp.sqrt(jnp.maximum(variance, 0.0) + _EPSILON)  # rounding may make it negative
   folded, bias = (k * factor).reshape(kernel.shape), shift - times(mean, k) * factor
   return folded.astype(kernel.dtype), bias.astype(shift.dtype)

@@ -19,9 +19,9 @@ def _order(a: jax.Array, b: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
   """2 x 2 maximum, [N, H, W, C] -> [N, H // 2, W // 2, C].
 
-  A maximum of four strided slices: its gradient is several times cheaper on a CPU than that of a
-  windowed reduction. A derivative holds one byte a window: which of its pixels are the maximum.
-  Pixels that tie share it.
+  It is a maximum of four strided slices. On a CPU its gradient is several times cheaper than that
+  of a windowed reduction. A derivative stores one byte per window, which says which of its pixels
+  are the maximum. Pixels that tie share the gradient.
   """
   a, b, c, d = _quarters(x)
   return jnp.maximum(jnp.maximum(a, c), jnp.maximum(b, d))
@@ -32,13 +32,13 @@ def _max_pool_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array
   a, b, c, d = _quarters(primals[0])
   left, right = jnp.maximum(a, c), jnp.maximum(b, d)
   orders = _order(a, c) | _order(b, d) << 2 | _order(left, right) << 4
-  # Under `checkpoint` the bytes are what is kept, and not the masks that they unfold to.
+  # With `checkpoint` the bytes are stored, not the masks computed from them.
   tangent = jax.checkpoint(_pick, prevent_cse=False)(orders, tangents[0])
   return jnp.maximum(left, right), tangent
 
 
 def _pick(orders: jax.Array, x: jax.Array) -> jax.Array:
-  """Of every window of x the pixel, or the mean of those, that `orders` points to."""
+  """Return the pixel of each window of x that `orders` points to, or the mean of several."""
 
   def larger(shift: int, a: jax.Array, b: jax.Array) -> jax.Array:
     order = orders >> shift & 3

@@ -66,11 +66,11 @@ def group_by_algorithm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 
 def average_seeds(curves: Sequence[Curve], field: str) -> dict[str, np.ndarray]:
-  """Algorithm -> `field` ("accuracy" or "nll") averaged over its seeds, [S, E]."""
+  """Return {algorithm: `field` ("accuracy" or "nll") averaged over its seeds, [S, E]}."""
   groups = group_by_algorithm(curves)
   return {a: np.mean([getattr(c, field) for c in group], 0) for a, group in groups.items()}
 
 
 def has(curves: Sequence[Curve], field: str) -> bool:
-  """Whether any curve has numbers of `field`: in regression there is no accuracy."""
+  """Return whether any curve has numbers of `field`; in regression there is no accuracy."""
   return any(not np.isnan(np.asarray(getattr(curve, field), float)).all() for curve in curves)

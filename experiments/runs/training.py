@@ -75,8 +75,8 @@ def train(
     checkpoints: folder of states and of log.jsonl, from which a stopped run goes on.
     key: of the mini-batches of inner steps.
   """
-  rows: list[dict[str, Any]] = []
-  told = [sm.progress_bar(f"{name}: train"), _marked(sm.recorder(rows)), *callbacks]
+  records: list[dict[str, Any]] = []
+  told = [sm.progress_bar(f"{name}: train"), _marked(sm.recorder(records)), *callbacks]
   log = None if checkpoints is None else pathlib.Path(checkpoints.folder) / "log.jsonl"
   if log is not None:
     told.append(_marked(sm.json_lines(log)))
@@ -91,8 +91,8 @@ def train(
     checkpoints=checkpoints,
   )
   if log is not None and jax.process_index() == 0:
-    rows = sm.read_json_lines(log)  # with those of earlier starts
-  return trained(state, rows)
+    records = sm.read_json_lines(log)  # with those of earlier starts
+  return trained(state, records)
 
 
 def _marked(callback: sm.Callback) -> sm.Callback:
@@ -103,19 +103,19 @@ def _marked(callback: sm.Callback) -> sm.Callback:
     first[:] = [step]
     callback.begin(step, steps)
 
-  def record(step: int, row: Mapping[str, float]) -> None:
-    callback.record(step, {**row, _STARTED: 1.0} if step in first else row)
+  def record(step: int, values: Mapping[str, float]) -> None:
+    callback.record(step, {**values, _STARTED: 1.0} if step in first else values)
 
   return sm.Callback(begin, record, callback.end)
 
 
-def trained(state: sm.MetaState, rows: Sequence[Mapping[str, Any]]) -> Trained:
+def trained(state: sm.MetaState, records: Sequence[Mapping[str, Any]]) -> Trained:
   """Return a state with its log records; seconds of steps that compiled are counted apart."""
-  names = [name for name in (rows[0] if rows else ()) if name != _STARTED]
-  history = {name: [float(row[name]) for row in rows] for name in names}
+  names = [name for name in (records[0] if records else ()) if name != _STARTED]
+  history = {name: [float(one[name]) for one in records] for name in names}
   seconds = {"compile": 0.0, "train": 0.0}
-  for row in rows:
-    seconds["compile" if _STARTED in row else "train"] += float(row["seconds"])
+  for one in records:
+    seconds["compile" if _STARTED in one else "train"] += float(one["seconds"])
   return Trained(state, history, seconds)
 
 
@@ -130,9 +130,9 @@ def as_curve(
     steps=np.asarray(steps),
     accuracy=found.accuracy,
     nll=found.nll,
-    sigma={row.name: row.sigma for row in modules},
+    sigma={module.name: module.sigma for module in modules},
     moved=found.moved,
-    sizes={row.name: row.size for row in modules},
+    sizes={module.name: module.size for module in modules},
     seconds=run.seconds | found.seconds,
     history=run.history,
   )

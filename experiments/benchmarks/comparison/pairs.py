@@ -1,4 +1,4 @@
-"""Two measurements side by side: A B A B ..., every run in a process of its own."""
+"""Two measurements in turn, A B A B ..., each in a process of its own."""
 
 import dataclasses
 import typing

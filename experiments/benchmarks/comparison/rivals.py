@@ -38,7 +38,7 @@ RIVALS = {
   "jaxopt": Rival("bench_jax.py", "jaxopt", ("imaml",)),
 }
 
-# What of theirs stands beside an algorithm that only this library has.
+# Algorithm that only this library has -> algorithm of rivals that it is compared with.
 NEAREST = {"sigma_imaml": "imaml", "adapt": "reptile"}
 
 

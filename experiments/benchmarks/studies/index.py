@@ -1,4 +1,4 @@
-"""The studies by name. Each takes a configuration and yields rows, some of which share columns."""
+"""The studies by name. Each takes a configuration and yields records, the rows of its table."""
 
 from collections.abc import Callable, Iterator
 
@@ -24,7 +24,7 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
 
 
 def run(name: str, config: Config, keep: Callable[[report.Record], None]) -> str:
-  """A table of all rows of a study, each of which is kept as soon as it is measured."""
+  """Run a study and return its table; `keep` takes each record as soon as it is measured."""
   rows = []
   for row in STUDIES[name](config):
     keep(row)

@@ -1,4 +1,4 @@
-"""The linear solve behind the implicit gradient: how exact, by which method, from which start."""
+"""Studies of the linear solve of the implicit gradient: its tolerance, method and start."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ _CONVERGED = 1e-6  # about what float32 reaches
 
 
 class _Trained(NamedTuple):
-  """A workload after a few updates: training meets other gradients than a random net has."""
+  """A workload after a few updates, since gradients of a random network are not typical."""
 
   workload: workloads.Workload
   step: Step

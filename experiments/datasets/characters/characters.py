@@ -1,4 +1,4 @@
-"""Handwritten or printed characters, sorted by writing system: the container of data sets."""
+"""Handwritten or printed characters, sorted by writing system, in memory."""
 
 import pathlib
 from collections.abc import Callable, Sequence

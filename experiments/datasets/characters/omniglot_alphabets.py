@@ -2,8 +2,8 @@
 
 The protocol of Leap and WarpGrad: of the 50 alphabets those with 20 characters or more, shuffled by
 a seed; the first T to train, the next 10 to test, the rest for validation. A task is one alphabet
-with 20 fixed characters, 15 fixed drawings of each to adapt on and 5 others to be judged by; each
-picture is rotated, moved and scaled at random whenever it is used, those judged by included.
+with 20 fixed characters, 15 fixed drawings of each to adapt on and 5 others to evaluate on. Every
+picture is rotated, moved and scaled at random whenever it is used, also in the evaluation.
 
 What differs from the original:
 - Its batches distort afresh at every step, without end. Here a task has `copies` distorted copies
@@ -43,7 +43,7 @@ from shrinkmeta import Batch, Task
 
 WAYS = 20
 DRAWINGS = 15  # of a character to adapt on
-HELD_OUT = 5  # others to be judged by
+HELD_OUT = 5  # others to evaluate on
 TEST = 10  # alphabets
 COPIES = 7
 AUGMENTATION = distortions.Distortions(
@@ -81,7 +81,7 @@ def problem(
   Args:
     train_alphabets: T; 1 to the number of alphabets with 20 characters, less 11.
     shots: K, drawings of each character to adapt on, 1 to 15.
-    augment: whether pictures are distorted, to adapt on and to be judged by.
+    augment: whether pictures are distorted, both to adapt on and to evaluate on.
     relabel: whether the characters of a training alphabet are numbered anew in every draw. Where
       they keep their numbers, phi can learn all training alphabets by heart.
     size: height and width in pixels.

@@ -63,7 +63,7 @@ def problem(
     dataset: of DATASETS.
     ways: characters of a task.
     shots: examples of each character to adapt on.
-    queries: other examples of each character, to be judged by.
+    queries: other examples of each character, to evaluate on.
     size: height and width in pixels.
     data_dir: as for `load`.
   """

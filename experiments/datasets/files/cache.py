@@ -1,4 +1,4 @@
-"""Where data lie, what is said of damaged ones, and where what is made of them once is kept."""
+"""Folders of data, errors of damaged files, and the cache of decoded data."""
 
 import contextlib
 import csv
@@ -29,11 +29,11 @@ _BROKEN = (
 
 
 class DamagedError(ValueError):
-  """A file is other than it was published; the message names it."""
+  """A file differs from the published one; the message names it."""
 
 
 def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
-  """`data_dir`, or else the folder `name` in $SHRINKMETA_DATA."""
+  """Return `data_dir`, or the folder `name` in $SHRINKMETA_DATA if `data_dir` is None."""
   if data_dir is not None:
     return pathlib.Path(data_dir)
   if root := os.environ.get("SHRINKMETA_DATA"):
@@ -45,9 +45,9 @@ def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
 
 @contextlib.contextmanager
 def damaged(what: object) -> Iterator[None]:
-  """Whatever a damaged file raises within becomes a DamagedError that begins with `what`, its path.
+  """Turn any error of a damaged file into a DamagedError that begins with `what`, its path.
 
-  What names its file already passes: another DamagedError, and that a file cannot be opened.
+  Errors that name the file already pass unchanged: DamagedError, and that it cannot be opened.
   """
   try:
     yield
@@ -60,15 +60,15 @@ def damaged(what: object) -> Iterator[None]:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-  """A member of a zip; ValueError where it would unfold to more than `most` bytes."""
-  size = archive.getinfo(name).file_size  # zipfile reads no more than is said here
+  """Return a member of a zip; raise ValueError if it would unpack to more than `most` bytes."""
+  size = archive.getinfo(name).file_size  # zipfile reads no more than this size
   if size > most:
     raise ValueError(f"{name} would take {size} bytes where {most} are more than enough")
   return archive.read(name)
 
 
 def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-  """The rows below the header, of which `columns` are needed and others may be there."""
+  """Return the lines below the header, which must have `columns` and may have others."""
   try:
     with damaged(path), path.open(newline="", encoding="utf-8") as file:
       header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]

@@ -1,4 +1,4 @@
-"""Classes of pictures: the container of data sets of photographs, and how it is kept."""
+"""Classes of pictures in memory, and their cache."""
 
 import io
 import pathlib
@@ -22,7 +22,7 @@ class Images(NamedTuple):
 
 
 class Counts(NamedTuple):
-  """How much is published to be in one split."""
+  """The published numbers of classes and images of one split."""
 
   classes: int
   images: int
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
 
 
 class Listing(NamedTuple):
-  """What lies in files, before it is decoded."""
+  """Pictures in files, not yet decoded."""
 
   labels: Sequence[str]  # [M] the name of each picture's class
   read: Callable[[int], np.ndarray]  # m -> picture [h, w, 3] uint8
@@ -55,7 +55,7 @@ def _words(counts: Counts) -> str:
 
 
 def build(listing: Listing, size: int, title: str) -> Images:
-  """Decodes a listing and brings its pictures to size x size, whatever their proportions.
+  """Decode a listing and resize its pictures to size x size; proportions are not kept.
 
   Classes are sorted by name; the pictures of a class keep their order.
   """
@@ -102,7 +102,7 @@ def _read(path: pathlib.Path) -> Images:
 
 
 def _write(path: pathlib.Path, content: Images) -> None:
-  # The small file last: where it is, the large one is whole.
+  # The small file comes last: if it exists, the large one is complete.
   cache.replace(path.with_suffix(".npy"), lambda file: np.save(file, content.images))
   small = {
     "counts": content.counts,

@@ -1,4 +1,4 @@
-"""Few-shot sets of photographs: found on disk, counted, cached, and made a Problem."""
+"""Few-shot sets of photographs: found on disk, checked against published counts, cached."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ _VERSION = 1  # of the pictures made here; another number makes caches of the ol
 
 
 class DataSet(NamedTuple):
-  """What is published of a data set."""
+  """The published facts of a data set."""
 
   name: str  # of its folder and of caches
   title: str
-  origin: str  # where it is had
+  origin: str  # where to download it
   size: int  # height and width of the pictures in pixels
   counts: Mapping[str, Counts]  # of train, val and test
   layouts: Sequence[Layout]  # tried in this order

@@ -39,7 +39,7 @@ _VERSION = 1  # of the features made here; another number makes caches of the ol
 
 
 class Speakers(NamedTuple):
-  """What S speakers said."""
+  """The recordings of S speakers."""
 
   features: np.ndarray  # [S, DIGITS, ROUNDS, FRAMES, MELS] float32
   names: tuple[str, ...]  # [S]
@@ -158,7 +158,7 @@ def problem(
 
   Args:
     shots: recordings of each digit to adapt on.
-    queries: others to be judged by; default the rest of the 6.
+    queries: other recordings to evaluate on; by default the rest of the 6.
     data_dir, cache_dir: see `load`.
   """
   queries = ROUNDS - shots if queries is None else queries

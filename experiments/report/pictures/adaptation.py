@@ -1,4 +1,4 @@
-"""Pictures of how well adaptation did: against its steps, and against data."""
+"""Pictures of accuracy and likelihood, against adaptation steps and against the amount of data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -93,7 +93,7 @@ def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, l
     label_ends(figure, panels)
 
 
-_MOST = 1e3  # nats, times the lowest where that is above 1: what lies above leaves the panel
+_MOST = 1e3  # nats, or this times the lowest if that is above 1; the panel ends there
 
 
 def _scale_nats(ax: Axes) -> None:

@@ -1,8 +1,8 @@
-"""What all pictures of an experiment have in common: their look, and the PNG they become.
+"""The look that all pictures share, and how they become PNG files.
 
-Every picture is 7.5 inches wide: shown 900 pixels wide, its text is about as large as the text
-around it. An algorithm has one look in all of them: the hue tells what a method is built on, and a
-thick solid line with filled dots that it learns sigma.
+Every picture is 7.5 inches wide. Shown 900 pixels wide, its text is about as large as the text
+around it. An algorithm looks the same in all pictures: its hue is that of the method it builds on,
+and a thick solid line with filled dots means that it learns sigma.
 """
 
 import contextlib

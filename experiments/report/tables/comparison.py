@@ -11,7 +11,7 @@ from experiments.settings.algorithms import learns_sigma
 
 
 def accuracy_table(curves: Sequence[Curve], over: str = "episodes") -> str:
-  """Accuracy and negative log-likelihood by adaptation step, mean ± 95 % interval over episodes.
+  """Return accuracy and negative log-likelihood by adaptation step, with 95 % intervals.
 
   Args:
     over: what the columns of the curves are, in words.
@@ -42,14 +42,15 @@ def paired_table(
   step: int = -1,
   over: str = "episodes",
 ) -> str:
-  """Reference − rival on the same episodes: accuracy in points, and negative log-likelihood.
+  """Return reference − rival on the same episodes, in accuracy and negative log-likelihood.
 
-  Better than a rival: accuracy above 0, negative log-likelihood below 0. The intervals hold for
-  one rival at a time; they are not widened for the number of rivals.
+  The reference is better where the difference in accuracy is above 0, and where the difference in
+  negative log-likelihood is below 0. The intervals hold for one rival at a time. They are not
+  widened for the number of rivals.
 
-  The rival has adapted for as many steps as the reference, and in the last two columns for the
-  number that is best for it, which stands in parentheses. That is picked on these very episodes,
-  and so flatters the rival; the reference is where it was.
+  The rival has adapted for as many steps as the reference. In the last two columns it has adapted
+  for the number of steps that is best for it, which stands in parentheses. This number is chosen on
+  the same episodes, which favours the rival. The reference keeps its number of steps.
 
   Args:
     curves: at equal steps and on the same episodes.
@@ -99,10 +100,10 @@ def paired_table(
 
 
 def overfitting_table(curves: Sequence[Curve], over: str = "episodes") -> str:
-  """What adapting for too long costs: accuracy at the last step against the best step.
+  """Return what adapting for too long costs: accuracy at the last step against the best step.
 
-  The best step is picked on these very episodes, so the loss is never positive, and 0 says that
-  the last step is the best. The interval is paired over episodes and takes the pick as given.
+  The best step is chosen on the same episodes, so the difference is never positive. It is 0 if the
+  last step is the best. The interval is paired over episodes, and takes the best step as known.
   """
   rows = []
   for algorithm, values in average_seeds(curves, "accuracy").items():

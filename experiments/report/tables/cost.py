@@ -15,10 +15,10 @@ _STAGES = ("compile", "train", "adapt")
 
 
 def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-  """The settings that each algorithm ran with, `trials` and those that one of them uses.
+  """Return the settings of each algorithm: `trials`, and all that one of them uses.
 
   Args:
-    arms: algorithm -> settings; of `trials`, the length of the search that chose them, 0 is none.
+    arms: algorithm -> settings. `trials` is the length of the search that chose them, 0 for none.
   """
   names = dict.fromkeys(name for settings in arms.values() for name in settings)
   used = lambda name: name == "trials" or any(settings.get(name) for settings in arms.values())
@@ -28,11 +28,12 @@ def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def cost_table(curves: Sequence[Curve], tasks: int, arms: Mapping[str, Mapping[str, Any]]) -> str:
-  """What training took, and how well its modes and solves ended, by algorithm.
+  """Return the cost of training, and how well its modes and solves converged, by algorithm.
 
   Args:
-    tasks: of a meta-step.
-    arms: algorithm -> settings, of which `inner_steps` tells how long a task's adaptation was.
+    curves: of any algorithms and seeds.
+    tasks: per meta-step.
+    arms: algorithm -> settings; `inner_steps` are the steps of a task's adaptation.
   """
 
   def mean(group: Sequence[Curve], name: str) -> str:
@@ -40,8 +41,8 @@ def cost_table(curves: Sequence[Curve], tasks: int, arms: Mapping[str, Mapping[s
     return f"{np.mean(values):.3g}" if np.isfinite(values).any() else "none"
 
   def step_rate(algorithm: str, rates: Sequence[float]) -> str:
-    row = sm.FAMILY.get(algorithm)
-    if not rates or (row is not None and row.phi == "pooled"):  # it does not adapt in training
+    known = sm.FAMILY.get(algorithm)
+    if not rates or (known is not None and known.phi == "pooled"):  # no adaptation in training
       return "none"
     return f"{np.mean(rates) * arms[algorithm]['inner_steps']:.3g}"
 

@@ -10,7 +10,7 @@ from experiments.runs.results import Curve
 
 
 def sample(curves: Sequence[Curve], over: str = "episodes") -> str:
-  """What the intervals of a table are taken over, in words."""
+  """Say in words what the intervals of a table are over."""
   counts = {name: len(group) for name, group in group_by_algorithm(curves).items()}
   most = max(counts.values())
   fewer = ", ".join(f"{name}: {n}" for name, n in counts.items() if n < most)
@@ -21,15 +21,16 @@ def sample(curves: Sequence[Curve], over: str = "episodes") -> str:
 
 
 def plus_minus(values: np.ndarray, digits: int, sign: str = "") -> str:
+  """Return mean ± half width of the 95 % interval; "diverged" if the mean is not finite."""
   mean, half = interval(values)
   if not math.isfinite(mean):
-    return "diverged"  # one episode of one seed is enough
+    return "diverged"  # one episode of one seed suffices
   form = ".1e" if abs(mean) >= 1e5 else f".{digits}f"
   return f"{mean:{sign}{form}} ± {half:{form}}"
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table that reads as text and as Markdown: first column left, the others right."""
+  """Return a table that reads as text and as Markdown, numbers aligned right."""
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   line = lambda cells: (
     "| " + " | ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) + " |"

@@ -15,14 +15,14 @@ from experiments.runs.results import Curve, check
 
 
 class Agreement(NamedTuple):
-  """How alike the sigma of two seeds are over modules, mean over pairs of seeds."""
+  """Correlations over modules of the sigma of two seeds, mean over pairs of seeds."""
 
-  ranks: float  # Spearman's correlation: the order
-  logs: float  # Pearson's, of log sigma, where the order of nearly equal ones hardly tells; or nan
+  ranks: float  # Spearman's, of sigma
+  logs: float  # Pearson's, of log sigma, for sigmas so alike that their order says little; or nan
 
 
 def sigma_agreement(curves: Sequence[Curve]) -> dict[str, Agreement]:
-  """Algorithm -> how its seeds agree, of three modules and more with a sigma of their own."""
+  """Return how the seeds of each algorithm agree, if it has three modules or more."""
   found = {}
   for algorithm, group in group_by_algorithm(curves).items():
     sigma = np.array([[c.sigma[m] for m in sorted(c.sigma)] for c in group])
@@ -38,7 +38,7 @@ def sigma_agreement(curves: Sequence[Curve]) -> dict[str, Agreement]:
 def freezing_table(
   whole: Sequence[Curve], frozen: Mapping[float, Sequence[Curve]], step: int = -1
 ) -> str:
-  """What is lost where the modules whose sigma lies below a threshold stay at phi.
+  """Return what is lost if the modules whose sigma is below a threshold stay at phi.
 
   Args:
     whole: one algorithm's curves with no module frozen.
@@ -80,14 +80,14 @@ _FOUND = "sigma of modules, largest first"
 
 
 def _found(group: Sequence[Curve]) -> str:
-  """Modules with the geometric mean of sigma over seeds, in its order."""
+  """Return modules with their sigma, geometric mean over seeds, largest first."""
   with np.errstate(divide="ignore"):  # a frozen module
     sigma = {m: float(np.exp(np.mean(np.log([c.sigma[m] for c in group])))) for m in group[0].sigma}
   return ", ".join(f"{m} {sigma[m]:.2g}" for m in sorted(sigma, key=lambda m: -sigma[m]))
 
 
 def found_modules(groups: Mapping[str, Sequence[Curve]]) -> str:
-  """Which modules were found with which data: sigma, its geometric mean over seeds, largest first.
+  """Return the modules found with each data set: sigma, geometric mean over seeds, largest first.
 
   Args:
     groups: what the data are -> curves of algorithms that learn sigma.
@@ -101,7 +101,7 @@ def found_modules(groups: Mapping[str, Sequence[Curve]]) -> str:
 
 
 def sigma_table(curves: Sequence[Curve]) -> str:
-  """What algorithms that learn sigma found, and whether their seeds agree on the order.
+  """Return the sigma of each algorithm, and whether its seeds agree on their order.
 
   Args:
     curves: of algorithms that learn sigma.
@@ -119,7 +119,7 @@ def sigma_table(curves: Sequence[Curve]) -> str:
 
 
 def module_table(curve: Curve) -> str:
-  """Per module in network order: parameters, sigma_m, and how far adaptation moved it."""
+  """Return parameters, sigma and root mean square of theta - phi of each module."""
   curve = check(curve, "curve")
 
   def sigma(module: str) -> str:
