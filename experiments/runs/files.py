@@ -16,6 +16,7 @@ Path: TypeAlias = str | os.PathLike[str]
 
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "flax", "optax", "numpy")
 
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[pathlib.Path]:
   """Yield a temporary path. It replaces `path` when the body succeeds, and is removed if not."""
@@ -28,6 +29,7 @@ def atomic(path: Path) -> Iterator[pathlib.Path]:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
 
 def environment() -> dict[str, Any]:
   """Return the versions and the device of this process."""
@@ -48,11 +50,13 @@ def environment() -> dict[str, Any]:
     "system": f"{platform.system()} {platform.machine()}",
   }
 
+
 def write_document(path: Path, content: Mapping[str, Any]) -> None:
   """Write a JSON file of `content` and `environment()`, whole or not at all."""
   text = strict_json({**content, "environment": environment()}, indent=2)
   with atomic(path) as temporary:
     temporary.write_text(text + "\n", encoding="utf-8")
+
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
   """Return JSON in which numbers that are not finite are null, since JSON has no such numbers."""

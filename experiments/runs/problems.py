@@ -9,16 +9,16 @@ import jax.numpy as jnp
 
 import shrinkmeta as sm
 from experiments import networks
-from experiments.settings.schema import Config
-from experiments.datasets.photographs import cifar_fs, grocery, mini_imagenet, tiered_imagenet
 from experiments.datasets import few_shot, sinusoid
 from experiments.datasets.characters import (
   omniglot_alphabets,
   omniglot_few_shot,
   writing_systems,
 )
-from experiments.datasets.speech import spoken_digits
+from experiments.datasets.photographs import cifar_fs, grocery, mini_imagenet, tiered_imagenet
 from experiments.datasets.source import Problem
+from experiments.datasets.speech import spoken_digits
+from experiments.settings.schema import Config
 
 PyTree = Any
 

@@ -1,8 +1,8 @@
 """A run in a folder of its own: one arm trained from one seed.
 
-    run.json        settings, protocol, versions, device
-    states/         checkpoints, and log.jsonl, a log record per meta-step
-    SPLIT.json      what `evaluate` found, a `results.Curve`; SPLIT-freezeX.json with modules frozen
+run.json        settings, protocol, versions, device
+states/         checkpoints, and log.jsonl, a log record per meta-step
+SPLIT.json      what `evaluate` found, a `results.Curve`; SPLIT-freezeX.json with modules frozen
 """
 
 import json

@@ -53,7 +53,9 @@ def test_every_arm_trains_on_sinusoids(name):
 
 
 def test_rounds_through_a_list_are_averaged_by_task():
-  config = tables.load("glyphs", "smoke", ["test_episodes=12", "adapt_steps=(0,1)", "report_step=1"])
+  config = tables.load(
+    "glyphs", "smoke", ["test_episodes=12", "adapt_steps=(0,1)", "report_step=1"]
+  )
   prepared = pipeline.prepare("reptile", config, problems.make_problem(config.problem))
   on = pipeline.evaluation(config, prepared.problem, "test")
   assert (on.source.tasks, on.rounds, on.number) == (8, 2, 16)

@@ -1,14 +1,11 @@
-import dataclasses
 import os
-from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from experiments.runs import problems, store, training
-from experiments.settings import tables
+from experiments.runs import pipeline, problems, store
+from experiments.settings import algorithms, tables
 
 DATA = os.environ.get("SHRINKMETA_DATA")
 
@@ -102,7 +99,9 @@ def test_errors_say_what_was_wanted(tmp_path):
   pipeline.train(prepared, "reptile", 0, config, run.checkpoints)
   log = tmp_path / "a" / "states" / "log.jsonl"
   log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
-  with pytest.raises(ValueError, match="log.jsonl has 2 records and wants one for each of 3 meta-st"):
+  with pytest.raises(
+    ValueError, match="log.jsonl has 2 records and wants one for each of 3 meta-st"
+  ):
     store.restore(run, prepared)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
     algorithms.chosen(["reptile", "protonet"])
