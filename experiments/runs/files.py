@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON that every reader takes, and versions to keep beside."""
+"""Files that appear whole or not at all, strict JSON, and the versions kept in them."""
 
 import contextlib
 import importlib.metadata

@@ -83,7 +83,9 @@ def test_errors_say_what_was_wanted(tmp_path):
   with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
     tables.load("imagenet", "cpu")
   config = tables.load("sinusoid", "smoke")
-  with pytest.raises(ValueError, match="'cosinusoid' is no problem; choose of omniglot"):
+  with pytest.raises(
+    ValueError, match="'cosinusoid' is no problem; choose of writing_systems, omniglot"
+  ):
     problems.make_problem({"name": "cosinusoid"})
   problem = problems.make_problem(config.problem)
   run = store.begin(tmp_path / "a", "reptile", 0, config, problem)
