@@ -73,6 +73,8 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
     (["--table=cifar_fs"], "Give data_dir, its folder, or set SHRINKMETA_DATA"),
     (["--table=cifar_fs", "--data_dir=/none"], "CIFAR-FS wants in /none: CIFAR_FS_train.pickle"),
   ]
+  if module == "tune":
+    cases.append(([*smoke, "--seeds=3"], "write --seeds=0,1,2 for three runs a trial; got '3'"))
   if module == "train":
     cases.append(([*smoke, "--seeds=x"], "--seeds wants whole numbers"))
     cases.append(([*smoke, "--seeds=1,1"], "each of them once, as in --seeds=0,1; got '1,1'"))
