@@ -1,8 +1,9 @@
-"""Trains arms of a table of RESULTS.md.
+"""Train arms of a table of RESULTS.md: algorithms with their settings, each from several seeds.
 
     python -m experiments.train --table=small_data --set=problem.shots=3 --seeds=10,11,12
 
-A run that was stopped goes on where it was when the same command is given again.
+Give the same command again to continue a run that was stopped. By default all algorithms are
+trained from seeds 10 to 14 (searches use seeds from 0 on), into runs/TABLE.
 """
 
 import pathlib
@@ -11,57 +12,50 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments import arms, problems, runs, startup, tables
+from experiments.runs import pipeline, problems, store
+from experiments.settings import algorithms, machine, tables
+from experiments.settings import flags as shared
 
-_TABLE = flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "What is run.")
-_SIZE = flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "For which machine.")
-_ARMS = flags.DEFINE_list("arms", ["all"], f"Of {', '.join(arms.ALL)}; or all.")
-_SEEDS = flags.DEFINE_list(
-  "seeds",
-  ["10", "11", "12", "13", "14"],
-  "A run each; those of trials of experiments.tune begin at 0.",
-)
-_SET = flags.DEFINE_multi_string("set", [], "Changes one setting: --set=meta_steps=100.")
+_TABLE = shared.table()
+_SIZE = shared.table_size()
+_ALGORITHMS = shared.algorithms()
+_SEEDS = shared.seeds()
+_SET = shared.changes()
 _TUNED = flags.DEFINE_bool(
-  "tuned", True, "Settings that experiments.tune chose; false: those that searches start from."
+  "tuned", True, "Use the settings that experiments.tune chose; false: those it starts from."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder of the runs; default runs/TABLE.")
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder of the data set; default $SHRINKMETA_DATA/NAME."
-)
-_CACHE = flags.DEFINE_string(
-  "compilation_cache", None, "Folder in which compiled programs are kept for the next run."
-)
-startup.define_flags()
+_OUT = shared.out()
+_DATA_DIR = shared.data_dir()
+_CACHE = shared.compilation_cache()
+shared.define_processes()
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads the flags, once."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  startup.start_jax(cache=_CACHE.value, processes=startup.processes())
-  with startup.usage():
-    names = arms.chosen(_ARMS.value)
-    seeds = startup.parse_seeds(_SEEDS.value)
+  """Read the flags and train."""
+  shared.no_arguments(argv)
+  machine.start_jax(cache=_CACHE.value, processes=shared.processes())
+  with shared.usage():
+    names = algorithms.chosen(shared.or_default(_ALGORITHMS, ["all"]))
+    seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["10", "11", "12", "13", "14"]))
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
-    learners = {name: runs.prepare(name, config, problem) for name in names}
-  out = pathlib.Path(_OUT.value or f"runs/{_TABLE.value}")
+    arms = {name: pipeline.prepare(name, config, problem) for name in names}
+  out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))
   diverged: list[str] = []
-  for name, prepared in learners.items():
+  for name, prepared in arms.items():
     if not config.arms[name].trials:
       logging.warning("%s: no search chose its settings", name)
     for seed in seeds:
-      with startup.usage():
-        run = runs.begin(out / f"{name}-{seed}", name, seed, config, problem)
+      with shared.usage():
+        run = store.begin(out / f"{name}-{seed}", name, seed, config, problem)
       try:
-        trained = runs.train(prepared, name, seed, config, run.checkpoints)
-      except FloatingPointError as error:  # the others are trained
-        runs.record_divergence(run.folder, error)
+        trained = pipeline.train(prepared, name, seed, config, run.checkpoints)
+      except FloatingPointError as error:  # go on with the others
+        store.record_divergence(run.folder, error)
         logging.error("%s, seed %d diverged: %s", name, seed, error)
         diverged.append(str(run.folder))
         continue
-      runs.diverged(run.folder).unlink(missing_ok=True)  # of an earlier start
+      store.diverged(run.folder).unlink(missing_ok=True)  # an earlier start may have diverged
       losses = trained.history.get("loss") or [float("nan")]
       logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])
   if diverged:

@@ -9,6 +9,9 @@
 Workloads: w1 few-shot images, w2 many inner steps on mini-batches, w3 sinusoids, w4 a Transformer
 of which few modules are task-specific, w5 adaptation alone. Prints a table and appends a JSON line
 a measurement to --out. A rival, or this library with other settings, is run in turn with it.
+
+The algorithm is by default the first of the workload, the tasks are as many as the workload says,
+and --out is runs/benchmarks.jsonl.
 """
 
 import dataclasses
@@ -18,13 +21,16 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import startup
-from experiments.benchmarks import pairs, report, rivals, studies, worker, workloads
+from experiments.benchmarks import report, worker, workloads
+from experiments.benchmarks.comparison import pairs, rivals
+from experiments.benchmarks.studies import index
 from experiments.benchmarks.worker import Config
+from experiments.settings import flags as shared
+from experiments.settings import machine
 
 _WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
-_ALGORITHM = flags.DEFINE_string("algorithm", None, "Of the workload's; default its first.")
-_STUDY = flags.DEFINE_enum("study", None, list(studies.STUDIES), "A study, in place of a workload.")
+_ALGORITHM = shared.algorithm()
+_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, instead of a workload.")
 _RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
 _PEERS = flags.DEFINE_string("peers", None, "Folder of the rivals' scripts.")
 _RIVAL_PYTHON = flags.DEFINE_string("rival_python", None, "Python that has the rival installed.")
@@ -32,13 +38,15 @@ _AGAINST = flags.DEFINE_multi_string(
   "against", [], "Run in turn: this library with a setting changed, as in curvature=gauss_newton."
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each side is run.", 1)
-_OUT = flags.DEFINE_string("out", "runs/benchmarks.jsonl", "JSON lines are appended here.")
+_OUT = shared.out()
 _WORKER = flags.DEFINE_string("worker", None, "Used by the program itself: one measurement.")
 
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of parameters and data.")
-_TASKS = flags.DEFINE_integer("tasks", None, "Tasks a step; default the workload's.", 1)
-_SHOTS = flags.DEFINE_integer("shots", None, "Training examples a class; default as above.", 1)
-_STEPS = flags.DEFINE_integer("steps", None, "Inner steps; default as above.", 1)
+_SEED = shared.seed()
+_TASKS = shared.tasks()
+_SHOTS = flags.DEFINE_integer(
+  "shots", None, "Training examples of a class; default: the workload's.", 1
+)
+_STEPS = flags.DEFINE_integer("steps", None, "Inner steps; default: the workload's.", 1)
 _BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or tasks at once.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one a core.", 0)
 _CURVATURE = flags.DEFINE_enum("curvature", "hessian", ["hessian", "gauss_newton"], "Of imaml.")
@@ -85,9 +93,8 @@ def opponent(config: Config) -> Callable[[], report.Record] | None:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads the flags, once."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  """Read the flags, measure and print."""
+  shared.no_arguments(argv)
   if _WORKER.value:
     worker.main(_WORKER.value)
     return
@@ -96,16 +103,16 @@ def main(argv: Sequence[str]) -> None:
     other = opponent(config)
     if _STUDY.value and (other is not None or _ROUNDS.value > 1):
       raise ValueError("A study is run once, by itself: leave --rival, --against and --rounds out.")
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(shared.or_default(_OUT, "runs/benchmarks.jsonl"))
     report.append(out)  # before anything is measured
   except (ValueError, OSError) as error:
     raise app.UsageError(str(error)) from error
   if _STUDY.value:
-    startup.start_jax(config.devices)
-    # The flags, of which a study heeds those that it does not vary or fix.
+    machine.start_jax(config.devices)
+    # All flags are recorded. A study ignores those of settings that it varies or fixes.
     head = {"study": _STUDY.value, "flags": dataclasses.asdict(config), "seed": config.seed}
     head |= report.environment()
-    print(studies.run(_STUDY.value, config, lambda row: report.append(out, head | row)))
+    print(index.run(_STUDY.value, config, lambda row: report.append(out, head | row)))
   else:
     print(pairs.run(config, _ROUNDS.value, other, lambda record: report.append(out, record)))
 

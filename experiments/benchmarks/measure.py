@@ -1,7 +1,8 @@
-"""How a figure is taken: repetitions in turn, on a machine that others may use, with its spread.
+"""How times are measured: in repetitions, with their spread, on a machine that others may use.
 
-All that is timed blocks, runs once beforehand, and is repeated A B A B ..., so that whatever the
-machine does meanwhile happens to A and to B. Report ratios: seconds belong to one machine and hour.
+Everything that is timed runs once beforehand, and the clock waits until its results are there. Two
+things are timed in turn, A B A B ..., so that other load on the machine affects both. Report
+ratios: seconds hold for one machine and one hour only.
 """
 
 import os
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import startup
+from experiments.settings import machine
 
 _SPARE = 0.2  # cores that others may use before a round counts as contended
 _GROUP = 0.1  # seconds a repetition should last at least: short steps are timed in groups
@@ -127,7 +128,7 @@ def time_in_turn(
   for name, step in steps.items():
     jax.block_until_ready(step())
     groups[name] = max(1, round(_GROUP / max(_repeat(step, 1).wall, 1e-9)))
-  spare = (os.cpu_count() or 1) - startup.cores() + _SPARE  # cores not ours are theirs to use
+  spare = (os.cpu_count() or 1) - machine.cores() + _SPARE  # cores not ours are theirs to use
   calm, rounds = [], []
   while len(calm) < repetitions and len(rounds) < 4 * repetitions:
     if rounds and time.perf_counter() - begin > max_seconds:

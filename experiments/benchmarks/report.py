@@ -1,4 +1,4 @@
-"""Where a measurement goes: a JSON line in a file, and a row of a plain-text table."""
+"""Measurements as JSON lines in a file and as a plain-text table."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 import shrinkmeta as sm
-from experiments import results, startup
+from experiments.runs import files
+from experiments.settings import machine
 
 Record = dict[str, Any]
 
@@ -19,7 +20,7 @@ def environment() -> Record:
     "device": device.device_kind,
     "platform": device.platform,
     "devices": jax.device_count(),
-    "cpu_count": startup.cores(),
+    "cpu_count": machine.cores(),
     "jax": jax.__version__,
     "shrinkmeta": sm.__version__,
   }
@@ -30,7 +31,7 @@ def append(path: pathlib.Path, *records: Mapping[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
     for record in records:
-      file.write(results.strict_json(record) + "\n")
+      file.write(files.strict_json(record) + "\n")
 
 
 def cell(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""Measures one configuration of this library in this process: the peak memory is its own.
+"""Measure one configuration of this library, in a process of its own.
 
-Run by `pairs.py` as a process of its own, which also sets the number of host devices before JAX
-starts and can time the way from the start of the process to the first finished update.
+So the peak memory is that of the configuration, the number of host devices can be set before JAX
+starts, and the time from the start of the process to the first finished update can be measured.
+`comparison/pairs.py` starts the process.
 """
 
 import dataclasses
@@ -18,9 +19,11 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 
 import shrinkmeta as sm
-from experiments import results, startup, training
 from experiments.benchmarks import flops, measure, report, workloads
-from shrinkmeta.devices.batching import Batching, num_tasks
+from experiments.runs import files, training
+from experiments.settings import machine
+
+Batching = Literal["auto", "vmap", "sequential"] | int  # as a learner takes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +89,12 @@ def place(mesh: jax.sharding.Mesh | None, state: Any, tasks: Any) -> tuple[Any, 
   """The state on every device and the tasks split over them, filled up as `sm.fit` does."""
   if mesh is None:
     return state, tasks
-  share = sm.share_of_tasks(num_tasks(tasks), mesh)[2]
+  share = sm.share_of_tasks(sm.num_tasks(tasks), mesh)[2]
   return sm.place_state(state, mesh), sm.place_tasks(tasks, mesh, share)
 
 
 def make_step(workload: workloads.Workload, algorithm: str, seed: int, **keywords: Any) -> Step:
-  """`update` of an algorithm, or for "adapt" the adaptation of all tasks, of which theta is kept.
+  """Return the `update` of an algorithm; for "adapt" the adaptation of all tasks, theta alone.
 
   Args:
     keywords: of `workloads.make_learner`.
@@ -204,5 +207,5 @@ def main(payload: str) -> None:
   """The other end of `spawn`: prints the record as one line."""
   request: Mapping[str, Any] = json.loads(payload)
   config = Config(**request["config"])
-  startup.start_jax(config.devices, config.cache)
-  print(results.strict_json(measure_config(config, request["began"])), flush=True)
+  machine.start_jax(config.devices, config.cache)
+  print(files.strict_json(measure_config(config, request["began"])), flush=True)

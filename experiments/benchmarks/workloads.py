@@ -18,7 +18,6 @@ import optax
 
 import shrinkmeta as sm
 from experiments import networks
-from shrinkmeta.model.modules import Labels
 
 PyTree = Any
 Net = Literal["conv", "mlp", "transformer"]
@@ -104,7 +103,7 @@ class Problem(NamedTuple):
   """Tasks and a network for them."""
 
   params: PyTree
-  labels: Labels
+  labels: sm.Labels
   likelihood: sm.Likelihood
   tasks: sm.Task  # leaves lead with [T]
 
@@ -203,8 +202,8 @@ def make_learner(
     keywords: of the learner: batching, mesh; and inner or implicit, in place of the workload's.
   """
   keywords = {"phi_optimizer": optax.sgd(1e-3)} | keywords
-  row = sm.FAMILY["reptile" if algorithm == "adapt" else algorithm]
-  if row.gradient == "implicit":
+  known = sm.FAMILY["reptile" if algorithm == "adapt" else algorithm]
+  if known.gradient == "implicit":
     keywords = {
       "inner": sm.Inner(
         optax.sgd(workload.rate / workload.sigma**2),
@@ -222,7 +221,7 @@ def make_learner(
   return make(problem.likelihood, problem.labels, **keywords)
 
 
-def init_sigma(workload: Workload, labels: Labels) -> dict[str, float]:
+def init_sigma(workload: Workload, labels: sm.Labels) -> dict[str, float]:
   """sigma for the modules that are task-specific, 0 for the others."""
   free = lambda name: workload.moving is None or name in workload.moving
   return {name: workload.sigma * free(name) for name in jax.tree.leaves(labels)}

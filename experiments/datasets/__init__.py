@@ -1,1 +1,1 @@
-"""Data sets: where they come from, how they are checked and how tasks are drawn from them."""
+"""Data sets: how their files are read and checked, and how tasks are drawn from them."""

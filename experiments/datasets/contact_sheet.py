@@ -6,14 +6,17 @@ from shrinkmeta import Task
 
 
 def contact_sheet(task: Task, columns: int = 20) -> np.ndarray:
-  """One task as [height, width] grey or [height, width, 3] uint8: a class a row, train left of val.
+  """Return one task as a picture: a line of pictures for each class, train left of val.
 
-  `PIL.Image.fromarray(contact_sheet(task)).save("task.png")`. Grey pictures hold ink, and are shown
-  as ink on paper.
+  `PIL.Image.fromarray(contact_sheet(task)).save("task.png")`. Grey pictures
+  hold ink, and are shown as ink on paper.
 
   Args:
-    task: inputs [N, H, W, 1 or 3] in [0, 1] and labels, as many rows of each class.
-    columns: at most so many pictures of a class in each part.
+    task: inputs [N, H, W, 1 or 3] in [0, 1] and labels, with equally many examples of each class.
+    columns: most pictures of a class in each part.
+
+  Returns:
+    [height, width] grey or [height, width, 3], uint8.
   """
   shape = np.shape(task.train.inputs)
   if len(shape) != 4:

@@ -40,9 +40,9 @@ def source(shape: FewShot, images: np.ndarray, counts: np.ndarray) -> Source:
   """Endless episodes.
 
   An episode draws `ways` distinct classes, labels them in random order, and draws
-  `shots + queries` distinct pictures of each. With `turns`, each class is turned by a multiple of
-  90 degrees of its own, the same for all its pictures: the episode is one of 4 K classes in which
-  no two are turns of the same.
+  `shots + queries` distinct pictures of each. With `turns`, all pictures of a class are turned by
+  the same random multiple of 90 degrees. This makes 4 K classes out of K, and no
+  episode has two classes that are turns of each other.
 
   Args:
     shape: of the episodes.

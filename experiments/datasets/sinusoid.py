@@ -14,11 +14,11 @@ from experiments.datasets.source import Problem, Protocol, Source
 from shrinkmeta import Batch, Task
 
 FEWEST, MOST = 5, 20  # examples to adapt on
-QUERIES = 50  # others to be judged by
+QUERIES = 50  # examples to evaluate on
 
 
 class Sinusoids(NamedTuple):
-  """T tasks, each with MOST rows to adapt on, of which a mask shows some, and others to judge."""
+  """T tasks, each with MOST examples to adapt on, some masked, and QUERIES to evaluate on."""
 
   train: Batch
   val: Batch
@@ -60,12 +60,12 @@ def _task(config: _Config, data: None, number: jax.Array, key: jax.Array) -> Tas
 def problem(shots: int | None = 10, noise: float = 0.0, scale: float = 0.3) -> Problem:
   """Regression with a Gaussian likelihood.
 
-  Train, validation and test are one source: give each a key of its own.
+  Train, validation and test share one source, so each needs its own key.
 
   Args:
     shots: examples to adapt on, 1 to MOST; None draws FEWEST to MOST, the rest masked.
     noise: standard deviation of what is added to y, in both parts.
-    scale: the likelihood's; where there is no noise it says how close a fit is asked for.
+    scale: standard deviation of the likelihood. Without noise it sets how close a fit must be.
   """
   if shots is not None and not 1 <= shots <= MOST or noise < 0:
     raise ValueError(f"Sinusoids want 1 to {MOST} shots and noise >= 0; got {shots} and {noise}.")

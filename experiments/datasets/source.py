@@ -1,7 +1,7 @@
-"""What an experiment needs to know of a data set: where tasks come from and under which protocol.
+"""What the rest of experiments/ knows of a data set: its tasks, its likelihood and its protocol.
 
-A data set is one file with a function that returns a `Problem`; a binary that takes Problems knows
-nothing of pictures or files.
+A data set is one file with a function that returns a `Problem`. Whoever takes a `Problem` needs to
+know nothing of pictures or files.
 """
 
 import dataclasses
@@ -70,13 +70,13 @@ class Source:
 
 
 class Protocol(NamedTuple):
-  """What a result row says of its data, in words and numbers; `_asdict()` is a mapping."""
+  """What a result says of its data, in words and numbers; `_asdict()` is a mapping."""
 
   data: str
   split: str  # how many classes or tasks in each part, and how they were chosen
   ways: int | None  # classes of a task
   shots: int | str  # examples to adapt on, of each class or of a task without classes
-  queries: int  # examples to be judged by, likewise
+  queries: int  # examples to evaluate on, likewise
   augmentation: str  # in both parts of a task, unless it says otherwise
   evaluation: str  # where validation and test tasks come from
 
@@ -98,3 +98,10 @@ class Problem(NamedTuple):
     if self.kind == "categorical":
       return sm.categorical(predict)
     return sm.gaussian(predict, self.scale)
+
+
+def example_weights(batch: sm.Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Return the mask of a batch as numbers [N]; ones if it has no mask."""
+  if batch.mask is None:
+    return jnp.ones(len(jax.tree.leaves(batch.targets)[0]), dtype)
+  return batch.mask.astype(dtype)

@@ -1,7 +1,8 @@
-"""Tasks whose network may take batch statistics from the support set alone.
+"""Tasks whose network takes its batch statistics from the support set alone.
 
-The support set is what a task adapts on. Its examples stand beside those to be judged by, masked
-out, so that a prediction depends on them and on its own input, but on no other to be judged by.
+The support set is the train part of a task, on which it adapts. The queries are its val part. The
+support examples are put into the val part too, masked out. So a prediction depends on the support
+set and on its own input, but on no other query.
 """
 
 import dataclasses
@@ -10,16 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.datasets.source import Problem, Source
+from experiments.datasets.source import Problem, Source, example_weights
 from shrinkmeta import Batch, Task
-from shrinkmeta.model.tasks import weights
 
 
 def beside(problem: Problem) -> Problem:
-  """Inputs become {"x": [N, ...], "support": weights [N]}; val leads with the rows of train.
+  """Return the problem with inputs {"x": [N, ...], "support": weights [N]}.
 
-  A support weight is a row's mask in train, and 0 for what is judged; the mask of val is 0 for the
-  rows of train. Mini-batches of train have the statistics of the mini-batch.
+  The weight of a support example is its mask in train, and that of a query is 0. The val part
+  begins with the examples of train, whose mask there is 0. A mini-batch of train has the statistics
+  of the mini-batch.
   """
   train, validation, test = map(_beside, (problem.train, problem.validation, problem.test))
   return problem._replace(train=train, validation=validation, test=test)
@@ -32,7 +33,7 @@ def _beside(source: Source) -> Source:
 def _draw(config: Any, data: Any, number: jax.Array, key: jax.Array) -> Task:
   draw, own = config
   train, val = draw(own, data, number, key)
-  support, judged = (weights(batch, jnp.float32) for batch in (train, val))
+  support, judged = (example_weights(batch, jnp.float32) for batch in (train, val))
   join = lambda a, b: jax.tree.map(lambda *x: jnp.concatenate(x), a, b)
   inputs = {
     "x": join(train.inputs, val.inputs),

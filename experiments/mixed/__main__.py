@@ -16,9 +16,10 @@ import matplotlib
 import numpy as np
 from absl import app, flags
 
-from experiments import results
 from experiments.mixed import groups, model, report, simulation, table
 from experiments.mixed.formula import parse
+from experiments.runs import files
+from experiments.settings import flags as shared
 
 _DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.")
 _FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.")
@@ -26,7 +27,7 @@ _FAMILY = flags.DEFINE_enum("family", "gaussian", ["gaussian", "logistic", "pois
 _ESTIMATOR = flags.DEFINE_enum(
   "estimator", "ml", ["ml", "reml", "predictive"], "What phi and sigma maximise."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of --simulate, and the halves of --estimator=predictive.")
+_SEED = shared.seed()  # of --simulate, and of the halves of --estimator=predictive
 _SIMULATE = flags.DEFINE_integer(
   "simulate", None, "In place of --data: fits so many simulated data sets by every estimator.", 2
 )
@@ -36,9 +37,8 @@ _PLOT = flags.DEFINE_string("plot", None, "Writes a picture (png, pdf, svg) of t
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads the flags, once."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  """Read the flags, fit, and write what they ask for."""
+  shared.no_arguments(argv)
   # Before a fit, which may take minutes.
   if _PLOT.value and pathlib.Path(_PLOT.value).suffix.lower() not in _PICTURES:
     raise app.UsageError(f"--plot={_PLOT.value} must end in one of {', '.join(_PICTURES)}.")
@@ -51,18 +51,16 @@ def main(argv: Sequence[str]) -> None:
     print(simulation.text(rows))
     if _JSON.value:
       content = {"rows": rows, "datasets": _SIMULATE.value, "seed": _SEED.value}
-      results.write_document(_JSON.value, content)
+      files.write_document(_JSON.value, content)
     return
   if not (_DATA.value and _FORMULA.value):
     raise app.UsageError("Give --data and --formula, or --simulate.")
   family: Any = _FAMILY.value
   estimator: Any = _ESTIMATOR.value
-  try:
+  with shared.usage():
     formula = parse(_FORMULA.value)
     data = table.grouped(table.read(pathlib.Path(_DATA.value)), formula, family)
     fitted = model.fit(formula, family, data.batches, estimator, jax.random.key(_SEED.value))
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
   print(report.text(fitted, formula, data, family, estimator))
   effects = groups.group_effects(formula, family, fitted, data.batches)
   linear = family == "gaussian"
@@ -78,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
       "seed": _SEED.value,
     }
     content = report.as_json(fitted, data, effects, own, config)
-    results.write_document(_JSON.value, content)
+    files.write_document(_JSON.value, content)
   if _PLOT.value:
     matplotlib.use("agg")
     report.plot(pathlib.Path(_PLOT.value), fitted, formula, data, effects, own)

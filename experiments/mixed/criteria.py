@@ -1,13 +1,13 @@
-"""A mixed model as the hierarchical model that it is, and what a fit of it maximises.
+"""A mixed model as a hierarchical model, and the criteria that a fit may maximise.
 
 A term of the formula is a module of one number: phi is its fixed effect, sigma the standard
 deviation between groups, theta_t the group's own value. Terms without a random part have sigma 0;
 random terms without a fixed part have phi held at 0. The residual's log standard deviation is a
-module with sigma 0, so that phi has it.
+module with sigma 0, so that all groups share it.
 
     ml          sum_t log p(y_t | phi, sigma)                      the evidence
     reml        the same, phi of the fixed terms integrated out
-    predictive  sum_t log p(y_t^val | theta_hat_t), halves of the groups' rows judging each other
+    predictive  sum_t log p(y_t^val | theta_hat_t), where half of a group predicts the other half
 """
 
 import functools
@@ -22,7 +22,6 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from experiments.mixed.formula import Formula
-from shrinkmeta.curvature.solvers import after
 
 Family = Literal["gaussian", "logistic", "poisson"]
 Estimator = Literal["ml", "reml", "predictive"]
@@ -101,6 +100,16 @@ def log_likelihood(
   return jnp.sum(jax.vmap(one)(batches))
 
 
+def _after(first: jax.Array, then: Parameters) -> Parameters:
+  """Return `then`, which XLA cannot use before `first` is known; NaN if `first` is NaN.
+
+  Hazard, jaxlib 0.10.2 on CPUs: under vmap each LAPACK call holds a thread of XLA's pool while it
+  waits for others of that pool. On a machine of two cores two such calls side by side wait for
+  ever. So the two factorisations of `restricted` must run one after the other.
+  """
+  return jax.tree.map(lambda x: jnp.where(jnp.isnan(first), jnp.nan, x), then)
+
+
 def restricted(
   model: Model, parameters: Parameters, batches: sm.Batch, boundary: tuple[str, ...]
 ) -> jax.Array:
@@ -110,7 +119,7 @@ def restricted(
   frozen = _frozen(model, boundary)
   if set(frozen) == set(model.labels):
     frozen = _frozen(model, boundary[1:])  # sigma 0 does it, with a module left
-  parameters = after(value, parameters)  # no two factorisations side by side
+  parameters = _after(value, parameters)
   return value + sm.restriction(
     model.likelihood, model.labels, *parameters, batches, model.formula.fixed, frozen
   )
@@ -134,7 +143,7 @@ def predictive(
 
 
 def halves(batches: sm.Batch, key: jax.Array) -> tuple[sm.Batch, sm.Batch]:
-  """Each group's rows in two random halves, as masks; the odd row goes to either."""
+  """Return the examples of each group in two random halves, as masks; an odd one goes to either."""
   mask = batches.mask
   assert mask is not None
   keys = jax.random.split(key, 2)

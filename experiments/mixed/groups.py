@@ -1,4 +1,4 @@
-"""What a group has of its own after a fit: shrunk towards phi, how surely, and by itself."""
+"""The effects of each group after a fit: shrunk towards phi, their errors, and unshrunk."""
 
 from typing import Any
 

@@ -33,8 +33,8 @@ _NO_WORSE = 1e-4  # what 0 may lose of the criterion, all examples together: the
 class Fit(NamedTuple):
   """A maximum. Standard deviations, errors and intervals are in the units of the data.
 
-  Errors and intervals are nan where the criterion is l_PLL: as that is no log likelihood of phi and
-  sigma, its curvature tells how flat it is, and nothing of how far the estimates are off.
+  Errors and intervals are nan if the criterion is l_PLL. It is no log likelihood of phi and sigma,
+  so its curvature does not say how far the estimates are off.
   """
 
   fixed: dict[str, float]
@@ -55,7 +55,7 @@ class Fit(NamedTuple):
 def _compiled(
   formula: Formula, family: Family, estimator: Estimator, boundary: tuple[str, ...]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-  """Of the criterion a example, negated: (vector, data) -> (value, gradient), and its Hessian."""
+  """Return the negated criterion, (vector, data) -> (value, gradient), and its Hessian."""
   model = build(formula, family)
 
   def criterion(v: jax.Array, data: Any) -> jax.Array:
@@ -87,7 +87,7 @@ def _likelihood(formula: Formula, family: Family, boundary: tuple[str, ...]) -> 
 
 
 class _Units(NamedTuple):
-  """What is taken from the response, then factors: so that the search meets numbers near 1."""
+  """Effects subtracted from the response, then factors, so that the search has numbers near 1."""
 
   response: float
   fixed: dict[str, float]  # effects of the scaled terms, taken from the response first

@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from experiments import results
 from experiments.mixed.formula import Formula
 from experiments.mixed.model import Fit
 from experiments.mixed.table import Grouped
+from experiments.runs import files
 
 _CRITERION = {
   "ml": "log-likelihood",
@@ -137,5 +137,5 @@ def plot(
     ax.set_xlabel(term)
   axes[0].set_ylabel(formula.group)
   axes[0].legend(fontsize=8, loc="lower right")
-  with results.atomic(path) as temporary:
+  with files.atomic(path) as temporary:
     figure.savefig(temporary, dpi=150, format="png")

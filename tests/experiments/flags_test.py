@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from experiments import problems, runs, tables
+from experiments.runs import problems, store
+from experiments.settings import tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,9 +18,9 @@ REFUSED = """
 import importlib, json, sys
 from absl import app, flags
 from absl.testing import flagsaver
-from experiments import startup
+from experiments.settings import machine
 binary = importlib.import_module(f"experiments.{sys.argv[1]}")
-startup.start_jax = lambda **_: None
+machine.start_jax = lambda **_: None
 told = []
 for arguments in json.loads(sys.argv[2]):
   with flagsaver.flagsaver():
@@ -47,28 +48,33 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
   config = tables.load("sinusoid", "smoke", ["problem.shots=3"])
   problem = problems.make_problem(config.problem)
   for name in ("maml-0", "maml-0-0"):  # a run, a trial
-    runs.begin(tmp_path / "other" / name, "maml", 0, config, problem)
+    store.begin(tmp_path / "other" / name, "maml", 0, config, problem)
     (tmp_path / "damaged" / name).mkdir(parents=True)
     (tmp_path / "damaged" / name / "run.json").write_text('{"format"')
-  smoke = ["--table=sinusoid", "--size=smoke", "--arms=maml"]
+  smoke = ["--table=sinusoid", "--size=smoke", "--algorithms=maml"]
   smoke += ["--seeds=0"] if module == "train" else []
   cases = [
     ([*smoke, "--set=problem.shots=99"], "want 1 to 20 shots"),
     ([*smoke, "--set=report_step=7"], "report_step is one of adapt_steps, 0, 1, 5; got 7"),
     ([*smoke, "--set=validation_episodes=0"], "validation_episodes is at least 1; got 0"),
     ([*smoke, "--data_dir=x"], "Sinusoids are made, not read"),
-    ([*smoke, "--arms=maml,maml"], "each of them once; got 'maml,maml'"),
+    ([*smoke, "--algorithms=maml,maml"], "each of them once; got 'maml,maml'"),
     ([*smoke, f"--out={tmp_path / 'other'}"], "holds a run with another"),
     ([*smoke, f"--out={tmp_path / 'damaged'}"], "run.json cannot be read: "),
-    ([*smoke, "--arms=maml,boil", "--set=arms.boil.inner=adamw"], "arms.boil.inner is one of sgd"),
+    (
+      [*smoke, "--algorithms=maml,boil", "--set=arms.boil.inner=adamw"],
+      "arms.boil.inner is one of sgd",
+    ),
     ([*smoke, "--set=arms.maml.modules=net"], "modules is one of layer, block; got 'net'"),
     (
-      [*smoke, "--arms=maml,hand_picked", "--set=arms.hand_picked.task_specific=conv_9"],
+      [*smoke, "--algorithms=maml,hand_picked", "--set=arms.hand_picked.task_specific=conv_9"],
       "conv_9",
     ),
     (["--table=cifar_fs"], "Give data_dir, its folder, or set SHRINKMETA_DATA"),
     (["--table=cifar_fs", "--data_dir=/none"], "CIFAR-FS wants in /none: CIFAR_FS_train.pickle"),
   ]
+  if module == "tune":
+    cases.append(([*smoke, "--seeds=3"], "write --seeds=0,1,2 for three runs a trial; got '3'"))
   if module == "train":
     cases.append(([*smoke, "--seeds=x"], "--seeds wants whole numbers"))
     cases.append(([*smoke, "--seeds=1,1"], "each of them once, as in --seeds=0,1; got '1,1'"))

@@ -13,7 +13,9 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from experiments import configs, glyphs, results
+from experiments import glyphs
+from experiments.runs import results
+from experiments.settings import tables
 
 ALGORITHMS = ("sigma_imaml", "fomaml")
 
@@ -23,29 +25,28 @@ SYSTEMS = 8  # to test on; the preset asks for four episodes, fewer than one eac
 def run(
   out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", settings=(), **keywords
 ) -> str:
-  config = configs.load("smoke", settings)
-  data_dir = keywords.get("data_dir")
-  tables, diverged = glyphs.run(algorithms, seeds, config, dataset, data_dir, "test", out)
+  config = tables.load("glyphs", "smoke", [f"problem.dataset={dataset}", *settings])
+  found, diverged = glyphs.run(algorithms, seeds, config, keywords.get("data_dir"), "test", out)
   assert diverged == keywords.get("diverged", [])
-  return tables
+  return found
 
 
 @pytest.mark.slow
 def test_end_to_end_and_again(tmp_path):
-  tables = run(tmp_path / "a", seeds=(0, 1))
+  found = run(tmp_path / "a", seeds=(0, 1))
   for text in ("5-way 1-shot", "batch (transductive)", "sigma_imaml", "fomaml", "conv_3", "head"):
-    assert text in tables
+    assert text in found
   for name in ("results.csv", "adaptation.png", "sigma.png", "sigma_history.png"):
     assert (tmp_path / "a" / name).stat().st_size > 0
   assert list((tmp_path / "a" / "tensorboard").glob("*/events*"))
   config, curves = results.read_json(tmp_path / "a" / "results.json")
-  assert config["dataset"] == "glyphs" and config["meta_steps"] == 3
+  assert config["problem"]["dataset"] == config["table"] == "glyphs" and config["meta_steps"] == 3
   assert [(c.algorithm, c.seed) for c in curves] == [(a, s) for s in (0, 1) for a in ALGORITHMS]
   sigma = [c.history["sigma/head"] for c in curves if c.algorithm == "sigma_imaml"]
   assert all(len(s) == 3 and np.isfinite(s).all() for s in sigma) and sigma[0] != sigma[1]
   with (tmp_path / "a" / "results.csv").open() as file:
     assert len(list(csv.reader(file))) == 1 + 4 * SYSTEMS * 3  # curves, systems, steps
-  assert f"{SYSTEMS} systems, the mean of 1 episodes each" in tables
+  assert f"{SYSTEMS} systems, the mean of 1 episodes each" in found
 
   run(tmp_path / "b", algorithms=("sigma_imaml",))
   again = results.read_json(tmp_path / "b" / "results.json")[1][0]
@@ -123,8 +124,8 @@ def test_what_cannot_be_run_is_refused_before_anything_is_read(tmp_path):
 def test_one_arm_that_diverges_costs_no_other(tmp_path):
   wild = ["arms.fomaml.inner_rate=1e38", "arms.fomaml.outer_rate=1e38"]
   names = ("fomaml", "reptile")
-  tables = run(tmp_path, algorithms=names, settings=wild, diverged=["fomaml-0"])
-  assert "| reptile" in tables and "| fomaml" not in tables
+  found = run(tmp_path, algorithms=names, settings=wild, diverged=["fomaml-0"])
+  assert "| reptile" in found and "| fomaml" not in found
   _, curves = results.read_json(tmp_path / "results.json")
   assert [curve.algorithm for curve in curves] == ["reptile"]
   assert not (tmp_path / "x").exists()
@@ -133,8 +134,8 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
 @pytest.mark.parametrize(
   "argument, message",
   [
-    ("--set=ways=200", "Tasks of 200 ways want a writing system of as many"),
-    ("--set=size=40", "Episodes want 40 x 40 pixels"),
+    ("--set=problem.ways=200", "Tasks of 200 ways want a writing system of as many"),
+    ("--set=problem.size=40", "Episodes want 40 x 40 pixels"),
     ("--set=test_episodes=0", "test_episodes is at least 1; got 0"),
     ("--set=arms.fomaml.inner=adamw", "arms.fomaml.inner is one of sgd, adam.*got 'adamw'"),
     ("--seeds=x", "--seeds wants whole numbers.*got 'x'"),
@@ -145,8 +146,8 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
 def test_flags_that_cannot_be_run_are_told_before_training(
   tmp_path, monkeypatch, argument, message
 ):
-  monkeypatch.setattr(glyphs.startup, "start_jax", lambda **_: None)  # it has started
-  monkeypatch.setattr(glyphs, "run_arm", lambda *_: pytest.fail("it trains"))
+  monkeypatch.setattr(glyphs.machine, "start_jax", lambda **_: None)  # it has started
+  monkeypatch.setattr(glyphs.pipeline, "train", lambda *_: pytest.fail("it trains"))
   with flagsaver.flagsaver():
     rest = flags.FLAGS(["glyphs", f"--out={tmp_path / 'out'}", argument])
     with pytest.raises(app.UsageError, match=message):
@@ -165,10 +166,3 @@ def test_omniglot_without_a_folder(tmp_path, monkeypatch):
     run(tmp_path, dataset="omniglot")
   with pytest.raises(app.UsageError, match="images_background.zip"):
     run(tmp_path, dataset="omniglot", data_dir=str(tmp_path))
-
-
-def test_train_and_test_systems_are_disjoint():
-  for split in ("test", "validation"):
-    data = glyphs.load_data("glyphs", None, split, 20)
-    assert not set(data.train.systems) & set(data.test.systems)
-    assert len(data.train.systems) >= 15 and len(data.test.systems) >= 4

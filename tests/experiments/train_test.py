@@ -1,15 +1,12 @@
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
-import pytest
 
-import shrinkmeta as sm
-from experiments import arms, configs, problems, results, runs, summaries, tables, training
+from experiments.runs import problems, results, store
+from experiments.settings import tables
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -19,24 +16,16 @@ def call(module, *arguments):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def test_tasks_take_the_devices_that_shorten_the_longest_share(monkeypatch):
-  monkeypatch.setattr(jax, "device_count", lambda: 4)
-  monkeypatch.setattr(jax, "devices", lambda: ["a", "b", "c", "d"])
-  monkeypatch.setattr(sm, "task_mesh", len)
-  devices = [training.host_mesh(tasks) for tasks in (1, 2, 3, 4, 5, 6, 7, 8, 9, 25)]
-  assert devices == [None, 2, 3, 4, 3, 3, 4, 4, 3, 4]
-
-
 def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
-  done = call("train", *flags, "--arms=reptile,sigma_imaml")
+  done = call("train", *flags, "--algorithms=reptile,sigma_imaml")
   assert done.returncode == 0, done.stderr
-  assert [folder.name for folder in runs.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
+  assert [folder.name for folder in store.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
 
   # One that is not trained yet does not keep the others waiting.
   config = tables.load("sinusoid", "smoke")
   problem = problems.make_problem(config.problem)
-  runs.begin(tmp_path / "fomaml-0", "fomaml", 0, config, problem)
+  store.begin(tmp_path / "fomaml-0", "fomaml", 0, config, problem)
   done = call("evaluate", tmp_path)
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert "fomaml-0 was trained for 0 of 3 meta-steps" in done.stderr
@@ -118,13 +107,13 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert done.returncode != 0 and "runs of one arm with unlike settings" in done.stderr
   shutil.rmtree(again)
 
-  done = call("train", *flags, "--arms=reptile", "--set=problem.shots=3")
+  done = call("train", *flags, "--algorithms=reptile", "--set=problem.shots=3")
   assert done.returncode != 0 and "other data: problem.shots: " in done.stderr
 
 
 def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
-  done = call("train", *flags, "--arms=maml,fine_tuning", "--set=arms.maml.inner_rate=1e30")
+  done = call("train", *flags, "--algorithms=maml,fine_tuning", "--set=arms.maml.inner_rate=1e30")
   assert done.returncode == 1 and "maml, seed 0 diverged: No task of step 0" in done.stderr
   done = call("evaluate", tmp_path)
   assert done.returncode == 1 and f"see {tmp_path / 'maml-0' / 'diverged.txt'}" in done.stderr
@@ -153,110 +142,6 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   assert done.returncode != 0 and "1 of 1 diverged in training" in " ".join(done.stderr.split())
   of_earlier = tmp_path / "fine_tuning-0" / "diverged.txt"
   of_earlier.touch()
-  assert call("train", *flags, "--arms=fine_tuning").returncode == 0 and not of_earlier.exists()
-
-
-def test_errors_say_what_was_wanted(tmp_path):
-  with pytest.raises(ValueError, match="no run in"):
-    runs.find([str(tmp_path)])
-  (tmp_path / "run.json").write_text('{"format": "other"}')
-  with pytest.raises(ValueError, match="'other'.*wanted 'shrinkmeta"):
-    runs.read(tmp_path)
-  (tmp_path / "run.json").write_text("[]")
-  with pytest.raises(ValueError, match=f"{tmp_path}/run.json: format is None; wanted 'shrinkmeta"):
-    runs.read(tmp_path)
-  with pytest.raises(ValueError, match="alphabets.*got 'imagenet'"):
-    tables.load("imagenet", "cpu")
-  config = tables.load("sinusoid", "smoke")
-  with pytest.raises(ValueError, match="'cosinusoid' is no problem; choose of omniglot"):
-    problems.make_problem({"name": "cosinusoid"})
-  problem = problems.make_problem(config.problem)
-  run = runs.begin(tmp_path / "a", "reptile", 0, config, problem)
-  with pytest.raises(ValueError, match="trained for 0 of 3 meta-steps: start experiments.train"):
-    runs.restore(run, runs.prepare("reptile", config, problem))
-  about = (tmp_path / "a" / "run.json").read_text()
-  for text, message in (("{", "cannot be read"), (about.replace(runs.FORMAT, "x"), "is 'x'")):
-    (tmp_path / "a" / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=f"a/run.json.*{message}.*Train again in another folder"):
-      runs.begin(tmp_path / "a", "reptile", 0, config, problem)
-  (tmp_path / "a" / "run.json").write_text(about)
-  prepared = runs.prepare("reptile", config, problem)
-  runs.train(prepared, "reptile", 0, config, run.checkpoints)
-  log = tmp_path / "a" / "states" / "log.jsonl"
-  log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
-  with pytest.raises(ValueError, match="log.jsonl has 2 rows and wants one for each of 3 meta-st"):
-    runs.restore(run, prepared)
-  with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
-    arms.chosen(["reptile", "protonet"])
-  with pytest.raises(ValueError, match="kind \"mlp\" and width; got .*'conv'"):
-    tables.load("sinusoid", "smoke", ["network.kind=conv"])
-  wrong = tables.load("sinusoid", "smoke", ["arms.reptile.inner=adamw"])
-  with pytest.raises(ValueError, match="arms.reptile.inner is one of sgd, adam.*got 'adamw'"):
-    runs.prepare("reptile", wrong, problem)
-
-
-@pytest.mark.parametrize("table", tables.TABLES)
-@pytest.mark.parametrize("size", tables.SIZES)
-def test_every_table_has_every_arm_and_reports_a_step_that_it_records(table, size):
-  config = tables.load(table, size)
-  assert set(config.arms) == set(arms.ALL)
-  assert config.report_step in config.adapt_steps
-  assert isinstance(config, configs.ml_collections.ConfigDict)
-
-
-@pytest.mark.parametrize("table", ("alphabets", "small_data", "more_data", "few_shot"))
-def test_rows_that_share_a_cut_were_searched_with_it(table):
-  """A module is a block for rows with a mode; for sigma_maml, as for meta_sgd, a layer."""
-  found = tables.load(table, "cpu").arms
-  assert {found[name].modules for name in ("sigma_imaml", "sigma_reptile")} == {"block"}
-  assert {found[name].modules for name in ("sigma_maml", "meta_sgd", "hand_picked")} == {"layer"}
-  assert all(arm.trials >= 6 for arm in found.values())
-
-
-def test_sigma_agreement_is_the_mean_rank_correlation_of_pairs():
-  make = lambda seed, sigma: results.Curve(
-    algorithm="sigma_imaml",
-    seed=seed,
-    steps=np.array([0]),
-    accuracy=np.zeros((1, 2)),
-    nll=np.zeros((1, 2)),
-    sigma=dict(zip("abc", sigma, strict=True)),
-    moved={},
-    sizes=dict.fromkeys("abc", 1),
-    seconds={},
-    history={},
+  assert (
+    call("train", *flags, "--algorithms=fine_tuning").returncode == 0 and not of_earlier.exists()
   )
-  curves = [make(0, (0.1, 0.2, 0.3)), make(1, (1.0, 2.0, 3.0)), make(2, (3.0, 2.0, 1.0))]
-  found = summaries.sigma_agreement(curves)
-  np.testing.assert_allclose(found["sigma_imaml"].ranks, (1 - 1 - 1) / 3)
-  logs = np.corrcoef(np.log([list(curve.sigma.values()) for curve in curves]))
-  np.testing.assert_allclose(found["sigma_imaml"].logs, (logs[0, 1] + logs[0, 2] + logs[1, 2]) / 3)
-
-
-DATA = os.environ.get("SHRINKMETA_DATA")
-
-
-@pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
-@pytest.mark.parametrize(
-  "table", ("alphabets", "small_data", "few_shot", "grocery", "spoken_digits")
-)
-def test_tables_of_pictures_train_and_adapt(table):
-  config = tables.load(table, "smoke")
-  problem = problems.make_problem(config.problem)
-  prepared = runs.prepare("sigma_imaml", config, problem)
-  trained = runs.train(prepared, "sigma_imaml", 0, config)
-  found = runs.evaluate(prepared, trained.state, config, "validation", table)
-  again = runs.evaluate(prepared, trained.state, config, "validation", table)
-  assert found.nll.shape == (3, 2) and np.isfinite(found.nll).all()
-  np.testing.assert_array_equal(found.nll, again.nll)  # mini-batches of the test are fixed too
-  test = runs.evaluate(prepared, trained.state, config, "test", table)
-  assert test.nll.shape == (3, 4) and not np.isin(test.nll, found.nll).any()
-
-
-@pytest.mark.parametrize("name", arms.ALL)
-def test_every_arm_trains_on_sinusoids(name):
-  config = tables.load("sinusoid", "smoke")
-  prepared = runs.prepare(name, config, problems.make_problem(config.problem))
-  trained = runs.train(prepared, name, 0, config)
-  found = runs.evaluate(prepared, trained.state, config, "validation", name)
-  assert np.isfinite(trained.history["loss"]).all() and np.isfinite(found.nll).all()

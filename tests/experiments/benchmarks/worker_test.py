@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from experiments import results
 from experiments.benchmarks import worker, workloads
 from experiments.benchmarks.worker import Config
+from experiments.runs import files
 
 FIELDS = (
   "trace_seconds compile_seconds cold_start_seconds peak_rss_bytes temp_bytes xla_flops_loops_once "
@@ -18,7 +18,7 @@ EVERY = [(w, a) for w, load in workloads.WORKLOADS.items() for a in load.algorit
 
 def check(workload: str, algorithm: str) -> None:
   config = Config(workload, algorithm, tiny=True, repetitions=2, max_seconds=0.5, seed=5)
-  record = json.loads(results.strict_json(worker.measure_config(config, began=0.0)))
+  record = json.loads(files.strict_json(worker.measure_config(config, began=0.0)))
   for name in FIELDS:
     assert math.isfinite(record[name]) and record[name] > 0, name
   assert record["seconds"]["low"] <= record["seconds"]["median"] <= record["seconds"]["high"]

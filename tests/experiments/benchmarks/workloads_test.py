@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import networks
 from experiments.benchmarks import flops, workloads
+from experiments.networks import convnet
 
 NAMES = tuple(workloads.WORKLOADS)
 
@@ -67,7 +67,7 @@ def test_forward_operations(monkeypatch, name, tolerance):
   conv = lambda x, kernel: jax.lax.conv_general_dilated(
     x, kernel, (1, 1), "SAME", dimension_numbers=layout
   )
-  monkeypatch.setattr(networks, "conv3x3", conv)
+  monkeypatch.setattr(convnet, "conv3x3", conv)
   workload = workloads.load(name, tasks=1)
   inputs = workloads.make_tasks(workload, 0).train.inputs[0]
   net = workloads.network(workload)

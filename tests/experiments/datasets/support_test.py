@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from experiments import runs, tables, training
 from experiments.datasets import support
 from experiments.datasets.source import Problem, Protocol, Source
+from experiments.runs import pipeline, training
+from experiments.settings import tables
 
 N, M = 6, 9
 
@@ -43,9 +44,9 @@ def test_train_stands_before_what_is_judged_and_is_masked_out(problem):
 def test_what_is_judged_by_is_judged_one_by_one(problem):
   """With the statistics of the support, one image at a time gives the same as all at once."""
   config = tables.load("few_shot", "smoke", ["network.norm=support", "network.features=4"])
-  prepared = runs.prepare("reptile", config, problem)
-  assert runs.protocol(config, problem)["batch norm"] == "statistics of the support set"
-  trained = runs.train(prepared, "reptile", 0, config)
+  prepared = pipeline.prepare("reptile", config, problem)
+  assert pipeline.protocol(config, problem)["batch norm"] == "statistics of the support set"
+  trained = pipeline.train(prepared, "reptile", 0, config)
   tasks = prepared.problem.test.sample(jax.random.key(2), 0, 1)
   steps = tuple(config.adapt_steps)
 

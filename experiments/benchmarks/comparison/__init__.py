@@ -1,0 +1,1 @@
+"""Measurements in turn with other settings and other libraries."""

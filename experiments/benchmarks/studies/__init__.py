@@ -1,0 +1,1 @@
+"""Studies of the library's own parts."""

@@ -1,0 +1,1 @@
+"""Data sets of characters: Omniglot, and glyphs drawn from fonts."""

@@ -1,0 +1,138 @@
+"""Omniglot: 1,623 characters of 50 alphabets, each drawn once by each of 20 people.
+
+Read from the two archives as they are downloaded, which are never unpacked to disk.
+
+References: Lake, Salakhutdinov and Tenenbaum, Human-level concept learning through probabilistic
+  program induction, Science 350:1332-1338, 2015.
+"""
+
+import hashlib
+import io
+import os
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+from experiments.datasets.characters import characters as characters_lib
+from experiments.datasets.files import cache
+
+Characters = characters_lib.Characters
+
+ARCHIVES: tuple[str, str] = ("images_background.zip", "images_evaluation.zip")
+COUNTS = {"images_background": (30, 964), "images_evaluation": (20, 659)}  # alphabets, characters
+ORIGIN = "https://github.com/brendenlake/omniglot/tree/master/python"
+DRAWINGS = 20  # of each character
+SIDE = 105  # pixels of a drawing
+
+# Background alphabets for the choice of hyperparameters: the first five of a seeded shuffle,
+# sorted(numpy.random.default_rng(0).permutation(background.systems)[:5]).
+VALIDATION: tuple[str, ...] = ("Arcadian", "Cyrillic", "Early_Aramaic", "Latin", "Sanskrit")
+
+_VERSION = 1  # of the pictures made here; another number makes caches of the old ones void
+_MEMBER = re.compile(r"(images_\w+)/([^/\\]+)/(character\d+)/\d+_(\d+)\.png")
+
+
+def load(
+  data_dir: str | os.PathLike[str], size: int = 32, cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[Characters, Characters]:
+  """Background alphabets, to train on, and evaluation alphabets, to test on.
+
+  Args:
+    data_dir: the folder of the two ARCHIVES.
+    size: height and width of the pictures in pixels, brought down from 105 by area averages.
+    cache_dir: where the result is kept, see `characters.cached`; "" for nowhere.
+
+  Returns:
+    Two Characters with images [K, 20, size, size]: ink is 255, unlike in the files.
+
+  Raises:
+    FileNotFoundError: an archive is missing.
+    ValueError: an archive is broken, cut short, or holds other pictures than Omniglot's.
+  """
+  if not 8 <= size <= SIDE:
+    raise ValueError(f"Omniglot wants a size of 8 to {SIDE} pixels; got {size}. Use 32.")
+  background, evaluation = (
+    _load_archive(pathlib.Path(data_dir) / name, size, cache_dir) for name in ARCHIVES
+  )
+  return background, evaluation
+
+
+def _load_archive(
+  path: pathlib.Path, size: int, cache_dir: str | os.PathLike[str] | None
+) -> Characters:
+  try:
+    content = path.read_bytes()
+  except FileNotFoundError as error:
+    raise FileNotFoundError(
+      f"Omniglot wants {path}, which does not exist. Download {' and '.join(ARCHIVES)} from "
+      f"{ORIGIN} and name their folder: --data_dir, or $SHRINKMETA_DATA/omniglot."
+    ) from error
+  digest = hashlib.sha256(content).hexdigest()
+  filename = f"omniglot_v{_VERSION}_{size}_{digest[:16]}.npz"
+  return characters_lib.cached(cache_dir, filename, lambda: _decode(path, content, size))
+
+
+def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
+  drawings: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+  with cache.damaged(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    for member in sorted(archive.namelist()):
+      # Folders, notes of operating systems and paths that leave the archive do not match.
+      if (match := _MEMBER.fullmatch(member)) and match[1] == path.stem:
+        _, alphabet, character, drawer = match.groups()
+        own = drawings.setdefault((alphabet, character), {})
+        if int(drawer) in own:
+          raise ValueError(f"{member} is the second drawing of its character by {drawer}")
+        own[int(drawer)] = _picture(cache.read_member(archive, member, 2**20), member)
+  wrong = [f"{'/'.join(name)} has {len(d)}" for name, d in drawings.items() if len(d) != DRAWINGS]
+  if wrong or not drawings:
+    raise cache.DamagedError(
+      f"{path} wants {DRAWINGS} drawings of each character, as {path.stem}/ALPHABET/"
+      f"characterNN/IIII_DD.png; of {len(drawings)} characters, {wrong[:3] or 'none is there'}. "
+      f"Download it anew from {ORIGIN}."
+    )
+  systems = tuple(sorted({alphabet for alphabet, _ in drawings}))
+  if (found := (len(systems), len(drawings))) != COUNTS[path.stem]:
+    raise cache.DamagedError(
+      f"{path} wants {COUNTS[path.stem]} alphabets and characters; got {found}. Download it anew "
+      f"from {ORIGIN}."
+    )
+  return Characters(
+    images=np.stack(
+      [_area_means(np.stack([d[i] for i in sorted(d)]), size) for d in drawings.values()]
+    ),
+    counts=np.full(len(drawings), DRAWINGS, np.int32),
+    system=np.array([systems.index(alphabet) for alphabet, _ in drawings], np.int32),
+    systems=systems,
+    names=tuple("/".join(name) for name in drawings),
+  )
+
+
+def _picture(content: bytes, member: str) -> np.ndarray:
+  """[SIDE, SIDE] bool, True where there is ink, from a PNG with black ink on white."""
+  with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    if image.size != (SIDE, SIDE):
+      raise ValueError(f"{member} is {image.size} pixels and wants {(SIDE, SIDE)}")
+    return ~np.asarray(image.convert("1"))
+
+
+def _area_means(ink: np.ndarray, size: int) -> np.ndarray:
+  """[N, SIDE, SIDE] bool -> [N, size, size] uint8, 255 times the share of ink in each new pixel.
+
+  PIL's box filter does so only where size divides SIDE. Sums up to the edges of new pixels are
+  interpolated between old ones, and subtracted: a product of matrices would do, but thousands of
+  small ones keep the threads of a BLAS waiting for each other while other programs run.
+  """
+  edges = np.arange(size + 1) * SIDE / size
+  old = np.minimum(edges.astype(int), SIDE - 1)
+  part = edges - old
+  sums = ink
+  for axis in (1, 2):
+    up_to = np.cumsum(sums, axis=axis, dtype=np.float32 if axis == 2 else np.int32)
+    own = np.take(sums, old, axis)
+    before = np.take(up_to, old, axis) - own
+    at_edges = before + own * np.expand_dims(part, (0, 3 - axis))
+    sums = np.diff(at_edges, axis=axis)
+  return np.rint(sums * (255.0 * (size / SIDE) ** 2)).astype(np.uint8)

@@ -1,0 +1,179 @@
+"""Omniglot, a task an alphabet: long adaptation with augmentation, and small data without.
+
+The protocol of Leap and WarpGrad: of the 50 alphabets those with 20 characters or more, shuffled by
+a seed; the first T to train, the next 10 to test, the rest for validation. A task is one alphabet
+with 20 fixed characters, 15 fixed drawings of each to adapt on and 5 others to evaluate on. Every
+picture is rotated, moved and scaled at random whenever it is used, also in the evaluation.
+
+What differs from the original:
+- Its batches distort afresh at every step, without end. Here a task has `copies` distorted copies
+  of its drawings, from which mini-batches (`sm.Inner(batch_size=20)`) are drawn, and every draw of
+  the task has others. 100 steps of 20 pictures use each of 300 drawings 6.7 times, hence 7 copies:
+  as many pictures as the original sees. But they are drawn with replacement from step to step, so
+  that of 2,000 pictures drawn some 1,290 are distinct, and a run longer than 100 steps sees nothing
+  new. In exchange the objective of a task is one fixed function with a mode to converge to, which
+  the implicit gradients ask for. Passes over all of a task's data cost `copies` times as much.
+- A row counts 1 / copies in the mask, so that the likelihood is that of 300 examples, as sigma
+  takes it. `batch_size` must then be at least `copies`.
+- Pictures are resampled bilinearly and paper lies outside, where the original takes the nearest
+  pixel and black, the colour of ink. Ink is 1 here and 0 there.
+- The original holds out the first 5 drawings of a character as they are listed, here a seed draws.
+- A round through the training alphabets takes each once, in random order; the original does so
+  within a meta-batch.
+
+Without augmentation (`augment=False`) nothing in a task is random, `copies` is 1, and the first K
+of the 15 drawings are taken: what K = 5 learns from is part of what K = 10 does.
+
+References: Flennerhag et al., Transferring knowledge across learning processes, ICLR 2019, and
+  Meta-learning with warped gradient descent, ICLR 2020.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.datasets import distortions
+from experiments.datasets.characters import characters, omniglot
+from experiments.datasets.few_shot import by_class
+from experiments.datasets.files import cache
+from experiments.datasets.source import Problem, Protocol, Source
+from shrinkmeta import Batch, Task
+
+WAYS = 20
+DRAWINGS = 15  # of a character to adapt on
+HELD_OUT = 5  # others to evaluate on
+TEST = 10  # alphabets
+COPIES = 7
+AUGMENTATION = distortions.Distortions(
+  rotation_degrees=180.0, translation=0.2, scale=(0.8, 1.2), shear_degrees=0.0, stroke=0.0
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+  shots: int
+  size: int
+  copies: int
+  augmentation: distortions.Distortions | None
+  relabel: bool
+
+
+def problem(
+  train_alphabets: int = 25,
+  shots: int = DRAWINGS,
+  augment: bool = True,
+  relabel: bool = False,
+  size: int = 28,
+  copies: int | None = None,
+  seed: int = 0,
+  data_dir: cache.Folder | None = None,
+  cache_dir: cache.Folder | None = None,
+) -> Problem:
+  """Tasks of 20 characters of one alphabet; index i of validation or test is the i-th alphabet.
+
+  Settings chosen on the validation alphabets of one T may be used for any smaller T, whose test
+  alphabets are not among them. They may be among those that the trials trained on: those of T = 10
+  all are, where the trials had T = 25. No network and no score of a trial is kept, but its rates
+  were then not chosen without the tests having been seen.
+
+  Args:
+    train_alphabets: T; 1 to the number of alphabets with 20 characters, less 11.
+    shots: K, drawings of each character to adapt on, 1 to 15.
+    augment: whether pictures are distorted, both to adapt on and to evaluate on.
+    relabel: whether the characters of a training alphabet are numbered anew in every draw. Where
+      they keep their numbers, phi can learn all training alphabets by heart.
+    size: height and width in pixels.
+    copies: distorted copies of every drawing to adapt on; default 7 with `augment`, else 1.
+    seed: of the order of the alphabets, their 20 characters, and the drawings held out.
+    data_dir: of Omniglot's two archives; default $SHRINKMETA_DATA/omniglot.
+    cache_dir: see `cache.cached`.
+  """
+  copies = (COPIES if augment else 1) if copies is None else copies
+  for ok, wanted, got in (
+    (1 <= shots <= DRAWINGS, f"shots of 1 to {DRAWINGS}", shots),
+    (copies >= 1 and (augment or copies == 1), "copies >= 1, and 1 without augmentation", copies),
+  ):
+    if not ok:
+      raise ValueError(f"An alphabet wants {wanted}; got {got}.")
+  # Distorted pictures are sampled from stored ones twice as large, against blur.
+  folder = cache.data_folder("omniglot", data_dir)
+  stored = min(2 * size, omniglot.SIDE) if augment else size
+  names, drawings = arrange(characters.merge(*omniglot.load(folder, stored, cache_dir)), seed)
+  if not 1 <= train_alphabets < len(names) - TEST:
+    raise ValueError(
+      f"Of {len(names)} alphabets 1 to {len(names) - TEST - 1} may train, {TEST} test and the rest "
+      f"validate; got train_alphabets = {train_alphabets}."
+    )
+  augmentation = AUGMENTATION if augment else None
+
+  def source(part: np.ndarray, train: bool) -> Source:
+    config = _Config(shots, size, copies, augmentation, relabel and train)
+    return Source(_task, config, jnp.asarray(part), len(part), shuffle=train)
+
+  train, test, validation = np.split(drawings, [train_alphabets, train_alphabets + TEST])
+  protocol = Protocol(
+    data=f"Omniglot, a task an alphabet, {size} x {size} pixels",
+    split=f"{len(train)} alphabets to train, {len(validation)} validation, {TEST} test of "
+    f"{len(names)} with {WAYS} characters or more, seed {seed}",
+    ways=WAYS,
+    shots=shots,
+    queries=HELD_OUT,
+    augmentation=(f"{augmentation}; {copies} copies to adapt on" if augmentation else "none")
+    + ("; training alphabets numbered anew" if relabel else ""),
+    evaluation="a finite list: each validation or test alphabet once, then again"
+    + (", distorted anew" if augment else ""),
+  )
+  return Problem(
+    source(train, True),
+    source(validation, False),
+    source(test, False),
+    "categorical",
+    WAYS,
+    (size, size, 1),
+    protocol,
+  )
+
+
+def arrange(data: characters.Characters, seed: int) -> tuple[tuple[str, ...], np.ndarray]:
+  """(names [A], drawings [A, 20, 20, H, W]) of the alphabets that are large enough, shuffled.
+
+  Of each alphabet 20 characters are kept, in random order, and so are their 20 drawings: the first
+  15 are those to adapt on. It all depends on the seed, and on no number of training alphabets.
+  """
+  data = characters.with_at_least(data, WAYS)
+  if data.images.shape[1] != DRAWINGS + HELD_OUT or data.counts.min() < DRAWINGS + HELD_OUT:
+    raise ValueError(
+      f"An alphabet wants {DRAWINGS + HELD_OUT} drawings of each character; got {data.counts}."
+    )
+  random = np.random.default_rng(seed)
+  names = sorted(data.systems)
+  drawings = []
+  for name in names:
+    own = np.flatnonzero(data.system == data.systems.index(name))
+    chosen = random.permutation(own)[:WAYS]
+    order = random.permuted(np.tile(np.arange(DRAWINGS + HELD_OUT), (WAYS, 1)), axis=1)
+    drawings.append(data.images[chosen[:, None], order])
+  order = random.permutation(len(names))
+  return tuple(names[i] for i in order), np.stack(drawings)[order]
+
+
+def _task(config: _Config, drawings: jax.Array, number: jax.Array, key: jax.Array) -> Task:
+  images = drawings[number].astype(jnp.float32) / 255.0  # [20, 20, H, W]
+  if config.relabel:
+    images = jax.random.permutation(jax.random.fold_in(key, 2), images)
+  train_key, val_key = jax.random.split(key)
+  shown = jnp.repeat(images[:, : config.shots], config.copies, axis=1)
+  train = _batch(config, train_key, shown)
+  if config.copies > 1:
+    train = train._replace(mask=jnp.full(train.targets.shape, 1.0 / config.copies))
+  return Task(train, _batch(config, val_key, images[:, DRAWINGS:]))
+
+
+def _batch(config: _Config, key: jax.Array, images: jax.Array) -> Batch:
+  """[20, n, H, W] drawings, distorted, as a Batch."""
+  ways, n, *stored = images.shape
+  flat = images.reshape(ways * n, *stored)
+  flat = distortions.randomly(key, config.augmentation, flat, config.size)
+  return by_class(flat.reshape(ways, n, config.size, config.size, 1))

@@ -1,0 +1,1 @@
+"""How files of data sets are found, read, checked and cached."""

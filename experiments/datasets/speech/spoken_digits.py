@@ -1,0 +1,203 @@
+"""Spoken Arabic digits, a task a speaker: the same ten words in 30 voices.
+
+A recording is one second at 8 kHz. It becomes the logarithm of the energy in MELS bands (mel scale,
+windows of 32 ms every 16 ms), brought to mean 0 and standard deviation 1, since levels differ a lot
+between speakers. Speakers are split 18/6/6 as the authors did. Labels mean the same in every task:
+what is learnt about a task is its voice.
+
+References: Ghandoura, Hjabo and Al Dakkak, Building and benchmarking an Arabic speech commands
+  dataset for small-footprint keyword spotting, Engineering Applications of Artificial Intelligence,
+  2021.
+"""
+
+import dataclasses
+import io
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
+from scipy import signal
+
+from experiments.datasets.few_shot import by_class
+from experiments.datasets.files import cache, layouts
+from experiments.datasets.source import Problem, Protocol, Source
+from shrinkmeta import Task
+
+SPEAKERS = {"train": 18, "val": 6, "test": 6}
+DIGITS, ROUNDS = 10, 6  # recordings of a speaker
+RATE, SAMPLES = 8_000, 8_000
+MELS, HOP, WINDOW = 32, 128, 256
+FRAMES = SAMPLES // HOP
+
+_COLUMNS = ("zip", "member", "digit", "speaker", "round", "split")
+_VERSION = 1  # of the features made here; another number makes caches of the old ones void
+
+
+class Speakers(NamedTuple):
+  """The recordings of S speakers."""
+
+  features: np.ndarray  # [S, DIGITS, ROUNDS, FRAMES, MELS] float32
+  names: tuple[str, ...]  # [S]
+
+
+def load(
+  data_dir: cache.Folder | None = None, cache_dir: cache.Folder | None = None
+) -> dict[str, Speakers]:
+  """The train, val and test speakers.
+
+  Args:
+    data_dir: folder of index.csv and a zip a speaker; default $SHRINKMETA_DATA/arabic_digits8k.
+    cache_dir: see `cache.cached`; "" for nowhere.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: a zip is broken, or the index or a recording is other than it should be.
+  """
+  folder = cache.data_folder("arabic_digits8k", data_dir)
+  rows = cache.read_csv(folder / "index.csv", _COLUMNS)
+  layouts.check_distinct(folder / "index.csv", [f"{r['zip']}/{r['member']}" for r in rows])
+  splits = {row["speaker"]: row["split"] for row in rows}
+  if elsewhere := sorted({r["speaker"] for r in rows if r["split"] != splits[r["speaker"]]}):
+    raise ValueError(
+      f"{folder}/index.csv has speaker {elsewhere[0]!r} in more than one split: the voice would be "
+      "trained on and judged by. Take the original file."
+    )
+  result = {}
+  for split, count in SPEAKERS.items():
+    own = [row for row in rows if row["split"] == split]
+    names = sorted({row["speaker"] for row in own})
+    if len(names) != count or len(own) != count * DIGITS * ROUNDS:
+      raise ValueError(
+        f"{folder}/index.csv wants {count} speakers of {DIGITS * ROUNDS} recordings in {split}; "
+        f"got {len(own)} of {len(names)}. Take the original file."
+      )
+    files = [folder / "index.csv", *(folder / name for name in sorted({r["zip"] for r in own}))]
+    filename = f"spoken_digits_{split}_v{_VERSION}_{layouts.digest(files)[:16]}.npz"
+    make = lambda own=own, names=names: _speakers(folder, own, names)
+    result[split] = cache.cached(cache_dir, filename, make, _read, _write)
+  return result
+
+
+def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) -> Speakers:
+  features = np.full((len(names), DIGITS, ROUNDS, FRAMES, MELS), np.nan, np.float32)
+  for packed in sorted({row["zip"] for row in rows}):
+    with cache.damaged(folder / packed):
+      archive = zipfile.ZipFile(folder / packed)
+    with archive:
+      for row in (row for row in rows if row["zip"] == packed):
+        with cache.damaged(f"{folder / packed}, {row['member']}"):
+          sound = _sound(cache.read_member(archive, row["member"], 2**20))
+        heard = log_mel(sound)
+        with cache.damaged(folder / "index.csv"):
+          digit, number = int(row["digit"]), int(row["round"])
+          if not (0 <= digit < DIGITS and 1 <= number <= ROUNDS):
+            raise ValueError(f"digit {digit}, round {number}")
+          features[names.index(row["speaker"]), digit, number - 1] = heard
+  if np.isnan(features).any():
+    raise ValueError(f"{folder}/index.csv names no recording of each digit and round.")
+  return Speakers(features, tuple(names))
+
+
+def _sound(content: bytes) -> np.ndarray:
+  """[SAMPLES] float64 in [-1, 1]."""
+  sound, rate = soundfile.read(io.BytesIO(content))
+  if sound.shape != (SAMPLES,) or rate != RATE:
+    raise ValueError(f"{SAMPLES} samples at {RATE} Hz wanted, got {sound.shape} at {rate}")
+  return sound
+
+
+def log_mel(sound: np.ndarray) -> np.ndarray:
+  """[SAMPLES] -> [FRAMES, MELS] float32 of mean 0 and standard deviation 1."""
+  transform = signal.ShortTimeFFT(np.hanning(WINDOW), HOP, RATE, mfft=2 * WINDOW)
+  power = transform.spectrogram(sound, p0=0, p1=FRAMES)  # [frequencies, FRAMES]
+  energy = (mel_filters(transform.f) @ power).T
+  # The floor, 50 dB below the loudest, hides the silence that some recordings are padded with.
+  logs = np.log(np.maximum(energy, 1e-5 * energy.max() + 1e-30))
+  return ((logs - logs.mean()) / (logs.std() + 1e-6)).astype(np.float32)
+
+
+def mel_filters(frequencies: np.ndarray) -> np.ndarray:
+  """[MELS, len(frequencies)] triangles, equally far apart and half overlapping in mel."""
+  mel = 2595.0 * np.log10(1.0 + frequencies / 700.0)
+  width = mel[-1] / (MELS + 1)
+  centres = width * np.arange(1, MELS + 1)
+  return np.maximum(0.0, 1.0 - np.abs(mel - centres[:, None]) / width)
+
+
+def _read(path: pathlib.Path) -> Speakers:
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    features, names = arrays["features"], tuple(arrays["names"].tolist())
+  if features.shape != (len(names), DIGITS, ROUNDS, FRAMES, MELS):
+    raise ValueError(f"features {features.shape} of {len(names)} speakers")
+  return Speakers(features, names)
+
+
+def _write(path: pathlib.Path, speakers: Speakers) -> None:
+  names = np.array(speakers.names)
+  cache.replace(path, lambda file: np.savez(file, features=speakers.features, names=names))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+  shots: int
+  queries: int
+
+
+def problem(
+  shots: int = 1,
+  queries: int | None = None,
+  data_dir: cache.Folder | None = None,
+  cache_dir: cache.Folder | None = None,
+) -> Problem:
+  """Tasks of one speaker; which of a digit's 6 recordings are adapted on is drawn for every task.
+
+  Args:
+    shots: recordings of each digit to adapt on.
+    queries: other recordings to evaluate on; by default the rest of the 6.
+    data_dir, cache_dir: see `load`.
+  """
+  queries = ROUNDS - shots if queries is None else queries
+  if shots < 1 or queries < 1 or shots + queries > ROUNDS:
+    raise ValueError(
+      f"A speaker has {ROUNDS} recordings of a digit, and shots and queries are at least 1 each; "
+      f"got {shots} and {queries}."
+    )
+  splits = load(data_dir, cache_dir)
+
+  def source(split: str, shuffle: bool) -> Source:
+    features = jnp.asarray(splits[split].features)
+    return Source(_task, _Config(shots, queries), features, len(features), shuffle)
+
+  protocol = Protocol(
+    data=f"spoken Arabic digits, a task a speaker, {FRAMES} x {MELS} log-mel",
+    split="18 speakers to train, 6 validation, 6 test, the authors' own",
+    ways=DIGITS,
+    shots=shots,
+    queries=queries,
+    augmentation="none",
+    evaluation="a finite list: each validation or test speaker once, then again with other "
+    "recordings",
+  )
+  return Problem(
+    source("train", True),
+    source("val", False),
+    source("test", False),
+    "categorical",
+    DIGITS,
+    (FRAMES, MELS, 1),
+    protocol,
+  )
+
+
+def _task(config: _Config, features: jax.Array, number: jax.Array, key: jax.Array) -> Task:
+  order = jax.random.permutation(
+    key, jnp.tile(jnp.arange(ROUNDS), (DIGITS, 1)), axis=1, independent=True
+  )
+  said = jnp.take_along_axis(features[number], order[..., None, None], axis=1)[..., None]
+  last = config.shots + config.queries
+  return Task(by_class(said[:, : config.shots]), by_class(said[:, config.shots : last]))

@@ -1,0 +1,1 @@
+"""What runs found: tables, pictures and one HTML page."""

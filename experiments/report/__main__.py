@@ -1,0 +1,32 @@
+"""Make one self-contained HTML page, with pictures and tables, of runs that were evaluated.
+
+    python -m experiments.report runs/small_data runs/sinusoid --out=report
+
+Runs are compared if protocol and settings are the same; others get sections of their own. The
+default of --out is report.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments.report import page
+from experiments.settings import flags as shared
+
+_OUT = shared.out()
+_EVALUATION = flags.DEFINE_string(
+  "evaluation", "test", "Which file of the runs: test, validation, or such as test-freeze0.1."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Read the flags and write the report."""
+  if len(argv) < 2:
+    raise app.UsageError("Name folders of runs: python -m experiments.report runs/small_data")
+  with shared.usage():
+    page.write(argv[1:], pathlib.Path(shared.or_default(_OUT, "report")), _EVALUATION.value)
+
+
+if __name__ == "__main__":
+  app.run(main)

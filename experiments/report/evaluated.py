@@ -1,0 +1,95 @@
+"""Evaluated runs, in groups that may be compared."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from experiments.runs import results, store
+from experiments.settings import algorithms, schema
+
+
+class Evaluated(NamedTuple):
+  """What `experiments.evaluate` found of one run."""
+
+  folder: pathlib.Path
+  settings: dict[str, Any]  # of training and evaluation, without the arms
+  arm: dict[str, Any]  # the settings of its arm
+  curve: results.Curve
+  environment: dict[str, Any]  # of training
+
+
+def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated]]:
+  """Return the runs with a file NAME.json, grouped by settings, in the order of algorithms.ALL."""
+  found: dict[str, list[Evaluated]] = {}
+  for folder in folders:
+    file = folder / f"{name}.json"
+    if store.diverged(folder).exists():
+      continue  # `diverged_among` finds it
+    if not file.exists():
+      logging.warning("%s has no %s.json: left out. Run experiments.evaluate.", folder, name)
+      continue
+    settings, (curve,) = results.read_json(file)
+    arm = settings.pop("arms")[curve.algorithm]
+    one = Evaluated(folder, settings, arm, curve, store.read(folder)[1]["environment"])
+    members = found.setdefault(json.dumps(settings, sort_keys=True), [])
+    _check_alike(one, members)
+    members.append(one)
+  if not found:
+    lost = sum(store.diverged(folder).exists() for folder in folders)
+    raise ValueError(
+      f"No run has {name}.json, {lost} of {len(folders)} diverged in training. Run "
+      "experiments.evaluate on the others first."
+    )
+  order = lambda one: (algorithms.ALL.index(one.curve.algorithm), one.curve.seed)
+  return [sorted(members, key=order) for members in found.values()]
+
+
+def _check_alike(one: Evaluated, members: Sequence[Evaluated]) -> None:
+  """Raise ValueError if an algorithm of `members` has the same seed or another arm."""
+  name, seed = one.curve.algorithm, one.curve.seed
+  for other in (other for other in members if other.curve.algorithm == name):
+    if other.curve.seed == seed:
+      raise ValueError(
+        f"{other.folder} and {one.folder} are both runs of {name} from seed {seed}: wanted one "
+        "curve an algorithm and seed. Leave one of them out."
+      )
+    if schema.without_search(other.arm) != schema.without_search(one.arm):
+      raise ValueError(
+        f"{other.folder} and {one.folder} are runs of one arm with unlike settings, {other.arm} "
+        f"and {one.arm}: no mean over them has a meaning. Leave one of them out."
+      )
+
+
+def diverged_among(
+  folders: Sequence[pathlib.Path], members: Sequence[Evaluated]
+) -> dict[pathlib.Path, str]:
+  """Return the diverged runs with the settings of `members`: folder -> "maml, seed 3"."""
+  own = {k: v for k, v in members[0].settings.items() if k not in ("split", "freeze")}
+  found = {}
+  for folder in folders:
+    if store.diverged(folder).exists():
+      run, about = store.read(folder)
+      settings = {k: v for k, v in about["config"].items() if k != "arms"}
+      if settings | {"protocol": about["protocol"]} == own:
+        found[folder] = f"{run.arm}, seed {run.seed}"
+  return found
+
+
+def heading(settings: Mapping[str, Any]) -> str:
+  """Return the data and the number of shots in words."""
+  protocol = settings["protocol"]
+  shots = protocol["shots"]
+  return f"{protocol['data']}, {shots} shot{'s' * (shots != 1)}"
+
+
+def report_step(settings: Mapping[str, Any]) -> int:
+  """Return the index into `Curve.steps` of the step at which arms are compared."""
+  return list(settings["adapt_steps"]).index(settings["report_step"])
+
+
+def unit(settings: Mapping[str, Any], usual: str = "episodes") -> str:
+  """Return what the columns of a curve are, in the plural."""
+  return settings.get("evaluation", {"over": usual})["over"]

@@ -1,0 +1,42 @@
+"""The report: a section for each group of runs that may be compared, in one HTML page."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from absl import logging
+
+from experiments.report import html, over_data, section
+from experiments.report.evaluated import diverged_among, groups_of
+from experiments.runs import files, store
+
+_OWN_FILES = r"tables_\d+\.md|(adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.png"
+
+
+def write(paths: Sequence[str], out: pathlib.Path, evaluation: str) -> None:
+  """Write index.html, tables and pictures to `out`.
+
+  Args:
+    paths: folders of runs are searched for there.
+    out: folder of the report. Sections of an earlier report that this one lacks are removed.
+    evaluation: name of the file of each run, without its ending.
+  """
+  folders = store.find(paths)
+  groups = groups_of(folders, evaluation)
+  diverged = [diverged_among(folders, members) for members in groups]
+  out.mkdir(parents=True, exist_ok=True)
+  earlier = [file for file in out.iterdir() if re.fullmatch(_OWN_FILES, file.name)]
+  written = {file: file.stat().st_mtime_ns for file in earlier}
+  sections = [
+    section.write(out, i, members, [*own.values()])
+    for i, (members, own) in enumerate(zip(groups, diverged, strict=True), 1)
+  ]
+  sections.append(over_data.write(out, groups))
+  with files.atomic(out / "index.html") as temporary:
+    temporary.write_text(html.page("report", "\n".join(sections)), encoding="utf-8")
+  for file, time in written.items():
+    if file.stat().st_mtime_ns == time:  # of an earlier report that had more sections
+      file.unlink()
+  for folder in set(filter(lambda f: store.diverged(f).exists(), folders)).difference(*diverged):
+    logging.warning("%s diverged in training, and no other run is like it: left out.", folder)
+  logging.info("The report is %s", out / "index.html")

@@ -1,0 +1,71 @@
+"""Files that appear whole or not at all, strict JSON, and the versions kept in them."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+Path: TypeAlias = str | os.PathLike[str]
+
+_PACKAGES = ("shrinkmeta", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[pathlib.Path]:
+  """Yield a temporary path. It replaces `path` when the body succeeds, and is removed if not."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # Beside its target: os.replace is atomic within one file system only.
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def environment() -> dict[str, Any]:
+  """Return the versions and the device of this process."""
+
+  def version(package: str) -> str:
+    try:
+      return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      return "not installed"  # e.g. shrinkmeta run from its checkout
+
+  device = jax.devices()[0]
+  return {
+    "python": platform.python_version(),
+    **{package: version(package) for package in _PACKAGES},
+    "platform": device.platform,
+    "device": device.device_kind,
+    "devices": jax.device_count(),
+    "system": f"{platform.system()} {platform.machine()}",
+  }
+
+
+def write_document(path: Path, content: Mapping[str, Any]) -> None:
+  """Write a JSON file of `content` and `environment()`, whole or not at all."""
+  text = strict_json({**content, "environment": environment()}, indent=2)
+  with atomic(path) as temporary:
+    temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+  """Return JSON in which numbers that are not finite are null, since JSON has no such numbers."""
+
+  def clean(value: Any) -> Any:
+    if isinstance(value, float):
+      return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+      return {key: clean(item) for key, item in value.items()}
+    return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+  return json.dumps(clean(content), indent=indent, allow_nan=False)

@@ -1,0 +1,156 @@
+"""The path that every comparison takes: prepare an arm, train it from a seed, evaluate it.
+
+Training consumes three keys: of the initial parameters, of the training tasks, and of the
+mini-batches of inner steps. Validation and test tasks have keys of their own. They are the same for
+all arms and seeds, so that differences between arms are paired.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import shrinkmeta as sm
+from experiments.datasets import support
+from experiments.datasets.source import Problem, Source
+from experiments.networks.modules import modules
+from experiments.runs import learners, problems, results, training
+from experiments.settings.schema import Config
+
+_SAMPLE = jax.jit(Source.sample, static_argnums=3)
+_EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
+_BLOCK = 20  # tasks adapted at a time
+
+
+class Prepared(NamedTuple):
+  """An arm that can be trained and evaluated."""
+
+  learner: sm.MetaLearner
+  model: problems.Model
+  problem: Problem
+
+
+def prepare(algorithm: str, config: Config, problem: Problem) -> Prepared:
+  """Return the learner of an arm for a problem, whose tasks carry what the network's norm needs."""
+  if config.network.kind == "conv" and config.network.norm == "support":
+    problem = support.beside(problem)
+  model = problems.make_model(config, problem)
+  labels = modules(model.shapes, config.arms[algorithm].modules)
+  mesh = training.host_mesh(config.meta_batch)
+  learner = learners.make_learner(algorithm, config, model.likelihood, labels, mesh)
+  return Prepared(learner, model, problem)
+
+
+def train(
+  prepared: Prepared,
+  algorithm: str,
+  seed: int,
+  config: Config,
+  checkpoints: sm.Checkpoints | None = None,
+  callbacks: Sequence[sm.Callback] = (),
+) -> training.Trained:
+  """Train from a seed, or go on from the last checkpoint."""
+  init_key, task_key, step_key = jax.random.split(jax.random.key(seed), 3)
+  source = prepared.problem.train
+  return training.train(
+    prepared.learner,
+    prepared.model.init(init_key),
+    lambda start, count: _SAMPLE(source, task_key, start, count),
+    config.meta_steps,
+    config.meta_batch,
+    f"{algorithm}-{seed}",
+    callbacks,
+    checkpoints,
+    step_key,
+  )
+
+
+class Evaluation(NamedTuple):
+  """Which tasks of a split an arm is adapted to."""
+
+  source: Source
+  number: int  # of tasks
+  rounds: int  # through a list of tasks; each task is averaged over them
+  block: int  # tasks adapted at a time
+  task_key: jax.Array
+  step_key: jax.Array  # of the mini-batches of adaptation steps
+
+
+def evaluation(config: Config, problem: Problem, split: str) -> Evaluation:
+  """Return the first config.SPLIT_episodes tasks of a split, the same for all arms and seeds.
+
+  Raises:
+    ValueError: there are fewer tasks, and no rounds through them are asked for. Episodes of one
+      task are the same, or differ by what is random in them. Intervals would take them to be
+      independent.
+  """
+  source = {"validation": problem.validation, "test": problem.test}[split]
+  count, rounds = config[f"{split}_episodes"], 1
+  own = config.get("evaluation")
+  if own is not None:
+    if source.tasks is None:
+      raise ValueError("Rounds want a finite list of tasks, and this problem draws them endlessly.")
+    rounds = math.ceil(count / source.tasks)
+    keys = jax.random.key(own.key), jax.random.key(own.key + 1)
+    return Evaluation(source, rounds * source.tasks, rounds, own.block, *keys)
+  if source.tasks is not None and count > source.tasks:
+    raise ValueError(
+      f"There are {source.tasks} {split} tasks ({problem.protocol.split}), and {split}_episodes is "
+      f"{count}: some would count twice. Train with --set={split}_episodes={source.tasks}."
+    )
+  keys = jax.random.split(jax.random.key(_EVALUATION_KEY[split]))
+  return Evaluation(source, count, rounds, _BLOCK, *keys)
+
+
+def evaluate(
+  prepared: Prepared, state: sm.MetaState, config: Config, split: str, name: str
+) -> training.Adapted:
+  """Adapt a trained state to the tasks of `evaluation`; `name` is shown at the progress bar."""
+  on = evaluation(config, prepared.problem, split)
+  found = training.adapt(
+    prepared.learner,
+    prepared.model.likelihood,
+    state,
+    lambda start, count: _SAMPLE(on.source, on.task_key, start, count),
+    on.number,
+    tuple(config.adapt_steps),
+    min(on.block, on.number),
+    name,
+    on.step_key,
+  )
+  if on.rounds == 1:
+    return found
+  by_task = lambda x: x.reshape(len(x), on.rounds, -1).mean(1)
+  return found._replace(accuracy=by_task(found.accuracy), nll=by_task(found.nll))
+
+
+def curve(
+  prepared: Prepared,
+  algorithm: str,
+  seed: int,
+  config: Config,
+  split: str,
+  trained: training.Trained,
+) -> results.Curve:
+  """Evaluate a trained arm and return its record."""
+  found = evaluate(prepared, trained.state, config, split, f"{algorithm}-{seed}")
+  return training.as_curve(prepared.learner, algorithm, seed, config.adapt_steps, trained, found)
+
+
+def protocol(config: Config, problem: Problem) -> dict[str, Any]:
+  """Return what every result says of its data and of the batch norm."""
+  norms = {
+    "batch": "statistics of the current batch (transductive)",
+    "support": "statistics of the support set",
+    "group": "none (group norm)",
+  }
+  norm = norms[config.network.norm] if config.network.kind == "conv" else "none"
+  return problem.protocol._asdict() | {"batch norm": norm}
+
+
+def frozen_below(state: sm.MetaState, threshold: float) -> sm.MetaState:
+  """Return the state with all modules frozen whose sigma is below the threshold."""
+  freeze = lambda value: jnp.where(jnp.exp(0.5 * value) < threshold, -jnp.inf, value)
+  return state._replace(log_sigma2=jax.tree.map(freeze, state.log_sigma2))

@@ -1,0 +1,218 @@
+"""Trains one learner on tasks, and adapts it to unseen ones."""
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+import shrinkmeta as sm
+from experiments.datasets.source import example_weights
+from experiments.runs import results
+
+PyTree = Any
+Episodes = Callable[[Any, int], sm.Task]  # (first index, number of tasks) -> tasks [T]
+
+_STARTED = "started"  # 1.0 in the first log record of each start of the program
+
+
+class Trained(NamedTuple):
+  """A trained state with its history."""
+
+  state: sm.MetaState
+  history: dict[str, list[float]]
+  seconds: dict[str, float]
+
+
+class Adapted(NamedTuple):
+  """E test episodes at S adaptation steps."""
+
+  accuracy: np.ndarray  # [S, E] nan in regression
+  nll: np.ndarray  # [S, E] nats an example
+  moved: dict[str, float]  # module -> rms(theta - phi) after the last step
+  seconds: dict[str, float]
+
+
+def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
+  """Return a mesh of the devices that shorten the longest share of the tasks; None for one device.
+
+  Several processes use all their devices. A number of tasks that the devices do not divide is
+  padded, see `sm.over_tasks`.
+  """
+  if jax.process_count() > 1:
+    return sm.task_mesh()
+  share = -(-num_tasks // jax.device_count())
+  count = -(-num_tasks // share)
+  return None if count == 1 else sm.task_mesh(jax.devices()[:count])
+
+
+def train(
+  learner: sm.MetaLearner,
+  params: PyTree,
+  episodes: Episodes,
+  meta_steps: int,
+  meta_batch: int,
+  name: str,
+  callbacks: Sequence[sm.Callback] = (),
+  checkpoints: sm.Checkpoints | None = None,
+  key: jax.Array | None = None,
+) -> Trained:
+  """Train with `sm.fit`; the log records of all steps become the history.
+
+  Args:
+    learner: what is trained.
+    params: initial parameters.
+    episodes: the training tasks by index.
+    meta_steps: number of updates.
+    meta_batch: tasks per update.
+    name: shown at the progress bar.
+    callbacks: further ones.
+    checkpoints: folder of states and of log.jsonl, from which a stopped run goes on.
+    key: of the mini-batches of inner steps.
+  """
+  records: list[dict[str, Any]] = []
+  told = [sm.progress_bar(f"{name}: train"), _marked(sm.recorder(records)), *callbacks]
+  log = None if checkpoints is None else pathlib.Path(checkpoints.folder) / "log.jsonl"
+  if log is not None:
+    told.append(_marked(sm.json_lines(log)))
+  state = sm.fit(
+    learner,
+    learner.init(params),
+    episodes,
+    meta_steps,
+    meta_batch=meta_batch,
+    key=key,
+    callbacks=told,
+    checkpoints=checkpoints,
+  )
+  if log is not None and jax.process_index() == 0:
+    records = sm.read_json_lines(log)  # with those of earlier starts
+  return trained(state, records)
+
+
+def _marked(callback: sm.Callback) -> sm.Callback:
+  """Mark the first record of each start for `callback`: that step waited for compilation."""
+  first: list[int] = []
+
+  def begin(step: int, steps: int) -> None:
+    first[:] = [step]
+    callback.begin(step, steps)
+
+  def record(step: int, values: Mapping[str, float]) -> None:
+    callback.record(step, {**values, _STARTED: 1.0} if step in first else values)
+
+  return sm.Callback(begin, record, callback.end)
+
+
+def trained(state: sm.MetaState, records: Sequence[Mapping[str, Any]]) -> Trained:
+  """Return a state with its log records; seconds of steps that compiled are counted apart."""
+  names = [name for name in (records[0] if records else ()) if name != _STARTED]
+  history = {name: [float(one[name]) for one in records] for name in names}
+  seconds = {"compile": 0.0, "train": 0.0}
+  for one in records:
+    seconds["compile" if _STARTED in one else "train"] += float(one["seconds"])
+  return Trained(state, history, seconds)
+
+
+def as_curve(
+  learner: sm.MetaLearner, name: str, seed: int, steps: Sequence[int], run: Trained, found: Adapted
+) -> results.Curve:
+  """Return the record of an algorithm trained from a seed and adapted for `steps`."""
+  modules = sm.module_summary(learner.labels, run.state.phi, run.state.log_sigma2)
+  return results.Curve(
+    algorithm=name,
+    seed=seed,
+    steps=np.asarray(steps),
+    accuracy=found.accuracy,
+    nll=found.nll,
+    sigma={module.name: module.sigma for module in modules},
+    moved=found.moved,
+    sizes={module.name: module.size for module in modules},
+    seconds=run.seconds | found.seconds,
+    history=run.history,
+  )
+
+
+def adapt(
+  learner: sm.MetaLearner,
+  likelihood: sm.Likelihood,
+  state: sm.MetaState,
+  episodes: Episodes,
+  num_episodes: int,
+  steps: tuple[int, ...],
+  block: int,
+  name: str,
+  key: jax.Array | None = None,
+) -> Adapted:
+  """Adapt to each episode once, and evaluate on its val part after each number of `steps`.
+
+  The seconds include compilation.
+
+  Args:
+    learner: what adapts.
+    likelihood: of the network.
+    state: the trained state.
+    episodes: tasks by index.
+    num_episodes: E.
+    steps: [S] ascending.
+    block: episodes adapted at a time.
+    name: shown at the progress bar.
+    key: of the mini-batches of inner steps; it is folded with the number of the episode.
+  """
+
+  def one(state: sm.MetaState, item: tuple[sm.Task, jax.Array]) -> tuple[tuple[()], Any]:
+    task, number = item
+    own = None if key is None else jax.random.fold_in(key, number)
+    thetas, _ = learner.adapt(state, task.train, steps, own)
+
+    def judge(theta: PyTree) -> tuple[jax.Array, jax.Array]:
+      outputs, targets = likelihood.predict(theta, task.val.inputs), task.val.targets
+      judged = example_weights(task.val, outputs.dtype)
+      mean = lambda x: jnp.sum(jnp.where(judged > 0, x, 0) * judged) / jnp.sum(judged)
+      nll = -mean(likelihood.log_prob(outputs, targets))
+      if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return jnp.full_like(nll, jnp.nan), nll
+      return mean(jnp.argmax(outputs, -1) == targets), nll
+
+    accuracy, nll = jax.lax.map(judge, thetas)  # one after another: a CPU is faster so
+    last = jax.tree.map(lambda x, p: jnp.mean(jnp.square(x[-1] - p)), thetas, state.phi)
+    return (), (accuracy, nll, last)
+
+  begin = time.perf_counter()
+  starts = range(0, num_episodes, block)
+  mesh = host_mesh(block)
+  offset, mine, share = sm.share_of_tasks(block, mesh)
+  state = sm.place_state(state, mesh)
+
+  @jax.jit
+  def run(state: sm.MetaState, tasks: sm.Task, start: jax.typing.ArrayLike) -> Any:
+    numbers = start + jnp.arange(len(jax.tree.leaves(tasks)[0]))
+    return sm.over_tasks(one, state, (tasks, numbers), mesh=mesh)[1]
+
+  blocks = []
+  quiet = jax.process_index() != 0
+  for start in tqdm.tqdm(starts, f"{name}: adapt", unit="block", dynamic_ncols=True, disable=quiet):
+    tasks = episodes(start + (offset if mine else 0), max(1, mine))
+    found = run(state, sm.place_tasks(tasks, mesh, share, mine), start)
+    if jax.process_count() > 1:
+      found = multihost_utils.process_allgather(found, tiled=True)
+    blocks.append(jax.tree.map(lambda x: x[:block], jax.device_get(found)))
+  accuracy, nll, square = jax.tree.map(lambda *x: np.concatenate(x)[:num_episodes], *blocks)
+  sizes = _sum_by_module(jax.tree.map(jnp.size, state.phi), learner.labels)
+  total = jax.tree.map(lambda s, p: p.size * s.mean(), square, state.phi)
+  total = _sum_by_module(total, learner.labels)
+  moved = {m: float(np.sqrt(total[m] / sizes[m])) for m in sizes}
+  return Adapted(accuracy.T, nll.T, moved, {"adapt": time.perf_counter() - begin})
+
+
+def _sum_by_module(numbers: PyTree, labels: sm.Labels) -> dict[str, Any]:
+  """Return the sum over the leaves of each module, for a tree of one number a leaf."""
+  total: dict[str, Any] = {}
+  for label, number in zip(jax.tree.leaves(labels), jax.tree.leaves(numbers), strict=True):
+    total[label] = total[label] + number if label in total else number
+  return dict(sorted(total.items()))

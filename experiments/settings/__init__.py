@@ -1,0 +1,1 @@
+"""Settings: what is run, the flags that say it, and how they are checked."""

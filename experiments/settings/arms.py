@@ -1,0 +1,61 @@
+"""The settings that every algorithm starts with.
+
+An *arm* is an algorithm together with its settings: what a comparison compares. `config.arms` maps
+the name of an algorithm to its arm.
+"""
+
+from typing import Any
+
+ARM = {  # setting of an arm -> its meaning
+  "inner": "optimiser of theta, or of z where sigma is finite: sgd, adam, lbfgs or smooth_adam",
+  "inner_rate": "step size of `inner`",
+  "inner_steps": "inner steps of a task in training",
+  "inner_decay": "n: the rate is inner_rate / (1 + t / n) after t steps; 0: it is constant",
+  "batch_size": "examples of an inner step; 0: all of them",
+  "modules": '"layer", or "block", a layer with its norm: what has one sigma, or one rate',
+  "trials": "length of the search that chose these settings; 0: no search did",
+  "searched_with": "settings of that search which differ from these of the table; empty: none",
+  "outer": "optimiser of phi, with the same names as `inner`",
+  "outer_rate": "step size of `outer`",
+}
+OWN = {  # likewise, of some algorithms only
+  "init_sigma": "sigma of every module at the start",
+  "sigma_rate": "step size of Adam on log sigma^2",
+  "task_specific": "the module that hand_picked adapts",
+}
+
+
+def _arm(
+  inner: str, rate: float, steps: int, outer: str, outer_rate: float, **own: float | str
+) -> dict[str, Any]:
+  return {
+    "inner": inner,
+    "inner_rate": rate,
+    "inner_steps": steps,
+    "inner_decay": 0,
+    "batch_size": 0,
+    "modules": "layer",
+    "trials": 0,
+    "searched_with": "",
+    "outer": outer,
+    "outer_rate": outer_rate,
+    **own,
+  }
+
+
+def start() -> dict[str, dict[str, Any]]:
+  """Return an arm of every algorithm, for a convolutional network and a few hundred meta-steps."""
+  return {
+    "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+    "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+    "sigma_maml": _arm("sgd", 5.0, 10, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+    "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
+    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5),
+    "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),
+    "maml": _arm("sgd", 0.5, 5, "adam", 1e-2),
+    "anil": _arm("sgd", 0.5, 5, "adam", 1e-2),
+    "boil": _arm("sgd", 0.5, 5, "adam", 1e-2),
+    "meta_sgd": _arm("sgd", 1.0, 5, "adam", 1e-2, init_sigma=0.7, sigma_rate=6e-2),
+    "hand_picked": _arm("sgd", 0.5, 5, "adam", 1e-2, task_specific="conv_3"),
+    "fine_tuning": _arm("sgd", 0.5, 30, "adam", 1e-2),
+  }

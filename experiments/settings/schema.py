@@ -1,0 +1,123 @@
+"""The settings of a run: their names and meanings, their checks, and changes by --set."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from experiments.settings import arms
+
+# An ml_collections.ConfigDict. Its attributes have no types that a checker could use.
+Config: TypeAlias = Any
+
+SETTINGS = {  # setting -> its meaning
+  "table": "name of the table that the settings come from",
+  "size": "cpu, full or smoke: for which machine",
+  "problem": "name of the problem, and the arguments of its function in experiments/datasets",
+  "network": 'kind "conv" with features and norm, or kind "mlp" with width',
+  "compute": "float32 or bfloat16: dtype of the network; everything else is float32",
+  "meta_steps": "updates of phi and sigma",
+  "meta_batch": "tasks per meta-step",
+  "validation_episodes": "validation tasks that a trained arm is adapted to",
+  "test_episodes": "test tasks that a trained arm is adapted to",
+  "adapt_steps": "numbers of adaptation steps after which a task is evaluated, ascending",
+  "report_step": "one of adapt_steps: searches and tables compare arms after it",
+  "cg_steps": "most steps of conjugate gradients in an implicit gradient",
+  "cg_tol": "relative residual at which they stop",
+  "cg_batch": "examples of which the solve takes the curvature; 0: all of them",
+  "fixed": "settings of arms that the protocol fixes, so that searches leave them",
+  "arms": "algorithm -> the settings of its arm, see arms.py",
+}
+OPTIONAL = {
+  "evaluation": "key: seed of the tasks to adapt to; block: tasks adapted at a time; over: what "
+  "these tasks are, in the plural. Rounds through them are averaged, a column a task.",
+}
+OF_SEARCH = ("trials", "searched_with")  # these describe the search for an arm's settings
+
+_COUNTS = ("meta_steps", "meta_batch", "test_episodes", "validation_episodes")
+_NETWORKS = {"conv": ("features", "norm"), "mlp": ("width",)}  # kind -> its settings
+_EVALUATION = {"key", "block", "over"}
+
+
+def check(config: Config) -> Config:
+  """Return `config`, or raise ValueError for what would otherwise fail only after training."""
+  _check_names("A table", config, SETTINGS, OPTIONAL)
+  for name, arm in config.arms.items():
+    _check_names(f"arms.{name}", arm, arms.ARM, arms.OWN)
+  for name in _COUNTS:
+    if config[name] < 1:
+      raise ValueError(f"{name} is at least 1; got {config[name]}. Change --set={name}.")
+  network = config.network
+  if set(network) != {"kind", *_NETWORKS.get(network.kind, ())}:
+    raise ValueError(
+      'A network has kind "conv", features and norm, or kind "mlp" and width; got '
+      f"{network.to_dict()}. For another kind change experiments/settings/tables.py."
+    )
+  if "evaluation" in config and set(config.evaluation) != _EVALUATION:
+    raise ValueError(
+      f"evaluation has {', '.join(sorted(_EVALUATION))}; got {config.evaluation.to_dict()}."
+    )
+  steps = list(config.adapt_steps)
+  whole = all(isinstance(step, int) and step >= 0 for step in steps)
+  if not steps or not whole or steps != sorted(set(steps)):
+    raise ValueError(
+      f"adapt_steps are ascending numbers of steps, as in --set=adapt_steps=(0,10); got {steps}."
+    )
+  if config.report_step not in steps:
+    raise ValueError(
+      f"report_step is one of adapt_steps, {', '.join(map(str, steps))}; got {config.report_step}. "
+      "Change --set=report_step, or --set=adapt_steps with it."
+    )
+  return config
+
+
+def _check_names(
+  what: str, given: Mapping[str, Any], wanted: Mapping[str, str], optional: Mapping[str, str]
+) -> None:
+  missing, unknown = set(wanted) - set(given), set(given) - set(wanted) - set(optional)
+  if missing or unknown:
+    raise ValueError(
+      f"{what} has the settings {', '.join(wanted)}; missing are {sorted(missing)}, unknown are "
+      f"{sorted(unknown)}."
+    )
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+  """Lock `config` and apply changes as the flag --set gives them; unknown names are errors."""
+  config.lock()
+  changes = {}
+  for change in overrides:
+    name, equals, text = change.partition("=")
+    if not equals:
+      raise ValueError(f"--set wants name=value, as in --set=meta_steps=100; got {change!r}.")
+    try:
+      changes[name] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      changes[name] = text
+  try:
+    config.update_from_flattened_dict(changes)
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"--set={','.join(overrides)} does not fit the settings: {error}{_meant(config, changes)}"
+    ) from error
+  return config
+
+
+def _meant(config: Config, changes: Mapping[str, Any]) -> str:
+  """Name the settings of a group whose last part was given alone, as ways for problem.ways."""
+  names = flat(config.to_dict())
+  near = [f for f in names for c in changes if c not in names and f.rpartition(".")[2] == c]
+  return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def without_search(arm: Mapping[str, Any]) -> dict[str, Any]:
+  """Return the settings of an arm without those that describe the search for them."""
+  return {k: v for k, v in arm.items() if k not in OF_SEARCH}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Return {dotted path: value} of nested mappings."""
+  found: dict[str, Any] = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+  return found

@@ -1,0 +1,91 @@
+"""Settings that searches chose, in experiments/tuned/TABLE-SIZE/ALGORITHM.json."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.settings import schema
+
+FORMAT = "shrinkmeta.experiments.tuned/1"
+
+
+def file_of(table: str, size: str, algorithm: str) -> pathlib.Path:
+  """Return the file of the settings chosen for an algorithm, with the search that chose them."""
+  return pathlib.Path(__file__).parents[1] / "tuned" / f"{table}-{size}" / f"{algorithm}.json"
+
+
+def apply(config: schema.Config) -> dict[str, Any]:
+  """Give the arms of `config` the settings that searches chose; return the searches by algorithm.
+
+  Raises:
+    ValueError: a file cannot be read, or has other settings than its arm.
+  """
+  searches = {}
+  for name in config.arms:
+    file = file_of(config.table, config.size, name)
+    if file.exists():
+      searches[name] = found = _read(file)
+      settings = _settings(found)
+      wanted = schema.without_search(config.arms[name].to_dict())
+      if unlike := sorted(set(settings) ^ set(wanted)):
+        raise ValueError(
+          f"{file}: the settings of {name} are {', '.join(wanted)}; {', '.join(unlike)} is in one "
+          "of the two alone. Search anew."
+        )
+      config.arms[name].update(settings)
+  return searches
+
+
+def describe(config: schema.Config, searches: Mapping[str, Any]) -> None:
+  """Note in the arms that kept their chosen settings how long the search was, and what differed.
+
+  Raises:
+    ValueError: the test tasks may be among those that settings were chosen on.
+  """
+  for name, found in searches.items():
+    arm = config.arms[name]
+    if all(arm[key] == value for key, value in _settings(found).items()):
+      arm.trials = len(found["trials"])
+      arm.searched_with = _difference(found["config"], config.to_dict(), name)
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file} cannot be read: {error}. Search anew, or --tuned=false.") from error
+  form = found.get("format") if isinstance(found, dict) else None
+  if form != FORMAT:
+    raise ValueError(f"{file}: format is {form!r}; wanted {FORMAT!r}.")
+  return found
+
+
+def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
+  """Return what a search chose, and the settings that it did not vary."""
+  return schema.without_search(found["start"] | found["chosen"])
+
+
+def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], algorithm: str) -> str:
+  """Say which settings a search had otherwise, if its result may still be used.
+
+  Args:
+    searched: settings of the search that all arms share.
+    now: settings of the table. Those of the evaluation always differ.
+    algorithm: whose arm the search was for.
+  """
+  then, problem = schema.flat(searched["problem"]), schema.flat(now["problem"])
+  changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}
+  fewer = then.get("train_alphabets", 0) >= problem.get("train_alphabets", 0)
+  shapes = {key for key in changed if key.startswith("shape.")}  # of episodes of the same classes
+  if changed - shapes - {"shots", "train_alphabets", "relabel"} or not fewer:
+    raise ValueError(
+      f"The settings of {algorithm} were chosen on {then}, and the problem is {problem}: its "
+      "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "
+      "take the settings that searches start from, experiments.train --tuned=false."
+    )
+  training = ("meta_steps", "meta_batch", "network", "compute", "cg_steps", "cg_tol", "cg_batch")
+  differs = {key: searched[key] for key in training if searched.get(key, now[key]) != now[key]}
+  return ", ".join(
+    f"{k}={v}" for k, v in sorted(({k: then.get(k) for k in changed} | differs).items())
+  )

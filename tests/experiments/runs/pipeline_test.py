@@ -1,0 +1,67 @@
+import dataclasses
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.runs import pipeline, problems, store
+from experiments.settings import algorithms, tables
+
+DATA = os.environ.get("SHRINKMETA_DATA")
+
+
+def test_tasks_of_a_finite_list_are_judged_once(tmp_path):
+  config = tables.load("sinusoid", "smoke")
+  problem = problems.make_problem(config.problem)
+  short = dataclasses.replace(problem.test, tasks=3)
+  problem = problem._replace(validation=short, test=short)
+  with pytest.raises(ValueError, match="There are 3 test tasks.*test_episodes is 4.*episodes=3"):
+    store.begin(tmp_path / "a", "maml", 0, config, problem)
+  assert not (tmp_path / "a").exists()
+  prepared = pipeline.prepare("maml", config, problem)
+  state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
+  with pytest.raises(ValueError, match="There are 3 test tasks"):
+    pipeline.evaluate(prepared, state, config, "test", "a")
+  assert pipeline.evaluate(prepared, state, config, "validation", "a").nll.shape == (3, 2)
+
+
+@pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
+@pytest.mark.parametrize(
+  "table", ("alphabets", "small_data", "few_shot", "grocery", "spoken_digits")
+)
+def test_tables_of_pictures_train_and_adapt(table):
+  config = tables.load(table, "smoke")
+  problem = problems.make_problem(config.problem)
+  prepared = pipeline.prepare("sigma_imaml", config, problem)
+  trained = pipeline.train(prepared, "sigma_imaml", 0, config)
+  found = pipeline.evaluate(prepared, trained.state, config, "validation", table)
+  again = pipeline.evaluate(prepared, trained.state, config, "validation", table)
+  assert found.nll.shape == (3, 2) and np.isfinite(found.nll).all()
+  np.testing.assert_array_equal(found.nll, again.nll)  # mini-batches of the test are fixed too
+  test = pipeline.evaluate(prepared, trained.state, config, "test", table)
+  assert test.nll.shape == (3, 4) and not np.isin(test.nll, found.nll).any()
+
+
+@pytest.mark.parametrize("name", algorithms.ALL)
+def test_every_arm_trains_on_sinusoids(name):
+  config = tables.load("sinusoid", "smoke")
+  prepared = pipeline.prepare(name, config, problems.make_problem(config.problem))
+  trained = pipeline.train(prepared, name, 0, config)
+  found = pipeline.evaluate(prepared, trained.state, config, "validation", name)
+  assert np.isfinite(trained.history["loss"]).all() and np.isfinite(found.nll).all()
+
+
+def test_rounds_through_a_list_are_averaged_by_task():
+  config = tables.load(
+    "glyphs", "smoke", ["test_episodes=12", "adapt_steps=(0,1)", "report_step=1"]
+  )
+  prepared = pipeline.prepare("reptile", config, problems.make_problem(config.problem))
+  on = pipeline.evaluation(config, prepared.problem, "test")
+  assert (on.source.tasks, on.rounds, on.number) == (8, 2, 16)
+  state = prepared.learner.init(prepared.model.init(jax.random.key(0)))
+  twice = pipeline.evaluate(prepared, state, config, "test", "twice")
+  assert twice.nll.shape == (2, 8)
+  config.test_episodes = 8
+  once = pipeline.evaluate(prepared, state, config, "test", "once")
+  assert once.nll.shape == (2, 8) and (once.nll != twice.nll).all()

@@ -1,0 +1,60 @@
+"""One vocabulary of flags for all commands."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import app
+
+from experiments.settings import flags
+
+ROOT = pathlib.Path(__file__).parents[3]
+COMMANDS = (
+  *("glyphs", "train", "evaluate", "tune", "sinusoid"),
+  *("report.__main__", "mixed.__main__", "benchmarks.__main__"),
+)
+# Every command is loaded with a registry of its own, since flags of a name collide in one.
+LIST = """
+import importlib, json, sys
+from absl import flags
+import experiments.settings.flags
+found = {}
+for command in sys.argv[1:]:
+  before = set(flags.FLAGS)
+  importlib.import_module(f"experiments.{command}")
+  for name in set(flags.FLAGS) - before:
+    flag = flags.FLAGS[name]
+    kind = [type(flag.parser).__name__, getattr(flag.parser, "enum_values", None)]
+    found.setdefault(name, {})[command] = [*kind, str(flag.default), flag.help]
+    delattr(flags.FLAGS, name)
+print(json.dumps(found))
+"""
+
+
+def test_a_flag_means_the_same_in_all_commands():
+  line = [sys.executable, "-c", LIST, *COMMANDS]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert set(found["out"]) == set(COMMANDS) - {"evaluate", "mixed.__main__"}
+  for name, by_command in found.items():
+    assert len({json.dumps(meaning) for meaning in by_command.values()}) == 1, (name, by_command)
+
+
+@pytest.mark.parametrize("texts", (["x"], ["1", "1"], []))
+def test_seeds_are_distinct_numbers(texts):
+  with pytest.raises(ValueError, match="--seeds wants whole numbers, each of them once"):
+    flags.parse_seeds(texts)
+
+
+def test_an_error_of_settings_is_one_of_usage():
+  with pytest.raises(app.UsageError, match="too small"), flags.usage():
+    raise ValueError("too small")
+
+
+def test_arguments_that_are_no_flags_are_refused():
+  flags.no_arguments(["command"])
+  with pytest.raises(app.UsageError, match=r"Unexpected arguments: \['x'\]"):
+    flags.no_arguments(["command", "x"])

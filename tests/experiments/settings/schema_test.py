@@ -1,0 +1,54 @@
+import pytest
+
+from experiments.settings import schema, tables
+
+
+def test_overrides():
+  config = tables.load(
+    "glyphs", "smoke", ["meta_steps=7", "network.norm=group", "arms.reptile.inner_rate=0.25"]
+  )
+  assert (config.meta_steps, config.network.norm, config.arms.reptile.inner_rate) == (
+    7,
+    "group",
+    0.25,
+  )
+
+
+@pytest.mark.parametrize(
+  "override", ["meta_step=7", "meta_steps", "arms.maml.lr=1", "meta_steps=x"]
+)
+def test_an_override_that_does_not_fit_is_named(override):
+  with pytest.raises(ValueError, match=override.partition("=")[0]):
+    tables.load("glyphs", "smoke", [override])
+
+
+@pytest.mark.parametrize(
+  "change",
+  ["meta_steps=0", "meta_batch=0", "test_episodes=0", "adapt_steps=(3,1)", "adapt_steps=(-1,3)"],
+)
+def test_what_would_fail_after_training_is_refused(change):
+  with pytest.raises(ValueError, match=f"--set={change.partition('=')[0]}"):
+    tables.load("glyphs", "smoke", [change])
+
+
+def test_a_setting_of_a_group_is_named_whole():
+  with pytest.raises(ValueError, match="Did you mean problem.ways[?]"):
+    tables.load("glyphs", "smoke", ["ways=7"])
+
+
+def test_a_table_has_the_settings_of_the_schema():
+  config = tables.load("sinusoid", "smoke").unlock()
+  config.momentum = 0.9
+  with pytest.raises(ValueError, match=r"missing are \[\], unknown are \['momentum'\]"):
+    schema.check(config)
+  del config["momentum"], config["cg_tol"]
+  with pytest.raises(ValueError, match=r"missing are \['cg_tol'\]"):
+    schema.check(config)
+  config = tables.load("sinusoid", "smoke").unlock()
+  config.arms.maml.momentum = 0.9
+  with pytest.raises(ValueError, match=r"arms.maml .*unknown are \['momentum'\]"):
+    schema.check(config)
+  config = tables.load("glyphs", "smoke").unlock()
+  del config.evaluation["block"]
+  with pytest.raises(ValueError, match="evaluation has block, key, over; got"):
+    schema.check(config)
