@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import llama
+from experiments.networks import llama
 from shrinkmeta.adapters import export, lora
 from tests.adapters.networks import random_like
 
