@@ -17,6 +17,10 @@
 | no_adaptation   | mask    | pooled data | none: nothing moves   |
 
 A mask is sigma = inf for the modules that move and 0 for the others.
+
+To add an algorithm: a line here and a constructor in a file beside this one. `config.Algorithm` has
+the words that a line may use, `config.check_algorithm` the combinations. A gradient of a new kind is
+a function in gradients/per_task.py, chosen by `gradient_of` there.
 """
 
 from shrinkmeta.config import Algorithm

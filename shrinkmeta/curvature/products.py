@@ -5,7 +5,8 @@
 
 Here f are the outputs of a network and l = -log p(D | f). Away from its optimum a network's Hessian
 is indefinite. The Gauss-Newton matrix is positive semi-definite wherever log p is concave in the
-outputs, as it is for the ready-made likelihoods.
+outputs, as it is for the ready-made likelihoods. Products with K = P + s C s are
+`TaskModel.k_product`, in mode/task_model.py.
 """
 
 from collections.abc import Callable

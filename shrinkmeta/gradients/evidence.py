@@ -10,7 +10,8 @@ maximum-likelihood fit. It needs no validation data.
 Gradient: at the mode the first two terms depend on (phi, sigma) as if z_hat were fixed. The third
 depends on theta_hat as well, whose own dependence is that of `implicit.py`. The result is exact for
 linear-Gaussian models, and with the exact Hessian; Gauss-Newton there is off by some tenths of a
-percent on a small network.
+percent on a small network. (The gradient of phi and sigma from the validation loss is another one:
+`implicit.py`.)
 """
 
 from collections.abc import Iterable, Mapping

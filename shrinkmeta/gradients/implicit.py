@@ -85,7 +85,7 @@ def implicit_gradient(
     first = here.on(jax.tree.map(lambda x: x[0], batches))
     product = _total(product_of, here, here.part, batches)
     column = _total(column_of, here, here.params.phi, batches) if model.frozen else product
-  operator = lambda v: model.k(v, product(model.scaled(v)), implicit.damping)
+  operator = lambda v: model.k_product(v, product(model.scaled(v)), implicit.damping)
   if implicit.solver == "cg":
     w, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
   elif implicit.solver == "neumann":

@@ -86,7 +86,7 @@ def joint_sigma_gradient(
     if log_p_phi is not None:
       curved = jax.jvp(jax.grad(log_p_phi), (phi,), (optax.tree.scale(r, a),))[1]
       top = optax.tree.add_scale(top, -r, curved)
-    rows = jax.vmap(lambda b, u: model.k(b, model.cut(u), implicit.damping))(b, u)
+    rows = jax.vmap(lambda b, u: model.k_product(b, model.cut(u), implicit.damping))(b, u)
     return optax.tree.add_scale(top, implicit.damping, a), rows
 
   of_phi = jax.tree.map(lambda x: r * jnp.sum(x, 0), g)

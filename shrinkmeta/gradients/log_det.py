@@ -86,7 +86,7 @@ def _stochastic(how: LogDet, model: TaskModel, key: jax.Array) -> tuple[jax.Arra
 
     def product(v: jax.Array) -> jax.Array:  # K v
       part = unravel(v)
-      return ravel_pytree(model.k(part, curved(model.scaled(part))))[0]
+      return ravel_pytree(model.k_product(part, curved(model.scaled(part))))[0]
 
     return product
 

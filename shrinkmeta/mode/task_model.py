@@ -158,7 +158,7 @@ class TaskModel:
     """The outputs on D [N, ...]."""
     return self.likelihood.predict(self.whole(part), self.batch.inputs)
 
-  def k(self, v: PyTree, curved: PyTree, damping: float = 0.0) -> PyTree:
+  def k_product(self, v: PyTree, curved: PyTree, damping: float = 0.0) -> PyTree:
     """(K + damping) v = (P + damping) v + s C (s v), for `curved` = C (s v), both parts."""
     row = lambda p, s, c, v: (p + damping) * v + s * c
     return jax.tree.map(row, self.white.precision, self.white.scale, curved, v)
