@@ -19,7 +19,7 @@
 A mask is sigma = inf for the modules that move and 0 for the others.
 
 To add an algorithm: a line here and a constructor in a file beside this one. `config.Algorithm` has
-the words that a line may use, `config.check_algorithm` the combinations. A gradient of a new kind is
+the words that a line may use, `config.check_algorithm` the combinations. A new kind of gradient is
 a function in gradients/per_task.py, chosen by `gradient_of` there.
 """
 
