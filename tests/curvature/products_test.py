@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
-from shrinkmeta.curvature import products as curvature
+from tests.task_models import model_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -83,7 +83,7 @@ MASKS = ("none", "padded", "weights")
 def test_gauss_newton_is_the_dense_matrix(name, which):
   likelihood, theta, batch, lam = problem(name, which)
   want = dense_gauss_newton(theta, batch, lam)
-  got = dense(curvature.curvature_product("gauss_newton", likelihood, theta, batch), theta)
+  got = dense(model_of(likelihood, theta, batch).product("gauss_newton"), theta)
   np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12 * float(jnp.abs(want).max()))
   eigenvalues = np.linalg.eigvalsh(got)
   assert eigenvalues.min() > -1e-10 * eigenvalues.max()
@@ -94,7 +94,7 @@ def test_gauss_newton_is_the_dense_matrix(name, which):
 def test_hessian_is_the_dense_matrix(name, which):
   likelihood, theta, batch, lam = problem(name, which)
   want = dense_hessian(likelihood, theta, batch)
-  got = dense(curvature.curvature_product("hessian", likelihood, theta, batch), theta)
+  got = dense(model_of(likelihood, theta, batch).product("hessian"), theta)
   np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12 * float(jnp.abs(want).max()))
   # Away from the optimum the two curvatures are different, and this one indefinite.
   assert np.linalg.eigvalsh(got).min() < 0
@@ -109,7 +109,7 @@ def test_the_whitened_factor_is_a_root_of_the_gauss_newton_matrix(name, which):
     "body": {"kernel": jnp.asarray(0.3), "bias": jnp.asarray(2.0)},
     "head": {"kernel": jnp.asarray(1e-3), "bias": jnp.asarray(0.0)},
   }
-  factor = curvature.whitened_factor(likelihood, theta, scale, batch)
+  factor = model_of(likelihood, theta, batch, scale).factor()
   full = jax.tree.map(lambda s, x: jnp.full_like(x, s), scale, theta)
   s = ravel_pytree(full)[0]
   want = s[:, None] * dense_gauss_newton(theta, batch, lam) * s
@@ -125,9 +125,9 @@ def test_what_lies_in_the_padding_does_not_matter(name):
   short = sm.Batch(batch.inputs[kept], batch.targets[kept])
   moved = batch._replace(inputs=batch.inputs.at[2].set(50.0))
   for kind in ("gauss_newton", "hessian"):
-    want = dense(curvature.curvature_product(kind, likelihood, theta, short), theta)
+    want = dense(model_of(likelihood, theta, short).product(kind), theta)
     for padded in (batch, moved):
-      got = dense(curvature.curvature_product(kind, likelihood, theta, padded), theta)
+      got = dense(model_of(likelihood, theta, padded).product(kind), theta)
       np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12 * float(jnp.abs(want).max()))
 
 
@@ -135,7 +135,7 @@ def test_the_whitened_factor_says_when_log_prob_is_not_concave():
   _, theta, batch, _ = problem("gaussian")
   convex = sm.Likelihood(predict, lambda f, y: 0.5 * jnp.sum(jnp.square(f - y), -1))
   one = jax.tree.map(lambda x: jnp.ones([]), theta)
-  factor = curvature.whitened_factor(convex, theta, one, batch)
+  factor = model_of(convex, theta, batch, one).factor()
   assert bool(factor.negative)
   np.testing.assert_array_equal(factor.a, 0.0)
 
@@ -148,8 +148,8 @@ def test_outputs_with_more_axes():
   likelihood = sm.gaussian(square, scale)
   batch = batch._replace(targets=batch.targets.reshape(N, 2, 2))
   want = dense_gauss_newton(theta, batch, lam)
-  product = curvature.curvature_product("gauss_newton", likelihood, theta, batch)
+  product = model_of(likelihood, theta, batch).product("gauss_newton")
   np.testing.assert_allclose(dense(product, theta), want, rtol=1e-9, atol=1e-10)
   one = jax.tree.map(lambda x: jnp.ones([]), theta)
-  a = curvature.whitened_factor(likelihood, theta, one, batch).a
+  a = model_of(likelihood, theta, batch, one).factor().a
   np.testing.assert_allclose(a.T @ a, want, rtol=1e-7, atol=1e-10)

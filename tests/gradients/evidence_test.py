@@ -14,6 +14,7 @@ import shrinkmeta as sm
 from shrinkmeta.base import InnerInfo
 from shrinkmeta.gradients.evidence import evidence_at
 from shrinkmeta.mode.optimise import Mode
+from shrinkmeta.mode.task_model import task_model
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -96,15 +97,10 @@ def test_an_inexact_mode_costs_the_gradient_what_z_is_off_not_its_curvature():
   theta = {m: x if m in frozen else x + s[m] * z[m] for m, x in phi.items()}
   info = InnerInfo(*(jnp.zeros([]) for _ in InnerInfo._fields))
   _, grad, _ = evidence_at(
-    LINEAR,
-    labels,
-    phi,
-    log_sigma2,
-    batch,
+    task_model(LINEAR, labels, sm.MetaParams(phi, log_sigma2), batch, frozen),
     Mode(theta, z, info),
     implicit=sm.Implicit(max_steps=400, tol=1e-13),
-    log_det=sm.LogDet(),
-    frozen=frozen,
+    how=sm.LogDet(),
   )
 
   g = jax.grad(lambda theta: sm.log_likelihood(LINEAR, theta, batch))(theta)

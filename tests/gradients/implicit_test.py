@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 import shrinkmeta as sm
 from shrinkmeta.gradients.implicit import implicit_gradient
 from shrinkmeta.mode import optimise as inner_lib
+from shrinkmeta.mode.task_model import task_model
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -32,6 +33,10 @@ SOLVERS = {
   "cg, hessian": sm.Implicit(solver="cg", curvature="hessian", max_steps=400, tol=1e-13),
   "dual": sm.Implicit(solver="dual"),
 }
+
+
+def model_of(likelihood, labels, phi, log_sigma2, batch, frozen=frozenset()):
+  return task_model(likelihood, labels, sm.MetaParams(phi, log_sigma2), batch, frozen)
 
 
 def flat(tree):
@@ -272,7 +277,9 @@ def test_phi_has_no_more_error_than_the_solve():
   at = jax.tree.map(jnp.zeros_like, phi)
   short = sm.Implicit(max_steps=12, tol=0.0)
   labels = {m: m for m in SIZES}
-  grad, got, info = implicit_gradient(short, LINEAR, labels, phi, log_sigma2, batch, at, unravel(g))
+  grad, got, info = implicit_gradient(
+    short, model_of(LINEAR, labels, phi, log_sigma2, batch), at, unravel(g)
+  )
   assert int(info.steps) == 12
   assert_relative(grad.phi, unravel(w / s), 0.01)
   for off in (flat(got) / s, g - h @ (s * flat(got))):  # neither form alone would do
@@ -291,7 +298,9 @@ def test_phi_of_a_sharp_likelihood_has_no_more_error_than_the_solve():
   unravel = ravel_pytree(phi)[1]
   at, labels = jax.tree.map(jnp.zeros_like, phi), {m: m for m in SIZES}
   short = sm.Implicit(max_steps=20, tol=0.0)
-  grad, got, _ = implicit_gradient(short, sharp, labels, phi, log_sigma2, batch, at, unravel(g))
+  grad, got, _ = implicit_gradient(
+    short, model_of(sharp, labels, phi, log_sigma2, batch), at, unravel(g)
+  )
   of_w, of_phi = (float(jnp.linalg.norm(flat(x) - w) / jnp.linalg.norm(w)) for x in (got, grad.phi))
   n_alone = (g - h @ flat(got) + N * flat(got)) / (1 + N)
   assert of_phi < 1.5 * of_w < 0.1 < float(jnp.linalg.norm(n_alone - w) / jnp.linalg.norm(w))
@@ -310,7 +319,7 @@ def test_the_curvature_that_balances_counts_no_padding_and_none_that_is_held():
   part = {m: x for m, x in at.items() if m != "a"} | {"a": None}
   short = sm.Implicit(max_steps=2, tol=0.0, damping=0.3)
   grad, w, _ = implicit_gradient(
-    short, LINEAR, labels, phi, log_sigma2, batch, part, g, frozen=frozenset({"a"})
+    short, model_of(LINEAR, labels, phi, log_sigma2, batch, frozenset({"a"})), part, g
   )
   s = {m: jnp.exp(0.5 * v) for m, v in log_sigma2.items()} | {"e": jnp.asarray(1.0)}
   u = unravel(jnp.concatenate([(s[m] * w[m] if m != "a" else at[m]).ravel() for m in SIZES]))

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from shrinkmeta.gradients.log_det import log_det
+from tests.task_models import model_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -55,7 +56,7 @@ def test_exact_value_and_gradient(n, kind):
   likelihood, theta, scale, batch = problem(0, n, kind)
 
   def library(theta, scale):
-    return log_det(sm.LogDet("exact"), likelihood, theta, scale, batch)[0]
+    return log_det(sm.LogDet("exact"), model_of(likelihood, theta, batch, scale))[0]
 
   value, grads = jax.jit(jax.value_and_grad(library, argnums=(0, 1)))(theta, scale)
   want, want_grads = jax.jit(
@@ -71,7 +72,7 @@ def stochastic(probes, steps=45):
 
   def run(key, seed_theta, scale, batch):
     likelihood = sm.categorical(mlp)
-    f = lambda theta, scale: log_det(how, likelihood, theta, scale, batch, key)
+    f = lambda theta, scale: log_det(how, model_of(likelihood, theta, batch, scale), key)
     return jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(seed_theta, scale)
 
   return jax.jit(run)
@@ -80,7 +81,7 @@ def stochastic(probes, steps=45):
 def test_stochastic_values_lie_within_their_standard_errors():
   exactly = jax.jit(
     lambda theta, scale, batch: log_det(
-      sm.LogDet("exact"), sm.categorical(mlp), theta, scale, batch
+      sm.LogDet("exact"), model_of(sm.categorical(mlp), theta, batch, scale)
     )[0]
   )
   scores = []
@@ -96,7 +97,8 @@ def test_stochastic_values_lie_within_their_standard_errors():
 def test_stochastic_gradient_is_unbiased():
   likelihood, theta, scale, batch = problem(3, 20)
   want = jax.grad(
-    lambda theta, scale: log_det(sm.LogDet("exact"), likelihood, theta, scale, batch)[0], (0, 1)
+    lambda theta, scale: log_det(sm.LogDet("exact"), model_of(likelihood, theta, batch, scale))[0],
+    (0, 1),
   )(theta, scale)
   keys = jax.random.split(jax.random.key(0), 400)
   grads = jax.lax.map(lambda key: stochastic(8)(key, theta, scale, batch)[1], keys)
@@ -118,9 +120,9 @@ def test_few_steps_bias_little_on_a_decaying_spectrum():
 def test_auto_asks_for_a_key_where_the_matrix_is_too_large():
   likelihood, theta, scale, batch = problem(0, 6)
   how = sm.LogDet(limit=18 * 45)
-  assert float(log_det(how, likelihood, theta, scale, batch)[1]) == 0.0
+  assert float(log_det(how, model_of(likelihood, theta, batch, scale))[1]) == 0.0
   with pytest.raises(ValueError, match="pass key"):
-    log_det(sm.LogDet(limit=18 * 45 - 1), likelihood, theta, scale, batch)
+    log_det(sm.LogDet(limit=18 * 45 - 1), model_of(likelihood, theta, batch, scale))
 
 
 @pytest.mark.parametrize("bad", ({"method": "dense"}, {"probes": 1}, {"steps": 0}, {"limit": 0}))
@@ -134,12 +136,12 @@ def test_float32_keeps_what_is_small_beside_the_largest_eigenvalue():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(24, 6)) @ rng.normal(size=(6, 20))
   want = np.sum(np.log1p(np.linalg.svd(x / 1e-3, compute_uv=False) ** 2))
-  likelihood = sm.gaussian(lambda theta, x: x @ theta, 1e-3)
+  likelihood = sm.gaussian(lambda theta, x: x @ theta["w"], 1e-3)
   batch = sm.Batch(jnp.asarray(x, jnp.float32), jnp.zeros(24, jnp.float32))
-  theta, scale = jnp.zeros(20, jnp.float32), jnp.ones([], jnp.float32)
+  theta, scale = {"w": jnp.zeros(20, jnp.float32)}, jnp.ones([], jnp.float32)
 
   def library(scale):
-    return log_det(sm.LogDet("exact"), likelihood, theta, scale, batch)[0]
+    return log_det(sm.LogDet("exact"), model_of(likelihood, theta, batch, scale))[0]
 
   value, slope = jax.value_and_grad(library)(scale)
   np.testing.assert_allclose(value, want, rtol=1e-3)
@@ -147,15 +149,15 @@ def test_float32_keeps_what_is_small_beside_the_largest_eigenvalue():
 
 
 def test_a_curvature_that_is_none_is_no_number():
-  likelihood = sm.Likelihood(lambda theta, x: x * theta, lambda f, y: jnp.square(f - y))
+  likelihood = sm.Likelihood(lambda theta, x: x * theta["w"], lambda f, y: jnp.square(f - y))
   batch = sm.Batch(jnp.ones(2), jnp.ones(2))
   how = sm.LogDet("exact")
-  assert np.isnan(log_det(how, likelihood, jnp.zeros([]), jnp.ones([]), batch)[0])
+  assert np.isnan(log_det(how, model_of(likelihood, {"w": jnp.zeros([])}, batch))[0])
 
 
 def test_an_estimate_is_no_number_where_the_density_is_not_concave():
   rising = sm.Likelihood(lambda theta, x: x @ theta["w"], lambda f, y: jnp.square(f - y))
   theta, scale = {"w": jnp.zeros(3)}, {"w": jnp.ones([])}
   batch = sm.Batch(jnp.eye(3), jnp.ones(3))
-  value, _ = log_det(sm.LogDet("lanczos"), rising, theta, scale, batch, jax.random.key(0))
+  value, _ = log_det(sm.LogDet("lanczos"), model_of(rising, theta, batch, scale), jax.random.key(0))
   assert jnp.isnan(value)

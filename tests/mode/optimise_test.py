@@ -10,14 +10,13 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.mode.optimise import draw, draw_at_end, minimise, objective
-from shrinkmeta.mode.whitening import whitening
+from shrinkmeta.mode.optimise import draw, draw_at_end, posterior_mode
 from shrinkmeta.model.likelihood import mean_nll
+from tests.task_models import model_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 LINEAR = sm.gaussian(lambda theta, x: x @ theta["w"])
-LABELS = {"w": "m"}
 N, D, SIGMA = 8, 3, 0.6
 
 
@@ -30,12 +29,13 @@ def problem(seed=0, tasks=None):
   return {"w": jnp.array([0.5, -1.0, 2.0])}, batch
 
 
-def white(sigma=SIGMA):
-  return whitening({"m": 2 * np.log(sigma)}, LABELS, jnp.float64)
+def solve(inner, phi, batch, sigma=SIGMA, likelihood=LINEAR, **keywords):
+  found = posterior_mode(inner, model_of(likelihood, phi, batch, sigma), **keywords)
+  return found.z, found.info
 
 
-def solve(inner, phi, batch, sigma=SIGMA, **keywords):
-  return minimise(inner, LINEAR, phi, white(sigma), batch, **keywords)
+def objective(phi, batch):
+  return model_of(LINEAR, phi, batch, SIGMA).objective
 
 
 def mode(phi, batch, sigma=SIGMA):
@@ -66,9 +66,8 @@ def test_polyak_steps_use_the_value():
   half = sm.Likelihood(LINEAR.predict, lambda f, y: -0.5 * jnp.square(y - f))
   phi, batch = problem()
   batch = batch._replace(targets=batch.inputs @ jnp.array([1.0, 2.0, 3.0]))
-  free = whitening({"m": jnp.inf}, LABELS, jnp.float64)
   inner = sm.Inner(optax.polyak_sgd(max_learning_rate=10.0), 2000, tol=1e-6)
-  z, info = minimise(inner, half, phi, free, batch)
+  z, info = solve(inner, phi, batch, jnp.inf, half)
   np.testing.assert_allclose(phi["w"] + z["w"], [1.0, 2.0, 3.0], atol=1e-4)
   assert info.converged
 
@@ -105,7 +104,7 @@ def test_padding_changes_nothing():
 
 def test_stops_exactly_at_the_tolerance():
   phi, batch = problem()
-  grad = lambda z: jax.grad(objective(LINEAR, phi, white(), batch))(z, batch)
+  grad = lambda z: jax.grad(objective(phi, batch))(z, batch)
   norms, z = [], {"w": jnp.zeros([D])}
   while not norms or norms[-1] > 1e-3:
     norms.append(float(jnp.linalg.norm(grad(z)["w"])))
@@ -123,7 +122,7 @@ def test_stops_exactly_at_the_tolerance():
 def test_info_without_tolerance():
   phi, batch = problem()
   z, info = solve(sm.Inner(optax.sgd(0.2), 7), phi, batch)
-  value, grad = jax.value_and_grad(objective(LINEAR, phi, white(), batch))(z, batch)
+  value, grad = jax.value_and_grad(objective(phi, batch))(z, batch)
   theta = {"w": phi["w"] + SIGMA * z["w"]}
   joint = sm.log_likelihood(LINEAR, theta, batch) - 0.5 * jnp.sum(z["w"] ** 2)
   np.testing.assert_allclose(info.objective, -joint / N, rtol=1e-12)
@@ -196,9 +195,9 @@ def test_remat_gives_the_same_gradient():
   phi, batch = problem()
 
   def loss(phi, log_sigma2, inner):
-    scale = whitening({"m": log_sigma2}, LABELS, jnp.float64)
-    z, _ = minimise(inner, LINEAR, phi, scale, batch)
-    return jnp.sum((phi["w"] + scale.scale["w"] * z["w"]) ** 3)
+    sigma = jnp.exp(0.5 * jnp.asarray(log_sigma2))
+    z, _ = solve(inner, phi, batch, sigma)
+    return jnp.sum((phi["w"] + sigma * z["w"]) ** 3)
 
   inner = sm.Inner(optax.adam(0.1), 6)
   plain = jax.grad(loss, (0, 1))(phi, -0.5, inner)
@@ -236,7 +235,7 @@ def test_mini_batches():
   starts = jnp.stack([run(0, steps=s) for s in (1, 2)])
   redrawn = [draw(jax.random.fold_in(jax.random.key(0), s), batch, 3) for s in (0, 1)]
   assert set(redrawn[0].targets.tolist()) != set(redrawn[1].targets.tolist())
-  loss = objective(LINEAR, phi, white(), batch)
+  loss = objective(phi, batch)
   z = jnp.zeros([D])
   for start, mini in zip(starts, redrawn, strict=True):
     z = z - 0.1 * jax.grad(loss)({"w": z}, mini)["w"]
@@ -272,7 +271,7 @@ def test_the_report_of_mini_batches_is_of_all_examples(size, weight):
   batch = batch._replace(mask=weight * jnp.array([1, 0, 1, 1, 1, 0, 1, 1.0]))
   inner, key = sm.Inner(optax.sgd(0.1), 4, batch_size=size), jax.random.key(0)
   z, info = solve(inner, phi, batch, key=key)
-  value, grad = jax.value_and_grad(objective(LINEAR, phi, white(), batch))(z, batch)
+  value, grad = jax.value_and_grad(objective(phi, batch))(z, batch)
   np.testing.assert_allclose(info.objective, value, rtol=1e-12)
   np.testing.assert_allclose(info.grad_norm, optax.tree.norm(grad), rtol=1e-12)
 
@@ -282,7 +281,7 @@ def test_the_report_sees_the_statistics_that_steps_see():
   centred = sm.gaussian(lambda theta, x: (x - x.mean(0)) @ theta["w"])
   phi, batch = problem()
   inner, key = sm.Inner(optax.sgd(0.1), 0, batch_size=4), jax.random.key(2)
-  _, info = minimise(inner, centred, phi, white(), batch, key=key)
+  _, info = solve(inner, phi, batch, likelihood=centred, key=key)
   order = draw_at_end(key, batch, 4)
   of = lambda theta: jnp.mean(jax.vmap(lambda mini: mean_nll(centred, theta, mini))(order))
   np.testing.assert_allclose(info.objective, of(phi), rtol=1e-12)
@@ -294,7 +293,7 @@ def test_the_report_sees_the_statistics_that_steps_see():
 def test_mini_batch_gradients_are_unbiased():
   """The mean over draws of the estimated objective is the objective."""
   phi, batch = problem()
-  loss, z = objective(LINEAR, phi, white(), batch), {"w": jnp.ones([D])}
+  loss, z = objective(phi, batch), {"w": jnp.ones([D])}
   keys = jax.random.split(jax.random.key(0), 4000)
   estimates = jax.vmap(lambda k: loss(z, draw(k, batch, 3)))(keys)
   error = estimates.std() / len(keys) ** 0.5

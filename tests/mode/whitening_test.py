@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shrinkmeta.mode.whitening import balance, to_theta, whitening
+import shrinkmeta as sm
+from shrinkmeta.mode.task_model import task_model
+from shrinkmeta.mode.whitening import Whitening, whitening
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -21,7 +25,9 @@ def test_scale_and_precision():
 def test_theta():
   phi = {k: jnp.array([1.0, 2.0]) for k in "abc"}
   z = {k: jnp.array([-1.0, 0.5]) for k in "abc"}
-  theta = to_theta(phi, whitening(LOG_SIGMA2, LABELS, jnp.float64).scale, z)
+  params = sm.MetaParams(phi, {m: jnp.asarray(v) for m, v in LOG_SIGMA2.items()})
+  batch = sm.Batch(jnp.ones(1), jnp.ones(1))
+  theta = task_model(sm.gaussian(lambda theta, x: x), LABELS, params, batch).theta(z)
   np.testing.assert_allclose(theta["a"], [0.7, 2.15])
   np.testing.assert_array_equal(theta["b"], phi["b"])
   np.testing.assert_array_equal(theta["c"], [0.0, 2.5])
@@ -40,7 +46,11 @@ def test_balance_weighs_by_sigma(c):
   scale = {"tight": jnp.asarray(0.0), "wide": jnp.asarray(3.0), "free": 1.0, "held": None}
   direct = {m: jnp.array([2.0, -1.0]) for m in scale}
   scaled = {m: jnp.array([5.0, 4.0]) for m in scale} | {"free": 0.0, "held": None}
-  got = balance(scale, jnp.asarray(c), direct, scaled)
+  params = sm.MetaParams(direct, dict.fromkeys(scale, jnp.zeros([])))
+  batch = sm.Batch(jnp.ones(1), jnp.ones(1))
+  model = task_model(sm.gaussian(lambda theta, x: x), {m: m for m in scale}, params, batch)
+  model = dataclasses.replace(model, white=Whitening(scale, scale))
+  got = model.balance(direct, scaled, jnp.asarray(c))
   for name in ("tight", "held"):
     np.testing.assert_array_equal(got[name], direct[name])
   np.testing.assert_allclose(got["free"], direct["free"] / (1.0 + c), rtol=1e-14)

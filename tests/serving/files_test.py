@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.adapters import delta_index
+from shrinkmeta.serving import index as delta_index
 from shrinkmeta.serving.deltas import Deltas, deltas
 from shrinkmeta.serving.files import load_deltas, save_deltas
 from tests.serving.deltas_test import (

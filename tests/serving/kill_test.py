@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from shrinkmeta.adapters import delta_files, delta_index
+from shrinkmeta.serving import files as delta_files
+from shrinkmeta.serving import index as delta_index
 from shrinkmeta.serving.files import load_deltas, save_deltas
 from tests.serving.deltas_test import (
   STATE,

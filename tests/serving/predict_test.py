@@ -176,7 +176,7 @@ def test_deltas_cut_by_task_over_two_devices():
     jax.config.update("jax_num_cpu_devices", 2)
     import shrinkmeta as sm
     from shrinkmeta.serving.predict import predict_tasks
-    from tests.adapters.serve_test import INDEX, LIKELIHOOD, OWN, STATE, X
+    from tests.serving.predict_test import INDEX, LIKELIHOOD, OWN, STATE, X
 
     mesh = sm.task_mesh()
     cut = jax.device_put(OWN, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks")))
