@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from shrinkmeta import validate
 from shrinkmeta.config import Algorithm, Spec
 from shrinkmeta.model import modules
 
@@ -182,3 +183,31 @@ class MetaLearner(NamedTuple):
   def algorithm(self) -> Algorithm:
     """The line of the table of algorithms."""
     return self.spec.algorithm
+
+
+def check_learner(name: str, value: Any) -> None:
+  """Raise TypeError unless `value` is a MetaLearner.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+
+  Raises:
+    TypeError: it is something else, such as the function that builds a learner.
+  """
+  hint = "Build one: sm.sigma_imaml(likelihood, labels)."
+  validate.instance(name, value, MetaLearner, "a shrinkmeta.MetaLearner", hint)
+
+
+def check_state(name: str, value: Any) -> None:
+  """Raise TypeError unless `value` is a MetaState.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+
+  Raises:
+    TypeError: it is something else, such as the parameters alone.
+  """
+  hint = "Make one: learner.init(params)."
+  validate.instance(name, value, MetaState, "a shrinkmeta.MetaState", hint)

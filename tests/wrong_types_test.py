@@ -8,7 +8,9 @@ unless the table ALLOWED says that this argument takes it.
 import dataclasses
 import functools
 import inspect
+import os
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,23 @@ def sums():
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
+@functools.cache
+def deltas():
+  frozen_body = sm.hand_picked(LIKELIHOOD, LABELS, task_specific=("head",))
+  thetas = {"w": None, "b": jnp.zeros(2)}
+  return sm.deltas(frozen_body, state(), thetas, ["ann", "bob"])
+
+
+@functools.cache
+def saved():
+  """A folder of deltas."""
+  folder = os.path.join(tempfile.mkdtemp(), "deltas")
+  sm.save_deltas(folder, deltas())
+  return folder
+
+
+KERNEL = {"dense": {"kernel": jnp.ones([3, 2])}}
+ADAPTERS = {"dense": {"kernel": {"A": jnp.ones([3, 1]), "B": jnp.zeros([1, 2])}}}
 # What each argument takes, by its name. A value that is a function without arguments is called
 # when it is needed. An argument that is not listed keeps its default.
 VALID = {
@@ -91,7 +110,6 @@ VALID = {
   "predict": predict,
   "records": [],
   "rest": PARAMS,
-  "row": sm.FAMILY["sigma_imaml"],
   "rules": None,
   "shared": PARAMS,
   "sigma_optimizer": ADAM,
@@ -107,11 +125,11 @@ OWN = {
   "by_path": {"rules": {"w": "body", ".*": "head"}},
   "calibration": {
     "log_probabilities": jnp.log(jnp.full((2, 2), 0.5)),
-    "labels": jnp.array([0, 1]),
+    "targets": jnp.array([0, 1]),
   },
   "coverage": {"mean": jnp.zeros(2), "sd": jnp.ones(2), "targets": jnp.zeros(2)},
   "fit": {"tasks": lambda first, count: TASKS},
-  "format_summary": {"rows": (sm.ModuleSummary("body", 2, 0.3, 0.1),)},
+  "format_summary": {"summaries": (sm.ModuleSummary("body", 2, 0.3, 0.1),)},
   "gaussian_with_scale": {"predict": predict_scale},
   "in_precision": {"dtype": jnp.bfloat16},
   "learner.adapt": {"steps": None},
@@ -191,73 +209,7 @@ ALLOWED_OF = {
 }
 # {function: arguments} that take a wrong thing today, or refuse it without their name. Delete an
 # argument as soon as it is mended: the test fails if an entry is no gap any more.
-KNOWN_GAPS = {
-  "Implicit": "max_steps tol damping batch_size num_batches",
-  "Inner": "optimizer steps tol batch_size remat",
-  "LogDet": "limit probes steps",
-  "anil": "likelihood labels",
-  "bernoulli": "predict",
-  "boil": "likelihood labels",
-  "by_layer": "params",
-  "by_leaf": "params",
-  "by_path": "params rules",
-  "calibration": "log_probabilities labels mask bins",
-  "categorical": "predict",
-  "coverage": "mean sd targets level mask",
-  "empirical_bayes": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
-  "fine_tuning": "likelihood labels inner phi_optimizer",
-  "fomaml": "likelihood labels inner phi_optimizer",
-  "format_summary": "rows",
-  "gaussian": "predict scale",
-  "gaussian_with_scale": "predict",
-  "hand_picked": "likelihood labels task_specific inner phi_optimizer",
-  "imaml": "likelihood labels inner implicit phi_optimizer init_sigma",
-  "in_precision": "likelihood dtype",
-  "learner.adapt": "state steps key",
-  "learner.adapt_tasks": "state steps",
-  "learner.apply": "state sums per_task",
-  "learner.init": "params",
-  "learner.meta_gradient": "state",
-  "learner.no_start": "state count",
-  "learner.sums": "state first",
-  "learner.update": "state",
-  "log_evidence": "likelihood phi inner implicit log_det frozen",
-  "log_joint": "likelihood log_p_phi",
-  "log_likelihood": "likelihood theta",
-  "log_predictive": "likelihood thetas",
-  "log_prior": "phi",
-  "make_learner": (
-    "row likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma log_p_phi "
-    "log_p_sigma restricted mesh"
-  ),
-  "maml": "likelihood labels inner phi_optimizer",
-  "map_estimate": "likelihood phi inner implicit steps key frozen",
-  "mean_and_scale": "outputs",
-  "merge": "part rest",
-  "meta_sgd": "likelihood labels inner phi_optimizer sigma_optimizer init_sigma",
-  "module_summary": "phi",
-  "no_adaptation": "likelihood labels phi_optimizer",
-  "num_tasks": "tasks",
-  "over_tasks": "f shared tasks mesh first",
-  "place_state": "mesh rules",
-  "place_tasks": "tasks mesh share count",
-  "poisson": "predict",
-  "posterior": "likelihood phi theta rank limit key",
-  "priors.exponential": "scale",
-  "priors.half_cauchy": "scale",
-  "priors.log_normal": "median spread",
-  "priors.normal": "scale centre",
-  "program_cost": "compiled",
-  "reptile": "likelihood labels inner phi_optimizer",
-  "restriction": "likelihood phi batches integrated frozen",
-  "share_of_tasks": "count mesh",
-  "sigma_imaml": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
-  "sigma_maml": "likelihood labels inner phi_optimizer sigma_optimizer init_sigma",
-  "sigma_reptile": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
-  "stack_batches": "batches rows",
-  "stack_tasks": "tasks rows",
-  "task_mesh": "devices model",
-}
+KNOWN_GAPS = {}
 
 
 def public_functions():

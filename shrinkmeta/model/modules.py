@@ -5,7 +5,7 @@ Labels are a pytree of strings with the structure of the parameters, as for
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -242,6 +242,35 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
       raise ValueError(f"{name}[{module!r}] must be a scalar; its shape is {jnp.shape(value)}.")
     if (number := validate.known(value)) is not None and number != number:
       raise ValueError(f"{name}[{module!r}] is NaN.")
+
+
+def module_names(name: str, value: Any, labels: Labels) -> tuple[str, ...]:
+  """Return a collection of modules as a tuple, or raise an error.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+    labels: a pytree of strings.
+
+  Returns:
+    The names.
+
+  Raises:
+    TypeError: `value` is not a collection of strings.
+    ValueError: an entry is no module.
+
+  >>> module_names("frozen", "head", {"w": "head"})
+  Traceback (most recent call last):
+  TypeError: frozen must be a tuple of modules, such as ('head',); got 'head'.
+  """
+  known = names(labels)
+  found = value if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+  if not isinstance(found, tuple) or not all(isinstance(module, str) for module in found):
+    raise TypeError(f"{name} must be a tuple of modules, such as {known[-1:]}; got {shown(value)}.")
+  for module in found:
+    if module not in known:
+      raise ValueError(f"{name} has {module!r}, which is no module; the modules are {known}.")
+  return found
 
 
 def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -160,8 +160,7 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
     >>> own.thetas["slope"], own.thetas["level"].shape, own.index(["cleo", "ann"])
     (None, (3,), array([2, 0], dtype=int32))
   """
-  if not isinstance(learner, MetaLearner):
-    raise TypeError(f"learner must be a shrinkmeta.MetaLearner; got {type(learner)}.")
+  check_learner("learner", learner)
   check_state("state", state)
   modules.check_labels(learner.labels, state.phi)
   names = task_ids("ids", ids)
@@ -242,16 +241,10 @@ def check_known(wanted: Iterable[TaskId], known: Any, holder: str) -> None:
     raise KeyError(f"{unknown[0]!r}{more}: unknown to {holder}. Adapt and save the task first.")
 
 
-def check_state(name: str, state: Any) -> None:
-  """Raises TypeError unless `state` is a MetaState."""
-  if not isinstance(state, MetaState):
-    raise TypeError(f"{name} must be the shrinkmeta.MetaState of a learner; got {type(state)}.")
-
-
 def check_deltas(name: str, deltas: Any) -> None:
   """Raises TypeError unless `deltas` are Deltas."""
-  if not isinstance(deltas, Deltas):
-    raise TypeError(f"{name} must be shrinkmeta.Deltas; got {type(deltas)}. Call sm.deltas first.")
+  hint = "Collect them: sm.deltas(learner, state, thetas, ids)."
+  validate.instance(name, deltas, Deltas, "shrinkmeta.Deltas", hint)
 
 
 def fingerprint(state: MetaState | PyTree) -> dict[str, str]:

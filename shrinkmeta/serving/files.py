@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.base import MetaState
+from shrinkmeta.base import MetaState, check_state
 from shrinkmeta.serving import index as delta_index
 from shrinkmeta.serving.deltas import (
   About,
@@ -32,7 +32,6 @@ from shrinkmeta.serving.deltas import (
   check_deltas,
   check_fingerprint,
   check_known,
-  check_state,
   fingerprint,
   task_ids,
   with_structure,

@@ -9,7 +9,7 @@ import numpy as np
 from shrinkmeta import validate
 from shrinkmeta.base import MetaState
 from shrinkmeta.mode.frozen import merge
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
@@ -83,8 +83,7 @@ def predict_tasks(
     >>> serve(state, own.anonymous(), pad(index), pad(inputs))[:3]
     Array([22., 12., 22.], dtype=float32)
   """
-  if not isinstance(likelihood, Likelihood):
-    raise TypeError(f"likelihood must be a shrinkmeta.Likelihood; got {type(likelihood)}.")
+  check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)
   phi = state.phi if isinstance(state, MetaState) else state
   _check_phi(state, deltas)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.base import MetaState
+from shrinkmeta.base import MetaState, check_state
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.density import log_likelihood
 from shrinkmeta.model.likelihood import Likelihood
@@ -18,7 +18,6 @@ from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
   check_fingerprint,
-  check_state,
   fingerprint,
   with_structure,
 )

@@ -18,10 +18,12 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta import validate
+from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.curvature.jacobian import indefinite
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
+from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
@@ -157,14 +159,16 @@ def posterior(
   >>> float(found.predictive(jnp.ones(1)).variance[0])  # 1 / (1 + 3)
   0.25
   """
-  phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
+  check_types(likelihood=likelihood, key=key)
+  parameter_tree("theta", theta)
   known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
+  phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   log_s2 = modules.finite_sigma(log_sigma2, "posterior of this kind")
   validate.same_shapes("theta", theta, "phi", phi)
   check_batch("batch", batch)
-  if rank is not None and rank < 1:
-    raise ValueError(f"rank must be positive, or None; got {rank}.")
+  rank = None if rank is None else validate.integer("rank", rank, least=1)
+  limit = validate.integer("limit", limit, least=0)
   frozen = frozen_modules(known)
   at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
   model = task_model(likelihood, labels, at_mode, batch, frozen)
