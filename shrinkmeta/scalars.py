@@ -1,5 +1,6 @@
-"""Checks of single values: numbers, flags, keys of random numbers, and optimisers."""
+"""Checks of single values: numbers, flags, keys of random numbers, dtypes and optimisers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -81,12 +82,13 @@ def flag(name: str, value: Any) -> bool:
   return bool(value)
 
 
-def key(name: str, value: Any) -> None:
+def key(name: str, value: Any, optional: bool = True) -> None:
   """Raise an error unless `value` is one key of random numbers, or None.
 
   Args:
     name: the argument, as the caller knows it.
     value: what was passed; it may be traced.
+    optional: whether None is accepted.
 
   Raises:
     TypeError: the value is no key.
@@ -96,20 +98,44 @@ def key(name: str, value: Any) -> None:
   Traceback (most recent call last):
   TypeError: key must be a key of random numbers, or None; got 0. Make one: jax.random.key(0).
   """
-  if value is None:
+  if value is None and optional:
     return
   array = isinstance(value, (jax.Array, np.ndarray))
   typed = array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+  make = f"got {shown(value)}. Make one: jax.random.key(0)."
   if not typed and not (array and value.dtype == jnp.uint32 and value.ndim > 0):
-    raise TypeError(
-      f"{name} must be a key of random numbers, or None; got {shown(value)}. Make one: "
-      "jax.random.key(0)."
-    )
+    wanted = "a key of random numbers, or None" if optional else "a key of random numbers"
+    raise TypeError(f"{name} must be {wanted}; {make}")
   if value.ndim != (0 if typed else 1):
-    raise ValueError(
-      f"{name} must be one key of random numbers; got {shown(value)}. Take one of them, or make "
-      "one: jax.random.key(0)."
-    )
+    raise ValueError(f"{name} must be one key of random numbers; {make}")
+
+
+def floating_dtype(name: str, value: Any) -> jnp.dtype:
+  """Return a floating dtype, or raise an error.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed; None, which NumPy takes for float64, is no dtype here.
+
+  Returns:
+    The dtype.
+
+  Raises:
+    TypeError: the value is no dtype.
+    ValueError: the dtype is not floating.
+
+  >>> floating_dtype("dtype", "float16")
+  dtype('float16')
+  """
+  try:
+    found = None if value is None else jnp.dtype(value)
+  except (TypeError, ValueError):
+    found = None
+  if found is None or isinstance(value, Mapping):
+    raise TypeError(f"{name} must be a dtype, such as jnp.bfloat16; got {shown(value)}.")
+  if not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(f"{name} must be floating, such as jnp.bfloat16; got {found}.")
+  return found
 
 
 def optimizer(name: str, value: Any) -> None:

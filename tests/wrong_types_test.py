@@ -77,11 +77,18 @@ def saved():
   return folder
 
 
+@functools.cache
+def laplace():
+  sigma = {"body": 0.0, "head": 0.0}
+  return sm.posterior(LIKELIHOOD, LABELS, PARAMS, sigma, PARAMS, BATCH)
+
+
 KERNEL = {"dense": {"kernel": jnp.ones([3, 2])}}
 ADAPTERS = {"dense": {"kernel": {"A": jnp.ones([3, 1]), "B": jnp.zeros([1, 2])}}}
 # What each argument takes, by its name. A value that is a function without arguments is called
 # when it is needed. An argument that is not listed keeps its default.
 VALID = {
+  "adapters": ADAPTERS,
   "algorithm": sm.FAMILY["sigma_imaml"],
   "batch": BATCH,
   "batches": BATCHES,
@@ -89,18 +96,24 @@ VALID = {
   "checkpoints": None,
   "compiled": compiled,
   "count": 2,
+  "deltas": deltas,
+  "dtype": "int8",
   "f": lambda shared, task: (shared, task),
   "folder": "runs",
+  "ids": ["ann", "bob"],
   "implicit": sm.Implicit(),
+  "index": jnp.array([1, 0, 1, 1]),
   "init_sigma": 0.3,
   "inner": INNER,
   "inputs": jnp.ones((4, 2)),
   "integrated": ("head",),
+  "key": jax.random.key(0),
   "labels": LABELS,
   "learner": learner,
   "likelihood": LIKELIHOOD,
   "log_sigma2": {"body": 0.0, "head": 0.0},
   "mesh": None,
+  "n": 2,
   "meta_batch": 2,
   "params": PARAMS,
   "part": PARAMS,
@@ -128,6 +141,9 @@ OWN = {
     "targets": jnp.array([0, 1]),
   },
   "coverage": {"mean": jnp.zeros(2), "sd": jnp.ones(2), "targets": jnp.zeros(2)},
+  "deltas": {"thetas": {"w": None, "b": jnp.zeros(2)}},
+  "export.merged": {"params": KERNEL},
+  "export.peft": {"names": {"dense/kernel": "dense"}, "alpha": 1.0, "base": "base"},
   "fit": {"tasks": lambda first, count: TASKS},
   "format_summary": {"summaries": (sm.ModuleSummary("body", 2, 0.3, 0.1),)},
   "gaussian_with_scale": {"predict": predict_scale},
@@ -135,6 +151,10 @@ OWN = {
   "learner.adapt": {"steps": None},
   "learner.adapt_tasks": {"steps": None},
   "learner.apply": {"sums": lambda: sums()[0], "per_task": lambda: sums()[1]},
+  "load_deltas": {"folder": saved},
+  "lora.init": {"params": KERNEL, "rules": {"kernel": 1}},
+  "lora.join": {"first": {"kernel": {"A": 1.0}}, "second": {"kernel": {"B": 1.0}}},
+  "lora.merge": {"params": KERNEL},
   "mean_and_scale": {"outputs": jnp.full((4, 2), -0.5)},
   "priors.normal": {"scale": 1.0},
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
@@ -156,6 +176,7 @@ WRONG = {
 CALLABLE = "function predict nnx"
 # {argument: the things of WRONG that it takes}. None is allowed wherever it is the default.
 ALLOWED = {
+  "alpha": "int",
   "batch_size": "int",
   "batching": "int",
   "bins": "int",
@@ -173,6 +194,7 @@ ALLOWED = {
   "median": "int",
   "mesh": "None",
   "meta_batch": "int",
+  "n": "int",
   "name": "str",
   "num_batches": "int",
   "optimizer": "optimizer",
@@ -187,6 +209,7 @@ ALLOWED = {
   "rest": "params",
   "rows": "int",
   "scale": "int",
+  "shard_bytes": "int",
   "share": "int",
   "sigma_optimizer": "optimizer",
   "spread": "int",
@@ -194,17 +217,26 @@ ALLOWED = {
   "steps": "int",
   "theta": "params",
   "tol": "int",
+  "wait": "int",
 }
 # {function: {argument: things}}, the same for one function alone. A string is a tree of one label.
 ALLOWED_OF = {
   **{name: {"labels": "str"} for name in (*sm.FAMILY, "make_learner")},
-  **{name: {"params": "params nnx"} for name in ("by_layer", "by_leaf", "by_path")},
+  # A number is a pytree of one array.
+  **{name: {"params": "params nnx int"} for name in ("by_layer", "by_leaf", "by_path")},
+  "deltas": {"ids": "list params"},  # ids are strings and integers
+  "export.peft": {"alpha": "None", "base": "str", "task_type": "str None"},
   "fit": {"tasks": CALLABLE},
   "learner.init": {"params": "params"},
   "learner.sums": {"first": "int"},
+  "load_deltas": {"ids": "list params"},
+  "lora.split_layers": {"paths": "str"},
+  "log_likelihood": {"theta": "params int"},
   "num_tasks": {"tasks": "nnx"},
   "over_tasks": {"shared": "int None params nnx", "tasks": "nnx", "first": CALLABLE},
+  "place_tasks": {"tasks": "nnx"},
   "place_state": {"state": " ".join(WRONG)},  # any tree
+  "predict_tasks": {"state": "params"},
   "priors.normal": {"centre": "int params nnx"},
 }
 # {function: arguments} that take a wrong thing today, or refuse it without their name. Delete an
@@ -220,8 +252,13 @@ def public_functions():
     if inspect.isfunction(value) or dataclasses.is_dataclass(value) and _is_checked(value):
       found[name] = value
     elif inspect.ismodule(value):
+      listed = {n: getattr(value, n) for n in getattr(value, "__all__", ())}
       own = lambda f, module=value: inspect.isfunction(f) and f.__module__ == module.__name__
-      found |= {f"{name}.{n}": f for n, f in vars(value).items() if n[0] != "_" and own(f)}
+      own_functions = {n: f for n, f in vars(value).items() if n[0] != "_" and own(f)}
+      functions = listed or own_functions
+      found |= {f"{name}.{n}": f for n, f in functions.items() if inspect.isfunction(f)}
+  for name in ("sample", "predictive", "outputs", "log_predictive"):
+    found[f"Posterior.{name}"] = getattr(laplace(), name)
   names = ("init", "update", "adapt", "meta_gradient", "adapt_tasks", "no_start", "sums", "apply")
   return found | {f"learner.{name}": getattr(learner(), name) for name in names}
 
@@ -237,7 +274,10 @@ FUNCTIONS = public_functions()
 CONCRETE = {
   *("check_meta_gradient", "fit", "module_summary", "place_state", "place_tasks", "program_cost"),
   *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
+  *("deltas", "load_deltas", "predict_tasks", "rounding_loss", "save_deltas"),
+  *("export.merged", "export.peft"),
 }
+NEED_SAFETENSORS = ("load_deltas", "save_deltas", "export.merged", "export.peft")
 
 
 def valid_arguments(name):
@@ -304,6 +344,8 @@ def in_a_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_wrong_things_are_refused_by_name(name):
+  if name in NEED_SAFETENSORS:
+    pytest.importorskip("safetensors")
   new, mended = {}, []
   for parameter in arguments_of(name):
     found = complaints(name, parameter)
@@ -319,6 +361,8 @@ def test_wrong_things_are_refused_by_name(name):
 # `check_meta_gradient` compiles three programs: tests/gradient_check_test.py calls it.
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"check_meta_gradient"}))
 def test_the_valid_arguments_are_valid(name):
+  if name in NEED_SAFETENSORS:
+    pytest.importorskip("safetensors")
   call(name, valid_arguments(name))
 
 

@@ -64,7 +64,7 @@ def imaml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: Rajeswaran, Finn, Kakade, Levine, Meta-learning with implicit gradients, arXiv
     1909.04630.
@@ -132,7 +132,7 @@ def sigma_imaml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
@@ -213,7 +213,7 @@ def sigma_reptile(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
@@ -288,7 +288,7 @@ def empirical_bayes(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: MacKay, A practical Bayesian framework for backpropagation networks, 1992; Lindley,
     Smith, Bayes estimates for the linear model, 1972.

@@ -65,7 +65,7 @@ def hand_picked(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.23, 0.45]
   """
   return make_learner(
     FAMILY["hand_picked"],
@@ -221,7 +221,7 @@ def fine_tuning(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.92, 1.85]
   """
   return make_learner(
     FAMILY["fine_tuning"],
@@ -273,7 +273,7 @@ def no_adaptation(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.0, 0.0]
   """
   return make_learner(
     FAMILY["no_adaptation"],

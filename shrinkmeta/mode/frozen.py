@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta.config import Frozen
-from shrinkmeta.kinds import is_array, parameter_tree, shown
+from shrinkmeta.kinds import parameter_tree, shown
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -121,22 +121,19 @@ def merge(part: PyTree, rest: PyTree) -> PyTree:
   {'body': 1.0, 'head': 3.0}
   """
   none = lambda x: x is None
-  try:
-    whole = jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=none)
-  except (TypeError, ValueError) as error:
-    _check_whole(part, rest)
-    raise ValueError(
-      f"part and rest must have one structure, with None where part lacks a module; part is "
-      f"{shown(part)}, rest is {shown(rest)}."
-    ) from error
-  plain = all(isinstance(x, jax.Array) for x in jax.tree.leaves(whole))
-  if not plain or part is None or rest is None:
-    _check_whole(part, rest)
-  return whole
+  alike = jax.tree.structure(part, is_leaf=none) == jax.tree.structure(rest, is_leaf=none)
+  if not alike or not all(isinstance(x, jax.Array) for x in jax.tree.leaves((part, rest))):
+    _check_halves(part, rest, alike)
+  return jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=none)
 
 
-def _check_whole(part: PyTree, rest: PyTree) -> None:
-  """Raise TypeError unless both halves are pytrees of arrays, or one is None and the other all."""
-  for name, tree, other in (("part", part, rest), ("rest", rest, part)):
-    if tree is not None or not is_array(other):
+def _check_halves(part: PyTree, rest: PyTree, alike: bool) -> None:
+  """Raise an error unless both halves are pytrees of arrays, of one structure."""
+  for name, tree in (("part", part), ("rest", rest)):
+    if tree is not None or not alike:  # None is a half of a pytree that is one array
       parameter_tree(name, tree)
+  if not alike:
+    raise ValueError(
+      "part and rest must have one structure, with None for what part lacks; part is "
+      f"{shown(part)}, rest is {shown(rest)}."
+    )

@@ -135,19 +135,20 @@ def names(labels: Labels) -> tuple[str, ...]:
   return tuple(dict.fromkeys(label for _, label in paths))
 
 
-def check_labels(labels: Labels, params: PyTree) -> None:
+def check_labels(labels: Labels, params: PyTree, name: str = "params") -> None:
   """Check that `labels` has one string for every array of `params`.
 
   Args:
     labels: what was passed for the labels.
     params: the parameters, a pytree of arrays [...].
+    name: `params`, as the caller knows it.
 
   Raises:
     TypeError: a label is not a string, or the containers differ (a tuple for a list).
     ValueError: a path is in one of the two alone.
   """
   validate.labels("labels", labels)
-  parameter_tree("params", params)
+  parameter_tree(name, params)
   make = "Make them with by_layer, by_leaf or by_path from these very parameters."
   have, want = dict(validate.leaves_with_names(labels)), dict(validate.leaves_with_names(params))
   if isinstance(labels, str) and set(want) != {""}:
@@ -157,14 +158,12 @@ def check_labels(labels: Labels, params: PyTree) -> None:
     )
   for path in [*want, *have]:
     if path not in have or path not in want:
-      has, lacks = ("labels", "the parameters") if path in have else ("the parameters", "labels")
-      raise ValueError(
-        f"labels do not fit the parameters: {path!r} is in {has} and not in {lacks}. {make}"
-      )
+      has, lacks = ("labels", name) if path in have else (name, "labels")
+      raise ValueError(f"labels do not fit {name}: {path!r} is in {has} and not in {lacks}. {make}")
   if jax.tree.structure(labels) != jax.tree.structure(params):
     raise TypeError(
-      "labels do not fit the parameters: the paths agree, the containers differ; labels is "
-      f"{shown(labels)}, the parameters are {shown(params)}. {make}"
+      f"labels do not fit {name}: the paths agree, the containers differ; labels is "
+      f"{shown(labels)}, {name} is {shown(params)}. {make}"
     )
 
 
@@ -202,7 +201,7 @@ def check_parameters(
   )
   if not plain:
     validate.parameters(name, phi)
-    check_labels(labels, phi)
+    check_labels(labels, phi, name)
     check_modules(sigma_name, log_sigma2, labels)
   validate.finite(name, phi)
   known = {module: validate.known(value) for module, value in log_sigma2.items()}

@@ -20,6 +20,7 @@ import numpy as np
 
 from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
+from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -162,12 +163,13 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
   """
   check_learner("learner", learner)
   check_state("state", state)
-  modules.check_labels(learner.labels, state.phi)
+  modules.check_labels(learner.labels, state.phi, "state.phi")
   names = task_ids("ids", ids)
   if len(set(names)) != len(names):
     seen: set[TaskId] = set()
     twice = next(task for task in names if task in seen or seen.add(task))
     raise ValueError(f"ids must differ from each other; {twice!r} occurs more than once.")
+  parameter_tree("thetas", thetas)
   leaves = dict(validate.leaves_with_names(thetas))
   _check_leaves(leaves, state.phi, learner.labels, names)
   about = About(names, learner.labels, fingerprint(state))

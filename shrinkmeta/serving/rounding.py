@@ -12,7 +12,7 @@ from shrinkmeta import validate
 from shrinkmeta.base import MetaState, check_state
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.density import log_likelihood
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples
 from shrinkmeta.serving.deltas import (
   Deltas,
@@ -107,6 +107,7 @@ def rounding_loss(
   Raises:
     TypeError, ValueError: an argument does not fit.
   """
+  check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)
   if dtype not in ("bfloat16", "int8"):
     raise ValueError(f'dtype must be "bfloat16" or "int8"; got {dtype!r}.')

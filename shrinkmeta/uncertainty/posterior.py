@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta import validate
+from shrinkmeta import scalars, validate
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.curvature.jacobian import indefinite
@@ -28,7 +28,7 @@ from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood, without_padding
-from shrinkmeta.model.tasks import Batch, check_batch
+from shrinkmeta.model.tasks import Batch, check_batch, check_inputs
 
 PyTree = Any
 
@@ -58,6 +58,8 @@ class Posterior:
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """n draws of theta, leaves [n, ...]."""
+    scalars.key("key", key, optional=False)
+    n = validate.integer("n", n, least=1)
     part, rest = self._cut()
     moved = jax.tree.map(lambda t, d: t + d, part, self._deviations(key, n))
     return merge(moved, jax.tree.map(lambda t: jnp.broadcast_to(t, (n, *t.shape)), rest))
@@ -67,6 +69,7 @@ class Posterior:
 
     Costs one gradient for every output of every example; these are taken one after another.
     """
+    check_inputs(inputs)
     part, rest = self._cut()
     outputs, vjp = jax.vjp(lambda p: self.predict(merge(p, rest), inputs), part)
 
@@ -91,6 +94,9 @@ class Posterior:
     The Gauss-Newton posterior belongs to the linearised network; the network itself, drawn far from
     theta_hat, can do anything and is mostly worse.
     """
+    scalars.key("key", key, optional=False)
+    check_inputs(inputs)
+    n, linearised = validate.integer("n", n, least=1), scalars.flag("linearised", linearised)
     part, rest = self._cut()
     predict = lambda p: self.predict(merge(p, rest), inputs)
     deviations = self._deviations(key, n)
@@ -103,6 +109,7 @@ class Posterior:
     self, key: jax.Array, batch: Batch, n: int, linearised: bool = True
   ) -> jax.Array:
     """log of the mean over n draws of p(y | f), for every example [N]; 0 for padding."""
+    check_batch("batch", batch)
     f = self.outputs(key, batch.inputs, n, linearised)
     log_p = jax.vmap(lambda f: self.log_prob(*without_padding((f, batch.targets), batch)))(f)
     # XLA on CPUs loses a NaN, the mark of a label out of range, in a sum of exponentials.

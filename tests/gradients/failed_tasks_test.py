@@ -146,7 +146,7 @@ def test_errors_of_init_and_of_the_constructors():
     learner.init({**PHI, "w": jnp.ones([2], int)})
   with pytest.raises(ValueError, match=r"params/w .*inf"):
     learner.init({**PHI, "w": jnp.array([1.0, jnp.inf], jnp.float32)})
-  with pytest.raises(ValueError, match=r"'c' is in the parameters and not in labels"):
+  with pytest.raises(ValueError, match=r"'c' is in params and not in labels"):
     learner.init({**PHI, "c": PHI["b"]})
   for sigma, message in [
     ({"body": 1.0}, r"init_sigma has no entry for module 'head'"),

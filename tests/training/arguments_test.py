@@ -185,7 +185,10 @@ def test_checkpoints_refuse_what_is_wrong(keywords, error, message):
     ((sm.Checkpoints("x"), sm.maml, None), "learner must be a shrinkmeta.MetaLearner.*; got"),
     ((sm.Checkpoints("x"), LEARNER, PARAMS), "state must be a shrinkmeta.MetaState"),
     ((sm.Checkpoints("x"), LEARNER, start(), 1.0), "step must be an integer of at least 0; got"),
-    ((sm.Checkpoints("x"), LEARNER, start(), "last"), 'step must be an integer, "best" or None; got'),
+    (
+      (sm.Checkpoints("x"), LEARNER, start(), "last"),
+      'step must be an integer, "best" or None; got',
+    ),
   ],
 )
 def test_restore_refuses_what_is_wrong(arguments, message):
