@@ -49,6 +49,10 @@ class WarmStart(NamedTuple):
 
     Returns:
       a WarmStart whose leaves lead with [T].
+
+    >>> import jax.numpy as jnp
+    >>> WarmStart({"w": jnp.arange(3)}, {"w": jnp.zeros(3)}).take(jnp.array([2, 0])).z
+    {'w': Array([2, 0], dtype=int32)}
     """
     return jax.tree.map(lambda x: x[tasks], self)
 
@@ -61,6 +65,11 @@ class WarmStart(NamedTuple):
 
     Returns:
       a buffer of the size of this one.
+
+    >>> import jax.numpy as jnp
+    >>> buffer = WarmStart({"w": jnp.zeros(3)}, {"w": jnp.zeros(3)})
+    >>> buffer.put(jnp.array([1]), WarmStart({"w": jnp.ones(1)}, {"w": jnp.ones(1)})).z
+    {'w': Array([0., 1., 0.], dtype=float32)}
     """
     return jax.tree.map(lambda x, new: x.at[tasks].set(new), self, warm)
 
@@ -115,7 +124,10 @@ class MetaState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """What people read of an update of T tasks. A failed task counts in no mean."""
+  """What people read of an update of T tasks.
+
+  A failed task counts in no mean.
+  """
 
   loss: jax.Array  # [] mean over tasks of val_nll; NaN without validation data
   phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; NaN: reptile

@@ -54,6 +54,11 @@ def init(spec: Spec, params: PyTree) -> MetaState:
 
   Raises:
     ValueError: params are not finite floats of one dtype, or labels do not fit them.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> learner.init({"w": 0.5}).phi
+  {'w': Array(0.5, dtype=float32)}
   """
   dtype = validate.parameters("params", params)
   modules.check_labels(spec.labels, params)
@@ -86,6 +91,13 @@ def update(
 
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> state, metrics = jax.jit(learner.update)(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  >>> int(state.step), bool(state.phi["w"] > 0)
+  (1, True)
   """
   return apply(spec, state, *sums(spec, state, tasks, key, warm))
 
@@ -110,6 +122,13 @@ def meta_gradient(
 
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> gradient, metrics = learner.meta_gradient(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  >>> round(float(gradient.phi["w"]), 3)  # -(1 - 0.1)^10: five steps of rate 0.1, then back
+  -0.349
   """
   return gradient_from(spec, state, *sums(spec, state, tasks, key, warm))
 
@@ -136,6 +155,13 @@ def sums(
 
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> sums, per_task = learner.sums(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  >>> int(sums.tasks), per_task.val_nll.shape
+  (3, (3,))
   """
   params, frozen = _checked(spec, state)
   check_tasks(tasks, needs_val=spec.needs_validation)
@@ -174,6 +200,13 @@ def adapt(
 
   Raises:
     TypeError, ValueError: a batch or a state that does not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> one = sm.Batch(jnp.ones(4), jnp.ones(4))
+  >>> theta, info = learner.adapt(learner.init({"w": 0.0}), one, steps=(0, 5))
+  >>> [round(float(w), 2) for w in theta["w"]]  # 1 - (1 - 0.1)^5
+  [0.0, 0.41]
   """
   params, frozen = _checked(spec, state)
   check_batch("batch", batch)
@@ -207,6 +240,13 @@ def adapt_tasks(
 
   Raises:
     TypeError, ValueError: batches or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> thetas, info = learner.adapt_tasks(learner.init({"w": 0.0}), batch)
+  >>> thetas["w"].shape, int(info.steps[0])
+  ((3,), 5)
   """
   params, frozen = _checked(spec, state)
   check_batch("batches", batches, ("T", "N"))
@@ -237,6 +277,14 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
 
   Returns:
     a WarmStart, leaves [count, ...].
+
+  Raises:
+    TypeError, ValueError: a state of another type, or a count that is no integer of at least 0.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.imaml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> learner.no_start(learner.init({"w": 0.0}), 3).z
+  {'w': Array([0., 0., 0.], dtype=float32)}
   """
   check_state("state", state)
   validate.integer("count", count, least=0)

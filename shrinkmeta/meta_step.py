@@ -64,6 +64,17 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
   Returns:
     (the next MetaState, Metrics). If no task is sound, or the gradient is not finite, only the
     count of updates moves.
+
+  Raises:
+    TypeError: an argument of another type.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> state = learner.init({"w": 0.0})
+  >>> new, metrics = learner.apply(state, *learner.sums(state, sm.Task(batch, batch)))
+  >>> int(new.step)
+  1
   """
   for name, value, kind in (
     ("state", state, MetaState),

@@ -37,7 +37,7 @@ def peft(
   task_type: str | None = "CAUSAL_LM",
   modules_to_save: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pathlib.Path:
-  """Writes one task's adapters as a PEFT folder: adapter_config.json, adapter_model.safetensors.
+  """Write one task's adapters as a PEFT folder: adapter_config.json, adapter_model.safetensors.
 
   PEFT multiplies by weights [out, in]: lora_A is A^T [r, in] and lora_B is B^T [out, r]. A
   two-dimensional convolution has lora_A [r, in, height, width] and lora_B [out, r, 1, 1]. Axes such
@@ -65,11 +65,15 @@ def peft(
     ValueError: a kernel without a name, one name for two kernels, names that PEFT would confuse, or
       adapters that PEFT cannot hold.
 
-  Example, for task t of T adapted tasks and a network of `jax.lax.scan` over its layers::
-
-      one = jax.tree.map(lambda a: a[t], adapters)
-      names = {"layers/q_proj": "model.layers.{i}.self_attn.q_proj"}
-      export.peft("adapters/task", one, names, alpha=8.0, base="organisation/model")
+  Example, for one task and a network of `jax.lax.scan` over its two layers:
+    >>> import pytest; _ = pytest.importorskip("safetensors")
+    >>> import tempfile
+    >>> one = {"q_proj": {"A": jnp.ones([2, 5, 1]), "B": jnp.ones([2, 1, 3])}}
+    >>> names = {"q_proj": "model.layers.{i}.self_attn.q_proj"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   written = peft(f"{folder}/task", one, names, alpha=8.0, base="organisation/model")
+    ...   sorted(file.name for file in written.iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
 
   References: the PEFT library's checkpoint format, version 0.21.
   """
@@ -96,26 +100,33 @@ def peft(
         "of it. PEFT would drop the adapter. Keep one of the two."
       )
     tensors |= {f"{prefix}{module}.{key}": _array(value) for key, value in arrays.items()}
+  config = {
+    "task_type": task_type,
+    "base_model_name_or_path": base,
+    "fan_in_fan_out": fan_in_fan_out,
+    "modules_to_save": sorted(saved) or None,
+    **_ranks_and_alphas(ranks, alpha),
+  }
+  return _write(target, "adapter_model.safetensors", tensors, {"adapter_config.json": config})
+
+
+def _ranks_and_alphas(ranks: Mapping[str, int], alpha: float | None) -> dict[str, Any]:
+  """The part of adapter_config.json that follows from {PEFT's name of a kernel: rank}."""
   usual = collections.Counter(ranks.values()).most_common(1)[0][0]
   # One full name a pattern: PEFT takes the first pattern that matches, in an order that it sorts.
   unusual = {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != usual}
-  config = {
+  return {
     "peft_type": "LORA",
-    "task_type": task_type,
-    "base_model_name_or_path": base,
     "inference_mode": True,
     "r": usual,
     "lora_alpha": usual if alpha is None else _number(alpha),
     "lora_dropout": 0.0,
     "use_rslora": False,
-    "fan_in_fan_out": fan_in_fan_out,
     "bias": "none",
     "target_modules": sorted(ranks),
     "rank_pattern": unusual,
     "alpha_pattern": unusual if alpha is None else {},
-    "modules_to_save": sorted(saved) or None,
   }
-  return _write(target, "adapter_model.safetensors", tensors, {"adapter_config.json": config})
 
 
 def merged(
@@ -126,7 +137,7 @@ def merged(
   alpha: float | None = None,
   config: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-  """Writes one task's whole network, W + (alpha / r) A B, as model.safetensors.
+  """Write one task's whole network, W + (alpha / r) A B, as model.safetensors.
 
   Args:
     folder: the folder to make.
@@ -147,6 +158,15 @@ def merged(
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
     ValueError: a parameter without a name, or one name for two parameters.
+
+  Example:
+    >>> import pytest; _ = pytest.importorskip("safetensors")
+    >>> import tempfile
+    >>> adapters = {"kernel": {"A": jnp.ones([2, 1]), "B": jnp.ones([1, 3])}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   written = merged(f"{folder}/task", {"kernel": jnp.zeros([2, 3])}, adapters)
+    ...   [file.name for file in written.iterdir()]
+    ['model.safetensors']
   """
   target = local_path("folder", folder)
   document = _mapping("config", config, "of plain data")

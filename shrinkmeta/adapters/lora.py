@@ -56,7 +56,7 @@ def init(
   rules: Mapping[str, int | tuple[int, str]],
   dtype: jax.typing.DTypeLike | None = None,
 ) -> Adapters:
-  r"""Draws adapters for the kernels that `rules` choose: A with orthonormal columns, B = 0.
+  r"""Draw adapters for the kernels that `rules` choose: A with orthonormal columns, B = 0.
 
   Args:
     key: the random key for all A.
@@ -162,7 +162,7 @@ def _draw(
 def attach(
   predict: Predict, alpha: float | None = None
 ) -> Callable[[Adapters, PyTree, PyTree], PyTree]:
-  """Makes a network with adapters from a network without; W + A B is never formed.
+  """Make a network with adapters from a network without; W + A B is never formed.
 
       x W  ->  x W + (alpha / r) (x A) B
 
@@ -235,7 +235,7 @@ def attach(
 
 
 def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyTree:
-  """The parameters of one task's whole network, W + (alpha / r) A B.
+  """Return the parameters of one task's whole network, W + (alpha / r) A B.
 
   Args:
     params: the base network's parameters, or `Base(params, A)` if adapters hold B only.

@@ -63,7 +63,7 @@ def is_kernel(node: Any) -> bool:
 
 
 def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
-  """Labels with one module for each adapted kernel, named by its path.
+  """Make labels with one module for each adapted kernel, named by its path.
 
   Args:
     adapters: from `init`, `split_layers` or `hold_A`.
@@ -89,7 +89,10 @@ def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
 
 
 def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
-  """Splits adapters into the B's, which tasks adapt, and the A's, which become constants.
+  """Split adapters into the B's, which tasks adapt, and the A's, which become constants.
+
+  Args:
+    adapters: from `init`, with A and B for each kernel.
 
   Returns:
     (B, A): two trees like `adapters`, with {"B": ...} and {"A": ...} for each kernel. Call an
@@ -103,9 +106,17 @@ def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
 
 
 def join(first: Adapters, second: Adapters) -> Adapters:
-  """Puts the two trees of `hold_A` together again.
+  """Put the two trees of `hold_A` together again.
+
+  Args:
+    first: one of the trees.
+    second: the other.
+
+  Returns:
+    Adapters with A and B for each kernel.
 
   Raises:
+    TypeError: an argument is no tree of adapters.
     ValueError: both trees have an array at one path.
 
   >>> join({"dense": {"B": 2.0}}, {"dense": {"A": 1.0}})
@@ -138,7 +149,7 @@ def _only(adapters: Mapping[str, Any], letter: str) -> Adapters:
 
 
 def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
-  """Gives each layer of a stacked kernel an A and a B of its own, so that it can have a sigma.
+  """Give each layer of a stacked kernel an A and a B of its own, so that it can have a sigma.
 
   Args:
     adapters: from `init`.
@@ -169,7 +180,13 @@ def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
 
 
 def stack_layers(adapters: Adapters) -> Adapters:
-  """Undoes `split_layers`: one A [layers, in, r] and one B [layers, r, out] a kernel.
+  """Undo `split_layers`: one A [layers, in, r] and one B [layers, r, out] a kernel.
+
+  Args:
+    adapters: from `split_layers`, or from `init`.
+
+  Returns:
+    The adapters with {"A", "B"} in place of {"[0]": {"A", "B"}, "[1]": ...}.
 
   Raises:
     ValueError: the layers of a kernel are not numbered 0, 1, ... without a gap.

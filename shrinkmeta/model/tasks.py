@@ -18,7 +18,9 @@ PyTree = Any
 
 
 class Batch(NamedTuple):
-  """N examples of one task. A batch of tasks has a leading axis T on every leaf.
+  """N examples of one task.
+
+  A batch of tasks has a leading axis T on every leaf.
 
   Tasks of unequal size are padded to one N, and `mask` tells examples from padding. Padding must be
   finite (zeros, say), because the network reads it before the mask removes it.
@@ -38,7 +40,9 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-  """The data of one task. A batch of tasks has a leading axis T on every leaf.
+  """The data of one task.
+
+  A batch of tasks has a leading axis T on every leaf.
 
   Attributes:
     train: the examples that theta is adapted on, leaves [N, ...].

@@ -100,11 +100,22 @@ class Deltas:
 
   @property
   def num_tasks(self) -> int:
-    """T."""
+    """The number of tasks T."""
     return jax.tree.leaves(self.thetas)[0].shape[0]
 
   def anonymous(self) -> "Deltas":
-    """The same parameters without ids: one compiled program serves any other T tasks."""
+    """Return the same parameters without ids, so that one program serves any other T tasks.
+
+    Returns:
+      Deltas whose `ids` is None.
+
+    Example:
+      >>> import jax.numpy as jnp, shrinkmeta as sm
+      >>> learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+      >>> own = sm.deltas(learner, learner.init({"w": 0.0}), {"w": jnp.ones(2)}, ["ann", "bob"])
+      >>> own.ids, own.anonymous().ids
+      (('ann', 'bob'), None)
+    """
     return Deltas(self.thetas, About(None, self.labels, self.fingerprint))
 
   def index(self, ids: Iterable[TaskId]) -> np.ndarray:
@@ -115,6 +126,13 @@ class Deltas:
 
     Returns:
       [N] int32.
+
+    Example:
+      >>> import jax.numpy as jnp, shrinkmeta as sm
+      >>> learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+      >>> own = sm.deltas(learner, learner.init({"w": 0.0}), {"w": jnp.ones(2)}, ["ann", "bob"])
+      >>> own.index(["bob", "ann", "bob"])
+      array([1, 0, 1], dtype=int32)
 
     Raises:
       KeyError: an id that is not here.

@@ -223,7 +223,15 @@ def load_deltas(
     ImportError: safetensors is not installed.
 
   Example:
-    See `save_deltas`.
+    >>> import pytest; _ = pytest.importorskip("safetensors")
+    >>> import tempfile, jax.numpy as jnp, shrinkmeta as sm
+    >>> learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+    >>> state = learner.init({"w": 0.0})
+    >>> own = sm.deltas(learner, state, {"w": jnp.array([1.0, 2.0])}, ["ann", "bob"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   sm.save_deltas(folder, own)
+    ...   sm.load_deltas(folder, state).ids
+    ('ann', 'bob')
   """
   check_state("state", state)
   delta_index.safetensors()

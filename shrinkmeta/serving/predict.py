@@ -31,60 +31,59 @@ def predict_tasks(
 ) -> PyTree:
   """Predict each row by the adapted parameters of its own task.
 
-      outputs_n = predict(theta_t, x_n),   t = index_n,   theta_t = (theta of task t, phi if frozen)
+    outputs_n = predict(theta_t, x_n),   t = index_n,   theta_t = (theta of task t, phi if frozen)
 
-    The parameters of frozen modules have no axis of rows: such a dense layer is one matrix product
-    over all N rows, and such a convolution is one convolution of a batch of N. Parameters of
-    task-specific modules are gathered, [N, ...], which takes N times their bytes; such a dense layer
-    becomes a batched product, and such a convolution a grouped one.
+  The parameters of frozen modules have no axis of rows: such a dense layer is one matrix product
+  over all N rows, and such a convolution is one convolution of a batch of N. Parameters of
+  task-specific modules are gathered, [N, ...], which takes N times their bytes; such a dense layer
+  becomes a batched product, and such a convolution a grouped one.
 
-    A row is one whole example, the entry n of the leading axis of `inputs`, and `predict` sees it
-    alone, as a batch of one. An example may have axes of its own, such as the tokens of a sequence:
-    [N, tokens, ...]. Rows do not see each other. If `predict` treats consecutive rows as one example,
-    give these rows an axis of their own first. A normalisation by the statistics of the batch takes
-    them from the one row: over its pixels or tokens if it has some, and otherwise over one number,
-    which removes the layer's input. Networks with such layers predict differently here than in a
-    batch; use running statistics, or normalise over the axes of an example.
+  A row is one whole example, the entry n of the leading axis of `inputs`, and `predict` sees it
+  alone, as a batch of one. An example may have axes of its own, such as the tokens of a sequence:
+  [N, tokens, ...]. Rows do not see each other. If `predict` treats consecutive rows as one example,
+  give these rows an axis of their own first. A normalisation by the statistics of the batch takes
+  them from the one row: over its pixels or tokens if it has some, and otherwise over one number,
+  which removes the layer's input. Networks with such layers predict differently here than in a
+  batch; use running statistics, or normalise over the axes of an example.
 
-    `index` may be traced, so one compiled program serves every mixture of tasks. Each N is another
-    program: pad `index` and `inputs` to few sizes, such as powers of two, as the example does. The
-    result is differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be cut over devices
-    along the axis T; XLA then adds the communication.
+  `index` may be traced, so one compiled program serves every mixture of tasks. Each N is another
+  program: pad `index` and `inputs` to few sizes, such as powers of two, as the example does. The
+  result is differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be cut over devices
+  along the axis T; XLA then adds the communication.
 
-    Args:
-      likelihood: `likelihood.predict(theta, inputs)` returns outputs that lead with the axis of
-        `inputs`.
-      state: the state from which the tasks were adapted, or its phi alone.
-      deltas: T tasks.
-      index: [N] integers in [0, T), the place of each row's task in `deltas`; see `Deltas.index`.
-      inputs: leaves [N, ...], one row an example.
+  Args:
+    likelihood: `likelihood.predict(theta, inputs)` returns outputs that lead with the axis of
+      `inputs`.
+    state: the state from which the tasks were adapted, or its phi alone.
+    deltas: T tasks.
+    index: [N] integers in [0, T), the place of each row's task in `deltas`; see `Deltas.index`.
+    inputs: leaves [N, ...], one row an example.
 
-    Returns:
-      The outputs of the N rows, leaves [N, ...]. If a traced `index` is outside [0, T), the row's
-      task-specific parameters are NaN.
+  Returns:
+    The outputs of the N rows, leaves [N, ...]. If a traced `index` is outside [0, T), the row's
+    task-specific parameters are NaN.
 
-    Raises:
-      TypeError: an argument has the wrong type.
-      ValueError: shapes do not fit; `deltas` belong to another phi (outside jit, where the values of
-        phi are known); an index that is known is outside [0, T).
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: shapes do not fit; `deltas` belong to another phi (outside jit, where the values of
+      phi are known); an index that is known is outside [0, T).
 
-    Example:
-      >>> import jax, jax.numpy as jnp, shrinkmeta as sm
-      >>> from shrinkmeta.model.tasks import check_inputs
-  from shrinkmeta.serving.deltas import deltas
-      >>> from shrinkmeta.serving.predict import predict_tasks
-      >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(2)}
-      >>> likelihood = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], scale=1.0)
-      >>> learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["level"])
-      >>> state = learner.init(params)
-      >>> thetas = {"level": jnp.array([10.0, 20.0]), "slope": None}
-      >>> own = deltas(learner, state, thetas, ["ann", "bob"])
-      >>> serve = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
-      >>> index, inputs = own.index(["bob", "ann", "bob"]), jnp.ones([3, 2])
-      >>> rows = 1 << (len(index) - 1).bit_length()  # 4, to which 3 rows are padded
-      >>> pad = lambda x: jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)])
-      >>> serve(state, own.anonymous(), pad(index), pad(inputs))[:3]
-      Array([22., 12., 22.], dtype=float32)
+  Example:
+    >>> import jax, jax.numpy as jnp, shrinkmeta as sm
+    >>> from shrinkmeta.serving.deltas import deltas
+    >>> from shrinkmeta.serving.predict import predict_tasks
+    >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(2)}
+    >>> likelihood = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], scale=1.0)
+    >>> learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["level"])
+    >>> state = learner.init(params)
+    >>> thetas = {"level": jnp.array([10.0, 20.0]), "slope": None}
+    >>> own = deltas(learner, state, thetas, ["ann", "bob"])
+    >>> serve = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
+    >>> index, inputs = own.index(["bob", "ann", "bob"]), jnp.ones([3, 2])
+    >>> rows = 1 << (len(index) - 1).bit_length()  # 4, to which 3 rows are padded
+    >>> pad = lambda x: jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)])
+    >>> serve(state, own.anonymous(), pad(index), pad(inputs))[:3]
+    Array([22., 12., 22.], dtype=float32)
   """
   check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)

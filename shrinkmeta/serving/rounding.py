@@ -90,7 +90,7 @@ def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str
 def rounding_loss(
   likelihood: Likelihood, state: MetaState, deltas: Deltas, batches: Batch, dtype: Rounding
 ) -> jax.Array:
-  """What storing rounded parameters costs, in nats per example of each task.
+  """Measure what storing rounded parameters costs, in nats per example of each task.
 
     loss_t = (1 / N_t) sum_n [log p(y_tn | x_tn, theta_t) - log p(y_tn | x_tn, rounded theta_t)]
 
@@ -106,6 +106,17 @@ def rounding_loss(
 
   Raises:
     TypeError, ValueError: an argument does not fit.
+
+  Example:
+    >>> import shrinkmeta as sm
+    >>> likelihood = sm.gaussian(lambda p, x: x * p["w"])
+    >>> learner = sm.maml(likelihood, {"w": "w"})
+    >>> state = learner.init({"w": 0.0})
+    >>> own = sm.deltas(learner, state, {"w": jnp.array([1.0, 1.01])}, ["ann", "bob"])
+    >>> batches = sm.Batch(jnp.ones([2, 4]), jnp.ones([2, 4]))
+    >>> loss = sm.rounding_loss(likelihood, state, own, batches, "bfloat16")
+    >>> bool(loss[0] == 0)  # 1.0 is a number of bfloat16
+    True
   """
   check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)
