@@ -33,6 +33,7 @@ def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelih
     TypeError: not a Likelihood, or not a dtype.
     ValueError: the dtype is not floating.
 
+  >>> from shrinkmeta.model.likelihood import gaussian
   >>> half = in_precision(gaussian(lambda theta, x: x * theta["slope"]), jnp.bfloat16)
   >>> half.predict({"slope": jnp.float32(1.001)}, jnp.ones(1))  # 1.001 is 1 in bfloat16
   Array([1.], dtype=float32)
