@@ -15,6 +15,7 @@ from shrinkmeta.base import (
   SolveInfo,
   WarmStart,
 )
+from shrinkmeta.build import make_learner
 from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
 from shrinkmeta.devices.batching import num_tasks, over_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
@@ -23,7 +24,6 @@ from shrinkmeta.gradient_check import GradientCheck, check_meta_gradient
 from shrinkmeta.gradients.evidence import log_evidence
 from shrinkmeta.gradients.implicit import map_estimate
 from shrinkmeta.gradients.restriction import restriction
-from shrinkmeta.learner import make_learner
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model import priors
 from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from shrinkmeta import validate
 from shrinkmeta.config import Algorithm, Spec
 from shrinkmeta.model import modules
 
@@ -48,6 +49,10 @@ class WarmStart(NamedTuple):
 
     Returns:
       a WarmStart whose leaves lead with [T].
+
+    >>> import jax.numpy as jnp
+    >>> WarmStart({"w": jnp.arange(3)}, {"w": jnp.zeros(3)}).take(jnp.array([2, 0])).z
+    {'w': Array([2, 0], dtype=int32)}
     """
     return jax.tree.map(lambda x: x[tasks], self)
 
@@ -60,6 +65,11 @@ class WarmStart(NamedTuple):
 
     Returns:
       a buffer of the size of this one.
+
+    >>> import jax.numpy as jnp
+    >>> buffer = WarmStart({"w": jnp.zeros(3)}, {"w": jnp.zeros(3)})
+    >>> buffer.put(jnp.array([1]), WarmStart({"w": jnp.ones(1)}, {"w": jnp.ones(1)})).z
+    {'w': Array([0., 1., 0.], dtype=float32)}
     """
     return jax.tree.map(lambda x, new: x.at[tasks].set(new), self, warm)
 
@@ -114,7 +124,10 @@ class MetaState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """What people read of an update of T tasks. A failed task counts in no mean."""
+  """What people read of an update of T tasks.
+
+  A failed task counts in no mean.
+  """
 
   loss: jax.Array  # [] mean over tasks of val_nll; NaN without validation data
   phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; NaN: reptile
@@ -182,3 +195,31 @@ class MetaLearner(NamedTuple):
   def algorithm(self) -> Algorithm:
     """The line of the table of algorithms."""
     return self.spec.algorithm
+
+
+def check_learner(name: str, value: Any) -> None:
+  """Raise TypeError unless `value` is a MetaLearner.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+
+  Raises:
+    TypeError: it is something else, such as the function that builds a learner.
+  """
+  hint = "Build one: sm.sigma_imaml(likelihood, labels)."
+  validate.instance(name, value, MetaLearner, "a shrinkmeta.MetaLearner", hint)
+
+
+def check_state(name: str, value: Any) -> None:
+  """Raise TypeError unless `value` is a MetaState.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+
+  Raises:
+    TypeError: it is something else, such as the parameters alone.
+  """
+  hint = "Make one: learner.init(params)."
+  validate.instance(name, value, MetaState, "a shrinkmeta.MetaState", hint)

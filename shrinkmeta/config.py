@@ -12,6 +12,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from shrinkmeta import scalars, validate
 from shrinkmeta.devices.batching import Batching, check_batching
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
@@ -38,6 +39,10 @@ class Algorithm(NamedTuple):
   phi: Literal["predictive", "map", "evidence", "pooled"]
   gradient: Literal["unrolled", "first_order", "implicit", "none"]
   prior: bool = True
+
+
+# How a frozen class replaces a field by a plain number: one of NumPy would change dtypes.
+_set = object.__setattr__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +75,15 @@ class Inner:
   remat: bool = False
 
   def __post_init__(self) -> None:
-    if not isinstance(self.optimizer, optax.GradientTransformation):
-      raise TypeError(
-        f"Inner.optimizer must be an optax optimiser, such as optax.sgd(0.1); got {self.optimizer}."
-      )
-    if self.steps < 0:
-      raise ValueError(f"Inner.steps must not be negative; got {self.steps}.")
-    if self.tol is not None and not self.tol > 0:
-      raise ValueError(f"Inner.tol must be positive, or None to run all steps; got {self.tol}.")
-    if self.batch_size is not None and self.batch_size < 1:
-      raise ValueError(f"Inner.batch_size must be positive, or None; got {self.batch_size}.")
+    scalars.optimizer("Inner.optimizer", self.optimizer)
+    _set(self, "steps", validate.integer("Inner.steps", self.steps, least=0))
+    if self.tol is not None:
+      _set(self, "tol", scalars.number("Inner.tol", self.tol))
+      if not self.tol > 0:
+        raise ValueError(f"Inner.tol must be positive, or None to run all steps; got {self.tol}.")
+    if self.batch_size is not None:
+      _set(self, "batch_size", validate.integer("Inner.batch_size", self.batch_size, least=1))
+    _set(self, "remat", scalars.flag("Inner.remat", self.remat))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +132,15 @@ class Implicit:
       raise ValueError(
         'solver="dual" factorises J^T Lambda J: use curvature="gauss_newton" or solver="cg".'
       )
-    if self.max_steps < 1 or not self.tol >= 0 or not self.damping >= 0:
-      raise ValueError(
-        "max_steps must be positive, tol and damping not negative; got "
-        f"{self.max_steps}, {self.tol}, {self.damping}."
-      )
-    if self.batch_size is not None and self.batch_size < 1:
-      raise ValueError(f"Implicit.batch_size must be positive, or None; got {self.batch_size}.")
+    for name in ("tol", "damping"):
+      _set(self, name, scalars.number(f"Implicit.{name}", getattr(self, name)))
+      if not getattr(self, name) >= 0:
+        raise ValueError(f"Implicit.{name} must not be negative; got {getattr(self, name)}.")
+    for name in ("max_steps", "batch_size", "num_batches"):
+      if name == "max_steps" or getattr(self, name) is not None:
+        _set(self, name, validate.integer(f"Implicit.{name}", getattr(self, name), least=1))
     if self.batch_size is not None and self.solver == "identity":
       raise ValueError('solver="identity" takes no curvature: leave Implicit.batch_size None.')
-    if self.num_batches is not None and self.num_batches < 1:
-      raise ValueError(f"Implicit.num_batches must be positive, or None; got {self.num_batches}.")
     if self.num_batches != 1 and (self.batch_size is None or self.solver == "dual"):
       raise ValueError(
         f"Implicit.num_batches is {self.num_batches}: it goes with a batch_size, and with the "
@@ -170,11 +172,8 @@ class LogDet:
   def __post_init__(self) -> None:
     if self.method not in ("auto", "exact", "lanczos"):
       raise ValueError(f'method must be "auto", "exact" or "lanczos"; got {self.method!r}.')
-    if self.limit < 1 or self.probes < 2 or self.steps < 1:
-      raise ValueError(
-        "limit and steps must be positive, probes at least 2 (for a standard error); got "
-        f"{self.limit}, {self.steps}, {self.probes}."
-      )
+    for name, least in (("limit", 1), ("probes", 2), ("steps", 1)):  # one probe has no error
+      _set(self, name, validate.integer(f"LogDet.{name}", getattr(self, name), least))
 
 
 class Spec(NamedTuple):

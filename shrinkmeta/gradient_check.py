@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics
+from shrinkmeta import scalars, validate
+from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics, check_learner, check_state
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 
@@ -92,12 +92,11 @@ def check_meta_gradient(
     >>> [(row.parameter, row.direction, row.unrolled_error < 0.01) for row in check.rows]
     [('phi', 'gradient', True), ('phi', 'random', True), ('log_sigma2', 'axis', True)]
   """
-  _instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
-  _instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
-  _instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val) of a few tasks")
-  for name, value in (("key", key), ("direction_key", direction_key)):
-    kinds = (jax.Array, np.ndarray, type(None))
-    _instance(name, value, kinds, "a key of jax.random.key, or None")
+  check_learner("learner", learner)
+  check_state("state", state)
+  validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val) of a few tasks")
+  scalars.key("key", key)
+  scalars.key("direction_key", direction_key)
   direction_key = jax.random.key(0) if direction_key is None else direction_key
   start = MetaParams(state.phi, state.log_sigma2)
   grad = jax.jit(learner.meta_gradient)(state, tasks, key)[0]
@@ -113,13 +112,6 @@ def check_meta_gradient(
     errors = (abs(claimed - truth) / max(abs(truth), 1e-300) for truth in (unrolled, differences))
     rows.append(ModuleCheck(parameter, module, along, claimed, unrolled, differences, *errors))
   return GradientCheck(tuple(rows))
-
-
-def _instance(name: str, value: Any, kind: Any, wanted: str) -> None:
-  """Raise TypeError unless `value` is an instance of `kind`."""
-  if not isinstance(value, kind):
-    what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-    raise TypeError(f"{name} must be {wanted}; got {what}: {repr(value)[:80]}")
 
 
 def _losses(

@@ -7,22 +7,15 @@ gives its gradient with respect to (phi, log sigma^2). A task whose loss or grad
 is left out of the update and counted.
 """
 
-import dataclasses
 import functools
-import math
-import types
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from shrinkmeta import validate
+from shrinkmeta import scalars, validate
 from shrinkmeta.base import (
   InnerInfo,
-  MetaLearner,
   MetaParams,
   MetaState,
   Metrics,
@@ -30,109 +23,24 @@ from shrinkmeta.base import (
   PerTask,
   Sums,
   WarmStart,
+  check_state,
 )
 from shrinkmeta.config import (
-  Algorithm,
   Frozen,
-  Implicit,
-  Inner,
-  LogDet,
-  SigmaGradient,
   Spec,
-  derive,
 )
-from shrinkmeta.devices.batching import Batching, leading, map_tasks
+from shrinkmeta.devices.batching import leading, map_tasks
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import in_blocks, key_of, model_of, run_first, sums_over_tasks
 from shrinkmeta.meta_step import apply, gradient_from
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
-from shrinkmeta.mode.optimise import Steps, posterior_mode
+from shrinkmeta.mode.optimise import Steps, checked_steps, posterior_mode
 from shrinkmeta.model import modules
-from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.priors import SigmaPrior
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
 
 PyTree = Any
-
-
-def make_learner(
-  algorithm: Algorithm,
-  likelihood: Likelihood,
-  labels: modules.Labels,
-  *,
-  inner: Inner,
-  implicit: Implicit,
-  phi_optimizer: optax.GradientTransformation,
-  sigma_optimizer: optax.GradientTransformation,
-  init_sigma: float | Mapping[str, float],
-  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
-  log_p_sigma: SigmaPrior | None = None,
-  log_det: LogDet = LogDet(),  # noqa: B008 (frozen)
-  restricted: Sequence[str] = (),
-  sigma_gradient: SigmaGradient = "per_task",
-  batching: Batching = "auto",
-  mesh: Mesh | None = None,
-) -> MetaLearner:
-  """Build the learner of an algorithm; `sm.maml`, `sm.sigma_imaml`, ... do so with defaults.
-
-  Args:
-    algorithm: a line of `sm.FAMILY`, or one of your own.
-    likelihood: predict and log_prob.
-    labels: the module of every parameter.
-    inner: how theta_hat is found.
-    implicit: how its gradient is found, where the algorithm has an implicit gradient.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: likewise, for log sigma^2 where it is learned.
-    init_sigma: sigma_m at the start (for good where sigma is fixed): a number for all modules, or
-      {module: number}. Modules that start at 0 are frozen for good: their parameters are held at
-      phi, have no task axis and no part in the inner loop. (Outside jit, so are those whose
-      log_sigma2 is -inf.)
-    log_p_phi: a log density phi -> [], subtracted from the meta-loss once per update. It is divided
-      by the number of validation examples, as the likelihood term is. (Pooled algorithms: of all
-      examples; phi following l_MAP or the evidence: by the number of tasks.)
-    log_p_sigma: a log density {module: log sigma_m^2} -> [], likewise, where sigma is learned.
-    log_det: how the determinant of the evidence is found.
-    restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
-      models: see `sm.restriction`.
-    sigma_gradient: sigma's gradient where phi follows l_MAP. "joint" goes through phi_hat and
-      theta_hat, "per_task" through theta_hat with phi held, "diagonal" drops the loss's curvature.
-    batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and blocks
-      of tasks, a task that has converged leaves its block to the next.
-    mesh: the devices that the tasks are split over, or None.
-
-  Returns:
-    the MetaLearner.
-
-  Raises:
-    ValueError: settings that do not fit each other.
-  """
-  if sigma_gradient == "diagonal":
-    implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
-  if isinstance(restricted, str):
-    raise TypeError(f"restricted must be a tuple of modules; got the string {restricted!r}.")
-  settings = Spec(
-    algorithm=algorithm,
-    likelihood=likelihood,
-    labels=labels,
-    inner=inner,
-    implicit=implicit,
-    phi_optimizer=phi_optimizer,
-    sigma_optimizer=sigma_optimizer,
-    sigma=_sigma_by_module(init_sigma, labels),
-    log_det=log_det,
-    restricted=tuple(restricted),
-    sigma_gradient=sigma_gradient,
-    log_p_phi=log_p_phi,
-    log_p_sigma=log_p_sigma,
-    batching=batching,
-    mesh=mesh,
-  )
-  spec = derive(settings)
-  functions = (init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply)
-  # A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
-  return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
 def init(spec: Spec, params: PyTree) -> MetaState:
@@ -146,6 +54,11 @@ def init(spec: Spec, params: PyTree) -> MetaState:
 
   Raises:
     ValueError: params are not finite floats of one dtype, or labels do not fit them.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> learner.init({"w": 0.5}).phi
+  {'w': Array(0.5, dtype=float32)}
   """
   dtype = validate.parameters("params", params)
   modules.check_labels(spec.labels, params)
@@ -178,6 +91,13 @@ def update(
 
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> state, metrics = jax.jit(learner.update)(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  >>> int(state.step), bool(state.phi["w"] > 0)
+  (1, True)
   """
   return apply(spec, state, *sums(spec, state, tasks, key, warm))
 
@@ -202,6 +122,13 @@ def meta_gradient(
 
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> gradient, metrics = learner.meta_gradient(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  >>> round(float(gradient.phi["w"]), 3)  # -(1 - 0.1)^10: five steps of rate 0.1, then back
+  -0.349
   """
   return gradient_from(spec, state, *sums(spec, state, tasks, key, warm))
 
@@ -228,9 +155,20 @@ def sums(
 
   Raises:
     TypeError, ValueError: tasks or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> sums, per_task = learner.sums(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  >>> int(sums.tasks), per_task.val_nll.shape
+  (3, (3,))
   """
   params, frozen = _checked(spec, state)
   check_tasks(tasks, needs_val=spec.needs_validation)
+  if key is not None:
+    scalars.key("key", key)
+  if not isinstance(first, int) or first:
+    first = scalars.count("first", first)
   if warm is not None:
     if not spec.has_mode:
       raise ValueError(
@@ -262,9 +200,20 @@ def adapt(
 
   Raises:
     TypeError, ValueError: a batch or a state that does not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> one = sm.Batch(jnp.ones(4), jnp.ones(4))
+  >>> theta, info = learner.adapt(learner.init({"w": 0.0}), one, steps=(0, 5))
+  >>> [round(float(w), 2) for w in theta["w"]]  # 1 - (1 - 0.1)^5
+  [0.0, 0.41]
   """
   params, frozen = _checked(spec, state)
   check_batch("batch", batch)
+  if key is not None:
+    scalars.key("key", key)
+  if steps is not None:
+    steps = checked_steps(steps)
   make = lambda params, batch: model_of(spec, params, batch, frozen)
   if spec.has_mode and not isinstance(steps, tuple):
     return differentiable_mode(spec.inner, spec.implicit, make, params, batch, steps, key)
@@ -291,9 +240,20 @@ def adapt_tasks(
 
   Raises:
     TypeError, ValueError: batches or a state that do not fit this learner.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> thetas, info = learner.adapt_tasks(learner.init({"w": 0.0}), batch)
+  >>> thetas["w"].shape, int(info.steps[0])
+  ((3,), 5)
   """
   params, frozen = _checked(spec, state)
   check_batch("batches", batches, ("T", "N"))
+  if key is not None:
+    scalars.key("key", key)
+  if steps is not None:
+    steps = checked_steps(steps)
 
   def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
     params, key = shared
@@ -317,14 +277,24 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
 
   Returns:
     a WarmStart, leaves [count, ...].
+
+  Raises:
+    TypeError, ValueError: a state of another type, or a count that is no integer of at least 0.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.imaml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> learner.no_start(learner.init({"w": 0.0}), 3).z
+  {'w': Array([0., 0., 0.], dtype=float32)}
   """
+  check_state("state", state)
+  validate.integer("count", count, least=0)
   return warm_start.no_start(moving(state.phi, spec.labels, spec.frozen), count)
 
 
 def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
   """Return the parameters, after checks, and the modules that need no work."""
   if not isinstance(state, MetaState):
-    raise TypeError(f"state must be a MetaState, from learner.init(params); got {type(state)}.")
+    check_state("state", state)
   known = modules.check_parameters(
     "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, spec.labels
   )
@@ -333,18 +303,3 @@ def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
   built = {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
   phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built)
   return MetaParams(phi, state.log_sigma2), frozen
-
-
-def _sigma_by_module(
-  init_sigma: float | Mapping[str, float], labels: modules.Labels
-) -> dict[str, float]:
-  """Return {module: sigma_m at the start}."""
-  if isinstance(init_sigma, Mapping):
-    modules.check_modules("init_sigma", init_sigma, labels)
-    sigma = {module: float(value) for module, value in init_sigma.items()}
-  else:
-    sigma = dict.fromkeys(modules.names(labels), float(init_sigma))
-  for module, value in sigma.items():
-    if not value >= 0 or math.isnan(value):
-      raise ValueError(f"init_sigma is a standard deviation; got {value} for module {module!r}.")
-  return sigma

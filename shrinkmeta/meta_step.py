@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from shrinkmeta import validate
 from shrinkmeta.base import MetaParams, MetaState, Metrics, OptState, PerTask, Sums
 from shrinkmeta.config import Spec
 from shrinkmeta.model.tasks import divisor
@@ -63,7 +64,26 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
   Returns:
     (the next MetaState, Metrics). If no task is sound, or the gradient is not finite, only the
     count of updates moves.
+
+  Raises:
+    TypeError: an argument of another type.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+  >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
+  >>> state = learner.init({"w": 0.0})
+  >>> new, metrics = learner.apply(state, *learner.sums(state, sm.Task(batch, batch)))
+  >>> int(new.step)
+  1
   """
+  for name, value, kind in (
+    ("state", state, MetaState),
+    ("sums", sums, Sums),
+    ("per_task", per_task, PerTask),
+  ):
+    if not isinstance(value, kind):
+      hint = "Pass what learner.init, and learner.sums, returned."
+      validate.instance(name, value, kind, f"a {kind.__name__}", hint)
   grad, metrics = gradient_from(spec, state, sums, per_task)
   phi_step, phi_opt = spec.phi_optimizer.update(grad.phi, state.opt_state.phi, state.phi)
   phi, log_s2 = optax.apply_updates(state.phi, phi_step), state.log_sigma2

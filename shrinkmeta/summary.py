@@ -55,7 +55,7 @@ def module_summary(
   >>> module_summary({"w": "body"}, phi, {"body": 0.0}, thetas)
   (ModuleSummary(name='body', size=2, sigma=1.0, moved=0.5),)
   """
-  check_labels(labels, phi)
+  check_labels(labels, phi, "phi")
   check_modules("log_sigma2", log_sigma2, labels)
   sizes = gather(jax.tree.map(jnp.size, phi), labels)
   if thetas is None:

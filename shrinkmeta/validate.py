@@ -4,6 +4,8 @@ Types, shapes and dtypes are known while tracing and are always checked. Values 
 outside jit: `known` returns None for a traced array, and checks of values skip it.
 """
 
+import contextlib
+import operator
 from typing import Any
 
 import jax
@@ -127,13 +129,16 @@ def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
     raise TypeError(f"{name} must be a function, {wanted}; got {shown(value)}. {hint}".rstrip())
 
 
-def integer(name: str, value: Any, least: int | None = None) -> None:
-  """Raise an error unless `value` is an integer, and at least `least`.
+def integer(name: str, value: Any, least: int | None = None) -> int:
+  """Return an integer of Python, NumPy or JAX as Python's, or raise an error.
 
   Args:
     name: the argument, as the caller knows it.
-    value: what was passed; a bool or an array is no integer.
+    value: what was passed; a bool, 2.0 or a traced array is no integer.
     least: the smallest value allowed; None: any.
+
+  Returns:
+    The integer.
 
   Raises:
     TypeError: the value is no integer.
@@ -143,10 +148,15 @@ def integer(name: str, value: Any, least: int | None = None) -> None:
   Traceback (most recent call last):
   ValueError: bins must be at least 1; got 0.
   """
-  if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-    raise TypeError(f"{name} must be an integer; got {shown(value)}.")
-  if least is not None and value < least:
-    raise ValueError(f"{name} must be at least {least}; got {value}.")
+  known = value
+  with contextlib.suppress(TypeError):
+    known = operator.index(value)
+  if not isinstance(known, int) or isinstance(value, (bool, np.bool_)):
+    wanted = "an integer" if least is None else f"an integer of at least {least}"
+    raise TypeError(f"{name} must be {wanted}; got {shown(value)}.")
+  if least is not None and known < least:
+    raise ValueError(f"{name} must be at least {least}; got {known}.")
+  return known
 
 
 def array(name: str, value: Any, wanted: str, numbers: bool = True) -> None:

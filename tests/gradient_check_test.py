@@ -98,11 +98,19 @@ def test_sigma_of_joint_has_no_derivative_with_phi_held():
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [
-    ("learner", sm.sigma_imaml, "learner must be a learner.*; got"),
-    ("state", {"w": 0.0}, r"state must be a MetaState, as learner.init\(params\) returns it"),
+    (
+      "learner",
+      sm.sigma_imaml,
+      "learner must be a shrinkmeta.MetaLearner; got the function sigma_imaml",
+    ),
+    (
+      "state",
+      {"w": 0.0},
+      r"state must be a shrinkmeta.MetaState; got .* Make one: learner.init\(params\)",
+    ),
     ("tasks", lambda first, count: None, "tasks must be a shrinkmeta.Task.*; got"),
-    ("key", 0, "^key must be a key of jax.random.key, or None; got"),
-    ("direction_key", "0", "direction_key must be a key of jax.random.key"),
+    ("key", 0, "^key must be a key of random numbers, or None; got 0"),
+    ("direction_key", "0", "direction_key must be a key of random numbers"),
   ],
 )
 def test_wrong_types_are_refused_by_name(name, value, message):

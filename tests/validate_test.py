@@ -156,12 +156,12 @@ def test_an_instance_of_another_type():
   for model in (Net(), DENSE, Mlp(jnp.ones(2), None)):
     with pytest.raises(TypeError, match=r"predict must be a function, .*got an? .* module"):
       validate.function("predict", model, "(theta, inputs) -> outputs")
-  for value in (2.0, True, jnp.int32(2)):
+  for value in (2.0, True, jnp.ones(2, jnp.int32)):
     with pytest.raises(TypeError, match=r"steps must be an integer; got (2.0|True|an array)"):
       validate.integer("steps", value)
   with pytest.raises(ValueError, match=r"steps must be at least 1; got 0"):
     validate.integer("steps", 0, least=1)
-  validate.integer("steps", np.int64(3))
+  assert validate.integer("steps", np.int64(3)) == validate.integer("steps", jnp.int32(3)) == 3
   validate.instance("x", 3, int, "an integer")
   validate.function("f", len, "x -> its length")
   validate.array("x", np.float32(2), "a number")

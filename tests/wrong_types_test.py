@@ -8,7 +8,9 @@ unless the table ALLOWED says that this argument takes it.
 import dataclasses
 import functools
 import inspect
+import os
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +62,33 @@ def sums():
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
+@functools.cache
+def deltas():
+  frozen_body = sm.hand_picked(LIKELIHOOD, LABELS, task_specific=("head",))
+  thetas = {"w": None, "b": jnp.zeros(2)}
+  return sm.deltas(frozen_body, state(), thetas, ["ann", "bob"])
+
+
+@functools.cache
+def saved():
+  """A folder of deltas."""
+  folder = os.path.join(tempfile.mkdtemp(), "deltas")
+  sm.save_deltas(folder, deltas())
+  return folder
+
+
+@functools.cache
+def laplace():
+  sigma = {"body": 0.0, "head": 0.0}
+  return sm.posterior(LIKELIHOOD, LABELS, PARAMS, sigma, PARAMS, BATCH)
+
+
+KERNEL = {"dense": {"kernel": jnp.ones([3, 2])}}
+ADAPTERS = {"dense": {"kernel": {"A": jnp.ones([3, 1]), "B": jnp.zeros([1, 2])}}}
 # What each argument takes, by its name. A value that is a function without arguments is called
 # when it is needed. An argument that is not listed keeps its default.
 VALID = {
+  "adapters": ADAPTERS,
   "algorithm": sm.FAMILY["sigma_imaml"],
   "batch": BATCH,
   "batches": BATCHES,
@@ -70,18 +96,24 @@ VALID = {
   "checkpoints": None,
   "compiled": compiled,
   "count": 2,
+  "deltas": deltas,
+  "dtype": "int8",
   "f": lambda shared, task: (shared, task),
   "folder": "runs",
+  "ids": ["ann", "bob"],
   "implicit": sm.Implicit(),
+  "index": jnp.array([1, 0, 1, 1]),
   "init_sigma": 0.3,
   "inner": INNER,
   "inputs": jnp.ones((4, 2)),
   "integrated": ("head",),
+  "key": jax.random.key(0),
   "labels": LABELS,
   "learner": learner,
   "likelihood": LIKELIHOOD,
   "log_sigma2": {"body": 0.0, "head": 0.0},
   "mesh": None,
+  "n": 2,
   "meta_batch": 2,
   "params": PARAMS,
   "part": PARAMS,
@@ -91,7 +123,6 @@ VALID = {
   "predict": predict,
   "records": [],
   "rest": PARAMS,
-  "row": sm.FAMILY["sigma_imaml"],
   "rules": None,
   "shared": PARAMS,
   "sigma_optimizer": ADAM,
@@ -107,16 +138,23 @@ OWN = {
   "by_path": {"rules": {"w": "body", ".*": "head"}},
   "calibration": {
     "log_probabilities": jnp.log(jnp.full((2, 2), 0.5)),
-    "labels": jnp.array([0, 1]),
+    "targets": jnp.array([0, 1]),
   },
   "coverage": {"mean": jnp.zeros(2), "sd": jnp.ones(2), "targets": jnp.zeros(2)},
+  "deltas": {"thetas": {"w": None, "b": jnp.zeros(2)}},
+  "export.merged": {"params": KERNEL},
+  "export.peft": {"names": {"dense/kernel": "dense"}, "alpha": 1.0, "base": "base"},
   "fit": {"tasks": lambda first, count: TASKS},
-  "format_summary": {"rows": (sm.ModuleSummary("body", 2, 0.3, 0.1),)},
+  "format_summary": {"summaries": (sm.ModuleSummary("body", 2, 0.3, 0.1),)},
   "gaussian_with_scale": {"predict": predict_scale},
   "in_precision": {"dtype": jnp.bfloat16},
   "learner.adapt": {"steps": None},
   "learner.adapt_tasks": {"steps": None},
   "learner.apply": {"sums": lambda: sums()[0], "per_task": lambda: sums()[1]},
+  "load_deltas": {"folder": saved},
+  "lora.init": {"params": KERNEL, "rules": {"kernel": 1}},
+  "lora.join": {"first": {"kernel": {"A": 1.0}}, "second": {"kernel": {"B": 1.0}}},
+  "lora.merge": {"params": KERNEL},
   "mean_and_scale": {"outputs": jnp.full((4, 2), -0.5)},
   "priors.normal": {"scale": 1.0},
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
@@ -138,6 +176,7 @@ WRONG = {
 CALLABLE = "function predict nnx"
 # {argument: the things of WRONG that it takes}. None is allowed wherever it is the default.
 ALLOWED = {
+  "alpha": "int",
   "batch_size": "int",
   "batching": "int",
   "bins": "int",
@@ -155,6 +194,7 @@ ALLOWED = {
   "median": "int",
   "mesh": "None",
   "meta_batch": "int",
+  "n": "int",
   "name": "str",
   "num_batches": "int",
   "optimizer": "optimizer",
@@ -169,6 +209,7 @@ ALLOWED = {
   "rest": "params",
   "rows": "int",
   "scale": "int",
+  "shard_bytes": "int",
   "share": "int",
   "sigma_optimizer": "optimizer",
   "spread": "int",
@@ -176,88 +217,31 @@ ALLOWED = {
   "steps": "int",
   "theta": "params",
   "tol": "int",
+  "wait": "int",
 }
 # {function: {argument: things}}, the same for one function alone. A string is a tree of one label.
 ALLOWED_OF = {
   **{name: {"labels": "str"} for name in (*sm.FAMILY, "make_learner")},
-  **{name: {"params": "params nnx"} for name in ("by_layer", "by_leaf", "by_path")},
+  # A number is a pytree of one array.
+  **{name: {"params": "params nnx int"} for name in ("by_layer", "by_leaf", "by_path")},
+  "deltas": {"ids": "list params"},  # ids are strings and integers
+  "export.peft": {"alpha": "None", "base": "str", "task_type": "str None"},
   "fit": {"tasks": CALLABLE},
   "learner.init": {"params": "params"},
   "learner.sums": {"first": "int"},
+  "load_deltas": {"ids": "list params"},
+  "lora.split_layers": {"paths": "str"},
+  "log_likelihood": {"theta": "params int"},
   "num_tasks": {"tasks": "nnx"},
   "over_tasks": {"shared": "int None params nnx", "tasks": "nnx", "first": CALLABLE},
+  "place_tasks": {"tasks": "nnx"},
   "place_state": {"state": " ".join(WRONG)},  # any tree
+  "predict_tasks": {"state": "params"},
   "priors.normal": {"centre": "int params nnx"},
 }
 # {function: arguments} that take a wrong thing today, or refuse it without their name. Delete an
 # argument as soon as it is mended: the test fails if an entry is no gap any more.
-KNOWN_GAPS = {
-  "Implicit": "max_steps tol damping batch_size num_batches",
-  "Inner": "optimizer steps tol batch_size remat",
-  "LogDet": "limit probes steps",
-  "anil": "likelihood labels",
-  "bernoulli": "predict",
-  "boil": "likelihood labels",
-  "by_layer": "params",
-  "by_leaf": "params",
-  "by_path": "params rules",
-  "calibration": "log_probabilities labels mask bins",
-  "categorical": "predict",
-  "coverage": "mean sd targets level mask",
-  "empirical_bayes": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
-  "fine_tuning": "likelihood labels inner phi_optimizer",
-  "fomaml": "likelihood labels inner phi_optimizer",
-  "format_summary": "rows",
-  "gaussian": "predict scale",
-  "gaussian_with_scale": "predict",
-  "hand_picked": "likelihood labels task_specific inner phi_optimizer",
-  "imaml": "likelihood labels inner implicit phi_optimizer init_sigma",
-  "in_precision": "likelihood dtype",
-  "learner.adapt": "state steps key",
-  "learner.adapt_tasks": "state steps",
-  "learner.apply": "state sums per_task",
-  "learner.init": "params",
-  "learner.meta_gradient": "state",
-  "learner.no_start": "state count",
-  "learner.sums": "state first",
-  "learner.update": "state",
-  "log_evidence": "likelihood phi inner implicit log_det frozen",
-  "log_joint": "likelihood log_p_phi",
-  "log_likelihood": "likelihood theta",
-  "log_predictive": "likelihood thetas",
-  "log_prior": "phi",
-  "make_learner": (
-    "row likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma log_p_phi "
-    "log_p_sigma restricted mesh"
-  ),
-  "maml": "likelihood labels inner phi_optimizer",
-  "map_estimate": "likelihood phi inner implicit steps key frozen",
-  "mean_and_scale": "outputs",
-  "merge": "part rest",
-  "meta_sgd": "likelihood labels inner phi_optimizer sigma_optimizer init_sigma",
-  "module_summary": "phi",
-  "no_adaptation": "likelihood labels phi_optimizer",
-  "num_tasks": "tasks",
-  "over_tasks": "f shared tasks mesh first",
-  "place_state": "mesh rules",
-  "place_tasks": "tasks mesh share count",
-  "poisson": "predict",
-  "posterior": "likelihood phi theta rank limit key",
-  "priors.exponential": "scale",
-  "priors.half_cauchy": "scale",
-  "priors.log_normal": "median spread",
-  "priors.normal": "scale centre",
-  "program_cost": "compiled",
-  "reptile": "likelihood labels inner phi_optimizer",
-  "restriction": "likelihood phi batches integrated frozen",
-  "share_of_tasks": "count mesh",
-  "sigma_imaml": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
-  "sigma_maml": "likelihood labels inner phi_optimizer sigma_optimizer init_sigma",
-  "sigma_reptile": "likelihood labels inner implicit phi_optimizer sigma_optimizer init_sigma",
-  "stack_batches": "batches rows",
-  "stack_tasks": "tasks rows",
-  "task_mesh": "devices model",
-}
+KNOWN_GAPS = {}
 
 
 def public_functions():
@@ -268,8 +252,13 @@ def public_functions():
     if inspect.isfunction(value) or dataclasses.is_dataclass(value) and _is_checked(value):
       found[name] = value
     elif inspect.ismodule(value):
+      listed = {n: getattr(value, n) for n in getattr(value, "__all__", ())}
       own = lambda f, module=value: inspect.isfunction(f) and f.__module__ == module.__name__
-      found |= {f"{name}.{n}": f for n, f in vars(value).items() if n[0] != "_" and own(f)}
+      own_functions = {n: f for n, f in vars(value).items() if n[0] != "_" and own(f)}
+      functions = listed or own_functions
+      found |= {f"{name}.{n}": f for n, f in functions.items() if inspect.isfunction(f)}
+  for name in ("sample", "predictive", "outputs", "log_predictive"):
+    found[f"Posterior.{name}"] = getattr(laplace(), name)
   names = ("init", "update", "adapt", "meta_gradient", "adapt_tasks", "no_start", "sums", "apply")
   return found | {f"learner.{name}": getattr(learner(), name) for name in names}
 
@@ -285,7 +274,10 @@ FUNCTIONS = public_functions()
 CONCRETE = {
   *("check_meta_gradient", "fit", "module_summary", "place_state", "place_tasks", "program_cost"),
   *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
+  *("deltas", "load_deltas", "predict_tasks", "rounding_loss", "save_deltas"),
+  *("export.merged", "export.peft"),
 }
+NEED_SAFETENSORS = ("load_deltas", "save_deltas", "export.merged", "export.peft")
 
 
 def valid_arguments(name):
@@ -352,6 +344,8 @@ def in_a_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_wrong_things_are_refused_by_name(name):
+  if name in NEED_SAFETENSORS:
+    pytest.importorskip("safetensors")
   new, mended = {}, []
   for parameter in arguments_of(name):
     found = complaints(name, parameter)
@@ -367,6 +361,8 @@ def test_wrong_things_are_refused_by_name(name):
 # `check_meta_gradient` compiles three programs: tests/gradient_check_test.py calls it.
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"check_meta_gradient"}))
 def test_the_valid_arguments_are_valid(name):
+  if name in NEED_SAFETENSORS:
+    pytest.importorskip("safetensors")
   call(name, valid_arguments(name))
 
 

@@ -7,7 +7,6 @@ They need the package safetensors.
 
 import collections
 import json
-import os
 import pathlib
 import shutil
 import uuid
@@ -17,11 +16,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from shrinkmeta import scalars, validate
 from shrinkmeta.adapters import lora, low_rank, trees
 from shrinkmeta.adapters.trees import Adapters
+from shrinkmeta.kinds import shown
+from shrinkmeta.paths import Path, local_path
 
 PyTree = Any
-Path = str | os.PathLike[str]
 Names = Mapping[str, str | tuple[str, tuple[int, ...]]]
 
 
@@ -36,7 +37,7 @@ def peft(
   task_type: str | None = "CAUSAL_LM",
   modules_to_save: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pathlib.Path:
-  """Writes one task's adapters as a PEFT folder: adapter_config.json, adapter_model.safetensors.
+  """Write one task's adapters as a PEFT folder: adapter_config.json, adapter_model.safetensors.
 
   PEFT multiplies by weights [out, in]: lora_A is A^T [r, in] and lora_B is B^T [out, r]. A
   two-dimensional convolution has lora_A [r, in, height, width] and lora_B [out, r, 1, 1]. Axes such
@@ -64,15 +65,27 @@ def peft(
     ValueError: a kernel without a name, one name for two kernels, names that PEFT would confuse, or
       adapters that PEFT cannot hold.
 
-  Example, for task t of T adapted tasks and a network of `jax.lax.scan` over its layers::
-
-      one = jax.tree.map(lambda a: a[t], adapters)
-      names = {"layers/q_proj": "model.layers.{i}.self_attn.q_proj"}
-      export.peft("adapters/task", one, names, alpha=8.0, base="organisation/model")
+  Example, for one task and a network of `jax.lax.scan` over its two layers:
+    >>> import pytest; _ = pytest.importorskip("safetensors")
+    >>> import tempfile
+    >>> one = {"q_proj": {"A": jnp.ones([2, 5, 1]), "B": jnp.ones([2, 1, 3])}}
+    >>> names = {"q_proj": "model.layers.{i}.self_attn.q_proj"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   written = peft(f"{folder}/task", one, names, alpha=8.0, base="organisation/model")
+    ...   sorted(file.name for file in written.iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
 
   References: the PEFT library's checkpoint format, version 0.21.
   """
+  target = local_path("folder", folder)
   _text("base", base)
+  if task_type is not None:
+    _text("task_type", task_type)
+  fan_in_fan_out = scalars.flag("fan_in_fan_out", fan_in_fan_out)
+  alpha = None if alpha is None else scalars.number("alpha", alpha)
+  saved = dict(_mapping("modules_to_save", modules_to_save, "{module: {name: array}}"))
+  for module, arrays in saved.items():
+    _mapping(f"modules_to_save[{module!r}]", arrays, "{name: array}")
   kernels = _named_kernels(adapters, names)
   ranks = {name: int(a.shape[0]) for name, (a, _) in kernels.items()}
   prefix = "base_model.model."
@@ -80,7 +93,6 @@ def peft(
   for name, (a, b) in kernels.items():
     tensors[f"{prefix}{name}.lora_A.weight"] = a
     tensors[f"{prefix}{name}.lora_B.weight"] = b
-  saved = dict(modules_to_save or {})
   for module, arrays in saved.items():
     if clash := [name for name in ranks if f".{module}." in f".{name}."]:
       raise ValueError(
@@ -88,26 +100,33 @@ def peft(
         "of it. PEFT would drop the adapter. Keep one of the two."
       )
     tensors |= {f"{prefix}{module}.{key}": _array(value) for key, value in arrays.items()}
+  config = {
+    "task_type": task_type,
+    "base_model_name_or_path": base,
+    "fan_in_fan_out": fan_in_fan_out,
+    "modules_to_save": sorted(saved) or None,
+    **_ranks_and_alphas(ranks, alpha),
+  }
+  return _write(target, "adapter_model.safetensors", tensors, {"adapter_config.json": config})
+
+
+def _ranks_and_alphas(ranks: Mapping[str, int], alpha: float | None) -> dict[str, Any]:
+  """The part of adapter_config.json that follows from {PEFT's name of a kernel: rank}."""
   usual = collections.Counter(ranks.values()).most_common(1)[0][0]
   # One full name a pattern: PEFT takes the first pattern that matches, in an order that it sorts.
   unusual = {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != usual}
-  config = {
+  return {
     "peft_type": "LORA",
-    "task_type": task_type,
-    "base_model_name_or_path": base,
     "inference_mode": True,
     "r": usual,
-    "lora_alpha": usual if alpha is None else _number(float(alpha)),
+    "lora_alpha": usual if alpha is None else _number(alpha),
     "lora_dropout": 0.0,
     "use_rslora": False,
-    "fan_in_fan_out": bool(fan_in_fan_out),
     "bias": "none",
     "target_modules": sorted(ranks),
     "rank_pattern": unusual,
     "alpha_pattern": unusual if alpha is None else {},
-    "modules_to_save": sorted(saved) or None,
   }
-  return _write(folder, "adapter_model.safetensors", tensors, {"adapter_config.json": config})
 
 
 def merged(
@@ -118,7 +137,7 @@ def merged(
   alpha: float | None = None,
   config: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-  """Writes one task's whole network, W + (alpha / r) A B, as model.safetensors.
+  """Write one task's whole network, W + (alpha / r) A B, as model.safetensors.
 
   Args:
     folder: the folder to make.
@@ -139,10 +158,26 @@ def merged(
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
     ValueError: a parameter without a name, or one name for two parameters.
+
+  Example:
+    >>> import pytest; _ = pytest.importorskip("safetensors")
+    >>> import tempfile
+    >>> adapters = {"kernel": {"A": jnp.ones([2, 1]), "B": jnp.ones([1, 3])}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   written = merged(f"{folder}/task", {"kernel": jnp.zeros([2, 3])}, adapters)
+    ...   [file.name for file in written.iterdir()]
+    ['model.safetensors']
   """
+  target = local_path("folder", folder)
+  document = _mapping("config", config, "of plain data")
+  try:
+    json.dumps(dict(document))
+  except (TypeError, ValueError) as fault:
+    raise TypeError(f"config must be plain data, which JSON can write: {fault}.") from fault
   leaves = lora.named_leaves(lora.merge(params, adapters, alpha))
   if names is None:
     names = {path: path.replace("/", ".") for path, _ in leaves}
+  _mapping("names", names, "{path of a parameter: name of the tensor}")
   tensors: dict[str, np.ndarray] = {}
   for path, leaf in leaves:
     if path not in names:
@@ -153,16 +188,15 @@ def merged(
       if one in tensors:
         raise ValueError(f"names gives the name {one!r} to two parameters; one is {path!r}.")
       tensors[one] = _array(value if permutation is None else jnp.transpose(value, permutation))
-  documents = {} if config is None else {"config.json": dict(config)}
-  return _write(folder, "model.safetensors", tensors, documents)
+  documents = {} if config is None else {"config.json": dict(document)}
+  return _write(target, "model.safetensors", tensors, documents)
 
 
 def _named_kernels(
   adapters: Adapters, names: Mapping[str, str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """{PEFT's name: (lora_A, lora_B)} of every kernel and layer."""
-  if not isinstance(names, Mapping):
-    raise TypeError(f"names must be a dict {{path of a kernel: module}}; got {names!r}.")
+  validate.instance("names", names, Mapping, "a dict {path of a kernel: module}")
   trees.kernels(adapters, wanted=("A", "B"))
   found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
   for path, factors in trees.kernels(trees.stack_layers(adapters)):
@@ -220,13 +254,20 @@ def _number(x: float) -> float | int:
   return int(x) if x.is_integer() else x
 
 
+def _mapping(argument: str, value: Any, entries: str) -> Mapping[str, Any]:
+  """Return a dict, {} for None, or raise TypeError."""
+  if value is not None:
+    validate.instance(argument, value, Mapping, f"a dict {entries}, or None")
+  return value or {}
+
+
 def _text(argument: str, value: Any) -> None:
   if not isinstance(value, str) or not value:
-    raise TypeError(f"{argument} must be a text that is not empty; got {value!r}.")
+    raise TypeError(f"{argument} must be a text that is not empty; got {shown(value)}.")
 
 
 def _write(
-  folder: Path, file: str, tensors: dict[str, np.ndarray], documents: dict[str, Any]
+  target: pathlib.Path, file: str, tensors: dict[str, np.ndarray], documents: dict[str, Any]
 ) -> pathlib.Path:
   """Makes the folder with all its files at once."""
   try:
@@ -235,7 +276,6 @@ def _write(
     raise ImportError(
       "Export needs safetensors: pip install 'shrinkmeta[adapters]', or pip install safetensors."
     ) from fault
-  target = pathlib.Path(folder)
   if target.exists():
     raise FileExistsError(f"folder {str(target)!r} exists. Remove it, or write to another.")
   target.parent.mkdir(parents=True, exist_ok=True)

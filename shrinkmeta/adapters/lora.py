@@ -32,9 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from shrinkmeta import validate
+from shrinkmeta import scalars, validate
 from shrinkmeta.adapters import low_rank, rewrite, trees
 from shrinkmeta.adapters.trees import Adapters, hold_A, join, labels, split_layers, stack_layers
+from shrinkmeta.kinds import parameter_tree, shown
 
 PyTree = Any
 Predict = Callable[[PyTree, PyTree], PyTree]
@@ -55,7 +56,7 @@ def init(
   rules: Mapping[str, int | tuple[int, str]],
   dtype: jax.typing.DTypeLike | None = None,
 ) -> Adapters:
-  r"""Draws adapters for the kernels that `rules` choose: A with orthonormal columns, B = 0.
+  r"""Draw adapters for the kernels that `rules` choose: A with orthonormal columns, B = 0.
 
   Args:
     key: the random key for all A.
@@ -85,8 +86,13 @@ def init(
   >>> jax.tree.map(jnp.shape, adapters)
   {'dense': {'kernel': {'A': (5, 2), 'B': (2, 3)}}}
   """
+  scalars.key("key", key, optional=False)
+  parameter_tree("params", params)
   if not isinstance(rules, Mapping) or not rules:
-    raise TypeError(f"rules must be a dict {{regex of a kernel's path: rank}}; got {rules!r}.")
+    raise TypeError(f"rules must be a dict {{regex of a kernel's path: rank}}; got {shown(rules)}.")
+  for pattern in rules:
+    validate.instance("a key of rules", pattern, str, "a regular expression")
+  dtype = None if dtype is None else scalars.floating_dtype("dtype", dtype)
   chosen: dict[str, tuple[Any, int, str]] = {}
   found, hits = set(), set()
   for path, leaf in named_leaves(params):
@@ -97,16 +103,15 @@ def init(
       chosen[path] = leaf, *_rank_and_axes(matches[0], rules[matches[0]], path, leaf)
   if idle := [pattern for pattern in rules if pattern not in hits]:
     why = "finds only paths that earlier rules take" if idle[0] in found else "finds no path"
-    raise ValueError(
-      f"The rule {idle[0]!r} {why}. The paths of params are {[p for p, _ in named_leaves(params)]}"
-    )
+    paths = [path for path, _ in named_leaves(params)]
+    raise ValueError(f"rules has {idle[0]!r}, which {why}. The paths of params are {paths}.")
   adapters: Adapters = {}
   keys = jax.random.split(key, len(chosen))
   for one, (path, (leaf, rank, axes)) in zip(keys, chosen.items(), strict=True):
     node = adapters
     for part in path.split("/"):
       node = node.setdefault(part, {})
-    node |= _draw(one, leaf.shape, rank, axes, jnp.dtype(dtype or leaf.dtype))
+    node |= _draw(one, leaf.shape, rank, axes, leaf.dtype if dtype is None else dtype)
   return adapters
 
 
@@ -157,7 +162,7 @@ def _draw(
 def attach(
   predict: Predict, alpha: float | None = None
 ) -> Callable[[Adapters, PyTree, PyTree], PyTree]:
-  """Makes a network with adapters from a network without; W + A B is never formed.
+  """Make a network with adapters from a network without; W + A B is never formed.
 
       x W  ->  x W + (alpha / r) (x A) B
 
@@ -195,8 +200,8 @@ def attach(
   >>> attach(predict)(adapters, jnp.array([1.0, 1.0]), params).tolist()
   [3.0, 5.0]
   """
-  if not callable(predict):
-    raise TypeError(f"predict must be a function (params, inputs) -> outputs; got {predict!r}.")
+  validate.function("predict", predict, "(params, inputs) -> outputs")
+  _check_alpha(alpha)
 
   def adapted(adapters: Adapters, inputs: PyTree, constants: PyTree) -> PyTree:
     params, adapters = _whole(adapters, constants)
@@ -230,7 +235,7 @@ def attach(
 
 
 def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyTree:
-  """The parameters of one task's whole network, W + (alpha / r) A B.
+  """Return the parameters of one task's whole network, W + (alpha / r) A B.
 
   Args:
     params: the base network's parameters, or `Base(params, A)` if adapters hold B only.
@@ -277,12 +282,19 @@ def _whole(adapters: Adapters, constants: PyTree) -> tuple[PyTree, Adapters]:
   return constants, stack_layers(adapters)
 
 
+def _check_alpha(alpha: Any) -> None:
+  """Raise TypeError unless alpha is a number, which may be traced, or None."""
+  if alpha is not None:
+    validate.array("alpha", alpha, "a number or None")
+    if isinstance(alpha, bool) or jnp.ndim(alpha) != 0:
+      raise TypeError(f"alpha must be a number or None; got {shown(alpha)}.")
+
+
 def _updates(
   argument: str, params: PyTree, adapters: Adapters, alpha: float | None
 ) -> dict[int, low_rank.LowRank]:
   """{place among the leaves of params: the kernel with its factors}."""
-  if alpha is not None and (isinstance(alpha, bool | str) or jnp.ndim(alpha) != 0):
-    raise TypeError(f"alpha must be a number or None; got {alpha!r}.")
+  _check_alpha(alpha)
   places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
   updates = {}
   for path, factors in trees.kernels(adapters):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
+from shrinkmeta import scalars, validate
 
 PyTree = Any
 Adapters = dict[str, Any]
@@ -15,12 +15,15 @@ Adapters = dict[str, Any]
 _LAYER = re.compile(r"\[(\d+)\]")
 
 
-def kernels(adapters: Any, wanted: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+def kernels(
+  adapters: Any, wanted: tuple[str, ...] = (), name: str = "adapters"
+) -> list[tuple[str, dict[str, Any]]]:
   """[(path of a kernel, {"A": array, "B": array})] of a tree of adapters.
 
   Args:
     adapters: from `init`, or one of the trees that the functions of this file make of it.
     wanted: the letters that each kernel must have; () accepts "A" or "B" alone.
+    name: the argument, as the caller knows it.
 
   Raises:
     TypeError: `adapters` is no nested dict.
@@ -32,7 +35,7 @@ def kernels(adapters: Any, wanted: tuple[str, ...] = ()) -> list[tuple[str, dict
     if is_kernel(node):
       if lacking := [letter for letter in wanted if letter not in node]:
         raise ValueError(
-          f"adapters: the kernel {path!r} has no {lacking[0]!r}; it has {sorted(node)}. Put the "
+          f"{name}: the kernel {path!r} has no {lacking[0]!r}; it has {sorted(node)}. Put the "
           "trees of lora.hold_A together by lora.join, or pass lora.Base(params, A) as constants."
         )
       found.append((path, dict(node)))
@@ -41,8 +44,8 @@ def kernels(adapters: Any, wanted: tuple[str, ...] = ()) -> list[tuple[str, dict
         visit(value, f"{path}/{key}" if path else str(key))
     else:
       raise TypeError(
-        'adapters must be a dict nested by path, with {"A": array, "B": array} for each kernel, as '
-        f"lora.init makes it; got {type(node).__name__} at {path!r}."
+        f'{name} must be a dict nested by path, with {{"A": array, "B": array}} for each kernel, '
+        f"as lora.init makes it; got {type(node).__name__} at {path!r}."
       )
 
   visit(adapters, "")
@@ -60,7 +63,7 @@ def is_kernel(node: Any) -> bool:
 
 
 def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
-  """Labels with one module for each adapted kernel, named by its path.
+  """Make labels with one module for each adapted kernel, named by its path.
 
   Args:
     adapters: from `init`, `split_layers` or `hold_A`.
@@ -76,6 +79,7 @@ def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
   >>> labels({"dense": {"kernel": {"A": 0.0, "B": 0.0}}}, train_A=False)
   {'dense': {'kernel': {'A': 'A', 'B': 'dense/kernel'}}}
   """
+  train_A = scalars.flag("train_A", train_A)
   if not train_A and "A" in (path for path, _ in kernels(adapters)):
     raise ValueError('"A" is the module of every A, but a kernel has this path too: rename it.')
   kernels(adapters)
@@ -85,7 +89,10 @@ def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
 
 
 def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
-  """Splits adapters into the B's, which tasks adapt, and the A's, which become constants.
+  """Split adapters into the B's, which tasks adapt, and the A's, which become constants.
+
+  Args:
+    adapters: from `init`, with A and B for each kernel.
 
   Returns:
     (B, A): two trees like `adapters`, with {"B": ...} and {"A": ...} for each kernel. Call an
@@ -99,20 +106,35 @@ def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
 
 
 def join(first: Adapters, second: Adapters) -> Adapters:
-  """Puts the two trees of `hold_A` together again.
+  """Put the two trees of `hold_A` together again.
+
+  Args:
+    first: one of the trees.
+    second: the other.
+
+  Returns:
+    Adapters with A and B for each kernel.
 
   Raises:
+    TypeError: an argument is no tree of adapters.
     ValueError: both trees have an array at one path.
 
   >>> join({"dense": {"B": 2.0}}, {"dense": {"A": 1.0}})
   {'dense': {'B': 2.0, 'A': 1.0}}
   """
+  kernels(first, name="first")
+  kernels(second, name="second")
+  return _joined(first, second)
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> Adapters:
+  """Return `join` of two trees that were checked."""
   both = dict(first)
   for key, value in second.items():
     if key not in both:
       both[key] = value
     elif isinstance(both[key], Mapping) and isinstance(value, Mapping):
-      both[key] = join(dict(both[key]), dict(value))
+      both[key] = _joined(both[key], value)
     else:
       raise ValueError(
         f"Both trees of adapters have {key!r}: expected B in one and A in the other."
@@ -127,7 +149,7 @@ def _only(adapters: Mapping[str, Any], letter: str) -> Adapters:
 
 
 def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
-  """Gives each layer of a stacked kernel an A and a B of its own, so that it can have a sigma.
+  """Give each layer of a stacked kernel an A and a B of its own, so that it can have a sigma.
 
   Args:
     adapters: from `init`.
@@ -152,12 +174,19 @@ def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
     layers = range(len(node["A"]))
     return {f"[{n}]": {k: x[n] for k, x in node.items()} for n in layers}
 
+  validate.instance("paths", paths, str, "a regular expression")
   kernels(adapters, wanted=("A", "B"))
   return visit(adapters, "")
 
 
 def stack_layers(adapters: Adapters) -> Adapters:
-  """Undoes `split_layers`: one A [layers, in, r] and one B [layers, r, out] a kernel.
+  """Undo `split_layers`: one A [layers, in, r] and one B [layers, r, out] a kernel.
+
+  Args:
+    adapters: from `split_layers`, or from `init`.
+
+  Returns:
+    The adapters with {"A", "B"} in place of {"[0]": {"A", "B"}, "[1]": ...}.
 
   Raises:
     ValueError: the layers of a kernel are not numbered 0, 1, ... without a gap.
@@ -167,11 +196,17 @@ def stack_layers(adapters: Adapters) -> Adapters:
   >>> stack_layers({"kernel": {"[0]": one, "[1]": one}})["kernel"]["B"].shape
   (2, 1, 3)
   """
-  if is_kernel(adapters) or not isinstance(adapters, Mapping):
-    return adapters
+  kernels(adapters)
+  return _stacked(adapters)
+
+
+def _stacked(adapters: Mapping[str, Any]) -> Adapters:
+  """Return `stack_layers` of adapters that were checked."""
+  if is_kernel(adapters):
+    return dict(adapters)
   numbers = [int(m[1]) for m in map(_LAYER.fullmatch, adapters) if m]
   if not numbers or len(numbers) < len(adapters):
-    return {key: stack_layers(value) for key, value in adapters.items()}
+    return {key: _stacked(value) for key, value in adapters.items()}
   if sorted(numbers) != list(range(len(numbers))):
     raise ValueError(
       f"A stacked kernel has adapters for the layers {sorted(numbers)}; expected every layer from "

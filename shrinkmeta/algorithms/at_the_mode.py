@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from shrinkmeta.algorithms.table import FAMILY
 from shrinkmeta.base import MetaLearner
+from shrinkmeta.build import make_learner
 from shrinkmeta.config import Implicit, Inner, LogDet, SigmaGradient
 from shrinkmeta.devices.batching import Batching
-from shrinkmeta.learner import make_learner
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.modules import Labels
 from shrinkmeta.model.priors import SigmaPrior
@@ -64,7 +64,7 @@ def imaml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: Rajeswaran, Finn, Kakade, Levine, Meta-learning with implicit gradients, arXiv
     1909.04630.
@@ -132,7 +132,7 @@ def sigma_imaml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
@@ -213,7 +213,7 @@ def sigma_reptile(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
@@ -288,7 +288,7 @@ def empirical_bayes(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.08, 0.17]
 
   References: MacKay, A practical Bayesian framework for backpropagation networks, 1992; Lindley,
     Smith, Bayes estimates for the linear model, 1972.

@@ -9,11 +9,12 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
+from shrinkmeta import validate
 from shrinkmeta.algorithms.table import FAMILY
 from shrinkmeta.base import MetaLearner
+from shrinkmeta.build import make_learner
 from shrinkmeta.config import Implicit, Inner
 from shrinkmeta.devices.batching import Batching
-from shrinkmeta.learner import make_learner
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.modules import Labels
@@ -64,7 +65,7 @@ def hand_picked(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.23, 0.45]
   """
   return make_learner(
     FAMILY["hand_picked"],
@@ -220,7 +221,7 @@ def fine_tuning(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.92, 1.85]
   """
   return make_learner(
     FAMILY["fine_tuning"],
@@ -272,7 +273,7 @@ def no_adaptation(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.0, 0.0]
   """
   return make_learner(
     FAMILY["no_adaptation"],
@@ -291,20 +292,17 @@ def no_adaptation(
 
 def _mask(labels: Labels, task_specific: Sequence[str]) -> dict[str, float]:
   """Return {module: sigma}, inf for the modules named and 0 for the others."""
-  known = modules.names(labels)
-  if isinstance(task_specific, str):
-    raise TypeError(f"task_specific is a sequence of modules; got the string {task_specific!r}.")
-  for name in task_specific:
-    if name not in known:
-      raise ValueError(f"{name!r} is no module; the modules are {known}.")
-  return {name: math.inf if name in task_specific else 0.0 for name in known}
+  moving = modules.module_names("task_specific", task_specific, labels)
+  return {name: math.inf if name in moving else 0.0 for name in modules.names(labels)}
 
 
 def _head(algorithm: str, labels: Labels, head: str | None) -> str:
   """Return the module called "head", else the last by path: in some networks the output layer."""
   known = modules.names(labels)
   if head is not None:
-    _mask(labels, (head,))
+    validate.instance("head", head, str, "a module, or None")
+    if head not in known:
+      raise ValueError(f"head is {head!r}, which is no module; the modules are {known}.")
     return head
   if "head" in known:
     return "head"

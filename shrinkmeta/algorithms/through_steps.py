@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from shrinkmeta.algorithms.table import FAMILY
 from shrinkmeta.base import MetaLearner
+from shrinkmeta.build import make_learner
 from shrinkmeta.config import Implicit, Inner
 from shrinkmeta.devices.batching import Batching
-from shrinkmeta.learner import make_learner
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.modules import Labels
 from shrinkmeta.model.priors import SigmaPrior
@@ -64,7 +64,7 @@ def maml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.23, 0.45]
 
   References: Finn, Abbeel, Levine, Model-agnostic meta-learning, arXiv 1703.03400.
   """
@@ -120,7 +120,7 @@ def fomaml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.23, 0.45]
 
   References: Finn, Abbeel, Levine, Model-agnostic meta-learning, arXiv 1703.03400, section 5.2.
   """
@@ -176,7 +176,7 @@ def reptile(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.92, 1.85]
 
   References: Nichol, Achiam, Schulman, On first-order meta-learning algorithms, arXiv 1803.02999.
   """
@@ -239,7 +239,7 @@ def sigma_maml(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.02, 0.04]
 
   References: Chen et al., Modular Meta-Learning with Shrinkage, arXiv 1909.05557.
   """
@@ -305,7 +305,7 @@ def meta_sgd(
   ...   learner.init({"w": jnp.zeros(2)}), sm.Batch(jnp.eye(2), jnp.array([1.0, 2.0]))
   ... )
   >>> [round(float(v), 2) for v in theta["w"]]
-  @
+  [0.21, 0.41]
 
   References: Li, Zhou, Chen, Li, Meta-SGD, arXiv 1707.09835, there for every parameter; Antoniou,
     Edwards, Storkey, How to train your MAML, arXiv 1810.09502, by layer (and by step).

@@ -156,6 +156,8 @@ def over_tasks(
     validate.function("first", first, "(shared, tasks) -> tasks")
   check_batching(batching)
   check_mesh(mesh)
+  for name, leaf in validate.leaves_with_names(shared, "shared"):
+    validate.array(name, leaf, "an array")
   num_tasks(tasks)
   return map_tasks(f, shared, tasks, batching, mesh, first)
 

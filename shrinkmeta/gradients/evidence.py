@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from shrinkmeta.arguments import check_types
 from shrinkmeta.base import EvidenceInfo, MetaParams
 from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
 from shrinkmeta.gradients.implicit import implicit_gradient
@@ -135,6 +136,7 @@ def log_evidence(
   >>> bool(jnp.allclose(value, exact))
   True
   """
+  check_types(likelihood=likelihood, inner=inner, implicit=implicit, log_det=log_det, key=key)
   known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
   log_s2 = modules.finite_sigma(log_sigma2, "evidence")
   check_whole(implicit)

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from shrinkmeta import scalars
+from shrinkmeta.arguments import check_types
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
 from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
@@ -254,8 +256,10 @@ def map_estimate(
   >>> [round(float(v), 4) for v in theta["w"]], bool(info.converged)
   ([0.5, 1.0], True)
   """
+  check_types(likelihood=likelihood, inner=inner, implicit=implicit, key=key)
   known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
   check_batch("batch", batch)
+  steps = None if steps is None else scalars.count("steps", steps)
   check_dual(implicit, log_sigma2)
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])

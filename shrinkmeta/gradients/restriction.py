@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.curvature.jacobian import output_curvature, whitened_jacobian
 from shrinkmeta.curvature.solvers import exact
@@ -20,7 +21,7 @@ from shrinkmeta.mode.frozen import freeze, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch
+from shrinkmeta.model.tasks import Batch, check_batch
 
 PyTree = Any
 
@@ -63,13 +64,11 @@ def restriction(
   >>> bool(jnp.allclose(value, 0.5 * jnp.log(2 * jnp.pi)))  # F_t = 1 / (1 + 1), their sum is 1
   True
   """
+  check_types(likelihood=likelihood)
   known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
   log_s2 = modules.finite_sigma(log_sigma2, "evidence")
-  if isinstance(integrated, str):
-    raise ValueError(f"integrated is a sequence of modules; got the string {integrated!r}.")
-  for module in integrated:
-    if module not in modules.names(labels):
-      raise ValueError(f"{module!r} is no module; the modules are {modules.names(labels)}.")
+  integrated = modules.module_names("integrated", integrated, labels)
+  check_batch("batches", batches, ("T", "N"))
   phi, taken = freeze(phi, log_sigma2, known, labels, frozen)
 
   def model_of(batch: Batch) -> TaskModel:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta.config import Frozen
+from shrinkmeta.kinds import parameter_tree, shown
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -30,14 +31,7 @@ def frozen_modules(known: Known, also: Iterable[str] = ()) -> Frozen:
   Args:
     known: {module: log sigma^2, or None while it is traced}.
     also: modules that the caller knows to be frozen.
-
-  Raises:
-    ValueError: `also` names what is no module.
   """
-  if isinstance(also, str) or not set(also := tuple(also)) <= known.keys():
-    raise ValueError(
-      f"frozen must be a tuple of modules; got {also!r}, and the modules are {tuple(known)}."
-    )
   frozen = frozenset(m for m, v in known.items() if v is not None and v == -jnp.inf) | set(also)
   return frozen if frozen != known.keys() else frozenset()
 
@@ -93,7 +87,7 @@ def freeze(
   also: Iterable[str],
 ) -> tuple[PyTree, Frozen]:
   """Return `as_built` phi and the `frozen_modules` of a caller who names some of them."""
-  also = also if isinstance(also, str) else tuple(also)
+  also = modules.module_names("frozen", also, labels)
   frozen = frozen_modules(known, also)
   built = dict.fromkeys({*frozen, *also}, 0.0)
   return as_built(phi, log_sigma2, known, labels, built), frozen
@@ -109,10 +103,37 @@ def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
 
 
 def merge(part: PyTree, rest: PyTree) -> PyTree:
-  """The whole tree: leaves of `part`, and where it has None those of `rest`, cut or whole.
+  """Put the leaves of `part` where it has them, and those of `rest` elsewhere.
+
+  Args:
+    part: a pytree of arrays, with None for modules that are not in it: what `learner.adapt_tasks`
+      returns.
+    rest: a pytree of arrays with the structure of the whole, such as `state.phi`.
+
+  Returns:
+    The whole pytree.
+
+  Raises:
+    TypeError: an argument is not a pytree of arrays.
+    ValueError: the structures differ.
 
   >>> merge({"body": None, "head": 3.0}, {"body": 1.0, "head": 2.0})
   {'body': 1.0, 'head': 3.0}
   """
   none = lambda x: x is None
+  alike = jax.tree.structure(part, is_leaf=none) == jax.tree.structure(rest, is_leaf=none)
+  if not alike or not all(isinstance(x, jax.Array) for x in jax.tree.leaves((part, rest))):
+    _check_halves(part, rest, alike)
   return jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=none)
+
+
+def _check_halves(part: PyTree, rest: PyTree, alike: bool) -> None:
+  """Raise an error unless both halves are pytrees of arrays, of one structure."""
+  for name, tree in (("part", part), ("rest", rest)):
+    if tree is not None or not alike:  # None is a half of a pytree that is one array
+      parameter_tree(name, tree)
+  if not alike:
+    raise ValueError(
+      "part and rest must have one structure, with None for what part lacks; part is "
+      f"{shown(part)}, rest is {shown(rest)}."
+    )

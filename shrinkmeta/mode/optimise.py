@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from shrinkmeta import scalars, validate
 from shrinkmeta.base import InnerInfo
 from shrinkmeta.config import Inner
+from shrinkmeta.kinds import shown
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, num_rows, weights
@@ -80,9 +81,7 @@ def posterior_mode(
   Returns:
     the Mode; for a tuple of steps every leaf leads with [S].
   """
-  steps = inner.steps if steps is None else steps
-  steps = int(steps) if isinstance(steps, np.integer) else steps
-  _check_steps(steps)
+  steps = inner.steps if steps is None else checked_steps(steps)
   fixed_batch = model.frozen and inner.batch_size is None
   task = loop(inner, model.hoisted() if fixed_batch else model, key)
 
@@ -223,13 +222,21 @@ def _draw_batches(key: jax.Array, batch: Batch, size: int, count: int) -> Batch:
   return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), drawn)
 
 
-def _check_steps(steps: Any) -> None:
-  """Raises ValueError unless `steps` is an int, a traced int, or an increasing tuple of ints."""
+def checked_steps(steps: Any) -> int | jax.Array | tuple[int, ...]:
+  """Return a number of steps, or the steps to record, after a check.
+
+  Args:
+    steps: an integer, an integer array [], which may be traced, or a tuple of increasing integers.
+
+  Raises:
+    TypeError: `steps` is something else.
+    ValueError: a step is negative, or the steps of a tuple do not increase.
+  """
   if isinstance(steps, list):
-    raise ValueError(f"Steps to record are a tuple; got the list {steps}.")
-  if isinstance(steps, tuple):
-    ordered = all(isinstance(s, int) for s in steps) and list(steps) == sorted(set(steps))
-    if not steps or not ordered or steps[0] < 0:
-      raise ValueError(f"A tuple of steps must hold increasing ints, none negative; got {steps}.")
-  elif isinstance(steps, int) and steps < 0:
-    raise ValueError(f"steps must not be negative; got {steps}.")
+    raise TypeError(f"steps to record are a tuple; got {shown(steps)}. Write tuple(steps).")
+  if not isinstance(steps, tuple):
+    return scalars.count("steps", steps)
+  found = tuple(validate.integer(f"steps[{i}]", step, least=0) for i, step in enumerate(steps))
+  if not found or list(found) != sorted(set(found)):
+    raise ValueError(f"A tuple of steps must hold increasing integers; got {steps}.")
+  return found

@@ -20,7 +20,8 @@ def no_start(part: PyTree, count: int) -> WarmStart:
 def check_start(warm: WarmStart, part: PyTree, count: int) -> None:
   """Raises TypeError or ValueError unless `warm` fits the moving part of phi and `count` tasks."""
   if not isinstance(warm, WarmStart):
-    raise TypeError(f"warm must be a shrinkmeta.WarmStart(z, w); got {type(warm)}.")
+    hint = "Make one: learner.no_start(state, count)."
+    validate.instance("warm", warm, WarmStart, "a shrinkmeta.WarmStart(z, w), or None", hint)
   for name, tree in warm._asdict().items():
     validate.same_shapes(f"warm.{name}", tree, "the moving part of phi", part, lead=1)
     for leaf in jax.tree.leaves(tree):

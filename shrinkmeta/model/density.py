@@ -50,7 +50,7 @@ def log_prior(
   Array(-2.338, dtype=float32)
   """
   parameter_tree("theta", theta)
-  modules.check_labels(labels, phi)
+  modules.check_labels(labels, phi, "phi")
   modules.check_modules("log_sigma2", log_sigma2, labels)
   validate.same_shapes("theta", theta, "phi", phi)
 

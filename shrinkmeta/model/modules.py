@@ -5,7 +5,7 @@ Labels are a pytree of strings with the structure of the parameters, as for
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -135,19 +135,20 @@ def names(labels: Labels) -> tuple[str, ...]:
   return tuple(dict.fromkeys(label for _, label in paths))
 
 
-def check_labels(labels: Labels, params: PyTree) -> None:
+def check_labels(labels: Labels, params: PyTree, name: str = "params") -> None:
   """Check that `labels` has one string for every array of `params`.
 
   Args:
     labels: what was passed for the labels.
     params: the parameters, a pytree of arrays [...].
+    name: `params`, as the caller knows it.
 
   Raises:
     TypeError: a label is not a string, or the containers differ (a tuple for a list).
     ValueError: a path is in one of the two alone.
   """
   validate.labels("labels", labels)
-  parameter_tree("params", params)
+  parameter_tree(name, params)
   make = "Make them with by_layer, by_leaf or by_path from these very parameters."
   have, want = dict(validate.leaves_with_names(labels)), dict(validate.leaves_with_names(params))
   if isinstance(labels, str) and set(want) != {""}:
@@ -157,14 +158,12 @@ def check_labels(labels: Labels, params: PyTree) -> None:
     )
   for path in [*want, *have]:
     if path not in have or path not in want:
-      has, lacks = ("labels", "the parameters") if path in have else ("the parameters", "labels")
-      raise ValueError(
-        f"labels do not fit the parameters: {path!r} is in {has} and not in {lacks}. {make}"
-      )
+      has, lacks = ("labels", name) if path in have else (name, "labels")
+      raise ValueError(f"labels do not fit {name}: {path!r} is in {has} and not in {lacks}. {make}")
   if jax.tree.structure(labels) != jax.tree.structure(params):
     raise TypeError(
-      "labels do not fit the parameters: the paths agree, the containers differ; labels is "
-      f"{shown(labels)}, the parameters are {shown(params)}. {make}"
+      f"labels do not fit {name}: the paths agree, the containers differ; labels is "
+      f"{shown(labels)}, {name} is {shown(params)}. {make}"
     )
 
 
@@ -202,7 +201,7 @@ def check_parameters(
   )
   if not plain:
     validate.parameters(name, phi)
-    check_labels(labels, phi)
+    check_labels(labels, phi, name)
     check_modules(sigma_name, log_sigma2, labels)
   validate.finite(name, phi)
   known = {module: validate.known(value) for module, value in log_sigma2.items()}
@@ -242,6 +241,35 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
       raise ValueError(f"{name}[{module!r}] must be a scalar; its shape is {jnp.shape(value)}.")
     if (number := validate.known(value)) is not None and number != number:
       raise ValueError(f"{name}[{module!r}] is NaN.")
+
+
+def module_names(name: str, value: Any, labels: Labels) -> tuple[str, ...]:
+  """Return a collection of modules as a tuple, or raise an error.
+
+  Args:
+    name: the argument, as the caller knows it.
+    value: what was passed.
+    labels: a pytree of strings.
+
+  Returns:
+    The names.
+
+  Raises:
+    TypeError: `value` is not a collection of strings.
+    ValueError: an entry is no module.
+
+  >>> module_names("frozen", "head", {"w": "head"})
+  Traceback (most recent call last):
+  TypeError: frozen must be a tuple of modules, such as ('head',); got 'head'.
+  """
+  known = names(labels)
+  found = value if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+  if not isinstance(found, tuple) or not all(isinstance(module, str) for module in found):
+    raise TypeError(f"{name} must be a tuple of modules, such as {known[-1:]}; got {shown(value)}.")
+  for module in found:
+    if module not in known:
+      raise ValueError(f"{name} has {module!r}, which is no module; the modules are {known}.")
+  return found
 
 
 def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Array]:

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.kinds import shown
+from shrinkmeta.kinds import model_hint, shown
 
 PyTree = Any
 
 
 class Batch(NamedTuple):
-  """N examples of one task. A batch of tasks has a leading axis T on every leaf.
+  """N examples of one task.
+
+  A batch of tasks has a leading axis T on every leaf.
 
   Tasks of unequal size are padded to one N, and `mask` tells examples from padding. Padding must be
   finite (zeros, say), because the network reads it before the mask removes it.
@@ -38,7 +40,9 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-  """The data of one task. A batch of tasks has a leading axis T on every leaf.
+  """The data of one task.
+
+  A batch of tasks has a leading axis T on every leaf.
 
   Attributes:
     train: the examples that theta is adapted on, leaves [N, ...].
@@ -213,6 +217,31 @@ batch/targets has shape (5,).
   validate.finite(name, batch)
   if batch.mask is not None and (mask := validate.known(batch.mask)) is not None:
     _check_mask(f"{name}.mask", mask)
+
+
+def check_inputs(inputs: PyTree) -> None:
+  """Check that `inputs` is a pytree of arrays [N, ...].
+
+  Args:
+    inputs: what was passed.
+
+  Raises:
+    TypeError: a leaf is not an array.
+    ValueError: there are no leaves, or a leaf has no axis.
+
+  >>> check_inputs([])
+  Traceback (most recent call last):
+  ValueError: inputs has no arrays; got a list of 0 items. Its leaves must be [N, ...].
+  """
+  if came := model_hint(inputs):
+    raise TypeError(f"inputs must be arrays [N, ...]; got {came}")
+  leaves = validate.leaves_with_names(inputs, "inputs")
+  if not leaves:
+    raise ValueError(f"inputs has no arrays; got {shown(inputs)}. Its leaves must be [N, ...].")
+  for name, leaf in leaves:
+    validate.array(name, leaf, "an array [N, ...]", numbers=False)
+    if jnp.ndim(leaf) == 0:
+      raise ValueError(f"{name} must be an array [N, ...]; its shape is ().")
 
 
 def _check_mask(name: str, mask: np.ndarray) -> None:

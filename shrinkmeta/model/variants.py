@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
+from shrinkmeta import scalars, validate
 from shrinkmeta.kinds import is_array, shown
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood, same_shape, sum_trailing
 from shrinkmeta.model.outputs import one_array
@@ -33,17 +33,13 @@ def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelih
     TypeError: not a Likelihood, or not a dtype.
     ValueError: the dtype is not floating.
 
+  >>> from shrinkmeta.model.likelihood import gaussian
   >>> half = in_precision(gaussian(lambda theta, x: x * theta["slope"]), jnp.bfloat16)
   >>> half.predict({"slope": jnp.float32(1.001)}, jnp.ones(1))  # 1.001 is 1 in bfloat16
   Array([1.], dtype=float32)
   """
   check_likelihood("likelihood", likelihood)
-  try:
-    floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-  except TypeError as error:
-    raise TypeError(f"dtype must be a dtype; got {shown(dtype)}.") from error
-  if not floating:
-    raise ValueError(f"dtype must be floating, such as jnp.bfloat16; got {jnp.dtype(dtype)}.")
+  dtype = scalars.floating_dtype("dtype", dtype)
 
   def cast(tree: PyTree) -> PyTree:
     floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
+from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -99,11 +100,22 @@ class Deltas:
 
   @property
   def num_tasks(self) -> int:
-    """T."""
+    """The number of tasks T."""
     return jax.tree.leaves(self.thetas)[0].shape[0]
 
   def anonymous(self) -> "Deltas":
-    """The same parameters without ids: one compiled program serves any other T tasks."""
+    """Return the same parameters without ids, so that one program serves any other T tasks.
+
+    Returns:
+      Deltas whose `ids` is None.
+
+    Example:
+      >>> import jax.numpy as jnp, shrinkmeta as sm
+      >>> learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+      >>> own = sm.deltas(learner, learner.init({"w": 0.0}), {"w": jnp.ones(2)}, ["ann", "bob"])
+      >>> own.ids, own.anonymous().ids
+      (('ann', 'bob'), None)
+    """
     return Deltas(self.thetas, About(None, self.labels, self.fingerprint))
 
   def index(self, ids: Iterable[TaskId]) -> np.ndarray:
@@ -114,6 +126,13 @@ class Deltas:
 
     Returns:
       [N] int32.
+
+    Example:
+      >>> import jax.numpy as jnp, shrinkmeta as sm
+      >>> learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+      >>> own = sm.deltas(learner, learner.init({"w": 0.0}), {"w": jnp.ones(2)}, ["ann", "bob"])
+      >>> own.index(["bob", "ann", "bob"])
+      array([1, 0, 1], dtype=int32)
 
     Raises:
       KeyError: an id that is not here.
@@ -160,15 +179,15 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
     >>> own.thetas["slope"], own.thetas["level"].shape, own.index(["cleo", "ann"])
     (None, (3,), array([2, 0], dtype=int32))
   """
-  if not isinstance(learner, MetaLearner):
-    raise TypeError(f"learner must be a shrinkmeta.MetaLearner; got {type(learner)}.")
+  check_learner("learner", learner)
   check_state("state", state)
-  modules.check_labels(learner.labels, state.phi)
+  modules.check_labels(learner.labels, state.phi, "state.phi")
   names = task_ids("ids", ids)
   if len(set(names)) != len(names):
     seen: set[TaskId] = set()
     twice = next(task for task in names if task in seen or seen.add(task))
     raise ValueError(f"ids must differ from each other; {twice!r} occurs more than once.")
+  parameter_tree("thetas", thetas)
   leaves = dict(validate.leaves_with_names(thetas))
   _check_leaves(leaves, state.phi, learner.labels, names)
   about = About(names, learner.labels, fingerprint(state))
@@ -242,16 +261,10 @@ def check_known(wanted: Iterable[TaskId], known: Any, holder: str) -> None:
     raise KeyError(f"{unknown[0]!r}{more}: unknown to {holder}. Adapt and save the task first.")
 
 
-def check_state(name: str, state: Any) -> None:
-  """Raises TypeError unless `state` is a MetaState."""
-  if not isinstance(state, MetaState):
-    raise TypeError(f"{name} must be the shrinkmeta.MetaState of a learner; got {type(state)}.")
-
-
 def check_deltas(name: str, deltas: Any) -> None:
   """Raises TypeError unless `deltas` are Deltas."""
-  if not isinstance(deltas, Deltas):
-    raise TypeError(f"{name} must be shrinkmeta.Deltas; got {type(deltas)}. Call sm.deltas first.")
+  hint = "Collect them: sm.deltas(learner, state, thetas, ids)."
+  validate.instance(name, deltas, Deltas, "shrinkmeta.Deltas", hint)
 
 
 def fingerprint(state: MetaState | PyTree) -> dict[str, str]:

@@ -22,8 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from shrinkmeta import validate
-from shrinkmeta.base import MetaState
+from shrinkmeta import scalars, validate
+from shrinkmeta.base import MetaState, check_state
+from shrinkmeta.paths import local_path
 from shrinkmeta.serving import index as delta_index
 from shrinkmeta.serving.deltas import (
   About,
@@ -32,7 +33,6 @@ from shrinkmeta.serving.deltas import (
   check_deltas,
   check_fingerprint,
   check_known,
-  check_state,
   fingerprint,
   task_ids,
   with_structure,
@@ -93,7 +93,15 @@ def save_deltas(
     {'level': Array([2.], dtype=float32)}
   """
   delta_index.safetensors()
-  _check_arguments(deltas, dtype, wait, shard_bytes)
+  _check_deltas_and_dtype(deltas, dtype)
+  wait = scalars.number("wait", wait)
+  if not wait >= 0:
+    raise ValueError(f"wait must be a number of seconds, 0 or more; got {wait}.")
+  shard_bytes = validate.integer("shard_bytes", shard_bytes, least=1)
+  overwrite = scalars.flag("overwrite", overwrite)
+  if state is not None:
+    check_state("state", state)
+  folder = local_path("folder", folder).absolute()
   phi = {} if dtype is None else phi_of(deltas, state, dtype)
   leaves = {p: np.asarray(x) for p, x in validate.leaves_with_names(deltas.thetas)}
   about = {
@@ -102,7 +110,6 @@ def save_deltas(
     "moving": sorted(leaves),
   }
   ids = deltas.ids or ()
-  folder = pathlib.Path(folder).absolute()
   with delta_index.writing(folder, wait):
     index = _index_for_writing(folder, about)
     if not overwrite and (here := np.flatnonzero(index.find(ids) >= 0)).size:
@@ -129,8 +136,8 @@ def save_deltas(
 _ABOUT = {"format": delta_index.FORMAT, "what": "a shard of shrinkmeta deltas"}
 
 
-def _check_arguments(deltas: Any, dtype: Any, wait: Any, shard_bytes: Any) -> None:
-  """Raises TypeError or ValueError unless the arguments of `save_deltas` are what they must be."""
+def _check_deltas_and_dtype(deltas: Any, dtype: Any) -> None:
+  """Raise an error unless the deltas have ids and can be stored in this dtype."""
   check_deltas("deltas", deltas)
   if deltas.ids is None:
     raise ValueError("deltas is anonymous: save the Deltas that still have their ids.")
@@ -139,12 +146,8 @@ def _check_arguments(deltas: Any, dtype: Any, wait: Any, shard_bytes: Any) -> No
     raise ValueError(
       f"deltas has {len(deltas.ids)} ids; the leading axes of its leaves: {lengths}."
     )
-  if dtype not in PARTS:
+  if not isinstance(dtype, (str, type(None))) or dtype not in PARTS:
     raise ValueError(f'dtype must be None, "bfloat16" or "int8"; got {dtype!r}.')
-  if not isinstance(wait, int | float) or not wait >= 0:
-    raise ValueError(f"wait must be a number of seconds, 0 or more; got {wait!r}.")
-  if not isinstance(shard_bytes, int) or shard_bytes < 1:
-    raise ValueError(f"shard_bytes must be a positive integer, in bytes; got {shard_bytes!r}.")
 
 
 def _index_for_writing(folder: pathlib.Path, about: Mapping[str, Any]) -> Index:
@@ -220,11 +223,19 @@ def load_deltas(
     ImportError: safetensors is not installed.
 
   Example:
-    See `save_deltas`.
+    >>> import pytest; _ = pytest.importorskip("safetensors")
+    >>> import tempfile, jax.numpy as jnp, shrinkmeta as sm
+    >>> learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+    >>> state = learner.init({"w": 0.0})
+    >>> own = sm.deltas(learner, state, {"w": jnp.array([1.0, 2.0])}, ["ann", "bob"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   sm.save_deltas(folder, own)
+    ...   sm.load_deltas(folder, state).ids
+    ('ann', 'bob')
   """
   check_state("state", state)
   delta_index.safetensors()
-  folder = pathlib.Path(folder).absolute()
+  folder = local_path("folder", folder).absolute()
   wanted = None if ids is None else task_ids("ids", ids)
   if wanted is not None and len(set(wanted)) < len(wanted):
     raise ValueError("ids has repetitions: name each task once, and repeat it in `index`.")

@@ -8,8 +8,10 @@ import numpy as np
 
 from shrinkmeta import validate
 from shrinkmeta.base import MetaState
+from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.mode.frozen import merge
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, check_likelihood
+from shrinkmeta.model.tasks import check_inputs
 from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
@@ -83,13 +85,14 @@ def predict_tasks(
     >>> serve(state, own.anonymous(), pad(index), pad(inputs))[:3]
     Array([22., 12., 22.], dtype=float32)
   """
-  if not isinstance(likelihood, Likelihood):
-    raise TypeError(f"likelihood must be a shrinkmeta.Likelihood; got {type(likelihood)}.")
+  check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)
   phi = state.phi if isinstance(state, MetaState) else state
+  parameter_tree("state", phi)
   _check_phi(state, deltas)
+  validate.array("index", index, "an array [N] of integers")
   index = _checked_index(index, deltas.num_tasks)
-  _check_inputs(inputs, index.shape[0])
+  _check_rows(inputs, index.shape[0])
   # Without wrap_negative_indices=False the index -1 would mean the last task.
   take = lambda x: (
     jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -151,12 +154,10 @@ def _checked_index(index: Any, num_tasks: int) -> jax.Array:
   return jnp.asarray(index)
 
 
-def _check_inputs(inputs: PyTree, rows: int) -> None:
-  """Raises ValueError unless all leaves lead with N = `rows`."""
-  leaves = validate.leaves_with_names(inputs, "inputs")
-  if not leaves:
-    raise ValueError("inputs has no arrays: give leaves [N, ...], one row an example.")
-  for name, leaf in leaves:
+def _check_rows(inputs: PyTree, rows: int) -> None:
+  """Raise an error unless all leaves lead with N = `rows`."""
+  check_inputs(inputs)
+  for name, leaf in validate.leaves_with_names(inputs, "inputs"):
     if jnp.shape(leaf)[:1] != (rows,):
       raise ValueError(
         f"{name.rstrip('/')} must lead with N = {rows}, the length of index; its shape is "

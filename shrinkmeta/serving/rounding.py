@@ -9,16 +9,15 @@ import ml_dtypes
 import numpy as np
 
 from shrinkmeta import validate
-from shrinkmeta.base import MetaState
+from shrinkmeta.base import MetaState, check_state
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.density import log_likelihood
-from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples
 from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
   check_fingerprint,
-  check_state,
   fingerprint,
   with_structure,
 )
@@ -91,7 +90,7 @@ def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str
 def rounding_loss(
   likelihood: Likelihood, state: MetaState, deltas: Deltas, batches: Batch, dtype: Rounding
 ) -> jax.Array:
-  """What storing rounded parameters costs, in nats per example of each task.
+  """Measure what storing rounded parameters costs, in nats per example of each task.
 
     loss_t = (1 / N_t) sum_n [log p(y_tn | x_tn, theta_t) - log p(y_tn | x_tn, rounded theta_t)]
 
@@ -107,7 +106,19 @@ def rounding_loss(
 
   Raises:
     TypeError, ValueError: an argument does not fit.
+
+  Example:
+    >>> import shrinkmeta as sm
+    >>> likelihood = sm.gaussian(lambda p, x: x * p["w"])
+    >>> learner = sm.maml(likelihood, {"w": "w"})
+    >>> state = learner.init({"w": 0.0})
+    >>> own = sm.deltas(learner, state, {"w": jnp.array([1.0, 1.01])}, ["ann", "bob"])
+    >>> batches = sm.Batch(jnp.ones([2, 4]), jnp.ones([2, 4]))
+    >>> loss = sm.rounding_loss(likelihood, state, own, batches, "bfloat16")
+    >>> bool(loss[0] == 0)  # 1.0 is a number of bfloat16
+    True
   """
+  check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)
   if dtype not in ("bfloat16", "int8"):
     raise ValueError(f'dtype must be "bfloat16" or "int8"; got {dtype!r}.')

@@ -6,104 +6,15 @@
 import contextlib
 import json
 import math
-import operator
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, NamedTuple
 
-import numpy as np
+from shrinkmeta import validate
+from shrinkmeta.paths import Path, expanded, local_path
 
 LogRecord = Mapping[str, float]  # the numbers of one update, {name: value}
-Path = str | os.PathLike[str]
-
-
-def instance(name: str, value: Any, kind: Any, wanted: str) -> None:
-  """Raise TypeError unless `value` is an instance of `kind`.
-
-  Args:
-    name: the argument, for the message.
-    value: what the caller passed.
-    kind: a class, a tuple of classes or a union of them.
-    wanted: what `value` should have been, in words.
-
-  Raises:
-    TypeError: the message names the argument, the type that came and what was wanted.
-  """
-  if not isinstance(value, kind):
-    raise _wrong_type(name, value, wanted)
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-  """Return an int, also of NumPy or JAX, as Python's.
-
-  Raises:
-    TypeError: `value` is no whole number by type; 10.0 is not.
-    ValueError: `value` is below `least`.
-  """
-  wanted = f"an int of at least {least}"
-  if isinstance(value, (bool, np.bool_)):
-    raise _wrong_type(name, value, wanted)
-  try:
-    number = operator.index(value)
-  except TypeError as error:
-    raise _wrong_type(name, value, wanted) from error
-  if number < least:
-    raise ValueError(f"{name} must be {wanted}; got {value!r}.")
-  return number
-
-
-def _wrong_type(name: str, value: Any, wanted: str) -> TypeError:
-  what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-  text = repr(value)  # that of a learner is many lines long
-  return TypeError(f"{name} must be {wanted}; got {what}: {text[:80]}{'...' * (len(text) > 80)}")
-
-
-def expanded(name: str, value: Path) -> pathlib.Path | str:
-  """Turn a path into a pathlib.Path with a leading ~ expanded, and leave a URL as it is.
-
-  Args:
-    name: the argument, for the message.
-    value: the path.
-
-  Returns:
-    The path. It stays relative if it was relative.
-
-  Raises:
-    TypeError: `value` is no path.
-    ValueError: `value` names the home of an unknown user.
-  """
-  instance(name, value, (str, os.PathLike), "a path (str or os.PathLike)")
-  text = os.fspath(value)
-  instance(name, text, str, "a path of text, not of bytes")
-  if _is_url(text):
-    return text
-  try:
-    return pathlib.Path(text).expanduser()
-  except RuntimeError as error:
-    raise ValueError(f"{name} is {text!r}: {error} Write the folder out.") from error
-
-
-def local_path(name: str, value: Path) -> pathlib.Path:
-  """Do as `expanded` does, but refuse a URL.
-
-  Raises:
-    TypeError: `value` is no path.
-    ValueError: `value` is a URL, or names the home of an unknown user.
-  """
-  path = expanded(name, value)
-  if isinstance(path, str):
-    raise ValueError(
-      f"{name} must be a path of a mounted file system; got the URL {path!r}. Mount the bucket "
-      "(for example with gcsfuse) and pass the folder it is mounted at."
-    )
-  return path
-
-
-def _is_url(text: str) -> bool:
-  """Whether a path begins with a scheme. A single letter can be a drive of Windows."""
-  return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None  # pathlib drops the second "/"
 
 
 class Callback(NamedTuple):
@@ -150,7 +61,7 @@ def recorder(records: MutableSequence[Any]) -> Callback:
     [{'step': 0, 'loss': 0.5}]
   """
   if isinstance(records, type) or not callable(getattr(records, "append", None)):
-    instance("records", records, MutableSequence, "a list to append to")
+    validate.instance("records", records, MutableSequence, "a list to append to")
   return Callback(
     lambda first, steps: None,
     lambda step, log_record: records.append({"step": step, **log_record}),
@@ -177,7 +88,7 @@ def progress_bar(name: str = "fit") -> Callback:
     >>> callback.record(0, {"loss": 0.5})
     >>> callback.end()
   """
-  instance("name", name, str, "a string")
+  validate.instance("name", name, str, "a string")
   try:
     import tqdm
   except ImportError as error:

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from shrinkmeta.base import MetaLearner, MetaState
-from shrinkmeta.training.callbacks import Path, expanded, instance, local_path, whole_number
+from shrinkmeta import scalars, validate
+from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
+from shrinkmeta.paths import Path, expanded, local_path
 from shrinkmeta.training.checkpoint_format import (
   attempt,
   check_description,
@@ -71,9 +72,9 @@ class Checkpoints:
     assign = functools.partial(object.__setattr__, self)  # the class is frozen
     assign("folder", expanded("Checkpoints.folder", self.folder))
     for name in ("every", "keep"):
-      assign(name, whole_number(f"Checkpoints.{name}", getattr(self, name), 1))
-    instance("Checkpoints.asynchronous", self.asynchronous, (bool, np.bool_), "True or False")
-    instance("Checkpoints.settings", self.settings, Mapping, "a dict of plain data")
+      assign(name, validate.integer(f"Checkpoints.{name}", getattr(self, name), 1))
+    assign("asynchronous", scalars.flag("Checkpoints.asynchronous", self.asynchronous))
+    validate.instance("Checkpoints.settings", self.settings, Mapping, "a dict of plain data")
     try:
       plain_data(self.settings)
     except (TypeError, ValueError) as error:
@@ -138,13 +139,12 @@ def restore(
     >>> int(restored.step), bool(restored.phi["w"] == end.phi["w"])
     (2, True)
   """
-  instance("checkpoints", checkpoints, Checkpoints, "an instance of shrinkmeta.Checkpoints")
-  instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
-  instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
+  validate.instance("checkpoints", checkpoints, Checkpoints, "a shrinkmeta.Checkpoints(folder)")
+  check_learner("learner", learner)
+  check_state("state", state)
   if isinstance(step, str) and step != "best":
-    raise ValueError(f'step must be an int, "best" or None; got {step!r}.')
-  if step is not None and step != "best":
-    step = whole_number("step", step, 0)
+    raise ValueError(f'step must be an integer, "best" or None; got {step!r}.')
+  step = step if step is None or isinstance(step, str) else validate.integer("step", step, 0)
   folder = _absolute(checkpoints)
   wanted = describe(learner, state, checkpoints.settings)
   steps = finished_steps(folder)

@@ -6,7 +6,6 @@ continues from its last checkpoint. On the same devices it ends with the same bi
 """
 
 import contextlib
-import numbers
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +16,11 @@ import numpy as np
 from absl import logging
 from jax.sharding import PartitionSpec
 
-from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta import scalars, validate
+from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.devices.placement import Rules, place_state
-from shrinkmeta.training.callbacks import Callback, instance, local_path, whole_number
+from shrinkmeta.paths import local_path
+from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
 from shrinkmeta.training.records import Reporter, reporting
@@ -95,9 +96,12 @@ def fit(
     >>> int(state.step), records[1]["step"], records[1]["failed"]
     (2, 1, 0.0)
   """
-  steps, meta_batch = whole_number("steps", steps, 0), whole_number("meta_batch", meta_batch, 1)
-  micro_batches = whole_number("micro_batches", micro_batches, 1)
-  evaluation = _Evaluation(evaluate, whole_number("evaluate_every", evaluate_every, 0), best)
+  steps, meta_batch = (
+    validate.integer("steps", steps, 0),
+    validate.integer("meta_batch", meta_batch, 1),
+  )
+  micro_batches = validate.integer("micro_batches", micro_batches, 1)
+  evaluation = _Evaluation(evaluate, validate.integer("evaluate_every", evaluate_every, 0), best)
   _check_types(learner, state, tasks, key, callbacks, checkpoints, rules, stall_seconds)
   _check_parts(learner, meta_batch, micro_batches)
   _check_evaluation(evaluation, checkpoints)
@@ -133,7 +137,7 @@ class _Evaluation(NamedTuple):
     """The numbers {"eval/<name>": float}, and an error if they are none or lack the best."""
     assert self.function is not None
     found = self.function(state)
-    instance("evaluate(state)", found, Mapping, "a dict {name: number}")
+    validate.instance("evaluate(state)", found, Mapping, "a dict {name: number}")
     extra = {}
     for name, value in found.items():
       try:
@@ -227,44 +231,29 @@ def _check_types(
   stall_seconds: Any,
 ) -> None:
   """Raise TypeError or ValueError if an argument of `fit` is not what its name says."""
-  instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
-  instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
-  instance(
-    "tasks", tasks, Callable, "a function (first, count) -> shrinkmeta.Task of `count` tasks"
-  )
-  instance("key", key, (jax.Array, np.ndarray, type(None)), "a key of jax.random.key, or None")
-  if key is not None and not _is_key(key):
-    raise ValueError(f"key must be one key of jax.random.key; got {key.dtype} {list(key.shape)}.")
+  check_learner("learner", learner)
+  check_state("state", state)
+  validate.function("tasks", tasks, "(first, count) -> shrinkmeta.Task of `count` tasks")
+  scalars.key("key", key)
   many = "a sequence of shrinkmeta.Callback, such as [shrinkmeta.recorder(records)]"
   if isinstance(callbacks, Callback):  # itself a tuple, of three functions
     raise TypeError(f"callbacks must be {many}; got one Callback: put it into a list.")
-  instance("callbacks", callbacks, Sequence, many)
+  validate.instance("callbacks", callbacks, Sequence, many)
   for i, callback in enumerate(callbacks):
-    instance(f"callbacks[{i}]", callback, Callback, "a shrinkmeta.Callback(begin, record, end)")
-  instance(
-    "checkpoints",
-    checkpoints,
-    (Checkpoints, type(None)),
-    "an instance of shrinkmeta.Checkpoints, or None",
-  )
+    validate.instance(
+      f"callbacks[{i}]", callback, Callback, "a shrinkmeta.Callback(begin, record, end)"
+    )
   if checkpoints is not None:
+    wanted = "a shrinkmeta.Checkpoints(folder), or None"
+    validate.instance("checkpoints", checkpoints, Checkpoints, wanted)
     local_path("Checkpoints.folder", checkpoints.folder)
-  instance("rules", rules, (Mapping, type(None)), "a dict {regex: PartitionSpec}, or None")
+  validate.instance("rules", rules, (Mapping, type(None)), "a dict {regex: PartitionSpec}, or None")
   for name, spec in (rules or {}).items():
-    instance(f"rules, key {name!r}", name, str, "a regular expression")
-    instance(f"rules[{name!r}]", spec, PartitionSpec, "a jax.sharding.PartitionSpec")
+    validate.instance(f"rules, key {name!r}", name, str, "a regular expression")
+    validate.instance(f"rules[{name!r}]", spec, PartitionSpec, "a jax.sharding.PartitionSpec")
   if stall_seconds is not None:
-    real = (numbers.Real, np.generic)
-    instance("stall_seconds", stall_seconds, real, "a number of seconds, or None")
-    if not stall_seconds > 0:
+    if not scalars.number("stall_seconds", stall_seconds) > 0:
       raise ValueError(f"stall_seconds must be positive, or None; got {stall_seconds!r}.")
-
-
-def _is_key(key: Any) -> bool:
-  """Whether `key` is one key: typed [], or its integers [words]."""
-  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    return key.ndim == 0
-  return key.dtype == jnp.uint32 and key.ndim == 1
 
 
 def _check_parts(learner: MetaLearner, meta_batch: int, micro_batches: int) -> None:
@@ -285,8 +274,8 @@ def _check_evaluation(evaluation: _Evaluation, checkpoints: Checkpoints | None) 
   """Raise TypeError or ValueError if evaluate, evaluate_every and best do not fit together."""
   evaluate, every, best = evaluation
   if evaluate is not None:
-    instance("evaluate", evaluate, Callable, "a function state -> {name: number}, or None")
-  instance("best", best, (str, type(None)), "a name that evaluate returns, or None")
+    validate.function("evaluate", evaluate, "state -> {name: number}, or None")
+  validate.instance("best", best, (str, type(None)), "a name that evaluate returns, or None")
   if (evaluate is None) != (every == 0):
     raise ValueError(
       "evaluate and evaluate_every (a number of updates) go together; got "

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaState, PerTask, Sums
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_tasks, share_of_tasks
 from shrinkmeta.model.tasks import Task
-from shrinkmeta.training.callbacks import instance
 from shrinkmeta.training.records import measured
 from shrinkmeta.training.stopping import Watchdog
 
@@ -93,7 +93,7 @@ def _drawing(source: Source, mesh: jax.sharding.Mesh | None, count: int) -> Call
 
   def drawn(first: int, wanted: int) -> Task:
     tasks = source(first, wanted)
-    instance(f"tasks({first}, {wanted})", tasks, Task, "a shrinkmeta.Task(train, val)")
+    validate.instance(f"tasks({first}, {wanted})", tasks, Task, "a shrinkmeta.Task(train, val)")
     if (found := num_tasks(tasks)) != wanted:
       raise ValueError(
         f"tasks({first}, {wanted}) returned {found} tasks; {wanted} were asked for. The second "

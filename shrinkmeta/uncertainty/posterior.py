@@ -17,16 +17,18 @@ import jax.numpy as jnp
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta import validate
+from shrinkmeta import scalars, validate
+from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.curvature.jacobian import indefinite
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
+from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood, without_padding
-from shrinkmeta.model.tasks import Batch, check_batch
+from shrinkmeta.model.tasks import Batch, check_batch, check_inputs
 
 PyTree = Any
 
@@ -55,16 +57,57 @@ class Posterior:
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
-    """n draws of theta, leaves [n, ...]."""
+    """Draw theta n times.
+
+    Args:
+      key: of jax.random; consumed.
+      n: the number of draws.
+
+    Returns:
+      a tree like phi, leaves [n, ...].
+
+    Raises:
+      TypeError, ValueError: an argument is of another type, or `n` is less than 1.
+
+    >>> import jax.numpy as jnp
+    >>> import shrinkmeta as sm
+    >>> mean = sm.gaussian(lambda theta, x: x * theta["w"])
+    >>> batch, prior = sm.Batch(jnp.ones(3), jnp.ones(3)), ({"w": 0.0}, {"w": 0.0})
+    >>> found = sm.posterior(mean, {"w": "w"}, *prior, {"w": 0.75}, batch)
+    >>> found.sample(jax.random.key(0), 5)["w"].shape
+    (5,)
+    """
+    scalars.key("key", key, optional=False)
+    n = validate.integer("n", n, least=1)
     part, rest = self._cut()
     moved = jax.tree.map(lambda t, d: t + d, part, self._deviations(key, n))
     return merge(moved, jax.tree.map(lambda t: jnp.broadcast_to(t, (n, *t.shape)), rest))
 
   def predictive(self, inputs: PyTree) -> Predictive:
-    """Of the outputs at `inputs`, linearised around theta_hat: f(theta_hat) + J s (z - z_hat).
+    """Return the normal distribution of the outputs of the network linearised around theta_hat.
 
-    Costs one gradient for every output of every example; these are taken one after another.
+        f(theta_hat) + J s (z - z_hat)
+
+    This costs one gradient for every output of every example. They are taken one after another.
+
+    Args:
+      inputs: what `predict` takes, leaves [N, ...].
+
+    Returns:
+      a Predictive: the mean [N, ...] and the covariance [N, C, C].
+
+    Raises:
+      TypeError, ValueError: `inputs` are not arrays [N, ...].
+
+    >>> import jax.numpy as jnp
+    >>> import shrinkmeta as sm
+    >>> mean = sm.gaussian(lambda theta, x: x * theta["w"])
+    >>> batch, prior = sm.Batch(jnp.ones(3), jnp.ones(3)), ({"w": 0.0}, {"w": 0.0})
+    >>> found = sm.posterior(mean, {"w": "w"}, *prior, {"w": 0.75}, batch)
+    >>> found.predictive(jnp.ones(1)).variance  # 1 / (1 + 3)
+    Array([0.25], dtype=float32)
     """
+    check_inputs(inputs)
     part, rest = self._cut()
     outputs, vjp = jax.vjp(lambda p: self.predict(merge(p, rest), inputs), part)
 
@@ -84,11 +127,34 @@ class Posterior:
     return Predictive(outputs, jax.lax.map(example, jnp.arange(n)))
 
   def outputs(self, key: jax.Array, inputs: PyTree, n: int, linearised: bool = True) -> jax.Array:
-    """n draws of the outputs, [n, N, ...]; of the linearised network, or of the network itself.
+    """Draw the outputs n times, of the linearised network or of the network itself.
 
-    The Gauss-Newton posterior belongs to the linearised network; the network itself, drawn far from
-    theta_hat, can do anything and is mostly worse.
+    The Gauss-Newton posterior belongs to the linearised network. The network itself, at a draw far
+    from theta_hat, mostly predicts worse.
+
+    Args:
+      key: of jax.random; consumed.
+      inputs: what `predict` takes, leaves [N, ...].
+      n: the number of draws.
+      linearised: False takes the network itself.
+
+    Returns:
+      [n, N, ...].
+
+    Raises:
+      TypeError, ValueError: an argument is of another type, or `n` is less than 1.
+
+    >>> import jax.numpy as jnp
+    >>> import shrinkmeta as sm
+    >>> mean = sm.gaussian(lambda theta, x: x * theta["w"])
+    >>> batch, prior = sm.Batch(jnp.ones(3), jnp.ones(3)), ({"w": 0.0}, {"w": 0.0})
+    >>> found = sm.posterior(mean, {"w": "w"}, *prior, {"w": 0.75}, batch)
+    >>> found.outputs(jax.random.key(0), jnp.ones(2), 5).shape
+    (5, 2)
     """
+    scalars.key("key", key, optional=False)
+    check_inputs(inputs)
+    n, linearised = validate.integer("n", n, least=1), scalars.flag("linearised", linearised)
     part, rest = self._cut()
     predict = lambda p: self.predict(merge(p, rest), inputs)
     deviations = self._deviations(key, n)
@@ -100,7 +166,29 @@ class Posterior:
   def log_predictive(
     self, key: jax.Array, batch: Batch, n: int, linearised: bool = True
   ) -> jax.Array:
-    """log of the mean over n draws of p(y | f), for every example [N]; 0 for padding."""
+    """Return the log of the mean over n draws of p(y | f), for every example.
+
+    Args:
+      key: of jax.random; consumed.
+      batch: examples, leaves [N, ...].
+      n: the number of draws.
+      linearised: as for `outputs`.
+
+    Returns:
+      [N] in nats; 0 for padding.
+
+    Raises:
+      TypeError, ValueError: an argument is of another type, or `n` is less than 1.
+
+    >>> import jax.numpy as jnp
+    >>> import shrinkmeta as sm
+    >>> mean = sm.gaussian(lambda theta, x: x * theta["w"])
+    >>> batch, prior = sm.Batch(jnp.ones(3), jnp.ones(3)), ({"w": 0.0}, {"w": 0.0})
+    >>> found = sm.posterior(mean, {"w": "w"}, *prior, {"w": 0.75}, batch)
+    >>> found.log_predictive(jax.random.key(0), batch, 5).shape
+    (3,)
+    """
+    check_batch("batch", batch)
     f = self.outputs(key, batch.inputs, n, linearised)
     log_p = jax.vmap(lambda f: self.log_prob(*without_padding((f, batch.targets), batch)))(f)
     # XLA on CPUs loses a NaN, the mark of a label out of range, in a sum of exponentials.
@@ -138,15 +226,28 @@ def posterior(
   limit: int = 2**24,
   key: jax.Array | None = None,
 ) -> Posterior:
-  """Laplace's posterior of one task around its mode `theta`; see the head of this file.
+  """Return Laplace's posterior of one task around its mode `theta`.
+
+      z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z
 
   Args:
-    phi, log_sigma2: as everywhere; sigma finite, 0 for frozen modules.
+    likelihood: predict and log_prob.
+    labels: the module of every parameter.
+    phi: the parameters that all tasks share.
+    log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
     theta: the mode, from `map_estimate` or `learner.adapt`.
     batch: the data that theta was found on, without the T axis; `jax.vmap` for many tasks.
     rank: number of Lanczos steps, and of directions; None is exact where A, N C x D, has at most
       `limit` entries, and 64 else.
+    limit: the number of entries of A up to which the posterior is exact.
     key: of the vector from which Lanczos begins; None is `jax.random.key(0)`.
+
+  Returns:
+    a Posterior.
+
+  Raises:
+    TypeError, ValueError: an argument of another type, arguments that do not fit each other, or a
+      sigma that is known to be inf.
 
   >>> import jax, jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -157,14 +258,16 @@ def posterior(
   >>> float(found.predictive(jnp.ones(1)).variance[0])  # 1 / (1 + 3)
   0.25
   """
-  phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
+  check_types(likelihood=likelihood, key=key)
+  parameter_tree("theta", theta)
   known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
+  phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   log_s2 = modules.finite_sigma(log_sigma2, "posterior of this kind")
   validate.same_shapes("theta", theta, "phi", phi)
   check_batch("batch", batch)
-  if rank is not None and rank < 1:
-    raise ValueError(f"rank must be positive, or None; got {rank}.")
+  rank = None if rank is None else validate.integer("rank", rank, least=1)
+  limit = validate.integer("limit", limit, least=0)
   frozen = frozen_modules(known)
   at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
   model = task_model(likelihood, labels, at_mode, batch, frozen)

@@ -75,7 +75,7 @@ BATCH = sm.Batch(jnp.ones([2, 3]), jnp.ones([2, 3]))
       lambda: ANY.place_state(STATE, MESH, {"bias": "model"}),
       r"rules\['bias'\] must be a jax.sharding.PartitionSpec; got 'model'",
     ),
-    (lambda: ANY.share_of_tasks(4.0, MESH), r"count must be an integer; got 4.0"),
+    (lambda: ANY.share_of_tasks(4.0, MESH), r"count must be an integer of at least 1; got 4.0"),
     (lambda: ANY.share_of_tasks(4, "cpu"), r"mesh must be a jax.sharding.Mesh or None; got 'cpu'"),
     (
       lambda: ANY.place_tasks({"x": BATCH[0]}, MESH, 3),
@@ -85,7 +85,10 @@ BATCH = sm.Batch(jnp.ones([2, 3]), jnp.ones([2, 3]))
       lambda: ANY.place_tasks(sm.Task(BATCH, BATCH), 4),
       r"mesh must be a jax.sharding.Mesh or None",
     ),
-    (lambda: ANY.place_tasks(BATCH, None, "all"), r"share must be an integer; got 'all'"),
+    (
+      lambda: ANY.place_tasks(BATCH, None, "all"),
+      r"share must be an integer of at least 1; got 'all'",
+    ),
     (
       lambda: ANY.program_cost(jax.jit(jnp.sum)),
       r"compiled must be .*Compile it: jax.jit\(f\).low",

@@ -146,7 +146,7 @@ def test_errors_of_init_and_of_the_constructors():
     learner.init({**PHI, "w": jnp.ones([2], int)})
   with pytest.raises(ValueError, match=r"params/w .*inf"):
     learner.init({**PHI, "w": jnp.array([1.0, jnp.inf], jnp.float32)})
-  with pytest.raises(ValueError, match=r"'c' is in the parameters and not in labels"):
+  with pytest.raises(ValueError, match=r"'c' is in params and not in labels"):
     learner.init({**PHI, "c": PHI["b"]})
   for sigma, message in [
     ({"body": 1.0}, r"init_sigma has no entry for module 'head'"),
@@ -159,9 +159,9 @@ def test_errors_of_init_and_of_the_constructors():
       sm.sigma_maml(LINEAR, LABELS, init_sigma=sigma)
   with pytest.raises(ValueError, match=r"set Inner.tol=None"):
     sm.maml(LINEAR, LABELS, inner=sm.Inner(tol=1e-3))
-  with pytest.raises(ValueError, match=r"'neck' is no module; the modules are"):
+  with pytest.raises(ValueError, match=r"head is 'neck', which is no module; the modules are"):
     sm.anil(LINEAR, LABELS, head="neck")
-  with pytest.raises(ValueError, match=r"'neck' is no module; the modules are"):
+  with pytest.raises(ValueError, match=r"head is 'neck', which is no module; the modules are"):
     sm.boil(LINEAR, LABELS, head="neck")
 
 
@@ -171,7 +171,7 @@ def test_errors_of_adapt():
   for name in ("maml", "sigma_imaml"):
     learner = learner_of(name)
     state = learner.init(PHI)
-    with pytest.raises(ValueError, match=r"steps must not be negative"):
+    with pytest.raises(ValueError, match=r"steps must be at least 0; got -1"):
       learner.adapt(state, one, steps=-1)
     with pytest.raises(ValueError, match=r"batch.mask is 0 everywhere"):
       learner.adapt(state, one._replace(mask=jnp.zeros([4])))
@@ -215,7 +215,7 @@ def test_reml_of_a_phi_that_the_tasks_leave_open_moves_nothing():
   assert int(metrics.num_failed) == 1 and np.isnan(float(metrics.phi_loss))
   close(new.phi, state.phi)
   close(new.log_sigma2, state.log_sigma2)
-  with pytest.raises(ValueError, match="restricted must be a tuple of modules"):
+  with pytest.raises(ValueError, match="restricted has 'nobody', which is no module"):
     sm.empirical_bayes(likelihood, {"w": "w", "b": "b"}, restricted=("nobody",))
 
 

@@ -523,7 +523,7 @@ def test_sampling_says_what_it_wants():
     learner = sm.sigma_imaml(LINEAR, labels, implicit=sm.Implicit(batch_size=size))
     return learner.meta_gradient(learner.init(phi), tasks, key)
 
-  with pytest.raises(ValueError, match="batch_size must be positive, or None; got 0"):
+  with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
     step(0)
   with pytest.raises(ValueError, match="Implicit.batch_size draws examples: pass key="):
     step(5)
@@ -543,7 +543,7 @@ def test_sampling_says_what_it_wants():
     solve = sm.Implicit(batch_size=30, num_batches=3)
     learner = sm.sigma_imaml(LINEAR, labels, implicit=solve)
     learner.meta_gradient(learner.init(phi), tasks, jax.random.key(0))
-  with pytest.raises(ValueError, match="num_batches must be positive, or None; got 0"):
+  with pytest.raises(ValueError, match="num_batches must be at least 1; got 0"):
     sm.Implicit(batch_size=5, num_batches=0)
   for keywords in ({}, {"batch_size": 5, "solver": "dual"}):
     with pytest.raises(ValueError, match=r'goes with a batch_size, and .* "cg" and "neumann"'):

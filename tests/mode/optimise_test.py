@@ -303,10 +303,10 @@ def test_mini_batch_gradients_are_unbiased():
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda: sm.Inner(steps=-1), r"Inner.steps must not be negative; got -1"),
+    (lambda: sm.Inner(steps=-1), r"Inner.steps must be at least 0; got -1"),
     (lambda: sm.Inner(tol=0.0), r"Inner.tol must be positive, or None"),
     (lambda: sm.Inner(tol=float("nan")), r"Inner.tol must be positive"),
-    (lambda: sm.Inner(batch_size=0), r"Inner.batch_size must be positive"),
+    (lambda: sm.Inner(batch_size=0), r"Inner.batch_size must be at least 1; got 0"),
   ],
 )
 def test_a_wrong_inner(make, message):
@@ -320,10 +320,13 @@ def test_wrong_calls():
     solve(sm.Inner(batch_size=2), phi, batch)
   with pytest.raises(ValueError, match=r"batch_size is 9, but the task has 8 rows"):
     solve(sm.Inner(batch_size=9), phi, batch, key=jax.random.key(0))
-  with pytest.raises(ValueError, match=r"steps must not be negative; got -2"):
+  with pytest.raises(ValueError, match=r"steps must be at least 0; got -2"):
     solve(sm.Inner(), phi, batch, steps=-2)
-  for steps in ((), (3, 2), (1, 1), (-1, 2), (1, 2.5)):
-    with pytest.raises(ValueError, match=r"increasing ints"):
+  for steps in ((), (3, 2), (1, 1)):
+    with pytest.raises(ValueError, match=r"increasing integers"):
+      solve(sm.Inner(), phi, batch, steps=steps)
+  for steps in ((-1, 2), (1, 2.5), [1, 2], "5", 2.5, jnp.ones(2, jnp.int32)):
+    with pytest.raises((TypeError, ValueError), match=r"steps.* (must be|are) .*; got"):
       solve(sm.Inner(), phi, batch, steps=steps)
 
 
@@ -333,7 +336,7 @@ def test_wrong_calls():
     ({"curvature": "fisher"}, r'"gauss_newton" or "hessian"; got \'fisher\''),
     ({"solver": "gmres"}, r"solver must be .*got 'gmres'"),
     ({"solver": "dual", "curvature": "hessian"}, r'use curvature="gauss_newton"'),
-    ({"max_steps": 0}, r"max_steps must be positive"),
+    ({"max_steps": 0}, r"max_steps must be at least 1; got 0"),
     ({"tol": -1.0}, r"tol and damping not negative"),
     ({"damping": float("nan")}, r"tol and damping not negative"),
   ],

@@ -79,7 +79,7 @@ def test_path_without_rule():
 @pytest.mark.parametrize(
   ("labels", "message"),
   [
-    ({"a": {"w": "m"}}, r"'b' is in the parameters and not in labels"),
+    ({"a": {"w": "m"}}, r"'b' is in params and not in labels"),
     ({"a": {"w": "m"}, "b": "m", "c": "m"}, r"'c' is in labels and not in the parameters"),
   ],
 )

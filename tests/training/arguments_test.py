@@ -44,36 +44,56 @@ def fit(**keywords):
 
 
 WRONG = [
-  ("learner", sm.sigma_imaml, "learner must be a learner, as .* returns it; got"),
-  ("learner", None, "learner must be a learner.*; got"),
-  ("learner", optax.sgd(0.1), "learner must be a learner.*; got"),
-  ("state", PARAMS, r"state must be a MetaState, as learner.init\(params\) returns it; got"),
-  ("state", None, "state must be a MetaState"),
-  ("tasks", source(0, 2), r"tasks must be a function \(first, count\) -> .*; got"),
+  (
+    "learner",
+    sm.sigma_imaml,
+    "learner must be a shrinkmeta.MetaLearner; got the function sigma_imaml. Build one",
+  ),
+  ("learner", None, "learner must be a shrinkmeta.MetaLearner.*; got"),
+  ("learner", optax.sgd(0.1), "learner must be a shrinkmeta.MetaLearner.*; got"),
+  (
+    "state",
+    PARAMS,
+    r"state must be a shrinkmeta.MetaState; got .* Make one: learner.init\(params\)",
+  ),
+  ("state", None, "state must be a shrinkmeta.MetaState"),
+  ("tasks", source(0, 2), r"tasks must be a function, \(first, count\) -> .*; got"),
   ("tasks", [1, 2], "tasks must be a function"),
-  ("steps", 10.0, "steps must be an int of at least 0; got"),
-  ("steps", "10", "steps must be an int"),
-  ("steps", None, "steps must be an int"),
-  ("steps", True, "steps must be an int of at least 0; got"),
-  ("steps", -1, "steps must be an int of at least 0; got -1"),
-  ("meta_batch", 2.0, "meta_batch must be an int of at least 1; got"),
-  ("meta_batch", 0, "meta_batch must be an int of at least 1; got 0"),
-  ("micro_batches", 2.0, "micro_batches must be an int"),
-  ("micro_batches", 0, "micro_batches must be an int of at least 1; got 0"),
-  ("evaluate_every", 1.5, "evaluate_every must be an int"),
-  ("key", 0, "key must be a key of jax.random.key, or None; got"),
-  ("key", np.arange(3), r"key must be one key of jax.random.key; got int64 \[3\]"),
-  ("key", jax.random.split(jax.random.key(0)), r"key must be one key .*; got key<fry> \[2\]"),
+  ("steps", 10.0, "steps must be an integer of at least 0; got"),
+  ("steps", "10", "steps must be an integer"),
+  ("steps", None, "steps must be an integer"),
+  ("steps", True, "steps must be an integer of at least 0; got"),
+  ("steps", -1, "steps must be at least 0; got -1"),
+  ("meta_batch", 2.0, "meta_batch must be an integer of at least 1; got"),
+  ("meta_batch", 0, "meta_batch must be at least 1; got 0"),
+  ("micro_batches", 2.0, "micro_batches must be an integer"),
+  ("micro_batches", 0, "micro_batches must be at least 1; got 0"),
+  ("evaluate_every", 1.5, "evaluate_every must be an integer"),
+  ("key", 0, "key must be a key of random numbers, or None; got 0. Make one"),
+  ("key", np.arange(3), r"key must be a key of random numbers.*; got an array int64\[3\]"),
+  (
+    "key",
+    jax.random.split(jax.random.key(0)),
+    r"key must be one key .*; got an array key<fry>\[2\]",
+  ),
   ("callbacks", lambda step, record: None, "callbacks must be a sequence.*; got"),
   ("callbacks", [lambda step, record: None], r"callbacks\[0\] must be a shrinkmeta.Callback"),
   ("callbacks", [sm.recorder], r"callbacks\[0\] must be a shrinkmeta.Callback"),
   ("callbacks", sm.recorder([]), "callbacks must be .*; got one Callback: put it into a list"),
   ("callbacks", None, "callbacks must be a sequence"),
-  ("checkpoints", sm.Checkpoints, "checkpoints must be an instance.*; got .*Checkpoints"),
-  ("checkpoints", "folder", "checkpoints must be an instance of shrinkmeta.Checkpoints, or None"),
+  (
+    "checkpoints",
+    sm.Checkpoints,
+    "checkpoints must be a shrinkmeta.Checkpoints.*; got the class Checkpoints",
+  ),
+  (
+    "checkpoints",
+    "folder",
+    "checkpoints must be a shrinkmeta.Checkpoints.folder., or None; got 'folder'",
+  ),
   ("rules", [("w", None)], "rules must be a dict"),
   ("rules", {"w": "model"}, r"rules\['w'\] must be a jax.sharding.PartitionSpec; got"),
-  ("stall_seconds", "60", "stall_seconds must be a number of seconds, or None; got"),
+  ("stall_seconds", "60", "stall_seconds must be a number; got '60'"),
   ("stall_seconds", 0.0, "stall_seconds must be positive"),
 ]
 
@@ -86,7 +106,7 @@ def test_fit_refuses_what_is_wrong_before_any_work(name, value, message):
 
 def test_fit_refuses_a_wrong_evaluation(tmp_path):
   pair = {"evaluate": "nll", "evaluate_every": 1}
-  with pytest.raises(TypeError, match="evaluate must be a function state -> .*; got"):
+  with pytest.raises(TypeError, match="evaluate must be a function, state -> .*; got"):
     fit(**pair)
   kept = sm.Checkpoints(tmp_path)
   with pytest.raises(TypeError, match="best must be a name that evaluate returns.*; got"):
@@ -142,9 +162,9 @@ def test_numpy_and_jax_scalars_are_numbers(tmp_path):
   [
     ({"folder": None}, TypeError, "Checkpoints.folder must be a path .*; got"),
     ({"folder": ["x"]}, TypeError, "Checkpoints.folder must be a path .*; got"),
-    ({"every": 10.0}, TypeError, "Checkpoints.every must be an int of at least 1; got"),
-    ({"every": True}, TypeError, "Checkpoints.every must be an int of at least 1; got"),
-    ({"keep": None}, TypeError, "Checkpoints.keep must be an int of at least 1; got"),
+    ({"every": 10.0}, TypeError, "Checkpoints.every must be an integer of at least 1; got"),
+    ({"every": True}, TypeError, "Checkpoints.every must be an integer of at least 1; got"),
+    ({"keep": None}, TypeError, "Checkpoints.keep must be an integer of at least 1; got"),
     ({"asynchronous": "no"}, TypeError, "Checkpoints.asynchronous must be True or False; got"),
     ({"settings": [1]}, TypeError, "Checkpoints.settings must be a dict of plain data; got"),
     ({"settings": {"f": len}}, TypeError, "Checkpoints.settings must be plain data"),
@@ -158,11 +178,17 @@ def test_checkpoints_refuse_what_is_wrong(keywords, error, message):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ((sm.Checkpoints, LEARNER, None), "checkpoints must be an instance.*got .*Checkpoints"),
-    ((sm.Checkpoints("x"), sm.maml, None), "learner must be a learner.*; got"),
-    ((sm.Checkpoints("x"), LEARNER, PARAMS), "state must be a MetaState"),
-    ((sm.Checkpoints("x"), LEARNER, start(), 1.0), "step must be an int of at least 0; got"),
-    ((sm.Checkpoints("x"), LEARNER, start(), "last"), 'step must be an int, "best" or None; got'),
+    (
+      (sm.Checkpoints, LEARNER, None),
+      "checkpoints must be a shrinkmeta.Checkpoints.*; got the class Checkpoints",
+    ),
+    ((sm.Checkpoints("x"), sm.maml, None), "learner must be a shrinkmeta.MetaLearner.*; got"),
+    ((sm.Checkpoints("x"), LEARNER, PARAMS), "state must be a shrinkmeta.MetaState"),
+    ((sm.Checkpoints("x"), LEARNER, start(), 1.0), "step must be an integer of at least 0; got"),
+    (
+      (sm.Checkpoints("x"), LEARNER, start(), "last"),
+      'step must be an integer, "best" or None; got',
+    ),
   ],
 )
 def test_restore_refuses_what_is_wrong(arguments, message):

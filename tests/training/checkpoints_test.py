@@ -220,7 +220,7 @@ def test_settings_that_the_state_does_not_show_must_agree(tmp_path):
 
 
 def test_settings_are_checked():
-  with pytest.raises(ValueError, match=r"Checkpoints.keep must be an int of at least 1; got 0"):
+  with pytest.raises(ValueError, match=r"Checkpoints.keep must be at least 1; got 0"):
     sm.Checkpoints("x", keep=0)
   with pytest.raises(TypeError, match=r"Checkpoints.every must be .*; got .*2\.5"):
     sm.Checkpoints("x", every=2.5)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,71 @@
+"""Checks of the settings that many functions take, by name, so that each says the same."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shrinkmeta import scalars, validate
+from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
+from shrinkmeta.devices.batching import check_mesh
+from shrinkmeta.model.likelihood import check_likelihood
+
+
+def check_types(**arguments: Any) -> None:
+  """Raise an error unless every argument has the type that belongs to its name.
+
+  This costs one `isinstance` for most arguments.
+
+  Args:
+    **arguments: {name: value}, with the names of the settings of `make_learner`.
+
+  Raises:
+    TypeError: an argument has another type; the message says what to write.
+
+  >>> import optax
+  >>> check_types(inner=optax.sgd(0.1))
+  Traceback (most recent call last):
+  TypeError: inner must be a shrinkmeta.Inner(optimizer, steps, ...); got \
+GradientTransformationExtraArgs(init=..., update=...). Wrap it: sm.Inner(optax.sgd(0.1), steps=5).
+  """
+  for name, value in arguments.items():
+    _CHECKS[name](name, value)
+
+
+def _of_class(kind: type, wanted: str, hint: str) -> Callable[[str, Any], None]:
+  """Return a check that an argument is an instance of a class."""
+  return lambda name, value: validate.instance(name, value, kind, wanted, hint)
+
+
+def _function_or_none(wanted: str) -> Callable[[str, Any], None]:
+  """Return a check that an argument is a function or None."""
+
+  def check(name: str, value: Any) -> None:
+    if value is not None:
+      validate.function(name, value, wanted, "See sm.priors.")
+
+  return check
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+  "algorithm": _of_class(
+    Algorithm,
+    "a shrinkmeta.Algorithm(sigma, phi, gradient)",
+    'Take one of the table, such as sm.FAMILY["sigma_imaml"].',
+  ),
+  "likelihood": check_likelihood,
+  "labels": validate.labels,
+  "inner": _of_class(
+    Inner,
+    "a shrinkmeta.Inner(optimizer, steps, ...)",
+    "Wrap it: sm.Inner(optax.sgd(0.1), steps=5).",
+  ),
+  "implicit": _of_class(
+    Implicit, "a shrinkmeta.Implicit(curvature, solver, ...)", "Write sm.Implicit()."
+  ),
+  "log_det": _of_class(LogDet, "a shrinkmeta.LogDet(method, ...)", "Write sm.LogDet()."),
+  "phi_optimizer": scalars.optimizer,
+  "sigma_optimizer": scalars.optimizer,
+  "log_p_phi": _function_or_none("phi -> log p(phi) []"),
+  "log_p_sigma": _function_or_none("{module: log sigma_m^2} -> log p(sigma) []"),
+  "mesh": lambda name, value: check_mesh(value),
+  "key": scalars.key,
+}

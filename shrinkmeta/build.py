@@ -1,0 +1,153 @@
+"""Build the learner of an algorithm from its settings."""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from shrinkmeta import learner, scalars
+from shrinkmeta.arguments import check_types
+from shrinkmeta.base import MetaLearner
+from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet, SigmaGradient, Spec, derive
+from shrinkmeta.devices.batching import Batching
+from shrinkmeta.meta_step import apply
+from shrinkmeta.model import modules
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.priors import SigmaPrior
+
+PyTree = Any
+
+# In the order of the fields of MetaLearner.
+FUNCTIONS = (
+  learner.init,
+  learner.update,
+  learner.adapt,
+  learner.meta_gradient,
+  learner.adapt_tasks,
+  learner.no_start,
+  learner.sums,
+  apply,
+)
+
+
+def make_learner(
+  algorithm: Algorithm,
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  *,
+  inner: Inner,
+  implicit: Implicit,
+  phi_optimizer: optax.GradientTransformation,
+  sigma_optimizer: optax.GradientTransformation,
+  init_sigma: float | Mapping[str, float],
+  log_p_phi: Callable[[PyTree], jax.Array] | None = None,
+  log_p_sigma: SigmaPrior | None = None,
+  log_det: LogDet = LogDet(),  # noqa: B008 (frozen)
+  restricted: Sequence[str] = (),
+  sigma_gradient: SigmaGradient = "per_task",
+  batching: Batching = "auto",
+  mesh: Mesh | None = None,
+) -> MetaLearner:
+  """Build the learner of an algorithm; `sm.maml`, `sm.sigma_imaml`, ... do so with defaults.
+
+  Args:
+    algorithm: a line of `sm.FAMILY`, or one of your own.
+    likelihood: predict and log_prob.
+    labels: the module of every parameter.
+    inner: how theta_hat is found.
+    implicit: how its gradient is found, where the algorithm has an implicit gradient.
+    phi_optimizer: any optax optimiser, for phi.
+    sigma_optimizer: likewise, for log sigma^2 where it is learned.
+    init_sigma: sigma_m at the start (for good where sigma is fixed): a number for all modules, or
+      {module: number}. Modules that start at 0 are frozen for good: their parameters are held at
+      phi, have no task axis and no part in the inner loop. (Outside jit, so are those whose
+      log_sigma2 is -inf.)
+    log_p_phi: a log density phi -> [], subtracted from the meta-loss once per update. It is divided
+      by the number of validation examples, as the likelihood term is. (Pooled algorithms: of all
+      examples; phi following l_MAP or the evidence: by the number of tasks.)
+    log_p_sigma: a log density {module: log sigma_m^2} -> [], likewise, where sigma is learned.
+    log_det: how the determinant of the evidence is found.
+    restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
+      models: see `sm.restriction`.
+    sigma_gradient: sigma's gradient where phi follows l_MAP. "joint" goes through phi_hat and
+      theta_hat, "per_task" through theta_hat with phi held, "diagonal" drops the loss's curvature.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and blocks
+      of tasks, a task that has converged leaves its block to the next.
+    mesh: the devices that the tasks are split over, or None.
+
+  Returns:
+    the MetaLearner.
+
+  Raises:
+    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+
+  >>> import shrinkmeta as sm
+  >>> learner = sm.make_learner(
+  ...   sm.FAMILY["sigma_imaml"],
+  ...   sm.gaussian(lambda theta, x: x @ theta["w"]),
+  ...   {"w": "body"},
+  ...   inner=sm.Inner(optax.sgd(0.1), steps=5),
+  ...   implicit=sm.Implicit(),
+  ...   phi_optimizer=optax.adam(1e-3),
+  ...   sigma_optimizer=optax.adam(3e-2),
+  ...   init_sigma={"body": 0.3},
+  ... )
+  >>> learner.algorithm.gradient, learner.spec.sigma
+  ('implicit', {'body': 0.3})
+  """
+  check_types(algorithm=algorithm, likelihood=likelihood, labels=labels, inner=inner, mesh=mesh)
+  check_types(implicit=implicit, log_det=log_det, log_p_phi=log_p_phi, log_p_sigma=log_p_sigma)
+  check_types(phi_optimizer=phi_optimizer, sigma_optimizer=sigma_optimizer)
+  if isinstance(sigma_gradient, str) and sigma_gradient == "diagonal":
+    implicit = dataclasses.replace(implicit, solver="identity", batch_size=None, num_batches=1)
+  settings = Spec(
+    algorithm=algorithm,
+    likelihood=likelihood,
+    labels=labels,
+    inner=inner,
+    implicit=implicit,
+    phi_optimizer=phi_optimizer,
+    sigma_optimizer=sigma_optimizer,
+    sigma=sigma_by_module(init_sigma, labels),
+    log_det=log_det,
+    restricted=modules.module_names("restricted", restricted, labels),
+    sigma_gradient=sigma_gradient,
+    log_p_phi=log_p_phi,
+    log_p_sigma=log_p_sigma,
+    batching=batching,
+    mesh=mesh,
+  )
+  spec = derive(settings)
+  # A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
+  return MetaLearner(*(types.MethodType(f, spec) for f in FUNCTIONS), spec=spec)
+
+
+def sigma_by_module(
+  init_sigma: float | Mapping[str, float], labels: modules.Labels
+) -> dict[str, float]:
+  """Return {module: sigma_m at the start}.
+
+  Args:
+    init_sigma: a number for all modules, or {module: number}.
+    labels: the module of every parameter.
+
+  Raises:
+    TypeError: `init_sigma` is neither a number nor a dict of numbers.
+    ValueError: a number is negative or NaN, or a module has none.
+
+  >>> sigma_by_module(0.3, {"w": "body", "b": "head"})
+  {'head': 0.3, 'body': 0.3}
+  """
+  if isinstance(init_sigma, Mapping):
+    modules.check_modules("init_sigma", init_sigma, labels)
+    sigma = {m: scalars.number(f"init_sigma[{m!r}]", value) for m, value in init_sigma.items()}
+  else:
+    sigma = dict.fromkeys(modules.names(labels), scalars.number("init_sigma", init_sigma))
+  for module, value in sigma.items():
+    if not value >= 0:
+      raise ValueError(f"init_sigma is a standard deviation; got {value} for module {module!r}.")
+  return sigma
