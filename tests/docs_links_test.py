@@ -62,6 +62,16 @@ def test_links_resolve(page):
   assert not list(filter(None, (problem_of(page, *link) for link in links)))
 
 
+def test_comments_point_to_hazards_that_are_there():
+  hazards = anchors_of((ROOT / "docs/hazards.md").read_text(encoding="utf-8"))
+  pointed = set()
+  for folder in ("shrinkmeta", "experiments"):
+    for path in (ROOT / folder).rglob("*.py"):
+      pointed |= set(re.findall(r"docs/hazards\.md#([\w-]+)", path.read_text(encoding="utf-8")))
+  assert pointed, "no comment points to docs/hazards.md"
+  assert not pointed - hazards
+
+
 def test_every_page_of_the_docs_has_one_title_and_is_linked_from_the_readme():
   linked = {target for _, target in links_of((ROOT / "README.md").read_text(encoding="utf-8"))}
   for page in sorted((ROOT / "docs").glob("*.md")):
