@@ -1,4 +1,4 @@
-"""Train arms of a table of RESULTS.md: algorithms with their settings, each from several seeds.
+"""Train arms of a table of results/: algorithms with their settings, each from several seeds.
 
     python -m experiments.train --table=small_data --set=problem.shots=3 --seeds=10,11,12
 

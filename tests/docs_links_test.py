@@ -1,4 +1,4 @@
-"""Relative links of README.md, BUILD.md, CONTRIBUTING.md, CHANGELOG.md and docs/ lead somewhere.
+"""Relative links of the pages at the top, in docs/, experiments/ and results/ lead somewhere.
 
 A link to a Python file whose text is a name in backticks, [`f`](../shrinkmeta/a.py), says that the
 file defines that name.
@@ -14,6 +14,8 @@ ROOT = pathlib.Path(__file__).absolute().parents[1]
 PAGES = [
   *(ROOT / name for name in ("README.md", "BUILD.md", "CONTRIBUTING.md", "CHANGELOG.md")),
   *sorted((ROOT / "docs").glob("*.md")),
+  *sorted((ROOT / "experiments").rglob("*.md")),
+  *sorted((ROOT / "results").rglob("*.md")),
 ]
 _LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 _CODE = re.compile(r"^```.*?^```$", re.S | re.M)
@@ -54,10 +56,20 @@ def problem_of(page: pathlib.Path, name: str, target: str) -> str | None:
   return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_resolve(page):
   links = links_of(page.read_text(encoding="utf-8"))
   assert not list(filter(None, (problem_of(page, *link) for link in links)))
+
+
+def test_comments_point_to_hazards_that_are_there():
+  hazards = anchors_of((ROOT / "docs/hazards.md").read_text(encoding="utf-8"))
+  pointed = set()
+  for folder in ("shrinkmeta", "experiments"):
+    for path in (ROOT / folder).rglob("*.py"):
+      pointed |= set(re.findall(r"docs/hazards\.md#([\w-]+)", path.read_text(encoding="utf-8")))
+  assert pointed, "no comment points to docs/hazards.md"
+  assert not pointed - hazards
 
 
 def test_every_page_of_the_docs_has_one_title_and_is_linked_from_the_readme():

@@ -4,7 +4,8 @@ A forward pass counts two operations a multiply-add of its convolutions and matr
 nothing else. In forward passes of the same examples: a gradient is 3; a product with the Hessian
 6, and 3 once to linearise the gradient; a product with Gauss-Newton's matrix 4 (2 forwards, 2
 back), and 1 once; backwards through an inner step 6. What an implementation computes beyond that,
-or computes twice, is not useful.
+or computes twice, is not useful. XLA's own count is too small:
+docs/hazards.md#loop-flops.
 """
 
 from experiments.benchmarks.workloads import Workload

@@ -103,7 +103,8 @@ def _thicken(image: jax.Array, amount: jax.Array) -> jax.Array:
 def _resample(image: jax.Array, size: int, inverse: jax.Array, shift: jax.Array) -> jax.Array:
   """[size, size] pixels of an image [H, W] moved by a `Distortion`; outside of it is paper."""
   # A mean over as many stored pixels as a new one covers comes before sampling, against aliasing.
-  # A product of matrices, as XLA fuses plain sums into the sampling and redoes them for each pixel.
+  # A product of matrices, as XLA fuses plain sums into the sampling and redoes them for each pixel
+  # (docs/hazards.md#fused-sums), in full precision (docs/hazards.md#rounded-products).
   width = max(1, round(image.shape[0] / size))
   means = [jnp.tri(n + width - 1, n) - jnp.tri(n + width - 1, n, -width) for n in image.shape]
   smooth = jnp.linalg.multi_dot(

@@ -26,6 +26,8 @@ Draw = Callable[[Any, Any, jax.Array, jax.Array], sm.Task]
 class Source:
   """Tasks by index. Task i of a key depends on `fold_in(key, i)` alone, whatever the batch.
 
+  This holds for JAX's default keys, threefry2x32 (docs/hazards.md#rbg-keys).
+
   A pytree: hand it to a jitted function as an argument, so that its data are on the device once
   and no constants of the program: `jax.jit(Source.sample, static_argnames="count")`.
   """

@@ -37,6 +37,7 @@ def make_learner(algorithm: str, params: Any, meta_steps: int) -> sm.MetaLearner
                                "out": "out"})  # fmt: skip
   sigma = {"noise": 0.0, "hidden_0": 0.3, "hidden_1": 0.3, "out": 0.3}
   rate = optax.cosine_decay_schedule(3e-3, meta_steps, 0.05)
+  # Clipping is for phi's optimiser alone (docs/hazards.md#clip-at-zero).
   clipped = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
   # theta_hat depends on the noise. The evidence accounts for it. The predictive likelihood needs
   # the Hessian for it, as the matrix of Gauss-Newton leaves it out.

@@ -13,7 +13,8 @@ are a closed pair of bilinear maps. With rot(k)[a, b] = k[-a, -b]^T their transp
 so a derivative of any order, forward or reverse, is f and g again: two primitives. Their operands
 carry a leading axis T of tasks, in which vmap puts its axis when both operands have it. So vmap,
 too, ends in f and g. Autodiff of XLA's convolution instead gives transposes in layouts, and under
-vmap grouped convolutions, that are several times slower on a CPU.
+vmap grouped convolutions, that are several times slower on a CPU
+(docs/hazards.md#grouped-convolutions).
 
 Axes: T tasks, N images, H, W their sides, C and F channels, P tiles. Arrays that a task has alone
 are written without T. The abstract values name no mesh axes: inside `shard_map` say

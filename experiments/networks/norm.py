@@ -38,7 +38,7 @@ def batch_norm(
       return x.mean((0, 1, 2))
     return jnp.sum(_normalised(weights, x.dtype)[:, None] * x.mean((1, 2)), 0)
 
-  x = x - mean(x)
+  x = x - mean(x)  # before squares: docs/hazards.md#fast-variance
   variance = mean(x * x)  # the derivative of `square` would keep 2 x as well as x
   return (x * (scale / jnp.sqrt(variance + _EPSILON)) + shift).astype(dtype)
 
@@ -62,7 +62,7 @@ def fold_norm(
   """
   h, w, c = x.shape[1:]
   # Terms of k^T S k cancel for an edge filter. So neither bfloat16 (8 bits) will do, nor TF32 (10
-  # bits), which GPUs use for products of float32.
+  # bits), which GPUs use for products of float32 (docs/hazards.md#rounded-products).
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
   x, k = x.astype(dtype), kernel.astype(dtype).reshape(9 * c, -1)

@@ -20,8 +20,8 @@ def max_pool(x: jax.Array) -> jax.Array:
   """2 x 2 maximum, [N, H, W, C] -> [N, H // 2, W // 2, C].
 
   It is a maximum of four strided slices. On a CPU its gradient is several times cheaper than that
-  of a windowed reduction. A derivative stores one byte per window, which says which of its pixels
-  are the maximum. Pixels that tie share the gradient.
+  of a windowed reduction (docs/hazards.md#pooling-gradients). A derivative stores one byte per
+  window, which says which of its pixels are the maximum. Pixels that tie share the gradient.
   """
   a, b, c, d = _quarters(x)
   return jnp.maximum(jnp.maximum(a, c), jnp.maximum(b, d))

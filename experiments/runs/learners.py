@@ -19,7 +19,8 @@ _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "adam": optax.adam,
   "lbfgs": lambda rate: optax.lbfgs(),  # a line search finds its rate
   # The square root of a zero second moment has no derivative. Without eps_root a gradient through
-  # Adam's steps is NaN wherever an entry's gradient is 0, as that of a bias before a norm is.
+  # Adam's steps is NaN wherever an entry's gradient is 0, as that of a bias before a norm is
+  # (docs/hazards.md#adam-root).
   "smooth_adam": functools.partial(optax.adam, eps_root=1e-8),
 }
 

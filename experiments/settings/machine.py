@@ -21,7 +21,8 @@ def cores() -> int:
 
 
 # This scheduler lets operations of one device run at once, and holds more arrays for it. If every
-# core has a device of its own, no core is left to run them.
+# core has a device of its own, no core is left to run them
+# (docs/hazards.md#concurrent-scheduler).
 _SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 

@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md, and the main job `glyphs`, as settings.
+"""The tables of results/, and the main job `glyphs`, as settings.
 
 Size "cpu" is for two CPU cores, "full" has the published sizes and is for a GPU; "smoke" is for
 tests, and its figures mean nothing. "full" has not been run.

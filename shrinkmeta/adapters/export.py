@@ -246,7 +246,8 @@ def _in_torch(path: str, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(x: Any) -> np.ndarray:
-  # safetensors 0.8.0 writes arrays that are not C-contiguous in the wrong order, without an error.
+  # safetensors 0.8.0 writes arrays that are not C-contiguous in the wrong order, without an error
+  # (docs/hazards.md#safetensors-layout).
   return np.ascontiguousarray(np.asarray(x))
 
 

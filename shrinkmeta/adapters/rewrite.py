@@ -18,7 +18,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from shrinkmeta.adapters import low_rank
 from shrinkmeta.adapters.low_rank import LowRank, NotFollowed
 
-# Calls whose body runs in place of the call, and the parameter that holds the body.
+# Calls whose body runs in place of the call, and the parameter that holds the body. Versions of JAX
+# differ in the names (docs/hazards.md#jaxpr-names).
 _CALLS = {
   "jit": "jaxpr",
   "pjit": "jaxpr",

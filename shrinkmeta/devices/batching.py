@@ -2,10 +2,10 @@
 
 On a CPU, `vmap` of a network needs T copies of every activation, which do not fit in a cache. It
 also turns a convolution with one kernel a task into XLA's grouped convolution, which is several
-times slower. The fast way there is one task at a time on each device of a mesh, with one host
-device a core. With few parameters most of the time goes into starting operations, and `vmap`
-starts them once for all tasks. On an accelerator `vmap` is the fast way. `experiments/benchmarks`
-measures these cases.
+times slower (docs/hazards.md#grouped-convolutions). The fast way there is one task at a time on
+each device of a mesh, with one host device a core. With few parameters most of the time goes into
+starting operations, and `vmap` starts them once for all tasks. On an accelerator `vmap` is the fast
+way. `experiments/benchmarks` measures these cases.
 """
 
 from collections.abc import Callable

@@ -42,7 +42,8 @@ class ProgramCost(NamedTuple):
 def program_cost(compiled: jax.stages.Compiled) -> ProgramCost | None:
   """The memory and the work of one call of a compiled program.
 
-  XLA counts the body of a loop once. The flops of a program with loops are a lower bound.
+  XLA counts the body of a loop once. The flops of a program with loops are a lower bound
+  (docs/hazards.md#loop-flops).
 
   Args:
     compiled: `jax.jit(f).lower(...).compile()`.

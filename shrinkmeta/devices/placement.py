@@ -60,7 +60,7 @@ def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
   if len({device.process_index for device in devices}) == 1:
     return jax.make_mesh(shape, names, auto, devices=devices)
   # make_mesh orders devices along a ring through the torus. The devices of one process are then not
-  # neighbours, and neither are its tasks.
+  # neighbours, and neither are its tasks (docs/hazards.md#device-order).
   by_process = sorted(devices, key=lambda device: device.process_index)
   return Mesh(np.array(by_process, object).reshape(shape), names, axis_types=auto)
 
@@ -207,6 +207,7 @@ def place_tasks(
     return tasks
   spec = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
   if jax.process_count() == 1:
+    # It may share the memory of NumPy arrays (docs/hazards.md#shared-memory).
     return jax.device_put(tasks, spec)
   local = lambda x: jax.make_array_from_process_local_data(spec, np.asarray(x))
   return jax.tree.map(local, tasks)

@@ -23,6 +23,7 @@ Labels = Any  # a pytree of str with the structure of the parameters
 def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:
   """Name the module of every leaf by its key path; the path of an nnx.Variable is its own."""
   parameter_tree("params", params)
+  # Its leaves would all be called "value" (docs/hazards.md#nnx-variables).
   variable = lambda node: isinstance(node, nnx.Variable)
 
   def label(path: tuple[Any, ...], leaf: Any) -> Any:

@@ -92,6 +92,9 @@ def in_range(targets: jax.Array, dtype: Any, most: float, what: str) -> jax.Arra
 
 
 def labels_of(targets: jax.typing.ArrayLike) -> jax.Array:
-  """Widen integers [...] to 32 bits at least: compared with a uint8, 256 classes would be 0."""
+  """Widen integers [...] to 32 bits at least: compared with a uint8, 256 classes would be 0.
+
+  See docs/hazards.md#narrow-integers.
+  """
   targets = jnp.asarray(targets)
   return targets if targets.dtype.itemsize >= 4 else targets.astype(jnp.int32)

@@ -193,7 +193,8 @@ def publish(
   """Writes a safetensors file so that it is on disk, and whole, before its name is taken.
 
   Arrays are made contiguous first: safetensors 0.8.0 writes the memory of a transposed,
-  Fortran-ordered or sliced array as it lies, in the wrong order, and raises no error.
+  Fortran-ordered or sliced array as it lies, in the wrong order, and raises no error
+  (docs/hazards.md#safetensors-layout).
   """
   library = safetensors()
   temporary = path.with_name(path.name + ".tmp")

@@ -165,6 +165,7 @@ def versions() -> dict[str, str]:
 def fingerprints(state: PyTree) -> dict[str, int]:
   """Compute a number of 32 bits from every bit of every leaf; jit it.
 
+  A damaged file can decode to wrong numbers without an error (docs/hazards.md#orbax-errors).
   The number is a sum modulo 2^32 of the array's words, each times an odd number that depends on
   its place. The sum does not depend on how devices share the array. It changes if a single bit
   changes, because an odd factor has an inverse.
@@ -220,7 +221,7 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
   result, error, temporary = None, "", False
   try:
     result = action()
-  except Exception as caught:  # a damaged file can make a reader raise anything
+  except Exception as caught:  # a damaged file can raise anything: docs/hazards.md#orbax-errors
     error = f"{type(caught).__name__}: {str(caught).splitlines()[0] if str(caught) else ''}"
     temporary = isinstance(caught, jax.errors.JaxRuntimeError) or (
       isinstance(caught, OSError) and caught.errno in _TEMPORARY

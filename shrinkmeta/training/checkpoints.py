@@ -89,7 +89,7 @@ class Store(NamedTuple):
 
   Attributes:
     save: save(state, value=None) starts to write the state. `value` is its evaluation; smaller is
-      better.
+      better. One that is not finite is kept from orbax (docs/hazards.md#orbax-nan-metrics).
     restore: restore(state) returns the newest readable state, or None, and renames damaged
       checkpoints.
     best: best() returns (step, value) of the best evaluated state, or None.
@@ -208,7 +208,7 @@ def opened(
 
   def best() -> tuple[int, float] | None:
     step = manager().best_step()
-    if step in values:  # the value is on disk only when the save is finished: do not wait for that
+    if step in values:  # on disk only after the save: docs/hazards.md#orbax-late-metrics
       return step, values[step]
     if step is None or (metrics := manager().metrics(step)) is None:
       return None
@@ -267,7 +267,7 @@ def _explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keep orbax's messages about every save out of the program's log, except for errors."""
+  """Keep orbax's messages out of the log, except for errors (docs/hazards.md#orbax-log)."""
   logger = logging.get_absl_logger()
   loud = ("ERROR", "CRITICAL")
   wanted = lambda record: record.levelname in loud or "orbax" not in record.pathname

@@ -195,8 +195,8 @@ def _loop(
     reporter.hold(step, record)
     evaluates = evaluation.due(done)
     # On a CPU two programs with a collective must not run at once: the host devices share one
-    # thread pool and could wait for each other. On an accelerator the work below would wait for the
-    # update without a watchdog.
+    # thread pool and could wait for each other (docs/hazards.md#host-device-collectives). On an
+    # accelerator the work below would wait for the update without a watchdog.
     if on_cpu or evaluates or saving.scheduled(done) or done == steps:
       jax.block_until_ready(record)
     watchdog.stop()
@@ -217,6 +217,7 @@ def _loop(
 
 
 def _copy(x: Any) -> jax.Array:
+  # Updates donate the state; the caller keeps their arrays (docs/hazards.md#donated-twice).
   return x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
 
 

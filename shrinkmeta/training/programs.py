@@ -72,7 +72,8 @@ def build_update(
   part = compile_per_shape(part, watchdog, _advice(learner))
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   finish = jax.jit(finish, **options)
-  # On a CPU one program with a collective runs at a time: see `fit`.
+  # On a CPU one program with a collective runs at a time: see `fit`, and
+  # docs/hazards.md#host-device-collectives.
   wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
 
   def in_parts(state: MetaState, step: int) -> tuple[MetaState, PyTree]:

@@ -100,6 +100,7 @@ def reporting(
 def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> None:
   """Raise FloatingPointError if the update of `step` could not move the state."""
   if numbers["failed"] == meta_batch:
+    # Why eps_root: docs/hazards.md#adam-root.
     raise FloatingPointError(
       f"No task of step {step} had a finite loss and gradient, so there is nothing to learn from. "
       "Lower the inner step size or init_sigma, and look for NaN in the tasks; a gradient through "

@@ -20,7 +20,8 @@ T = TypeVar("T")
 Folder = str | os.PathLike[str]
 
 # What readers of zips, arrays, pictures, sounds and tables raise at damaged files. A flipped bit
-# asks for an unknown compression (NotImplementedError), a password (RuntimeError), or all memory.
+# asks for an unknown compression (NotImplementedError), a password (RuntimeError), or all memory
+# (docs/hazards.md#archive-errors).
 _BROKEN = (
   *(OSError, ValueError, LookupError, EOFError, RuntimeError, MemoryError, OverflowError),
   *(TypeError, AttributeError, SyntaxError, struct.error, tokenize.TokenError, csv.Error),

@@ -56,7 +56,8 @@ class _Refused(pickle.UnpicklingError):
 
 # The unpickler in Python. That in C makes a memo as long as any index that a file names, and sets
 # keys itself. This one reads pictures in one array as fast, 200 MB in 0.3 s, and 50,000 arrays of a
-# picture each in 2 s instead of 1, a fraction of what it takes to decode them.
+# picture each in 2 s instead of 1, a fraction of what it takes to decode them. See
+# docs/hazards.md#pickle-memory.
 class _Unpickler(pickle._Unpickler):
   dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
   stack: list[Any]
