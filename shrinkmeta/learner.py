@@ -9,7 +9,6 @@ is left out of the update and counted.
 
 import dataclasses
 import functools
-import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,16 +30,7 @@ from shrinkmeta.base import (
   Sums,
   WarmStart,
 )
-from shrinkmeta.config import (
-  Algorithm,
-  Frozen,
-  Implicit,
-  Inner,
-  LogDet,
-  SigmaGradient,
-  Spec,
-  derive,
-)
+from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet, SigmaGradient, Spec, derive
 from shrinkmeta.devices.batching import Batching, leading, map_tasks
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.per_task import Item
@@ -53,6 +43,7 @@ from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.priors import SigmaPrior
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
+from shrinkmeta.sigma import keep_modules, sigma_by_module
 
 PyTree = Any
 
@@ -120,7 +111,7 @@ def make_learner(
     implicit=implicit,
     phi_optimizer=phi_optimizer,
     sigma_optimizer=sigma_optimizer,
-    sigma=_sigma_by_module(init_sigma, labels),
+    sigma=sigma_by_module(init_sigma, labels),
     log_det=log_det,
     restricted=tuple(restricted),
     sigma_gradient=sigma_gradient,
@@ -129,9 +120,12 @@ def make_learner(
     batching=batching,
     mesh=mesh,
   )
-  spec = derive(settings)
-  functions = (init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply)
-  # A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
+  return _learner(derive(settings))
+
+
+def _learner(spec: Spec) -> MetaLearner:
+  """Bind the functions to a spec: a bound method keeps their docstrings and other arguments."""
+  functions = (init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply, keep)
   return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
@@ -321,7 +315,28 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
   return warm_start.no_start(moving(state.phi, spec.labels, spec.frozen), count)
 
 
-def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
+def keep(spec: Spec, state: MetaState, modules: Sequence[str]) -> tuple[MetaLearner, MetaState]:
+  """Return the learner that goes on with some modules task-specific and the others frozen.
+
+  The algorithm and all settings stay. The others have sigma = 0 from now on: they are cut off
+  before tasks run. A warm start does not fit the new learner; begin with its `no_start`.
+
+  Args:
+    state: a MetaState of this learner, outside jit.
+    modules: the modules that stay task-specific, such as those of `sm.choose_modules`.
+
+  Returns:
+    (the new MetaLearner; its state, with this phi, step and optimisers, and sigma of `modules`).
+
+  Raises:
+    TypeError, ValueError: a state that does not fit, no module, or one that does not move.
+  """
+  _checked(spec, state)
+  spec, state = keep_modules(spec, state, modules)
+  return _learner(spec), state
+
+
+def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, frozenset[str]]:
   """Return the parameters, after checks, and the modules that need no work."""
   if not isinstance(state, MetaState):
     raise TypeError(f"state must be a MetaState, from learner.init(params); got {type(state)}.")
@@ -333,18 +348,3 @@ def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
   built = {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
   phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built)
   return MetaParams(phi, state.log_sigma2), frozen
-
-
-def _sigma_by_module(
-  init_sigma: float | Mapping[str, float], labels: modules.Labels
-) -> dict[str, float]:
-  """Return {module: sigma_m at the start}."""
-  if isinstance(init_sigma, Mapping):
-    modules.check_modules("init_sigma", init_sigma, labels)
-    sigma = {module: float(value) for module, value in init_sigma.items()}
-  else:
-    sigma = dict.fromkeys(modules.names(labels), float(init_sigma))
-  for module, value in sigma.items():
-    if not value >= 0 or math.isnan(value):
-      raise ValueError(f"init_sigma is a standard deviation; got {value} for module {module!r}.")
-  return sigma
