@@ -322,10 +322,10 @@ def test_the_picture_shows_losses_and_worth():
   found = choose_modules(learner, state, draw(jax.random.key(12), 9, {"b": 2.0}), repeats=0)
   left, right = found.plot().axes
   curve, alone_line = left.containers[0].lines[0], right.containers[0].lines[0]
-  np.testing.assert_allclose(curve.get_ydata(), [p.loss for p in found.curve])
+  np.testing.assert_allclose(curve.get_ydata(orig=False), [p.loss for p in found.curve])
   assert [t.get_text() for t in left.get_xticklabels()][:2] == ["none", "+ b"]
   alone = found.curve[0].loss - np.array([r.only for r in found.table])
-  np.testing.assert_allclose(alone_line.get_xdata(), alone)
+  np.testing.assert_allclose(alone_line.get_xdata(orig=False), alone)
   assert [t.get_text() for t in right.get_yticklabels()] == list(NAMES)
 
 
