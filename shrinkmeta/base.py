@@ -184,6 +184,7 @@ class MetaLearner(NamedTuple):
   no_start: Callable[[MetaState, int], WarmStart]
   sums: Callable[..., tuple[Sums, PerTask]]
   apply: Callable[[MetaState, Sums, PerTask], tuple[MetaState, Metrics]]
+  keep: Callable[..., tuple["MetaLearner", MetaState]]
   spec: Spec
 
   @property

@@ -1,7 +1,6 @@
 """Build the learner of an algorithm from its settings."""
 
 import dataclasses
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,29 +8,17 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from shrinkmeta import learner, scalars
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaLearner
 from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet, SigmaGradient, Spec, derive
 from shrinkmeta.devices.batching import Batching
-from shrinkmeta.meta_step import apply
+from shrinkmeta.learner import learner_of
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.priors import SigmaPrior
+from shrinkmeta.sigma import sigma_by_module
 
 PyTree = Any
-
-# In the order of the fields of MetaLearner.
-FUNCTIONS = (
-  learner.init,
-  learner.update,
-  learner.adapt,
-  learner.meta_gradient,
-  learner.adapt_tasks,
-  learner.no_start,
-  learner.sums,
-  apply,
-)
 
 
 def make_learner(
@@ -121,33 +108,4 @@ def make_learner(
     batching=batching,
     mesh=mesh,
   )
-  spec = derive(settings)
-  # A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
-  return MetaLearner(*(types.MethodType(f, spec) for f in FUNCTIONS), spec=spec)
-
-
-def sigma_by_module(
-  init_sigma: float | Mapping[str, float], labels: modules.Labels
-) -> dict[str, float]:
-  """Return {module: sigma_m at the start}.
-
-  Args:
-    init_sigma: a number for all modules, or {module: number}.
-    labels: the module of every parameter.
-
-  Raises:
-    TypeError: `init_sigma` is neither a number nor a dict of numbers.
-    ValueError: a number is negative or NaN, or a module has none.
-
-  >>> sigma_by_module(0.3, {"w": "body", "b": "head"})
-  {'head': 0.3, 'body': 0.3}
-  """
-  if isinstance(init_sigma, Mapping):
-    modules.check_modules("init_sigma", init_sigma, labels)
-    sigma = {m: scalars.number(f"init_sigma[{m!r}]", value) for m, value in init_sigma.items()}
-  else:
-    sigma = dict.fromkeys(modules.names(labels), scalars.number("init_sigma", init_sigma))
-  for module, value in sigma.items():
-    if not value >= 0:
-      raise ValueError(f"init_sigma is a standard deviation; got {value} for module {module!r}.")
-  return sigma
+  return learner_of(derive(settings))

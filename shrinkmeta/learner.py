@@ -8,6 +8,8 @@ is left out of the update and counted.
 """
 
 import functools
+import types
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from shrinkmeta import scalars, validate
 from shrinkmeta.base import (
   InnerInfo,
+  MetaLearner,
   MetaParams,
   MetaState,
   Metrics,
@@ -39,8 +42,18 @@ from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps, posterior_mode
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
+from shrinkmeta.sigma import keep_modules
 
 PyTree = Any
+
+
+def learner_of(spec: Spec) -> MetaLearner:
+  """Bind the functions of this file to a spec.
+
+  A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
+  """
+  functions = (init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply, keep)
+  return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
 def init(spec: Spec, params: PyTree) -> MetaState:
@@ -289,6 +302,27 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
   check_state("state", state)
   validate.integer("count", count, least=0)
   return warm_start.no_start(moving(state.phi, spec.labels, spec.frozen), count)
+
+
+def keep(spec: Spec, state: MetaState, modules: Sequence[str]) -> tuple[MetaLearner, MetaState]:
+  """Return the learner that goes on with some modules task-specific and the others frozen.
+
+  The algorithm and all settings stay. The others have sigma = 0 from now on: they are cut off
+  before tasks run. A warm start does not fit the new learner; begin with its `no_start`.
+
+  Args:
+    state: a MetaState of this learner, outside jit.
+    modules: the modules that stay task-specific, such as those of `sm.choose_modules`.
+
+  Returns:
+    (the new MetaLearner; its state, with this phi, step and optimisers, and sigma of `modules`).
+
+  Raises:
+    TypeError, ValueError: a state that does not fit, no module, or one that does not move.
+  """
+  _checked(spec, state)
+  spec, state = keep_modules(spec, state, modules)
+  return learner_of(spec), state
 
 
 def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:

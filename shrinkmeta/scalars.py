@@ -106,7 +106,7 @@ def key(name: str, value: Any, optional: bool = True) -> None:
   if not typed and not (array and value.dtype == jnp.uint32 and value.ndim > 0):
     wanted = "a key of random numbers, or None" if optional else "a key of random numbers"
     raise TypeError(f"{name} must be {wanted}; {make}")
-  if value.ndim != (0 if typed else 1):
+  if jnp.ndim(value) != (0 if typed else 1):
     raise ValueError(f"{name} must be one key of random numbers; {make}")
 
 

@@ -1,0 +1,1 @@
+"""Which modules to keep task-specific: the losses of sets of modules, measured on tasks."""

@@ -1,0 +1,237 @@
+"""`choose_modules`: which modules to keep task-specific, and the curve behind the choice."""
+
+import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from shrinkmeta import validate
+from shrinkmeta.base import MetaLearner, MetaParams, MetaState
+from shrinkmeta.choice.losses import SetLosses
+from shrinkmeta.choice.path import Path, greedy, paired_error, smallest_good
+from shrinkmeta.choice.seconds import seconds_a_task
+from shrinkmeta.choice.tables import CurvePoint, ModuleLoss, curve_text, table_text
+from shrinkmeta.kinds import shown
+from shrinkmeta.model.modules import check_parameters, gather, names
+from shrinkmeta.model.tasks import Task, check_tasks
+from shrinkmeta.sigma import known_sigma
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+PyTree = Any
+
+
+class Choice(NamedTuple):
+  """Which modules to keep task-specific, and what was measured; `print` it for two tables.
+
+  Attributes:
+    modules: the chosen modules, in the order of the path; () if adaptation does not pay.
+    table: a ModuleLoss for each module, in the order of the paths of the parameters.
+    curve: a CurvePoint for each set of the nested path, from none to all.
+    num_sound: the tasks that count.
+    num_failed: the tasks that are left out, because a loss of theirs is not finite.
+    tolerance: the largest difference to the best loss, in nats; None: one paired standard error.
+  """
+
+  modules: tuple[str, ...]
+  table: tuple[ModuleLoss, ...]
+  curve: tuple[CurvePoint, ...]
+  num_sound: int
+  num_failed: int
+  tolerance: float | None
+
+  def __str__(self) -> str:
+    """Write the choice, the modules and the path as plain text."""
+    chosen = self.curve[len(self.modules)]
+    allowed = "one paired standard error" if self.tolerance is None else f"{self.tolerance:g} nats"
+    failed = f", {self.num_failed} failed tasks left out" if self.num_failed else ""
+    every = sum(row.parameters for row in self.table)
+    what = f"{chosen.parameters:,} of {every:,} parameters"
+    return (
+      f"Task-specific: {', '.join(self.modules) or 'no module'} ({what}).\n"
+      f"It is the smallest set within {allowed} of the best.\n"
+      f"Losses: validation, nats per example, mean over {self.num_sound} tasks{failed}.\n\n"
+      f"{table_text(self.table)}\n\n{curve_text(self.curve, len(self.modules))}"
+    )
+
+  def plot(self) -> "Figure":
+    """Draw the path and what each module is worth.
+
+    Returns:
+      a matplotlib Figure; save it by `figure.savefig("choice.png")`.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
+    from shrinkmeta.choice.picture import draw
+
+    return draw(self.table, self.curve, len(self.modules))
+
+
+def choose_modules(
+  learner: MetaLearner,
+  state: MetaState,
+  tasks: Task,
+  *,
+  tolerance: float | None = None,
+  key: jax.Array | None = None,
+  repeats: int = 3,
+) -> Choice:
+  """Choose the modules to keep task-specific, by the validation losses of sets of modules.
+
+      S_0 = {},   S_k+1 = S_k + argmin_m loss(S_k + m),   choose the first S_k near the best of all
+
+  A module outside a set has sigma = 0. phi and the other sigmas stay as they are in `state`. One
+  compiled program runs the sets, at most M (M + 3) / 2 for M modules. The choice fits these tasks:
+  pass tasks that phi and sigma have not seen, and report the loss on others.
+
+  Args:
+    learner: any learner with modules that move. Modules that it holds at phi stay held.
+    state: a MetaState of this learner.
+    tasks: T tasks, leaves [T, N, ...], with val.
+    tolerance: the largest difference to the best loss on the path, in nats per example. None takes
+      one standard error of the difference, paired over tasks.
+    key: needed with Inner.batch_size only; every set gets the same draws. Consumed.
+    repeats: the number of runs from which the seconds of each set are the median. 0 measures none
+      and saves the compilation of one program for each set of the path.
+
+  Returns:
+    a Choice. `learner.keep(state, choice.modules)` goes on with it.
+
+  Raises:
+    TypeError, ValueError: arguments that do not fit, a learner in which no module moves, or tasks
+      that all fail.
+
+  Example:
+    >>> import shrinkmeta as sm
+    >>> likelihood = sm.gaussian(lambda p, x: x * p["slope"] + p["level"])
+    >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(())}
+    >>> learner = sm.sigma_imaml(likelihood, sm.by_leaf(params), init_sigma=1.0)
+    >>> x = jnp.tile(jnp.linspace(-1.0, 1.0, 8), (3, 1))
+    >>> y = x + jnp.array([[-2.0], [0.0], [3.0]])  # the level differs between tasks
+    >>> tasks = sm.Task(sm.Batch(x, y), sm.Batch(x, y))
+    >>> choose_modules(learner, learner.init(params), tasks, tolerance=0.01).modules
+    ('level',)
+  """
+  sigma = _check(learner, state, tasks, tolerance, repeats)
+  labels, candidates = learner.spec.labels, tuple(m for m, s in sigma.items() if s > 0)
+  sizes = {m: int(n) for m, n in gather(jax.tree.map(jnp.size, state.phi), labels).items()}
+  itemsize = jnp.result_type(jax.tree.leaves(state.phi)[0]).itemsize
+  params = MetaParams(state.phi, state.log_sigma2)
+  run = SetLosses(learner.spec, candidates, params, tasks, key)
+  for m in candidates:
+    run([m])
+    run([other for other in candidates if other != m])
+  path = _path(run, sizes)
+  seconds = [seconds_a_task(learner, state, s, tasks.train, key, repeats) for s in path]
+  table = _table(run, {m: sigma[m] for m in names(labels)}, sizes, itemsize)
+  curve = _curve(run, path, sizes, itemsize, seconds)
+  losses, errors = [p.loss for p in curve], [p.error for p in curve]
+  first = smallest_good(losses, errors, tolerance)
+  num_sound, count = int(run.sound().sum()), run.sound().size
+  return Choice(path[first], table, curve, num_sound, count - num_sound, tolerance)
+
+
+def _table(
+  run: SetLosses, sigma: dict[str, float], sizes: dict[str, int], itemsize: int
+) -> tuple[ModuleLoss, ...]:
+  """Return what is known of each module, over the sound tasks."""
+  sound, every = run.sound(), run.candidates
+  moved = np.mean(run.squares[frozenset(every)][sound], 0)
+  table = []
+  for m in sigma:
+    only = [m] if m in every else []
+    rest = [other for other in every if other != m]
+    far = float(np.sqrt(moved[every.index(m)] / sizes[m])) if only else 0.0
+    alone = (_mean(run, only, sound), _error(run, only, (), sound))
+    missing = (_mean(run, rest, sound), _error(run, rest, every, sound))
+    table.append(ModuleLoss(m, sigma[m], far, sizes[m], sizes[m] * itemsize, *alone, *missing))
+  return tuple(table)
+
+
+def _curve(
+  run: SetLosses, path: Path, sizes: dict[str, int], itemsize: int, seconds: Sequence[float]
+) -> tuple[CurvePoint, ...]:
+  """Return what is known of each set on the path, over the sound tasks."""
+  sound = run.sound()
+  best = min(path, key=lambda chosen: _mean(run, chosen, sound))
+  curve = []
+  for chosen, took in zip(path, seconds, strict=True):
+    count = sum(sizes[m] for m in chosen)
+    loss = (_mean(run, chosen, sound), _error(run, chosen, best, sound))
+    cost = (count / sum(sizes.values()), count, count * itemsize, took)
+    curve.append(CurvePoint(chosen[-1] if chosen else None, chosen, *loss, *cost))
+  return tuple(curve)
+
+
+def _mean(run: SetLosses, chosen: Sequence[str], sound: np.ndarray) -> float:
+  """Return the mean loss of a set over the sound tasks."""
+  return float(np.mean(run(chosen)[sound]))
+
+
+def _error(run: SetLosses, chosen: Sequence[str], other: Sequence[str], sound: np.ndarray) -> float:
+  """Return the paired standard error between two sets over the sound tasks."""
+  return paired_error(run(chosen)[sound], run(other)[sound])
+
+
+def _path(run: SetLosses, sizes: dict[str, int]) -> Path:
+  """Return the greedy path, by the tasks that are sound for every set that has run."""
+  while True:
+    sound = _some_sound(run)
+    path = greedy(lambda chosen, s=sound: _mean(run, chosen, s), run.candidates, sizes)
+    if np.array_equal(_some_sound(run), sound):
+      return path  # else a set has met a task that fails: the losses are paired over fewer tasks
+
+
+def _some_sound(run: SetLosses) -> np.ndarray:
+  """Return the sound tasks [T] bool, or raise ValueError if there is none."""
+  if not (sound := run.sound()).any():
+    worst = max(run.losses, key=lambda s: int(np.sum(~np.isfinite(run.losses[s]))))
+    count = int(np.sum(~np.isfinite(run.losses[worst])))
+    raise ValueError(
+      "Every task fails for some set of modules: its loss is not finite. With "
+      f"{sorted(worst) or 'no module'} task-specific {count} of {sound.size} tasks fail. Take a "
+      "smaller inner step size, or look at phi and the data."
+    )
+  return sound
+
+
+def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -> dict[str, float]:
+  """Check the arguments of `choose_modules`; return {module: sigma_m}, 0 for frozen modules."""
+  made = "a learner, as sm.sigma_imaml(...) returns it"
+  validate.instance("learner", learner, MetaLearner, made)
+  validate.instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
+  if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, tasks))):
+    raise TypeError("choose_modules returns names, so it runs outside jit, vmap and grad.")
+  labels, mesh = learner.spec.labels, learner.spec.mesh
+  check_parameters("state.phi", state.phi, "state.log_sigma2", state.log_sigma2, labels)
+  if mesh is not None and mesh.is_multi_process:
+    raise ValueError(
+      "choose_modules runs in one process; learner.spec.mesh has devices of several. Build the "
+      "learner without a mesh, or with one of this process, on a state that it holds whole."
+    )
+  check_tasks(tasks, needs_val=False)
+  if tasks.val is None:
+    raise ValueError(
+      "tasks.val is None. choose_modules compares validation losses: split the data of each task."
+    )
+  if tolerance is not None:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real):
+      raise TypeError(f"tolerance must be a number of nats, or None; got {shown(tolerance)}.")
+    if not tolerance >= 0:
+      raise ValueError(f"tolerance must not be negative; got {shown(tolerance)}.")
+  validate.integer("repeats", repeats, 0)
+  sigma = known_sigma(learner.spec, state, "choose_modules")
+  if not any(sigma.values()):
+    raise ValueError(
+      "No module of this learner moves: sigma is 0 for all. Choose with one that adapts, such as "
+      "sm.sigma_imaml or sm.fine_tuning."
+    )
+  if len(jax.tree.leaves(tasks.val.targets)[0]) < 2 and tolerance is None:
+    raise ValueError("One task gives no standard error: pass more tasks, or a tolerance in nats.")
+  return sigma
