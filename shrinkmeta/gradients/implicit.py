@@ -53,7 +53,7 @@ def implicit_gradient(
   """Return the gradient of a loss with respect to (phi, log sigma^2), through the mode of one task.
 
   Modules held at phi are left out of the solve. They have their share of phi's gradient, which goes
-  through the curvature too.
+  through the exact Hessian's rows of these modules, under Gauss-Newton too.
 
   Args:
     implicit: how the linear system is solved.

@@ -148,11 +148,10 @@ class TaskModel:
     return curvature_product(curvature, self.outputs_at, loss_of, self.part)
 
   def column(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
-    """v -> C v with the rows of frozen modules too, a tree like phi; C taken at phi."""
+    """v -> C v, a tree like phi, C taken at phi; rows of frozen modules are the exact Hessian's."""
     outputs_of = lambda theta: self.likelihood.predict(theta, self.batch.inputs)
     loss_of = lambda outputs: -masked_log_prob(self.likelihood, outputs, self.batch)
-    phi = self.params.phi
-    return curvature_column(curvature, outputs_of, loss_of, self.whole, phi, self.part)
+    return curvature_column(curvature, outputs_of, loss_of, self.whole, self.part)
 
   def outputs_at(self, part: PyTree) -> jax.Array:
     """The outputs on D [N, ...]."""
