@@ -33,13 +33,12 @@ from shrinkmeta.config import (
   Spec,
 )
 from shrinkmeta.devices.batching import leading, map_tasks
-from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.per_task import Item
-from shrinkmeta.gradients.total import in_blocks, key_of, model_of, run_first, sums_over_tasks
+from shrinkmeta.gradients.total import in_blocks, key_of, run_first, sums_over_tasks, theta_hat
 from shrinkmeta.meta_step import apply, gradient_from
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
-from shrinkmeta.mode.optimise import Steps, checked_steps, posterior_mode
+from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
 from shrinkmeta.sigma import keep_modules
@@ -198,8 +197,8 @@ def adapt(
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat of one task.
 
-  Algorithms with an implicit gradient differentiate the result by the implicit rule, the others
-  through the steps.
+  Algorithms with an implicit gradient differentiate the result by the implicit rule, the others,
+  and a run that is recorded at a tuple of steps, through the steps.
 
   Args:
     state: a MetaState of this learner.
@@ -227,11 +226,7 @@ def adapt(
     scalars.key("key", key)
   if steps is not None:
     steps = checked_steps(steps)
-  make = lambda params, batch: model_of(spec, params, batch, frozen)
-  if spec.has_mode and not isinstance(steps, tuple):
-    return differentiable_mode(spec.inner, spec.implicit, make, params, batch, steps, key)
-  mode = posterior_mode(spec.inner, make(params, batch), key=key, steps=steps)
-  return mode.theta, mode.info
+  return theta_hat(spec, frozen, params, batch, steps, key)
 
 
 def adapt_tasks(
@@ -240,7 +235,7 @@ def adapt_tasks(
   """Return theta_hat of T tasks, which run as in `update`, by the learner's batching and mesh.
 
   Frozen modules are not copied T times: their leaves of the result are None, and
-  `sm.merge(thetas, state.phi)` is whole.
+  `sm.merge(thetas, state.phi)` is whole. The result is differentiated by the rule of `adapt`.
 
   Args:
     state: a MetaState of this learner.
@@ -271,9 +266,8 @@ def adapt_tasks(
   def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
     params, key = shared
     own = key_of(key, item.number)
-    model = model_of(spec, params, item.task.train, frozen)
-    mode = posterior_mode(spec.inner, model, key=own, steps=steps, end=item.end)
-    return (), (moving(mode.theta, spec.labels, frozen), mode.info)
+    theta, info = theta_hat(spec, frozen, params, item.task.train, steps, own, item.end)
+    return (), (moving(theta, spec.labels, frozen), info)
 
   items = Item(jnp.arange(leading(batches)), Task(batches, None), None, None)
   queued = in_blocks(spec) and not isinstance(steps, tuple)

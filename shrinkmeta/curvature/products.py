@@ -49,32 +49,38 @@ def curvature_column(
   outputs_of: Callable[[PyTree], jax.Array],
   loss_of: Callable[[jax.Array], jax.Array],
   embed: Callable[[PyTree], PyTree],
-  theta: PyTree,
   part: PyTree,
 ) -> Callable[[PyTree], PyTree]:
   """Return v -> C v for a v that is 0 outside some leaves of theta: a column of blocks of C.
 
   The solve needs the square block of C that belongs to the modules that move. The gradient with
-  respect to phi needs their whole column, once.
+  respect to phi needs their whole column, once. The rows of the other modules are those of the
+  exact Hessian, also under Gauss-Newton. They are no part of the solve, so they need not be those
+  of a positive semi-definite matrix, and J^T Lambda J alone would leave out how a frozen module
+  bends the outputs' dependence on the modules that move.
 
   Args:
-    curvature: "hessian" or "gauss_newton".
+    curvature: "hessian" or "gauss_newton", for the rows of the modules that move.
     outputs_of: theta -> f.
     loss_of: f -> l(f) [].
     embed: part -> theta, the leaves of `part` put into all of theta.
-    theta: all parameters, where C is taken.
-    part: those leaves of theta, None elsewhere.
+    part: those leaves of theta where C is taken, None elsewhere.
 
   Returns:
     a linear function from trees like `part` to trees like theta.
   """
-  if curvature == "hessian":
-    gradient = jax.grad(lambda t: loss_of(outputs_of(t)))
-    return lambda v: jax.jvp(lambda p: gradient(embed(p)), (part,), (v,))[1]
-  outputs, vjp = jax.vjp(outputs_of, theta)
+
+  def outputs_and_gradient(part: PyTree) -> tuple[jax.Array, PyTree]:
+    outputs, vjp = jax.vjp(outputs_of, embed(part))
+    return outputs, vjp(jax.grad(loss_of)(outputs))[0]
 
   def column(v: PyTree) -> PyTree:
-    along = jax.jvp(lambda p: outputs_of(embed(p)), (part,), (v,))[1]
-    return vjp(jax.jvp(jax.grad(loss_of), (outputs,), (along,))[1])[0]
+    (outputs, _), (along, hessian) = jax.jvp(outputs_and_gradient, (part,), (v,))
+    if curvature == "hessian":
+      return hessian
+    curved = jax.jvp(jax.grad(loss_of), (outputs,), (along,))[1]
+    rows = jax.vjp(lambda p: outputs_of(embed(p)), part)[1](curved)[0]
+    is_none = lambda x: x is None
+    return jax.tree.map(lambda r, h: h if r is None else r, rows, hessian, is_leaf=is_none)
 
   return column

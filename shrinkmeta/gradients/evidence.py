@@ -14,17 +14,20 @@ percent on a small network. (The gradient of phi and sigma from the validation l
 `implicit.py`.)
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.dtypes import float0
 
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import EvidenceInfo, MetaParams
 from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
-from shrinkmeta.gradients.implicit import implicit_gradient
+from shrinkmeta.curvature.closed_over import Consts, open_likelihood
+from shrinkmeta.gradients.implicit import data_gradient, differentiable_once, implicit_gradient
 from shrinkmeta.gradients.log_det import log_det
 from shrinkmeta.mode.frozen import freeze
 from shrinkmeta.mode.optimise import Mode, posterior_mode
@@ -34,6 +37,7 @@ from shrinkmeta.model.likelihood import Likelihood, masked_log_prob
 from shrinkmeta.model.tasks import Batch, check_batch
 
 PyTree = Any
+Data = tuple[Batch, Consts]
 
 
 def _fit(model: TaskModel, theta: PyTree, z: PyTree) -> jax.Array:
@@ -64,8 +68,10 @@ def evidence_at(
   implicit: Implicit,
   how: LogDet,
   key: jax.Array | None = None,
-) -> tuple[jax.Array, MetaParams, EvidenceInfo]:
-  """Return (log evidence [], its gradient, how it went) of one task, given its mode.
+) -> tuple[jax.Array, MetaParams, EvidenceInfo, PyTree]:
+  """Return (log evidence [], its gradient, how it went, w) of one task, given its mode.
+
+  w solves K w = s g, a part, for g the determinant's derivative in theta_hat.
 
   Args:
     model: the task model.
@@ -80,10 +86,10 @@ def evidence_at(
   here = MetaParams(mode.theta, model.params.log_sigma2)
   determinant = jax.value_and_grad(lambda p: log_det(how, model.at(p), key), has_aux=True)
   (value, error), slope = determinant(here)
-  through_mode, _, solve = implicit_gradient(implicit, model, mode.z, slope.phi)
+  through_mode, w, solve = implicit_gradient(implicit, model, mode.z, slope.phi)
   d_sigma = optax.tree.add(through_mode.log_sigma2, slope.log_sigma2)
   grad = optax.tree.add_scale(grad, -0.5, MetaParams(through_mode.phi, d_sigma))
-  return fit - 0.5 * value, grad, EvidenceInfo(mode.info, solve, value, error)
+  return fit - 0.5 * value, grad, EvidenceInfo(mode.info, solve, value, error), w
 
 
 def log_evidence(
@@ -103,8 +109,9 @@ def log_evidence(
 
       log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  It is differentiable backwards in phi and log_sigma2. A parameter of the likelihood, such as the
-  scale of `sm.gaussian_with_scale`, is a module frozen at sigma = 0: its entry of phi has a
+  It is differentiable backwards in phi, log_sigma2, the float leaves of `batch` and what the
+  likelihood closes over. Second derivatives are not available. A parameter of the likelihood, such
+  as the scale of `sm.gaussian_with_scale`, is a module frozen at sigma = 0: its entry of phi has a
   gradient as all others have.
 
   Args:
@@ -126,6 +133,7 @@ def log_evidence(
 
   Raises:
     ValueError: a sigma that is known to be inf, or arguments that do not fit each other.
+    NotImplementedError: the gradient is differentiated again.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -151,25 +159,52 @@ def log_evidence(
 def differentiable_evidence(
   inner: Inner, implicit: Implicit, how: LogDet, model: TaskModel, key: jax.Array | None
 ) -> tuple[jax.Array, EvidenceInfo]:
-  """Return `log_evidence` of a task model, with its gradient rule for phi and log sigma^2."""
+  """Return `log_evidence` of a task model, with its gradient rule.
+
+  The gradient with respect to the data takes the derivative of the determinant in them, which is
+  spared where nobody asks for it.
+  """
   mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
 
+  consts, rebuild = open_likelihood(model.likelihood, model.params.phi, model.batch)
+
+  def task(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
+    return dataclasses.replace(model.at(params).on(batch), likelihood=rebuild(consts))
+
   @jax.custom_vjp
-  def value(params: MetaParams) -> tuple[jax.Array, EvidenceInfo]:
-    task = model.at(params)
-    mode = posterior_mode(inner, task, key=mode_key)
-    determinant, error = log_det(how, task.around(mode.theta), probe_key)
+  def value(params: MetaParams, data: Data, keys: Any) -> tuple[jax.Array, EvidenceInfo]:
+    here = task(params, *data)
+    mode = posterior_mode(inner, here, key=keys[0])
+    determinant, error = log_det(how, here.around(mode.theta), keys[1])
     info = EvidenceInfo(mode.info, None, determinant, error)
-    return _fit(task, mode.theta, mode.z) - 0.5 * determinant, info
+    return _fit(here, mode.theta, mode.z) - 0.5 * determinant, info
 
-  def forward(params: MetaParams) -> tuple[Any, MetaParams]:
-    task = model.at(params)
-    mode = posterior_mode(inner, task, key=mode_key)
-    result, grad, info = evidence_at(task, mode, implicit=implicit, how=how, key=probe_key)
-    return (result, info._replace(solve=None)), grad
+  def forward(*perturbed: Any) -> tuple[Any, Any]:
+    is_leaf = lambda x: hasattr(x, "perturbed")
+    params, data, keys = jax.tree.map(lambda x: x.value, perturbed, is_leaf=is_leaf)
+    wanted = any(x.perturbed for x in jax.tree.leaves(perturbed[1], is_leaf=is_leaf))
+    here = task(params, *data)
+    mode = posterior_mode(inner, here, key=keys[0])
+    result, grad, info, w = evidence_at(here, mode, implicit=implicit, how=how, key=keys[1])
+    kept = (params, data, keys, mode, w) if wanted else None
+    return (result, info._replace(solve=None)), (grad, kept)
 
-  def backward(grad: MetaParams, cotangents: Any) -> tuple[MetaParams]:
-    return (optax.tree.scale(cotangents[0], grad),)
+  def of_data(params: MetaParams, data: Data, keys: Any, mode: Mode, w: PyTree) -> Data:
+    def held(data: Data) -> jax.Array:  # the evidence with theta_hat held
+      here = task(params, *data)
+      determinant = log_det(how, here.around(mode.theta), keys[1])[0]
+      return _fit(here, mode.theta, mode.z) - 0.5 * determinant
 
-  value.defvjp(forward, backward)
-  return value(model.params)
+    direct = jax.vjp(held, data)[1](jnp.ones([], model.n.dtype))[0]
+    moved = data_gradient(lambda *data: task(params, *data), mode.z, w, *data)
+    return jax.tree.map(lambda a, b: a if a.dtype == float0 else a - 0.5 * b, direct, moved)
+
+  def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    grad, kept = residuals
+    data = None if kept is None else of_data(*kept)
+    scaled = lambda x: x if x.dtype == float0 else cotangents[0] * x
+    gradient = jax.tree.map(scaled, (grad, data))
+    return *differentiable_once("log_evidence", gradient), None
+
+  value.defvjp(forward, backward, symbolic_zeros=True)
+  return value(model.params, (model.batch, consts), (mode_key, probe_key))

@@ -26,18 +26,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.dtypes import float0
 
 from shrinkmeta import scalars
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
 from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
+from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.mode.frozen import freeze, merge
-from shrinkmeta.mode.optimise import Steps, draw_at_end, posterior_mode
+from shrinkmeta.mode.optimise import Descent, Steps, draw_at_end, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples, num_rows
+from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_rows, weights
 
 PyTree = Any
 Linear = Callable[[PyTree], PyTree]
@@ -55,7 +57,7 @@ def implicit_gradient(
   """Return the gradient of a loss with respect to (phi, log sigma^2), through the mode of one task.
 
   Modules held at phi are left out of the solve. They have their share of phi's gradient, which goes
-  through the curvature too.
+  through the exact Hessian's rows of these modules, under Gauss-Newton too.
 
   Args:
     implicit: how the linear system is solved.
@@ -134,7 +136,7 @@ def _dual(
 
 
 def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
-  """Draw the examples whose curvature is taken, [B, n, ...], with weights that sum to N."""
+  """Draw the examples whose curvature is taken, [B, n, ...], weighted to estimate that of all."""
   size, count = implicit.batch_size, implicit.num_batches
   assert size is not None
   if key is None:
@@ -146,68 +148,125 @@ def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Ba
     )
   drawn = draw_at_end(key, batch, size, count)
   mask = jnp.asarray(drawn.mask)
-  share = num_examples(batch, mask.dtype) / divisor(jnp.sum(mask))
+  counted = lambda mask_: jnp.sum((mask_ != 0).astype(mask.dtype))  # examples, whatever they weigh
+  share = counted(weights(batch)) / divisor(counted(mask))
   return drawn._replace(mask=share * mask)
 
 
 def differentiable_mode(
   inner: Inner,
   implicit: Implicit,
-  model_of: Callable[[MetaParams, Batch], TaskModel],
+  model_of: Callable[[MetaParams, Batch, Consts], TaskModel],
   params: MetaParams,
   batch: Batch,
+  consts: Consts,
   steps: Steps = None,
   key: jax.Array | None = None,
+  end: Descent | None = None,
 ) -> tuple[PyTree, InnerInfo]:
-  """Return (theta_hat, info) of one task, differentiable backwards by the implicit rule.
+  """Return (theta_hat, info) of one task, differentiable backwards, once, by the implicit rule.
 
   Args:
     inner: how the mode is found.
     implicit: how its gradient is found.
-    model_of: (params, batch) -> the task model. Its modules may not depend on either.
+    model_of: (params, batch, consts) -> the task model. Its modules may not depend on these.
     params: phi and log sigma^2.
     batch: the task's training data. The rule covers its float leaves.
+    consts: the traced floats that the likelihood closes over: see `open_likelihood`.
     steps: replaces inner.steps; no tuple.
     key: for inner.batch_size and implicit.batch_size; consumed.
+    end: the end of the loop if it was run already.
   """
 
   # Only the part that moves leaves this function. Held leaves would be the same for all tasks of a
-  # vmap: JAX would sum their cotangent over tasks before `backward` runs, and then once more after
-  # it. So would a theta that is the same for all keys of a vmap, while `backward` draws by the key.
-  def find(params: MetaParams, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo, PyTree]:
-    model = model_of(params, batch)
-    found = posterior_mode(inner, model, key=key, steps=steps)
-    part = model.cut(found.theta)
-    if implicit.batch_size is not None and key is not None:
-      zero = 0 * jax.random.key_data(key).ravel()[0]
-      part = jax.tree.map(lambda x: x + zero.astype(x.dtype), part)
-    return part, found.info, found.z
+  # batch, but copied for each where they pass through a rule of their own.
+  def find(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, ...]:
+    model = model_of(params, batch, consts)
+    mode = posterior_mode(inner, model, key=given[0], steps=steps, end=given[1])
+    return model.cut(mode.theta), mode.info, mode.z
 
   @jax.custom_vjp
-  def mode(params: MetaParams, batch: Batch, key: Any) -> tuple[PyTree, InnerInfo]:
-    return find(params, batch, key)[:2]
+  def mode(
+    params: MetaParams, batch: Batch, consts: Consts, given: Any
+  ) -> tuple[PyTree, InnerInfo]:
+    return find(params, batch, consts, given)[:2]
 
-  def forward(params: MetaParams, batch: Batch, key: Any) -> tuple[Any, Any]:
-    part, info, z = find(params, batch, key)
-    return (part, info), (params, batch, key, z)
+  def forward(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, Any]:
+    part, info, z = find(params, batch, consts, given)
+    return (part, info), (params, batch, consts, given, z)
 
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    params, batch, key, z = residuals
-    model = model_of(params, batch)
+    params, batch, consts, given, z = residuals
+    model = model_of(params, batch, consts)
     g = merge(cotangents[0], optax.tree.zeros_like(params.phi))
-    grad, w, _ = implicit_gradient(implicit, model, z, g, key=key)
-
-    def stationarity(batch: Batch) -> PyTree:  # grad_z J, a sum over examples
-      moved = model.on(batch)
-      of_z = jax.grad(lambda z: moved.objective(z, batch))(z)
-      return jax.tree.map(lambda x: moved.n * x, of_z)
-
-    d_batch = jax.vjp(stationarity, batch)[1](optax.tree.scale(-1.0, w))[0]
-    return grad, d_batch, None
+    grad, w, _ = implicit_gradient(implicit, model, z, g, key=given[0])
+    d_batch, d_consts = data_gradient(lambda *data: model_of(params, *data), z, w, batch, consts)
+    return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 
   mode.defvjp(forward, backward)
-  part, info = mode(params, batch, key)
-  return merge(part, params.phi), info
+  part, info = mode(params, batch, consts, (key, end))
+  whole = jax.tree.structure(part) == jax.tree.structure(params.phi)
+  return part if whole else merge(part, params.phi), info
+
+
+def data_gradient(
+  model_of: Callable[[Batch, Consts], TaskModel],
+  z: PyTree,
+  w: PyTree,
+  batch: Batch,
+  consts: Consts,
+) -> tuple[Batch, Consts]:
+  """Return the gradient through the mode with respect to the data and to what a likelihood holds.
+
+      -<w, d/d data grad_z J>
+
+  Args:
+    model_of: (batch, consts) -> the task model.
+    z: the mode, a part.
+    w: K^-1 (s g), a part.
+    batch: the task's data.
+    consts: the floats that the likelihood closes over.
+  """
+
+  def stationarity(
+    batch: Batch, consts: list[jax.Array]
+  ) -> PyTree:  # grad_z J, a sum over examples
+    model = model_of(batch, consts)
+    of_z = jax.grad(lambda z: model.objective(z, batch))(z)
+    return jax.tree.map(lambda x: model.n * x, of_z)
+
+  return jax.vjp(stationarity, batch, consts)[1](optax.tree.scale(-1.0, w))
+
+
+def differentiable_once(name: str, gradient: PyTree) -> PyTree:
+  """Return a gradient whose own derivative is an error.
+
+  Differentiated again, the rule of the mode would be that of its solver's steps: a number, and a
+  wrong one.
+
+  Args:
+    name: the functions that the gradient belongs to, for the error.
+    gradient: what the backward pass returns.
+
+  Raises:
+    NotImplementedError: where the result is differentiated.
+  """
+
+  @jax.custom_jvp
+  def once(x: PyTree) -> PyTree:
+    return x
+
+  @once.defjvp
+  def _(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+      f"{name} can be differentiated once: jax.hessian, or a gradient of a gradient, is not "
+      "available. Take central differences of the gradient g in float64, "
+      "(g(x + h) - g(x - h)) / (2 h) with h about 1e-4, and a mode found to Inner(tol=1e-10)."
+    )
+
+  leaves, structure = jax.tree.flatten(gradient)
+  floats = iter(once([x for x in leaves if x.dtype != float0]))
+  return structure.unflatten([x if x.dtype == float0 else next(floats) for x in leaves])
 
 
 def map_estimate(
@@ -225,9 +284,10 @@ def map_estimate(
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat = argmax_theta log p(D | theta) + log p(theta | phi, sigma), for one task.
 
-  It is differentiable backwards in phi, log_sigma2 and the float leaves of `batch`, by the implicit
-  rule. The derivative is that of the exact mode: `info` and the solver's residual say how far the
-  result is from it.
+  It is differentiable backwards in phi, log_sigma2, the float leaves of `batch` and what the
+  likelihood closes over, such as the scale of `sm.gaussian(predict, scale)`, by the implicit rule.
+  The derivative is that of the exact mode: `info` and the solver's residual say how far the result
+  is from it. Second derivatives are not available.
 
   Args:
     likelihood: predict and log_prob.
@@ -247,6 +307,7 @@ def map_estimate(
 
   Raises:
     ValueError: arguments that do not fit each other, or values that are not finite.
+    NotImplementedError: the gradient is differentiated again.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -265,7 +326,9 @@ def map_estimate(
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
 
-  def model_of(params: MetaParams, batch: Batch) -> TaskModel:
-    return task_model(likelihood, labels, params, batch, taken)
+  consts, rebuild = open_likelihood(likelihood, phi, batch)
 
-  return differentiable_mode(inner, implicit, model_of, params, batch, steps, key)
+  def model_of(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
+    return task_model(rebuild(consts), labels, params, batch, taken)
+
+  return differentiable_mode(inner, implicit, model_of, params, batch, consts, steps, key)

@@ -14,6 +14,9 @@ the derivative of the loss is d/d log sigma_m^2 = sum_t <b_t, z_t> over the entr
 the formula of `implicit.py`, with b_t in place of w_t. A product with K is one product with C_t a
 task, of the direction a + s b_t, and one sum over tasks.
 
+All of phi is an unknown of this system, frozen modules included. So Gauss-Newton approximates every
+block of K, which stays positive semi-definite; curvature="hessian" is exact.
+
 Derivation: the direct part is sum_t <g_t, s z_t>_m / 2, the indirect part
 - <a, C_t s z_t>_m / 2 + <b_t, z_t>_m / 2 - <b_t, s C_t s z_t>_m / 2 summed over t; row t of the
 system, multiplied by z_t on module m, turns the first, second and fourth into <b_t, z_t>_m / 2.

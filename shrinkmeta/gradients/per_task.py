@@ -119,7 +119,7 @@ def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResul
   """Follow the log evidence of the training data, Laplace's, with phi and with sigma."""
   probe_key = None if key is None else jax.random.split(key)[1]
   mode = posterior_mode(spec.inner, model, key=key_of_loop(spec, key), **_from(item))
-  value, grad, info = evidence_at(
+  value, grad, info, _ = evidence_at(
     model, mode, implicit=spec.implicit, how=spec.log_det, key=probe_key
   )
   grad, warm = optax.tree.scale(-1.0, grad), _only_z(item, mode)

@@ -6,6 +6,7 @@ blocks of tasks on a device, and, leaf by leaf, over micro-batches of tasks, whe
 meta-batch do not fit at once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta.base import MetaParams, PerTask, Sums, WarmStart
+from shrinkmeta.base import InnerInfo, MetaParams, PerTask, Sums, WarmStart
 from shrinkmeta.config import Frozen, Spec
+from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.batching import leading, map_tasks, tasks_at_once
+from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.joint import joint_sigma_gradient
 from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
 from shrinkmeta.gradients.restriction import restriction_of
+from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model.tasks import Batch, Task, num_examples, weights
@@ -41,6 +45,40 @@ def in_blocks(spec: Spec) -> bool:
 def key_of(key: jax.Array | None, number: jax.Array) -> jax.Array | None:
   """Return the key of one task."""
   return None if key is None else jax.random.fold_in(key, number)
+
+
+def theta_hat(
+  spec: Spec,
+  frozen: Frozen,
+  params: MetaParams,
+  batch: Batch,
+  steps: Steps,
+  key: jax.Array | None,
+  end: Descent | None = None,
+) -> tuple[PyTree, InnerInfo]:
+  """Return (theta_hat, info) of one task, with the derivative that `learner.adapt` promises.
+
+  Args:
+    spec: the learner's.
+    frozen: modules held at phi.
+    params: phi and log sigma^2.
+    batch: the task's training data.
+    steps: replaces inner.steps.
+    key: of this task, or None.
+    end: the end of its loop if it was run already.
+  """
+  if not spec.has_mode or isinstance(steps, tuple):
+    model = model_of(spec, params, batch, frozen)
+    mode = posterior_mode(spec.inner, model, key=key, steps=steps, end=end)
+    return mode.theta, mode.info
+  consts, rebuild = open_likelihood(spec.likelihood, params.phi, batch)
+
+  def make(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
+    model = model_of(spec, params, batch, frozen)
+    return dataclasses.replace(model, likelihood=rebuild(consts)) if consts else model
+
+  given = (params, batch, consts, steps, key, end)
+  return differentiable_mode(spec.inner, spec.implicit, make, *given)
 
 
 def run_first(
@@ -71,10 +109,11 @@ def run_first(
   own = lambda number: of_loop(key_of(key, number))
   keys = None if key is None else jax.vmap(own)(items.number)
   starts = None if items.start is None else items.start.z
+  batches = items.task.train
+  if spec.has_mode:  # the implicit rule needs the ends, not the way there
+    params, batches, starts = jax.lax.stop_gradient((params, batches, starts))
   make = lambda batch: model_of(spec, params, batch, frozen)
-  return items._replace(
-    end=run_loops(spec.inner, make, items.task.train, keys, starts, steps, slots)
-  )
+  return items._replace(end=run_loops(spec.inner, make, batches, keys, starts, steps, slots))
 
 
 def sums_over_tasks(

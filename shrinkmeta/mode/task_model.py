@@ -27,7 +27,7 @@ from shrinkmeta.mode.hoist import hoist
 from shrinkmeta.mode.whitening import Whitening, whitening
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood, masked_log_prob, mean_nll
-from shrinkmeta.model.tasks import Batch, divisor, num_examples
+from shrinkmeta.model.tasks import Batch, divisor, num_examples, weights
 
 PyTree = Any
 
@@ -117,11 +117,13 @@ class TaskModel:
 
   def objective(self, z: PyTree, batch: Batch) -> jax.Array:
     """J / N [], the likelihood estimated from `batch`, N counted on D."""
-    return mean_nll(self.likelihood, self.theta(z), batch) + self._neg_log_prior(z) / self.n
+    nll = self._share(batch) * mean_nll(self.likelihood, self.theta(z), batch)
+    return nll + self._neg_log_prior(z) / self.n
 
   def value_and_grad(self, z: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
     """(J / N [], its gradient in z), the likelihood estimated from `batch`."""
-    loss = lambda part: mean_nll(self.likelihood, self.whole(part), batch)
+    share = self._share(batch)
+    loss = lambda part: share * mean_nll(self.likelihood, self.whole(part), batch)
     return self.with_prior(z, *jax.value_and_grad(loss)(self.theta_part(z)))
 
   def with_prior(self, z: PyTree, nll: jax.Array, g: PyTree) -> tuple[jax.Array, PyTree]:
@@ -134,6 +136,17 @@ class TaskModel:
     pull = lambda s, p, g, v: s * g if _is_none(p) else s * g + p * v / self.n
     grad = jax.tree.map(pull, self.white.scale, self.white.precision, g, z)
     return nll + self._neg_log_prior(z) / self.n, grad
+
+  def _share(self, batch: Batch) -> jax.Array | float:
+    """How many examples of D a batch stands for beside what its own weights say [].
+
+    Every example is drawn with the same probability. So the loss of a batch of heavy examples is
+    more than their mean, by their mean weight over that of all.
+    """
+    if batch is self.batch or self.batch.mask is None:
+      return 1.0
+    dtype = self.n.dtype
+    return _mean_weight(batch, dtype) / _mean_weight(self.batch, dtype)
 
   def _neg_log_prior(self, z: PyTree) -> jax.Array:
     """P |z|^2 / 2 []."""
@@ -148,11 +161,10 @@ class TaskModel:
     return curvature_product(curvature, self.outputs_at, loss_of, self.part)
 
   def column(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
-    """v -> C v with the rows of frozen modules too, a tree like phi; C taken at phi."""
+    """v -> C v, a tree like phi, C taken at phi; rows of frozen modules are the exact Hessian's."""
     outputs_of = lambda theta: self.likelihood.predict(theta, self.batch.inputs)
     loss_of = lambda outputs: -masked_log_prob(self.likelihood, outputs, self.batch)
-    phi = self.params.phi
-    return curvature_column(curvature, outputs_of, loss_of, self.whole, phi, self.part)
+    return curvature_column(curvature, outputs_of, loss_of, self.whole, self.part)
 
   def outputs_at(self, part: PyTree) -> jax.Array:
     """The outputs on D [N, ...]."""
@@ -227,6 +239,12 @@ def _whitening(params: MetaParams, names: modules.Labels, free: Frozen, prior: b
   dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
   log_sigma2: Mapping[str, Any] = dict(params.log_sigma2) | dict.fromkeys(free, math.inf)
   return whitening(log_sigma2, names, dtype, prior)
+
+
+def _mean_weight(batch: Batch, dtype: Any) -> jax.Array:
+  """Return the mean weight [] of the examples, padding left out."""
+  mask = weights(batch, dtype)
+  return divisor(jnp.sum(mask)) / divisor(jnp.sum((mask != 0).astype(dtype)))
 
 
 def _is_none(precision: jax.Array | float) -> bool:

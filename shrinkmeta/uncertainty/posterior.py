@@ -27,7 +27,7 @@ from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
-from shrinkmeta.model.likelihood import Likelihood, without_padding
+from shrinkmeta.model.likelihood import Likelihood, masked_log_prob, without_padding
 from shrinkmeta.model.tasks import Batch, check_batch, check_inputs
 
 PyTree = Any
@@ -53,6 +53,7 @@ class Posterior:
   scale: PyTree  # s, a scalar a leaf; None for frozen modules
   basis: jax.Array  # [R, D] V
   eigenvalues: jax.Array  # [R] lambda >= 0
+  batch: Batch  # the data that it was found on; read where a covariance is differentiated
   predict: Callable[[PyTree, PyTree], jax.Array] = struct.field(pytree_node=False)
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
 
@@ -90,6 +91,9 @@ class Posterior:
 
     This costs one gradient for every output of every example. They are taken one after another.
 
+    The covariance is differentiable, also where s C s has equal eigenvalues or is singular: its
+    derivative is that of J s (I + s C s)^-1 s J^T with the covariance's own inverse.
+
     Args:
       inputs: what `predict` takes, leaves [N, ...].
 
@@ -115,14 +119,13 @@ class Posterior:
       g = jax.tree.map(jnp.multiply, self.scale, vjp(cotangent.reshape(outputs.shape))[0])
       return ravel_pytree(g)[0]
 
+    covariance_of = self._covariance()
     n = outputs.shape[0]
     own = jnp.arange(outputs.size // n)  # the C outputs of an example
 
     def example(i: jax.Array) -> jax.Array:  # [C, C]
       rows = jax.vmap(row)(jax.nn.one_hot(i * len(own) + own, outputs.size, dtype=outputs.dtype))
-      along, off = split(rows, self.basis)
-      with exact():
-        return off @ off.T + (along / (1.0 + self.eigenvalues)) @ along.T
+      return covariance_of(rows)
 
     return Predictive(outputs, jax.lax.map(example, jnp.arange(n)))
 
@@ -196,6 +199,47 @@ class Posterior:
       jnp.isnan(log_p).any(0), jnp.nan, jax.scipy.special.logsumexp(log_p, 0) - jnp.log(n)
     )
     return without_padding(mean, batch)
+
+  def _covariance(self) -> Callable[[jax.Array], jax.Array]:
+    """Return rows R [C, D] of J s -> R K^-1 R^T [C, C], K = I + s C s, differentiable by K^-1.
+
+    Eigenvectors have no derivative where two eigenvalues agree, but K^-1 has:
+
+        d(K^-1 v) = K^-1 (dv - dK K^-1 v)
+
+    `custom_linear_solve` applies this rule to derivatives of any order. (A custom_jvp would lose
+    its rule where `lax.map` is differentiated twice.)
+    """
+    likelihood = Likelihood(self.predict, self.log_prob)
+    part, rest = self._cut()
+    outputs_of = lambda p: self.predict(merge(p, rest), self.batch.inputs)
+    loss_of = lambda f: -masked_log_prob(likelihood, f, self.batch)
+    basis, values = jax.lax.stop_gradient((self.basis, self.eigenvalues))
+    _, unravel = ravel_pytree(part)
+
+    def k(rows: jax.Array) -> jax.Array:  # R K [C, D]
+      outputs, vjp = jax.vjp(outputs_of, part)
+      # J v by J^T: a network with a custom_vjp of its own has no forward mode.
+      jvp = jax.linear_transpose(lambda u: vjp(u)[0], outputs)
+      output_hessian = jax.linearize(jax.grad(loss_of), outputs)[1]
+      scaled = lambda v: jax.tree.map(jnp.multiply, self.scale, v)
+      curved = lambda v: scaled(vjp(output_hessian(jvp(scaled(v))[0]))[0])
+      return jax.vmap(lambda v: v + ravel_pytree(curved(unravel(v)))[0])(rows)
+
+    def solve(_: Any, rows: jax.Array) -> jax.Array:  # R K^-1
+      along, off = split(rows, basis)
+      with exact():
+        return off + (along / (1.0 + values)) @ basis
+
+    def covariance(rows: jax.Array) -> jax.Array:
+      along, off = split(jax.lax.stop_gradient(rows), basis)
+      w = jax.lax.custom_linear_solve(k, rows, solve, symmetric=True)
+      with exact():
+        value = off @ off.T + (along / (1.0 + values)) @ along.T  # a sum of squares
+        slope = 0.5 * (rows @ w.T + w @ rows.T)  # the same number, with derivatives
+      return value + (slope - jax.lax.stop_gradient(slope))
+
+    return covariance
 
   def _cut(self) -> tuple[PyTree, PyTree]:
     """theta of the modules that move, and of the others."""
@@ -279,7 +323,8 @@ def posterior(
     basis, values = _exact(model)
   else:
     basis, values = _low_rank(model, rank, jax.random.key(0) if key is None else key)
-  return Posterior(theta, model.white.scale, basis, values, likelihood.predict, likelihood.log_prob)
+  functions = (likelihood.predict, likelihood.log_prob)
+  return Posterior(theta, model.white.scale, basis, values, batch, *functions)
 
 
 def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:

@@ -49,3 +49,25 @@ def test_a_zero_start_is_no_number_and_no_error():
   found = lanczos(lambda x: 2.0 * x, jnp.zeros(5), 3)
   np.testing.assert_array_equal(found.basis, np.zeros((3, 5)))
   np.testing.assert_array_equal(found.eigh()[0], np.ones(3))
+
+
+@pytest.mark.parametrize("values", (np.full(12, 5.0), np.repeat([1.0, 4.0, 9.0], 4), np.zeros(12)))
+def test_all_directions_of_repeated_eigenvalues_are_found(values):
+  rng = np.random.default_rng(3)
+  k = matrix(rng, values)
+  found = lanczos(lambda v: k @ v, jnp.asarray(rng.normal(size=12)), 12)
+  np.testing.assert_allclose(found.basis @ found.basis.T, np.eye(12), atol=1e-12)
+  np.testing.assert_allclose(found.eigh()[0], values, atol=1e-12)
+  t = jnp.diag(found.alpha) + jnp.diag(found.beta, 1) + jnp.diag(found.beta, -1)
+  np.testing.assert_allclose(found.basis.T @ t @ found.basis, k, atol=1e-12)
+
+
+def test_a_direction_that_repeats_leaves_the_solution_of_the_start_exact():
+  """K^-1 v by the first row of T's eigenvectors, where both blocks of T share an eigenvalue."""
+  rng = np.random.default_rng(4)
+  k = matrix(rng, np.repeat([2.0, 7.0], 5))
+  v = jnp.asarray(rng.normal(size=10))
+  found = lanczos(lambda x: k @ x, v, 6)
+  values, vectors = found.eigh()
+  got = jnp.linalg.norm(v) * (vectors @ (vectors[0] / values)) @ found.basis
+  np.testing.assert_allclose(got, jnp.linalg.solve(k, v), rtol=1e-10)
