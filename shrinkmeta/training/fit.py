@@ -23,7 +23,7 @@ from shrinkmeta.training.callbacks import Callback, instance, local_path, whole_
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
 from shrinkmeta.training.records import Reporter, reporting
-from shrinkmeta.training.stopping import Watchdog, sigterm
+from shrinkmeta.training.stopping import Watchdog, stop_signals
 
 PyTree = Any
 Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: a number}
@@ -51,6 +51,9 @@ def fit(
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks and the seconds since the last log record.
 
+  Ctrl-C ends the run after the update under way: the state is saved, if there are `checkpoints`,
+  and returned. Pass it to `fit` again to continue. A second Ctrl-C interrupts at once.
+
   Args:
     learner: the learner.
     state: a state of `learner.init(params)`, or any later one. It is copied, never donated. With
@@ -76,7 +79,7 @@ def fit(
       first update and compilation are not timed.
 
   Returns:
-    The state after the last update.
+    The state after the last update, or after the one that Ctrl-C stopped.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.
@@ -111,7 +114,7 @@ def fit(
     if (first := int(state.step)) > steps:
       raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
     reporter = stack.enter_context(reporting(callbacks, first, steps, meta_batch))
-    stopped = stack.enter_context(sigterm())
+    stopped = stack.enter_context(stop_signals())
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
     update = build_update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
@@ -177,7 +180,7 @@ def _loop(
   evaluation: _Evaluation,
   saving: _Saving,
   reporter: Reporter,
-  stopped: Callable[[int], bool],
+  stopped: Callable[[int], int | None],
   watchdog: Watchdog,
 ) -> MetaState:
   """Run the updates from `state.step` to `steps`."""
@@ -197,18 +200,23 @@ def _loop(
       jax.block_until_ready(record)
     watchdog.stop()
     extra = evaluation(state) if evaluates else {}
-    stop, value = stopped(done), extra.get(f"eval/{evaluation.best}")
-    due, last = saving.due(done, value), done == steps or stop
-    if on_cpu or extra or last or due:  # report a step before it is saved
+    if on_cpu or extra:
       reporter.flush(extra)
+    stop, value = stopped(done), extra.get(f"eval/{evaluation.best}")
+    due, last = saving.due(done, value), done == steps or stop is not None
+    if last or due:  # report a step before it is saved
+      reporter.flush()
     if saving.store is not None:
       if due or last:
         saving.store.save(state, value)
       if last:
-        saving.store.finish()  # still inside `sigterm`, so that a signal waits for it
-    if stop:
-      logging.warning("SIGTERM: stopped after step %d of %d.", done, steps)
-      raise SystemExit(128 + signal.SIGTERM)
+        saving.store.finish()  # still inside `stop_signals`, so that a signal waits for it
+    if stop is not None:
+      name = signal.Signals(stop).name
+      logging.warning("%s: stopped after step %d (%d of %d done).", name, step, done, steps)
+      if stop == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+      break
   return state
 
 

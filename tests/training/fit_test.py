@@ -1,5 +1,6 @@
 """The training loop: resumption, log records, evaluation, errors, signals, memory."""
 
+import concurrent.futures
 import faulthandler
 import gc
 import json
@@ -264,13 +265,67 @@ def test_a_sigterm_that_stopped_nothing_is_raised_again():
   try:
     for acted, wanted in ((False, [signal.SIGTERM]), (True, [])):
       received.clear()
-      with stopping.sigterm() as stopped:
+      with stopping.stop_signals() as stopped:
         signal.raise_signal(signal.SIGTERM)
         assert not acted or stopped(3)
         assert received == []
       assert received == wanted
   finally:
     signal.signal(signal.SIGTERM, old)
+
+
+def interrupting(at, times=1):
+  """A callback that sends Ctrl-C in the update `at`."""
+
+  def record(step, log_record):
+    for _ in range(times if step == at else 0):
+      signal.raise_signal(signal.SIGINT)
+
+  return sm.Callback(lambda first, steps: None, record, lambda: None)
+
+
+def test_an_interrupted_run_returns_its_state_and_continues_to_the_same_bits(tmp_path, caplog):
+  learner, state = make()
+  straight, _ = run(learner, state, 6)
+  for checkpoints in (None, sm.Checkpoints(tmp_path, every=100)):
+    keywords = {"checkpoints": checkpoints}
+    caplog.clear()
+    reached, _ = run(learner, state, 6, callbacks=[interrupting(2)], **keywords)
+    assert reached.step == 3
+    assert "SIGINT: stopped after step 2 (3 of 6 done)" in caplog.text
+    assert checkpoints is None or os.listdir(tmp_path) == ["3"]
+    # With checkpoints the folder knows the state, so that the start may be passed again.
+    ended, records = run(learner, reached if checkpoints is None else state, 6, **keywords)
+    assert [record["step"] for record in records] == [3, 4, 5]
+    chex.assert_trees_all_equal(ended, straight)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_ends_a_run_at_once():
+  learner, state = make()
+  records = []
+  with pytest.raises(KeyboardInterrupt):
+    run(learner, state, 6, callbacks=[interrupting(2, times=2), sm.recorder(records)])
+  assert [record["step"] for record in records] == [0, 1]  # the callback after it was not called
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_caller_keeps_the_interrupt():
+  learner, state = make()
+  received = []
+  old = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+  try:
+    ended, _ = run(learner, state, 4, callbacks=[interrupting(1)])
+  finally:
+    signal.signal(signal.SIGINT, old)
+  assert received == [signal.SIGINT] and ended.step == 4
+
+
+def test_in_another_thread_a_run_has_no_signals():
+  learner, state = make()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    ended, _ = pool.submit(run, learner, state, 2).result()
+  assert ended.step == 2
 
 
 def test_a_stall_ends_the_process_and_shows_where(tmp_path):
