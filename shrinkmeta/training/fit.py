@@ -49,7 +49,9 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks and the seconds since the last log record.
+  of every module, the number of failed tasks and the seconds since the last log record. Where an
+  inner loop has a mode or a tolerance, "converged" is the share of loops that converged. A warning
+  is logged once if tasks fail, and once if few loops of an implicit gradient converge.
 
   Ctrl-C ends the run after the update under way: the state is saved, if there are `checkpoints`,
   and returned. Pass it to `fit` again to continue. A second Ctrl-C interrupts at once.
@@ -113,7 +115,7 @@ def fit(
     saving = _Saving(store, 0 if checkpoints is None else checkpoints.every)
     if (first := int(state.step)) > steps:
       raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
-    reporter = stack.enter_context(reporting(callbacks, first, steps, meta_batch))
+    reporter = stack.enter_context(reporting(learner, callbacks, first, steps, meta_batch))
     stopped = stack.enter_context(stop_signals())
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)

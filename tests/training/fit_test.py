@@ -186,6 +186,53 @@ def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   assert [record["failed"] for record in records] == [0, 0, 3]
 
 
+def warnings_of(caplog):
+  return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_failed_tasks_are_warned_of_once(caplog):
+  learner, state = make()
+
+  def source(first, count):
+    bad = (first == 3 * 2 + jnp.arange(3)) | (first + jnp.arange(count) == 11)
+    spoilt = lambda x: jnp.where(bad.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
+    return jax.tree.map(spoilt, SOURCE(first, count))
+
+  _, records = run(learner, state, 5, source)
+  assert [record["failed"] for record in records] == [0, 0, 1, 1, 0]
+  (of_failures,) = [text for text in warnings_of(caplog) if "failed" in text]
+  assert of_failures.startswith("1 of 3 tasks (33 %) of step 2 failed")
+  assert "NaN" in of_failures and "labels out of range" in of_failures
+
+
+@pytest.mark.parametrize(("steps", "share"), [(2, 0.0), (2000, 1.0)])
+def test_few_converged_loops_are_warned_of_once(steps, share, caplog):
+  linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
+  learner = sm.sigma_imaml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), steps, tol=1e-4))
+  batch = lambda count: sm.Batch(jnp.ones((count, 4)), 2.0 * jnp.ones((count, 4)))
+  source = lambda first, count: sm.Task(batch(count), batch(count))
+  _, records = run(learner, learner.init({"w": 0.0}), 25, source)
+  assert {record["converged"] for record in records} == {share}
+  found = warnings_of(caplog)
+  if share == 1.0:
+    assert found == []
+  else:
+    assert len(found) == 1
+    assert found[0].startswith("0 % of the inner loops of the first 20 updates converged")
+    assert "converged at 0.0001 (Inner.tol) or less" in found[0]
+    assert (
+      "more steps (now 2), a larger tol or a smaller step size, or lower init_sigma" in found[0]
+    )
+
+
+def test_convergence_is_not_logged_where_it_is_not_known():
+  """A loop of `maml` knows no gradient norm at its end: the share would always be 0."""
+  _, records = run(*make("maml"), 1)
+  assert "converged" not in records[0]
+  _, records = run(*make("sigma_imaml"), 1)
+  assert 0.0 <= records[0]["converged"] <= 1.0
+
+
 def test_a_prior_whose_gradient_is_not_finite_is_an_error():
   learner, state = make()
   prior = lambda phi: -jnp.linalg.norm(0.0 * jax.tree.leaves(phi)[0])
