@@ -29,6 +29,7 @@ ROOMS = (
   "algorithms",
   "gradient_check",
   "summary",
+  "evaluation",
   "training",
   "adapters",
   "serving",

@@ -49,12 +49,11 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks and the seconds since the last log record. Where an
-  inner loop has a mode or a tolerance, "converged" is the share of loops that converged. A warning
-  is logged once if tasks fail, and once if few loops of an implicit gradient converge.
+  of every module, the number of failed tasks and the seconds since the last log record; and, where
+  loops seek a mode, the share that converged. Failed tasks and unconverged loops are warned of.
 
   Ctrl-C ends the run after the update under way: the state is saved, if there are `checkpoints`,
-  and returned. Pass it to `fit` again to continue. A second Ctrl-C interrupts at once.
+  and returned, for another `fit` to continue from. A second Ctrl-C interrupts at once.
 
   Args:
     learner: the learner.
@@ -81,7 +80,7 @@ def fit(
       first update and compilation are not timed.
 
   Returns:
-    The state after the last update, or after the one that Ctrl-C stopped.
+    The state after the last update.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.
@@ -113,8 +112,7 @@ def fit(
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
       state = store.restore(state) or state
     saving = _Saving(store, 0 if checkpoints is None else checkpoints.every)
-    if (first := int(state.step)) > steps:
-      raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
+    first = _first_step(state, steps)
     reporter = stack.enter_context(reporting(learner, callbacks, first, steps, meta_batch))
     stopped = stack.enter_context(stop_signals())
     watchdog = Watchdog(stall_seconds)
@@ -220,6 +218,13 @@ def _loop(
         raise SystemExit(128 + signal.SIGTERM)
       break
   return state
+
+
+def _first_step(state: MetaState, steps: int) -> int:
+  """The step that a run to `steps` begins at; ValueError if the state is past it."""
+  if (first := int(state.step)) > steps:
+    raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
+  return first
 
 
 def _copy(x: Any) -> jax.Array:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import faulthandler
 import gc
+import importlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -171,6 +173,25 @@ def test_progress_bar_and_tensorboard(tmp_path, capsys):
   run(learner, state, 3, callbacks=callbacks)
   assert "name: 100%" in capsys.readouterr().err
   assert any("tfevents" in name for name in os.listdir(tmp_path))
+
+
+def test_the_rate_of_a_progress_bar_leaves_out_the_first_update(monkeypatch, capsys):
+  bars = []
+  tqdm = importlib.import_module("tqdm.auto")
+  make_bar = lambda *args, bar=tqdm.tqdm, **keywords: bars.append(bar(*args, **keywords)) or bars[0]
+  monkeypatch.setattr(tqdm, "tqdm", make_bar)
+  bar = sm.progress_bar()
+  bar.begin(2, 6)
+  begun = time.perf_counter()
+  time.sleep(0.5)  # compilation
+  for step in range(2, 6):
+    bar.record(step, {"loss": math.nan, "phi_loss": 1.5, "converged": 0.25})
+    time.sleep(0.02)
+  assert bars[0].n == 6 and bars[0].format_dict["initial"] == 3
+  assert bars[0].format_dict["elapsed"] < time.perf_counter() - begun - 0.4
+  bar.end()
+  assert "6/6" in (shown := capsys.readouterr().err)
+  assert "phi_loss=1.500, converged=25%" in shown and " loss=" not in shown
 
 
 def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
