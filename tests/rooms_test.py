@@ -17,6 +17,7 @@ ROOMS = (
   "kinds",
   "validate",
   "model",
+  "data",
   "devices",
   "config",
   "base",

@@ -9,7 +9,7 @@ import contextlib
 import numbers
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from absl import logging
 from jax.sharding import PartitionSpec
 
 from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
+from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.training.callbacks import Callback, instance, local_path, whole_number
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
@@ -32,7 +34,7 @@ Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: a number}
 def fit(
   learner: MetaLearner,
   state: MetaState,
-  tasks: Source,
+  tasks: Source | Sequence[Task] | Task,
   steps: int,
   *,
   meta_batch: int,
@@ -49,8 +51,8 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks and the seconds since the last log record; and, where
-  loops seek a mode, the share that converged. Failed tasks and unconverged loops are warned of.
+  of every module, the number of failed tasks, the seconds, and the share of inner loops that
+  converged. Failed tasks and unconverged loops are warned of.
 
   Ctrl-C ends the run after the update under way: the state is saved, if there are `checkpoints`,
   and returned, for another `fit` to continue from. A second Ctrl-C interrupts at once.
@@ -61,7 +63,8 @@ def fit(
       `checkpoints`, the newest state in the folder replaces it.
     tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
       It must return the same tasks for the same numbers. If learner.spec.mesh does not divide the
-      tasks evenly, padding tasks are added, which count as 0.
+      tasks evenly, padding tasks are added, which count as 0. A list of Tasks, or a Task with
+      leaves [K, N, ...], is drawn from in a new order each epoch: see `shrinkmeta.source`.
     steps: the number of updates, those of earlier runs included.
     meta_batch: the number of tasks per update.
     micro_batches: the number of parts in which the tasks of an update are drawn, placed and run,
@@ -73,11 +76,10 @@ def fit(
     best: a name that `evaluate` returns. The state with the smallest value is kept, for
       `restore(checkpoints, learner, state, "best")`.
     callbacks: called with the log record of every step, in process 0.
-    checkpoints: where states are kept. None keeps none.
+    checkpoints: where states are kept, or None.
     rules: how large leaves are cut over the mesh's axis "model": see `place_state`.
-    stall_seconds: the longest time for an update, in seconds. A longer one ends the process with
-      exit code 1 and the tracebacks of all threads, so that a scheduler can start it again. The
-      first update and compilation are not timed.
+    stall_seconds: the longest time for an update, in seconds, compilation apart. A longer one ends
+      the process with exit code 1 and the tracebacks of all threads.
 
   Returns:
     The state after the last update.
@@ -93,11 +95,8 @@ def fit(
     >>> learner = sm.reptile(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
     >>> batch = lambda count: sm.Batch(jnp.ones((count, 4)), jnp.ones((count, 4)))
     >>> tasks = lambda first, count: sm.Task(batch(count), None)
-    >>> records = []
-    >>> state = learner.init({"w": 0.0})
-    >>> state = sm.fit(learner, state, tasks, 2, meta_batch=3, callbacks=[sm.recorder(records)])
-    >>> int(state.step), records[1]["step"], records[1]["failed"]
-    (2, 1, 0.0)
+    >>> int(sm.fit(learner, learner.init({"w": 0.0}), tasks, 2, meta_batch=3).step)
+    2
   """
   steps, meta_batch = whole_number("steps", steps, 0), whole_number("meta_batch", meta_batch, 1)
   micro_batches = whole_number("micro_batches", micro_batches, 1)
@@ -117,7 +116,8 @@ def fit(
     stopped = stack.enter_context(stop_signals())
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
-    update = build_update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
+    options = (meta_batch, micro_batches, key, watchdog)
+    update = build_update(learner, state, _source(tasks, key), *options)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
 
 
@@ -244,9 +244,13 @@ def _check_types(
   """Raise TypeError or ValueError if an argument of `fit` is not what its name says."""
   instance("learner", learner, MetaLearner, "a learner, as shrinkmeta.sigma_imaml(...) returns it")
   instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
-  instance(
-    "tasks", tasks, Callable, "a function (first, count) -> shrinkmeta.Task of `count` tasks"
-  )
+  if not isinstance(tasks, (Task, list, tuple)):
+    instance("tasks", tasks, Callable, "a function (first, count) -> shrinkmeta.Task, or Tasks")
+  elif not isinstance(tasks, Task) and any(isinstance(task, Batch) for task in tasks):
+    raise TypeError(
+      "tasks must be a list of Tasks; got Batches. Split them: tasks=shrinkmeta.source(batches, "
+      "rows=(examples of train, examples of val), key=jax.random.key(0))."
+    )
   instance("key", key, (jax.Array, np.ndarray, type(None)), "a key of jax.random.key, or None")
   if key is not None and not _is_key(key):
     raise ValueError(f"key must be one key of jax.random.key; got {key.dtype} {list(key.shape)}.")
@@ -273,6 +277,15 @@ def _check_types(
     instance("stall_seconds", stall_seconds, real, "a number of seconds, or None")
     if not stall_seconds > 0:
       raise ValueError(f"stall_seconds must be positive, or None; got {stall_seconds!r}.")
+
+
+def _source(tasks: Source | Sequence[Task] | Task, key: jax.Array | None) -> Source:
+  """The tasks as a function (first, count) -> Task."""
+  if not isinstance(tasks, (Task, list, tuple)):
+    return cast(Source, tasks)
+  key = jax.random.key(0) if key is None else key
+  # Updates fold their number into the key, and none is as large as this one.
+  return source(cast(Any, tasks), key=jax.random.fold_in(key, 2**32 - 1))
 
 
 def _is_key(key: Any) -> bool:
