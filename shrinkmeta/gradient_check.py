@@ -1,15 +1,17 @@
 """A check of the meta-gradient of a learner, for one model and a few tasks, before a long run.
 
-It compares three derivatives of the meta-loss, module by module: the one that
-`learner.meta_gradient` returns, the one through every inner step (in forward mode), and central
-differences of the whole procedure.
+It compares derivatives of the meta-loss, module by module: the one that `learner.meta_gradient`
+returns, central differences of the whole procedure, and, where it means something, the one through
+every inner step (in forward mode). A verdict says what the comparison shows.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from shrinkmeta import scalars, validate
@@ -18,35 +20,44 @@ from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 
 PyTree = Any
+Program = Callable[[MetaParams], tuple[MetaParams, dict[str, jax.Array], Metrics]]
 
 
 class ModuleCheck(NamedTuple):
-  """Three derivatives of the meta-loss along one direction within one module."""
+  """Derivatives of the meta-loss along one direction within one module."""
 
   parameter: str  # "phi" or "log_sigma2"
   module: str
   direction: str  # phi: "gradient" (the learner's, unit norm) or "random"; log_sigma2: "axis"
   learner: float  # the derivative by `learner.meta_gradient`
-  unrolled: float  # the derivative through every inner step
+  unrolled: float | None  # the derivative through every inner step; None where it means nothing
   differences: float  # the derivative by central differences
-  unrolled_error: float  # |learner - unrolled| / |unrolled|
+  unrolled_error: float | None  # |learner - unrolled| / |unrolled|
   error: float  # |learner - differences| / |differences|
+  uncertainty: float  # |differences - differences with twice the step|
 
 
 class GradientCheck(NamedTuple):
-  """The result of `check_meta_gradient`; `print` shows it as a table."""
+  """The result of `check_meta_gradient`; `print` shows a table and, as its last line, the verdict.
 
-  rows: tuple[ModuleCheck, ...]  # one row of the table each
+  Attributes:
+    rows: one row of the table each.
+    verdict: begins with "fine", "off" or "unsure"; see `check_meta_gradient`.
+  """
+
+  rows: tuple[ModuleCheck, ...]
+  verdict: str
 
   def __str__(self) -> str:
-    line = "{:<11}{:<20}{:<10}{:>13}{:>13}{:>13}{:>12}{:>12}".format
-    head = line(
-      "", "module", "along", "learner", "unrolled", "differences", "err unr.", "err diff."
+    shown = [i for i in range(3, 9) if all(row[i] is not None for row in self.rows)]
+    titles = (*"   ", "learner", "unrolled", "differences", "err unr.", "err diff.", "+-")
+    line = lambda start, cells: (
+      "{:<11}{:<20}{:<10}".format(*start) + "".join(f"{cell:>13}" for cell in cells)
     )
-    body = [
-      line(*r[:3], *(f"{x:.5g}" for x in r[3:6]), *(f"{e:.1e}" for e in r[6:])) for r in self.rows
-    ]
-    return "\n".join([head, *body])
+    number = lambda i, x: f"{x:.1e}" if i > 5 else f"{x:.5g}"
+    head = line(("", "module", "along"), [titles[i] for i in shown])
+    body = [line(row[:3], [number(i, row[i]) for i in shown]) for row in self.rows]
+    return "\n".join([head, *body, f"verdict: {self.verdict}"])
 
 
 def check_meta_gradient(
@@ -57,18 +68,27 @@ def check_meta_gradient(
   key: jax.Array | None = None,
   direction_key: jax.Array | None = None,
 ) -> GradientCheck:
-  """Compare the meta-gradient of a learner with two other derivatives of the same loss.
+  """Compare the meta-gradient of a learner with other derivatives of the same loss, and judge it.
 
-  The derivative through the steps and the differences belong to the program as it runs, with its
-  inexact modes. For an implicit algorithm the distance to them shows how far theta_hat is from the
-  mode, how good the linear solve is, and what the approximate curvature leaves out.
+  The differences belong to the program as it runs, with its inexact modes. For an implicit
+  algorithm the distance to them shows how far theta_hat is from the mode, how good the linear solve
+  is, and what the approximate curvature leaves out. The verdict is one of
+
+  - "fine": every error is below a tolerance. It is 1e-3 in float64 and 3e-2 in float32, plus
+    the mean norm of grad J, at most 0.1, for an algorithm with an implicit gradient. That norm
+    bounds the distance of z to its mode where the curvature is positive.
+  - "off": a derivative differs by more than that. The line names the worst, and the likely reason.
+  - "unsure": an error is above the tolerance, but two step sizes give differences that are more
+    than a tenth of that error apart, so the differences may be wrong.
+
+  The derivative through every inner step is compared too, if all steps are run (Inner.tol is None)
+  by an optimiser without a line search. Elsewhere it can be far from the derivative of the point
+  where the loop ends, even if that point is exact.
 
   The entries of phi are NaN for reptile, whose phi follows no loss. The entries of sigma are NaN
   for sigma_gradient="joint": that gradient lets phi follow sigma, and here phi is held.
 
-  Differences are precise to about 1e-8 in float64 and 1e-2 in float32. With L-BFGS look at the
-  differences only: the derivative through its line search and its memory can be far from the
-  derivative of the point where the steps end, even if that point is exact.
+  One program compiles. It runs four times for every row.
 
   Args:
     learner: the learner to check.
@@ -78,7 +98,7 @@ def check_meta_gradient(
     direction_key: for the random directions. None is jax.random.key(0).
 
   Returns:
-    One row per parameter, module and direction.
+    One row per parameter, module and direction, and the verdict.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.
@@ -88,9 +108,11 @@ def check_meta_gradient(
     >>> linear = sm.gaussian(lambda theta, x: x * theta["w"])
     >>> learner = sm.sigma_maml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1))
     >>> batch = sm.Batch(jnp.ones((2, 4)), jnp.ones((2, 4)))
-    >>> check = check_meta_gradient(learner, learner.init({"w": 0.0}), sm.Task(batch, batch))
+    >>> check = sm.check_meta_gradient(learner, learner.init({"w": 0.0}), sm.Task(batch, batch))
     >>> [(row.parameter, row.direction, row.unrolled_error < 0.01) for row in check.rows]
     [('phi', 'gradient', True), ('phi', 'random', True), ('log_sigma2', 'axis', True)]
+    >>> check.verdict.split(":")[0]
+    'fine'
   """
   check_learner("learner", learner)
   check_state("state", state)
@@ -99,38 +121,65 @@ def check_meta_gradient(
   scalars.key("direction_key", direction_key)
   direction_key = jax.random.key(0) if direction_key is None else direction_key
   start = MetaParams(state.phi, state.log_sigma2)
-  grad = jax.jit(learner.meta_gradient)(state, tasks, key)[0]
-  losses = jax.jit(_losses(learner, state, tasks, key))
-  slopes = jax.jit(lambda v: jax.jvp(losses, (start,), (v,))[1])
-  eps = float(jnp.finfo(jnp.result_type(jax.tree.leaves(state.phi)[0])).eps)
+  program = jax.jit(_program(learner, state, tasks, key))
+  grad, _, metrics = program(start)
+  slopes = None
+  if _unrolled_has_meaning(learner, start.phi):
+    losses = lambda params: _program(learner, state, tasks, key)(params)[1]
+    slopes = jax.jit(lambda v: jax.jvp(losses, (start,), (v,))[1])
+  dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
   rows = []
   for parameter, module, along, v in _directions(learner, start, grad, direction_key):
-    h = eps ** (1 / 3) * max(1.0, _module_norm(learner, start, parameter, module))
-    up, down = (losses(optax.tree.add_scale(start, s * h, v))[parameter] for s in (1.0, -1.0))
+    h = float(jnp.finfo(dtype).eps) ** (1 / 3)
+    h *= max(1.0, _module_norm(learner, start, parameter, module))
+    losses_at = lambda step, v=v, name=parameter: float(
+      program(optax.tree.add_scale(start, step, v))[1][name]
+    )
+    differences, coarse = ((losses_at(a) - losses_at(-a)) / (2 * a) for a in (h, 2 * h))
     claimed = float(jnp.asarray(optax.tree.vdot(grad, v)))
-    unrolled, differences = float(slopes(v)[parameter]), (float(up) - float(down)) / (2 * h)
-    errors = (abs(claimed - truth) / max(abs(truth), 1e-300) for truth in (unrolled, differences))
-    rows.append(ModuleCheck(parameter, module, along, claimed, unrolled, differences, *errors))
-  return GradientCheck(tuple(rows))
+    unrolled = None if slopes is None else float(slopes(v)[parameter])
+    of_unrolled = None if unrolled is None else _relative(claimed, unrolled)
+    numbers = (claimed, unrolled, differences, of_unrolled, _relative(claimed, differences))
+    rows.append(ModuleCheck(parameter, module, along, *numbers, abs(differences - coarse)))
+  return GradientCheck(tuple(rows), _verdict(rows, learner, tasks, metrics, dtype))
 
 
-def _losses(
-  learner: MetaLearner, state: MetaState, tasks: Task, key: jax.Array | None
-) -> Callable[[MetaParams], dict[str, jax.Array]]:
-  """Build (phi, log sigma^2) -> {"phi": [], "log_sigma2": []}, the losses that the two follow."""
+def _relative(claimed: float, truth: float) -> float:
+  return abs(claimed - truth) / max(abs(truth), 1e-300)
+
+
+def _program(learner: MetaLearner, state: MetaState, tasks: Task, key: jax.Array | None) -> Program:
+  """Build (phi, log sigma^2) -> (gradient, {"phi": [], "log_sigma2": []}, metrics).
+
+  The dict holds the losses that the two parameters follow. One program gives all: another for the
+  losses alone would run faster, but take longer to compile than all its runs take here.
+  """
   log_p_sigma = learner.spec.log_p_sigma
 
-  def losses(params: MetaParams) -> dict[str, jax.Array]:
+  def program(params: MetaParams) -> tuple[MetaParams, dict[str, jax.Array], Metrics]:
     moved = state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
-    metrics = learner.meta_gradient(moved, tasks, key)[1]
+    grad, metrics = learner.meta_gradient(moved, tasks, key)
     followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
     if log_p_sigma is not None:  # no reported loss holds it; its weight is that of `make_learner`
       followed -= log_p_sigma(params.log_sigma2) / _units(learner, tasks, metrics)
     if learner.spec.sigma_gradient == "joint":
       followed *= jnp.nan
-    return {"phi": metrics.phi_loss, "log_sigma2": followed}
+    return grad, {"phi": metrics.phi_loss, "log_sigma2": followed}, metrics
 
-  return losses
+  return program
+
+
+def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
+  """Whether the derivative through the steps is that of where they end: see the docstring above."""
+  searching = (
+    optax.ScaleByLBFGSState,
+    optax.ScaleByZoomLinesearchState,
+    optax.ScaleByBacktrackingLinesearchState,
+  )
+  searches = lambda x: isinstance(x, searching)
+  inner = learner.spec.inner
+  states = jax.tree.leaves(jax.eval_shape(inner.optimizer.init, phi), is_leaf=searches)
+  return inner.tol is None and not any(map(searches, states))
 
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
@@ -170,3 +219,110 @@ def _directions(
       if jnp.isfinite(start.log_sigma2[module]):
         axis = zero.log_sigma2 | {module: jnp.ones_like(zero.log_sigma2[module])}
         yield "log_sigma2", module, "axis", zero._replace(log_sigma2=axis)
+
+
+def _verdict(
+  rows: Sequence[ModuleCheck],
+  learner: MetaLearner,
+  tasks: Task,
+  metrics: Metrics,
+  dtype: jax.typing.DTypeLike,
+) -> str:
+  """Judge the rows: one line that begins with "fine", "off" or "unsure"."""
+  tolerance = _tolerance(learner, tasks, metrics, dtype)
+  judged = [row for row in rows if math.isfinite(row.differences)]
+  skipped = sorted({row.parameter for row in rows} - {row.parameter for row in judged})
+  tail = f" Not compared: {', '.join(skipped)}, which has no loss here." if skipped else ""
+  if not judged:
+    return f"unsure: no derivative could be compared. {_reason(learner, metrics, dtype)}{tail}"
+  # A derivative near 0 is compared with the others of its parameter.
+  largest = {row.parameter: 0.0 for row in judged}
+  for row in judged:
+    largest[row.parameter] = max(largest[row.parameter], abs(row.differences))
+  scales = [max(abs(r.learner), abs(r.differences), 1e-2 * largest[r.parameter]) for r in judged]
+  measured = [
+    (abs(row.learner - row.differences) / max(scale, 1e-300), row.uncertainty / max(scale, 1e-300))
+    for row, scale in zip(judged, scales, strict=True)
+  ]
+  beyond = [i for i, (error, _) in enumerate(measured) if not error <= tolerance]
+  off = [i for i in beyond if not measured[i][1] > 0.1 * measured[i][0]]
+  unsure = [i for i in beyond if i not in off]
+  if not off and not unsure:
+    largest_error = max(error for error, _ in measured)
+    return (
+      f"fine: {len(judged)} derivatives agree with central differences. The largest error is "
+      f"{largest_error:.1e}, the tolerance {tolerance:.1e}.{tail}"
+    )
+  found, column = (off, 0) if off else (unsure, 1)
+  worst = max(found, key=lambda i: measured[i][column] if math.isfinite(judged[i].learner) else 9e9)
+  row, others = judged[worst], len(found) - 1
+  more = f", and {others} other row{'s' * (others > 1)}" if others else ""
+  what = f"{row.parameter} of module {row.module!r} along {row.direction!r}"
+  amount = f"{100 * measured[worst][column]:.2g} % (tolerance {100 * tolerance:.2g} %)"
+  reason = _reason(learner, metrics, dtype, unsure=not off)
+  if off:
+    return f"off: {what} by {amount}{more}. Likely reason: {reason}{tail}"
+  return f"unsure: the differences for {what} vary by {amount}{more}. Likely reason: {reason}{tail}"
+
+
+def _tolerance(
+  learner: MetaLearner, tasks: Task, metrics: Metrics, dtype: jax.typing.DTypeLike
+) -> float:
+  """The error that counts as none: by the precision, and by how far modes are from converged."""
+  base = {8: 1e-3, 4: 3e-2}.get(jnp.dtype(dtype).itemsize, 0.2)
+  if not learner.spec.has_mode:
+    return base
+  count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.train)
+  # K >= I in whitened coordinates, so |grad J| bounds |z - z_hat| there.
+  norms = np.asarray(count * metrics.inner.grad_norm, np.float64)[~np.asarray(metrics.failed)]
+  distance = float(norms.mean()) if norms.size else math.inf
+  return base + (min(0.1, distance) if math.isfinite(distance) else 0.1)
+
+
+def _reason(
+  learner: MetaLearner, metrics: Metrics, dtype: jax.typing.DTypeLike, unsure: bool = False
+) -> str:
+  """The likely reason, in a sentence or two, for a gradient and differences that do not agree."""
+  spec, inner, solve = learner.spec, metrics.inner, metrics.solve
+  sound = ~np.asarray(metrics.failed)
+  share = lambda flags: f"{int(np.sum(~np.asarray(flags)[sound]))} of {int(sound.sum())}"
+  mean = lambda values: float(np.mean(np.asarray(values, np.float64)[sound]))
+  if not sound.all():
+    return (
+      f"{int((~sound).sum())} of {sound.size} tasks failed: their loss or gradient is not finite."
+    )
+  if spec.has_mode and not np.all(inner.converged):
+    return (
+      f"the inner loops of {share(inner.converged)} tasks are short of their mode: grad_norm is "
+      f"{mean(inner.grad_norm):.1e} on average, the tolerance {spec.inner.tol or 1e-3:.0e}. Give "
+      "Inner more steps, or lower init_sigma."
+    )
+  rough = (
+    f"central differences are rough in {jnp.dtype(dtype).name}: check in float64, with "
+    'jax.config.update("jax_enable_x64", True).'
+  )
+  if unsure:
+    odd = "the loss has a kink near this state (ReLU, max), or does not repeat its values."
+    return rough if jnp.dtype(dtype).itemsize < 8 else odd
+  if spec.algorithm.gradient == "first_order":
+    return "this algorithm takes d theta_hat / d phi = I, and so leaves out second derivatives."
+  if spec.has_mode and solve is not None:
+    if spec.implicit.solver == "identity":
+      return 'solver="identity" leaves the curvature out.'
+    if not np.all(solve.converged):
+      return (
+        f"the linear solves of {share(solve.converged)} tasks are short of Implicit.tol: the "
+        f"residual is {mean(solve.residual):.1e} on average. Give Implicit more max_steps."
+      )
+    if spec.implicit.batch_size is not None:
+      return "Implicit.batch_size takes the curvature of a few examples."
+    if spec.implicit.damping:
+      return f"Implicit.damping={spec.implicit.damping} adds to the curvature."
+    if spec.implicit.curvature == "gauss_newton":
+      return (
+        "Gauss-Newton leaves out the second derivatives of a network that is not linear. "
+        'Implicit(curvature="hessian") keeps them: try it if the error is too large.'
+      )
+  if jnp.dtype(dtype).itemsize < 8:
+    return rough
+  return "none of the settings explains it: the gradient is wrong, or the loss has a kink here."

@@ -70,7 +70,11 @@ def recorder(records: MutableSequence[Any]) -> Callback:
 
 
 def progress_bar(name: str = "fit") -> Callback:
-  """Show a progress bar on stderr, with the loss and the time left.
+  """Show a progress bar, with the loss and the time left: on stderr, or in the cell of a notebook.
+
+  The bar shows phi_loss where there is no validation loss, and the share of converged inner loops
+  where the log record has it. The rate and the time left leave out the first update, which
+  compiles.
 
   Args:
     name: the words before the bar.
@@ -90,20 +94,36 @@ def progress_bar(name: str = "fit") -> Callback:
   """
   validate.instance("name", name, str, "a string")
   try:
-    import tqdm
+    import tqdm.auto
   except ImportError as error:
     raise ImportError("progress_bar needs tqdm: pip install tqdm.") from error
-  bars: list[Any] = []
+  bars: list[tuple[Any, int]] = []  # each with the first step of its run
 
   def begin(first: int, steps: int) -> None:
-    bars.append(tqdm.tqdm(desc=name, initial=first, total=steps, unit="step", dynamic_ncols=True))
+    options = {"initial": first, "total": steps, "unit": "step", "dynamic_ncols": True}
+    bars.append((tqdm.auto.tqdm(desc=name, **options), first))
 
   def record(step: int, log_record: LogRecord) -> None:
-    del step
-    bars[-1].set_postfix(loss=f"{log_record['loss']:.3f}", refresh=False)
-    bars[-1].update()
+    bar, first = bars[-1]
+    bar.set_postfix(_shown(log_record), refresh=False)
+    if step == first:  # count the updates after this one, from now on
+      bar.n = bar.initial = bar.last_print_n = step + 1
+      bar.unpause()
+      bar.refresh()
+    else:
+      bar.update()
 
-  return Callback(begin, record, lambda: bars.pop().close())
+  return Callback(begin, record, lambda: bars.pop()[0].close())
+
+
+def _shown(log_record: LogRecord) -> dict[str, str]:
+  """What a progress bar shows of a log record, {name: text}."""
+  no_loss = math.isnan(log_record["loss"]) and "phi_loss" in log_record
+  name = "phi_loss" if no_loss else "loss"
+  shown = {name: f"{log_record[name]:.3f}"}
+  if "converged" in log_record:
+    shown["converged"] = f"{100 * log_record['converged']:.0f}%"
+  return shown
 
 
 def tensorboard(folder: Path) -> Callback:

@@ -8,7 +8,7 @@ continues from its last checkpoint. On the same devices it ends with the same bi
 import contextlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,15 @@ from jax.sharding import PartitionSpec
 
 from shrinkmeta import scalars, validate
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
+from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
+from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.paths import local_path
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
 from shrinkmeta.training.records import Reporter, reporting
-from shrinkmeta.training.stopping import Watchdog, sigterm
+from shrinkmeta.training.stopping import Watchdog, stop_signals
 
 PyTree = Any
 Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: a number}
@@ -33,7 +35,7 @@ Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: a number}
 def fit(
   learner: MetaLearner,
   state: MetaState,
-  tasks: Source,
+  tasks: Source | Sequence[Task] | Task,
   steps: int,
   *,
   meta_batch: int,
@@ -50,7 +52,11 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks and the seconds since the last log record.
+  of every module, the number of failed tasks, the seconds, and the share of inner loops that
+  converged. Failed tasks and unconverged loops are warned of.
+
+  Ctrl-C ends the run after the update under way: the state is saved, if there are `checkpoints`,
+  and returned, for another `fit` to continue from. A second Ctrl-C interrupts at once.
 
   Args:
     learner: the learner.
@@ -58,7 +64,8 @@ def fit(
       `checkpoints`, the newest state in the folder replaces it.
     tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
       It must return the same tasks for the same numbers. If learner.spec.mesh does not divide the
-      tasks evenly, padding tasks are added, which count as 0.
+      tasks evenly, padding tasks are added, which count as 0. A list of Tasks, or a Task with
+      leaves [K, N, ...], is drawn from in a new order each epoch: see `shrinkmeta.source`.
     steps: the number of updates, those of earlier runs included.
     meta_batch: the number of tasks per update.
     micro_batches: the number of parts in which the tasks of an update are drawn, placed and run,
@@ -70,11 +77,10 @@ def fit(
     best: a name that `evaluate` returns. The state with the smallest value is kept, for
       `restore(checkpoints, learner, state, "best")`.
     callbacks: called with the log record of every step, in process 0.
-    checkpoints: where states are kept. None keeps none.
+    checkpoints: where states are kept, or None.
     rules: how large leaves are cut over the mesh's axis "model": see `place_state`.
-    stall_seconds: the longest time for an update, in seconds. A longer one ends the process with
-      exit code 1 and the tracebacks of all threads, so that a scheduler can start it again. The
-      first update and compilation are not timed.
+    stall_seconds: the longest time for an update, in seconds, compilation apart. A longer one ends
+      the process with exit code 1 and the tracebacks of all threads.
 
   Returns:
     The state after the last update.
@@ -90,11 +96,8 @@ def fit(
     >>> learner = sm.reptile(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
     >>> batch = lambda count: sm.Batch(jnp.ones((count, 4)), jnp.ones((count, 4)))
     >>> tasks = lambda first, count: sm.Task(batch(count), None)
-    >>> records = []
-    >>> state = learner.init({"w": 0.0})
-    >>> state = sm.fit(learner, state, tasks, 2, meta_batch=3, callbacks=[sm.recorder(records)])
-    >>> int(state.step), records[1]["step"], records[1]["failed"]
-    (2, 1, 0.0)
+    >>> int(sm.fit(learner, learner.init({"w": 0.0}), tasks, 2, meta_batch=3).step)
+    2
   """
   steps, meta_batch = (
     validate.integer("steps", steps, 0),
@@ -112,13 +115,13 @@ def fit(
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
       state = store.restore(state) or state
     saving = _Saving(store, 0 if checkpoints is None else checkpoints.every)
-    if (first := int(state.step)) > steps:
-      raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
-    reporter = stack.enter_context(reporting(callbacks, first, steps, meta_batch))
-    stopped = stack.enter_context(sigterm())
+    first = _first_step(state, steps)
+    reporter = stack.enter_context(reporting(learner, callbacks, first, steps, meta_batch))
+    stopped = stack.enter_context(stop_signals())
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
-    update = build_update(learner, state, tasks, meta_batch, micro_batches, key, watchdog)
+    options = (meta_batch, micro_batches, key, watchdog)
+    update = build_update(learner, state, _source(tasks, key), *options)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
 
 
@@ -181,7 +184,7 @@ def _loop(
   evaluation: _Evaluation,
   saving: _Saving,
   reporter: Reporter,
-  stopped: Callable[[int], bool],
+  stopped: Callable[[int], int | None],
   watchdog: Watchdog,
 ) -> MetaState:
   """Run the updates from `state.step` to `steps`."""
@@ -201,19 +204,31 @@ def _loop(
       jax.block_until_ready(record)
     watchdog.stop()
     extra = evaluation(state) if evaluates else {}
-    stop, value = stopped(done), extra.get(f"eval/{evaluation.best}")
-    due, last = saving.due(done, value), done == steps or stop
-    if on_cpu or extra or last or due:  # report a step before it is saved
+    if on_cpu or extra:
       reporter.flush(extra)
+    stop, value = stopped(done), extra.get(f"eval/{evaluation.best}")
+    due, last = saving.due(done, value), done == steps or stop is not None
+    if last or due:  # report a step before it is saved
+      reporter.flush()
     if saving.store is not None:
       if due or last:
         saving.store.save(state, value)
       if last:
-        saving.store.finish()  # still inside `sigterm`, so that a signal waits for it
-    if stop:
-      logging.warning("SIGTERM: stopped after step %d of %d.", done, steps)
-      raise SystemExit(128 + signal.SIGTERM)
+        saving.store.finish()  # still inside `stop_signals`, so that a signal waits for it
+    if stop is not None:
+      name = signal.Signals(stop).name
+      logging.warning("%s: stopped after step %d (%d of %d done).", name, step, done, steps)
+      if stop == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+      break
   return state
+
+
+def _first_step(state: MetaState, steps: int) -> int:
+  """The step that a run to `steps` begins at; ValueError if the state is past it."""
+  if (first := int(state.step)) > steps:
+    raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
+  return first
 
 
 def _copy(x: Any) -> jax.Array:
@@ -234,7 +249,14 @@ def _check_types(
   """Raise TypeError or ValueError if an argument of `fit` is not what its name says."""
   check_learner("learner", learner)
   check_state("state", state)
-  validate.function("tasks", tasks, "(first, count) -> shrinkmeta.Task of `count` tasks")
+  if not isinstance(tasks, (Task, list, tuple)):
+    wanted = "(first, count) -> shrinkmeta.Task of `count` tasks"
+    validate.function("tasks", tasks, wanted, "A list of Tasks, or a Task, serves too.")
+  elif not isinstance(tasks, Task) and any(isinstance(task, Batch) for task in tasks):
+    raise TypeError(
+      "tasks must be a list of Tasks; got Batches. Split them: tasks=shrinkmeta.source(batches, "
+      "rows=(examples of train, examples of val), key=jax.random.key(0))."
+    )
   scalars.key("key", key)
   many = "a sequence of shrinkmeta.Callback, such as [shrinkmeta.recorder(records)]"
   if isinstance(callbacks, Callback):  # itself a tuple, of three functions
@@ -255,6 +277,15 @@ def _check_types(
   if stall_seconds is not None:
     if not scalars.number("stall_seconds", stall_seconds) > 0:
       raise ValueError(f"stall_seconds must be positive, or None; got {stall_seconds!r}.")
+
+
+def _source(tasks: Source | Sequence[Task] | Task, key: jax.Array | None) -> Source:
+  """The tasks as a function (first, count) -> Task."""
+  if not isinstance(tasks, (Task, list, tuple)):
+    return cast(Source, tasks)
+  key = jax.random.key(0) if key is None else key
+  # Updates fold their number into the key, and none is as large as this one.
+  return source(cast(Any, tasks), key=jax.random.fold_in(key, 2**32 - 1))
 
 
 def _check_parts(learner: MetaLearner, meta_batch: int, micro_batches: int) -> None:

@@ -1,4 +1,4 @@
-"""The log record of an update: how it is measured, when it is read, what makes it an error."""
+"""The log record of an update: how it is measured, when it is read, what it warns of."""
 
 import contextlib
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState, Metrics
 from shrinkmeta.training.callbacks import Callback
@@ -37,6 +38,8 @@ def measured(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[s
     "inner_steps": inner.steps,
     "inner_grad_norm": inner.grad_norm,
   }
+  if _has_convergence(learner):
+    record["converged"] = inner.converged
   if solve is not None:
     record["solve_residual"], record["solve_steps"] = solve.residual, solve.steps
     record["negative_curvature"] = solve.negative_curvature
@@ -46,6 +49,68 @@ def measured(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[s
   return record
 
 
+def _has_convergence(learner: MetaLearner) -> bool:
+  """Whether the learner's metrics say if an inner loop converged: others do not know the norm."""
+  return learner.spec.has_mode or learner.spec.inner.tol is not None
+
+
+class Warnings:
+  """Warn once if tasks fail, and once if few inner loops of an implicit gradient converge.
+
+  Args:
+    learner: the learner.
+    meta_batch: the number of tasks per update.
+    updates: the number of updates of this run. Convergence is judged by the first 20 of them.
+  """
+
+  def __init__(self, learner: MetaLearner, meta_batch: int, updates: int):
+    self._inner, self._meta_batch = learner.spec.inner, meta_batch
+    self._wanted = min(updates, 20) if learner.spec.has_mode else 0
+    self._converged: list[float] = []
+    self._told_of_failures = False
+
+  def see(self, step: int, numbers: Mapping[str, float]) -> None:
+    """Look at the log record of an update, and warn if there is a reason to.
+
+    Args:
+      step: the number of the update.
+      numbers: its log record.
+    """
+    failed = int(numbers["failed"])
+    if 0 < failed < self._meta_batch and not self._told_of_failures:
+      self._told_of_failures = True
+      logging.warning(
+        "%d of %d tasks (%.0f %%) of step %d failed: their loss or gradient is not finite, or they "
+        "have no example. Failed tasks take no part in an update. Look for NaN in the inputs, for "
+        "labels out of range and for empty tasks, or lower the inner step size or init_sigma. "
+        'Later failures are not logged here: the log record counts them as "failed".',
+        failed,
+        self._meta_batch,
+        100 * failed / self._meta_batch,
+        step,
+      )
+    if len(self._converged) < self._wanted and math.isfinite(numbers["converged"]):
+      self._converged.append(numbers["converged"])
+      if len(self._converged) == self._wanted:
+        self._judge_convergence(numbers)
+
+  def _judge_convergence(self, numbers: Mapping[str, float]) -> None:
+    """Warn if less than half of the inner loops of the first updates converged."""
+    share, tol = sum(self._converged) / self._wanted, self._inner.tol
+    if share < 0.5:
+      logging.warning(
+        "%.0f %% of the inner loops of the first %d updates converged. The implicit gradient "
+        "belongs to a converged loop and is wrong elsewhere. At the end of a loop the gradient "
+        "norm is %.2g on average; a loop counts as converged at %s or less. Give Inner more steps "
+        "(now %d), a larger tol or a smaller step size, or lower init_sigma.",
+        100 * share,
+        self._wanted,
+        numbers["inner_grad_norm"],
+        "1e-3 (Inner.tol is None)" if tol is None else f"{tol:g} (Inner.tol)",
+        self._inner.steps,
+      )
+
+
 class Reporter:
   """Hand the log records of a run to its callbacks, one update late where that saves time.
 
@@ -53,8 +118,8 @@ class Reporter:
   record of an update until it has started the next one.
   """
 
-  def __init__(self, callbacks: Sequence[Callback], meta_batch: int):
-    self._callbacks, self._meta_batch = callbacks, meta_batch
+  def __init__(self, callbacks: Sequence[Callback], meta_batch: int, warnings: Warnings | None):
+    self._callbacks, self._meta_batch, self._warnings = callbacks, meta_batch, warnings
     self._held: tuple[int, PyTree] | None = None
     self._last = time.perf_counter()
 
@@ -78,23 +143,27 @@ class Reporter:
     self._last = now
     for callback in self._callbacks:
       callback.record(step, numbers)
+    if self._warnings is not None:
+      self._warnings.see(step, numbers)
     _check_finite(step, numbers, self._meta_batch)
 
 
 @contextlib.contextmanager
 def reporting(
-  callbacks: Sequence[Callback], first: int, steps: int, meta_batch: int
+  learner: MetaLearner, callbacks: Sequence[Callback], first: int, steps: int, meta_batch: int
 ) -> Iterator[Reporter]:
   """Call `begin` of every callback, yield a Reporter, and call `end` also after an error.
 
-  Only process 0 calls callbacks: elsewhere the Reporter has none.
+  Only process 0 calls callbacks and warns: elsewhere the Reporter does neither.
   """
-  called = callbacks if jax.process_index() == 0 else ()
+  called, warnings = (), None
+  if jax.process_index() == 0:
+    called, warnings = callbacks, Warnings(learner, meta_batch, steps - first)
   with contextlib.ExitStack() as stack:
     for callback in called:
       callback.begin(first, steps)
       stack.callback(callback.end)
-    yield Reporter(called, meta_batch)
+    yield Reporter(called, meta_batch, warnings)
 
 
 def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> None:

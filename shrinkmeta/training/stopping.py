@@ -1,11 +1,15 @@
-"""Early stops: SIGTERM stops a run after the current step, and a watchdog ends one that stalls."""
+"""Early stops: SIGTERM and Ctrl-C end a run after its current step, a watchdog one that stalls."""
 
 import contextlib
 import faulthandler
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 
 
@@ -37,31 +41,44 @@ class Watchdog:
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[int], bool]]:
-  """Catch SIGTERM, and yield a function that says whether to stop after a given step.
+def stop_signals() -> Iterator[Callable[[int], int | None]]:
+  """Catch SIGTERM and Ctrl-C, and yield a function that says whether to stop after a given step.
 
-  The function gives the same answer in every process. If SIGTERM comes and nobody asks the function
-  afterwards, the signal is raised again on leaving.
+  The function returns the signal to stop for, or None. It gives the same answer in every process.
+  If SIGTERM comes and nobody asks the function afterwards, SIGTERM is raised again on leaving. A
+  second Ctrl-C raises KeyboardInterrupt at once. A handler of Ctrl-C other than Python's own stays
+  in its place, and so does every handler if there are several processes.
   """
   if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
-    yield multihost_utils.reached_preemption_sync_point
+    reached = multihost_utils.reached_preemption_sync_point
+    yield lambda step: signal.SIGTERM if reached(step) else None
     return
-  received: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda step: None  # Python allows signal handlers in the main thread only
+    return
+  received: set[int] = set()
   acted_on = False
-  try:
-    old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-  except ValueError:  # Python allows signal handlers in the main thread only
-    yield lambda step: False
-    return
 
-  def stopped(step: int) -> bool:
+  def stopped(step: int) -> int | None:
     nonlocal acted_on
     acted_on = bool(received)
-    return acted_on
+    return max(received, default=None)  # SIGTERM, 15, before SIGINT, 2
 
+  def interrupted(number: int, frame: FrameType | None) -> None:
+    if number in received:
+      signal.default_int_handler(number, frame)
+    received.add(number)
+    with contextlib.suppress(RuntimeError):  # the signal came while something was being written
+      logging.warning("Ctrl-C: fit stops after this step. Press Ctrl-C again to interrupt at once.")
+
+  handlers: dict[int, Any] = {signal.SIGTERM: lambda number, frame: received.add(number)}
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    handlers[signal.SIGINT] = interrupted
+  old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
   try:
     yield stopped
   finally:
-    signal.signal(signal.SIGTERM, old)
-    if received and not acted_on:  # it came after the last step
+    for number, handler in old.items():
+      signal.signal(number, handler)
+    if signal.SIGTERM in received and not acted_on:  # it came after the last step
       signal.raise_signal(signal.SIGTERM)

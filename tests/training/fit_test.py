@@ -1,7 +1,9 @@
 """The training loop: resumption, log records, evaluation, errors, signals, memory."""
 
+import concurrent.futures
 import faulthandler
 import gc
+import importlib
 import json
 import math
 import os
@@ -9,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -172,6 +175,25 @@ def test_progress_bar_and_tensorboard(tmp_path, capsys):
   assert any("tfevents" in name for name in os.listdir(tmp_path))
 
 
+def test_the_rate_of_a_progress_bar_leaves_out_the_first_update(monkeypatch, capsys):
+  bars = []
+  tqdm = importlib.import_module("tqdm.auto")
+  make_bar = lambda *args, bar=tqdm.tqdm, **keywords: bars.append(bar(*args, **keywords)) or bars[0]
+  monkeypatch.setattr(tqdm, "tqdm", make_bar)
+  bar = sm.progress_bar()
+  bar.begin(2, 6)
+  begun = time.perf_counter()
+  time.sleep(0.5)  # compilation
+  for step in range(2, 6):
+    bar.record(step, {"loss": math.nan, "phi_loss": 1.5, "converged": 0.25})
+    time.sleep(0.02)
+  assert bars[0].n == 6 and bars[0].format_dict["initial"] == 3
+  assert bars[0].format_dict["elapsed"] < time.perf_counter() - begun - 0.4
+  bar.end()
+  assert "6/6" in (shown := capsys.readouterr().err)
+  assert "phi_loss=1.500, converged=25%" in shown and " loss=" not in shown
+
+
 def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   learner, state = make()
 
@@ -183,6 +205,53 @@ def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   with pytest.raises(FloatingPointError, match=r"No task of step 2 had a finite loss"):
     run(learner, state, 5, source, callbacks=[sm.recorder(records)])
   assert [record["failed"] for record in records] == [0, 0, 3]
+
+
+def warnings_of(caplog):
+  return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_failed_tasks_are_warned_of_once(caplog):
+  learner, state = make()
+
+  def source(first, count):
+    bad = (first == 3 * 2 + jnp.arange(3)) | (first + jnp.arange(count) == 11)
+    spoilt = lambda x: jnp.where(bad.reshape(-1, *[1] * (x.ndim - 1)), jnp.nan, x)
+    return jax.tree.map(spoilt, SOURCE(first, count))
+
+  _, records = run(learner, state, 5, source)
+  assert [record["failed"] for record in records] == [0, 0, 1, 1, 0]
+  (of_failures,) = [text for text in warnings_of(caplog) if "failed" in text]
+  assert of_failures.startswith("1 of 3 tasks (33 %) of step 2 failed")
+  assert "NaN" in of_failures and "labels out of range" in of_failures
+
+
+@pytest.mark.parametrize(("steps", "share"), [(2, 0.0), (2000, 1.0)])
+def test_few_converged_loops_are_warned_of_once(steps, share, caplog):
+  linear = sm.gaussian(lambda theta, x: x * theta["w"], 1.0)
+  learner = sm.sigma_imaml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), steps, tol=1e-4))
+  batch = lambda count: sm.Batch(jnp.ones((count, 4)), 2.0 * jnp.ones((count, 4)))
+  source = lambda first, count: sm.Task(batch(count), batch(count))
+  _, records = run(learner, learner.init({"w": 0.0}), 25, source)
+  assert {record["converged"] for record in records} == {share}
+  found = warnings_of(caplog)
+  if share == 1.0:
+    assert found == []
+  else:
+    assert len(found) == 1
+    assert found[0].startswith("0 % of the inner loops of the first 20 updates converged")
+    assert "converged at 0.0001 (Inner.tol) or less" in found[0]
+    assert (
+      "more steps (now 2), a larger tol or a smaller step size, or lower init_sigma" in found[0]
+    )
+
+
+def test_convergence_is_not_logged_where_it_is_not_known():
+  """A loop of `maml` knows no gradient norm at its end: the share would always be 0."""
+  _, records = run(*make("maml"), 1)
+  assert "converged" not in records[0]
+  _, records = run(*make("sigma_imaml"), 1)
+  assert 0.0 <= records[0]["converged"] <= 1.0
 
 
 def test_a_prior_whose_gradient_is_not_finite_is_an_error():
@@ -264,13 +333,67 @@ def test_a_sigterm_that_stopped_nothing_is_raised_again():
   try:
     for acted, wanted in ((False, [signal.SIGTERM]), (True, [])):
       received.clear()
-      with stopping.sigterm() as stopped:
+      with stopping.stop_signals() as stopped:
         signal.raise_signal(signal.SIGTERM)
         assert not acted or stopped(3)
         assert received == []
       assert received == wanted
   finally:
     signal.signal(signal.SIGTERM, old)
+
+
+def interrupting(at, times=1):
+  """A callback that sends Ctrl-C in the update `at`."""
+
+  def record(step, log_record):
+    for _ in range(times if step == at else 0):
+      signal.raise_signal(signal.SIGINT)
+
+  return sm.Callback(lambda first, steps: None, record, lambda: None)
+
+
+def test_an_interrupted_run_returns_its_state_and_continues_to_the_same_bits(tmp_path, caplog):
+  learner, state = make()
+  straight, _ = run(learner, state, 6)
+  for checkpoints in (None, sm.Checkpoints(tmp_path, every=100)):
+    keywords = {"checkpoints": checkpoints}
+    caplog.clear()
+    reached, _ = run(learner, state, 6, callbacks=[interrupting(2)], **keywords)
+    assert reached.step == 3
+    assert "SIGINT: stopped after step 2 (3 of 6 done)" in caplog.text
+    assert checkpoints is None or os.listdir(tmp_path) == ["3"]
+    # With checkpoints the folder knows the state, so that the start may be passed again.
+    ended, records = run(learner, reached if checkpoints is None else state, 6, **keywords)
+    assert [record["step"] for record in records] == [3, 4, 5]
+    chex.assert_trees_all_equal(ended, straight)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_ends_a_run_at_once():
+  learner, state = make()
+  records = []
+  with pytest.raises(KeyboardInterrupt):
+    run(learner, state, 6, callbacks=[interrupting(2, times=2), sm.recorder(records)])
+  assert [record["step"] for record in records] == [0, 1]  # the callback after it was not called
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_caller_keeps_the_interrupt():
+  learner, state = make()
+  received = []
+  old = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+  try:
+    ended, _ = run(learner, state, 4, callbacks=[interrupting(1)])
+  finally:
+    signal.signal(signal.SIGINT, old)
+  assert received == [signal.SIGINT] and ended.step == 4
+
+
+def test_in_another_thread_a_run_has_no_signals():
+  learner, state = make()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    ended, _ = pool.submit(run, learner, state, 2).result()
+  assert ended.step == 2
 
 
 def test_a_stall_ends_the_process_and_shows_where(tmp_path):

@@ -1,0 +1,266 @@
+"""How well a learner does on tasks it has not seen: a loss for each task, and how sure the mean is.
+
+T is the number of tasks, N the number of validation examples of one task.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from shrinkmeta import validate
+from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.devices.batching import map_tasks
+from shrinkmeta.mode.frozen import merge
+from shrinkmeta.model.likelihood import masked_log_prob
+from shrinkmeta.model.outputs import labels_of
+from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples, weights
+
+PyTree = Any
+
+
+class Interval(NamedTuple):
+  """A mean over tasks, and its 95 % interval by Student's t.
+
+      mean -+ t(0.975, T - 1) sd / sqrt(T)
+
+  Attributes:
+    mean: NaN without tasks.
+    low: the lower end; NaN with fewer than two tasks.
+    high: the upper end.
+
+  >>> print(Interval(0.5, 0.45, 0.55))
+  0.5 [0.45, 0.55]
+  """
+
+  mean: float
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+class Evaluation(NamedTuple):
+  """What `evaluate` found. `print` shows the means in one line.
+
+  A task failed if its loss is not finite. It counts in no mean, and the printed line says so.
+
+  Attributes:
+    val_nll: [T] mean validation negative log-likelihood at theta_hat, nats per example.
+    accuracy: [T] share of examples whose largest logit is that of the target; NaN in failed tasks.
+      None unless the targets are integers [N, ...] and the outputs are [N, ..., C].
+    converged: [T] bool, whether the inner loop converged.
+
+  >>> found = Evaluation(np.array([0.4, 0.6, np.nan]), None, np.array([True, True, False]))
+  >>> print(found)
+  3 tasks: loss 0.5 [-0.7706, 1.771] nats per example, converged 67 %, 1 failed
+  """
+
+  val_nll: np.ndarray
+  accuracy: np.ndarray | None
+  converged: np.ndarray
+
+  @property
+  def loss(self) -> Interval:
+    """The mean of val_nll over the tasks that did not fail, nats per example."""
+    return _interval(self.val_nll)
+
+  @property
+  def mean_accuracy(self) -> Interval | None:
+    """The mean accuracy over the tasks that did not fail, or None."""
+    return None if self.accuracy is None else _interval(self.accuracy)
+
+  @property
+  def share_converged(self) -> float:
+    """The share of tasks whose inner loop converged."""
+    return float(np.mean(self.converged))
+
+  @property
+  def num_failed(self) -> int:
+    """The number of tasks whose loss is not finite."""
+    return int(np.sum(~np.isfinite(self.val_nll)))
+
+  def __str__(self) -> str:
+    parts = [f"loss {self.loss} nats per example"]
+    if self.mean_accuracy is not None:
+      parts.append(f"accuracy {self.mean_accuracy}")
+    parts.append(f"converged {100 * self.share_converged:.0f} %")
+    if self.num_failed:
+      parts.append(f"{self.num_failed} failed")
+    return f"{len(self.val_nll)} tasks: {', '.join(parts)}"
+
+
+class Difference(NamedTuple):
+  """What `paired` found: a minus b, task by task. `print` shows it in one line.
+
+  Attributes:
+    loss: the mean difference of val_nll, nats per example. Below 0, a is better.
+    accuracy: the mean difference of the accuracy, or None if a or b has none.
+    num_tasks: the number of tasks that failed neither in a nor in b.
+  """
+
+  loss: Interval
+  accuracy: Interval | None
+  num_tasks: int
+
+  def __str__(self) -> str:
+    accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy}"
+    return f"{self.num_tasks} tasks, a - b: loss {self.loss} nats per example{accuracy}"
+
+
+def evaluate(
+  learner: MetaLearner,
+  state: MetaState,
+  tasks: Task,
+  *,
+  steps: int | None = None,
+  key: jax.Array | None = None,
+) -> Evaluation:
+  """Adapt to the training data of every task and measure the loss on its validation data.
+
+      val_nll_t = -1/N sum_n log p(y_tn | x_tn, theta_hat_t)
+
+  The program compiles once for a learner and shapes of tasks, also over many calls. The programs of
+  the last 16 learners are kept.
+
+  Args:
+    learner: the learner. Tasks run by its batching and mesh.
+    state: a state of this learner.
+    tasks: T tasks, leaves [T, N, ...], with validation data.
+    steps: replaces the learner's own number of inner steps.
+    key: needed with a batch_size of Inner only; consumed.
+
+  Returns:
+    An Evaluation; `paired` compares two of them.
+
+  Raises:
+    TypeError, ValueError: an argument is wrong; the message names it.
+
+  Example:
+    >>> import optax
+    >>> import shrinkmeta as sm
+    >>> linear = sm.gaussian(lambda theta, x: x * theta["w"])
+    >>> learner = sm.sigma_imaml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 100))
+    >>> x = jnp.ones((3, 4))
+    >>> tasks = sm.Task(sm.Batch(x, 0.0 * x), sm.Batch(x, x))
+    >>> print(evaluate(learner, learner.init({"w": 0.0}), tasks))
+    3 tasks: loss 1.419 [1.419, 1.419] nats per example, converged 100 %
+  """
+  wanted = "a learner, as shrinkmeta.sigma_imaml(...) returns it"
+  validate.instance("learner", learner, MetaLearner, wanted)
+  validate.instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
+  if steps is not None:
+    validate.integer("steps", steps, least=0)
+  validate.instance("key", key, (jax.Array, type(None)), "a key of jax.random.key, or None")
+  check_tasks(tasks)
+  if jax.process_count() > 1:
+    raise ValueError("evaluate reads the losses of all tasks: call it in a run of one process.")
+  val_nll, accuracy, converged = jax.device_get(
+    _compiled(_ById(learner))(state, tasks, key, steps=steps)
+  )
+  if accuracy is not None:
+    accuracy = np.where(np.isfinite(val_nll), accuracy, np.nan)
+  return Evaluation(val_nll, accuracy, converged)
+
+
+def paired(a: Evaluation, b: Evaluation) -> Difference:
+  """Compare two evaluations on the same tasks by their differences, task by task.
+
+  The interval of the differences is narrower than those of a and b where hard tasks are hard for
+  both.
+
+  Args:
+    a: an Evaluation of T tasks.
+    b: another, of the same T tasks in the same order.
+
+  Returns:
+    The mean of a minus b, with its 95 % interval.
+
+  Raises:
+    TypeError: an argument is no Evaluation.
+    ValueError: a and b differ in the number of tasks.
+
+  Example:
+    >>> yes = np.ones(3, bool)
+    >>> a = Evaluation(np.array([1.0, 2.0, 3.0]), None, yes)
+    >>> b = Evaluation(np.array([1.5, 2.4, 3.6]), None, yes)
+    >>> print(paired(a, b))
+    3 tasks, a - b: loss -0.5 [-0.7484, -0.2516] nats per example
+  """
+  for name, value in (("a", a), ("b", b)):
+    validate.instance(name, value, Evaluation, "an Evaluation, as shrinkmeta.evaluate returns it")
+  if len(a.val_nll) != len(b.val_nll):
+    raise ValueError(
+      f"a has {len(a.val_nll)} tasks and b has {len(b.val_nll)}: evaluate both on the same tasks."
+    )
+  loss = a.val_nll - b.val_nll
+  sound = int(np.isfinite(loss).sum())
+  if a.accuracy is None or b.accuracy is None:
+    return Difference(_interval(loss), None, sound)
+  return Difference(_interval(loss), _interval(a.accuracy - b.accuracy), sound)
+
+
+def _interval(values: np.ndarray) -> Interval:
+  """The mean of the finite values [T] and its 95 % interval."""
+  values = np.asarray(values, np.float64)
+  values = values[np.isfinite(values)]
+  if values.size == 0:
+    return Interval(np.nan, np.nan, np.nan)
+  mean, half = float(values.mean()), np.nan
+  if values.size > 1:
+    spread = values.std(ddof=1) / values.size**0.5
+    half = float(special.stdtrit(values.size - 1, 0.975) * spread)
+  return Interval(mean, mean - half, mean + half)
+
+
+class _ById:
+  """A learner as the key of a cache: a learner equals itself alone."""
+
+  def __init__(self, learner: MetaLearner):
+    self.learner = learner
+
+  def __hash__(self) -> int:
+    return id(self.learner.spec)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _ById) and self.learner.spec is other.learner.spec
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(key: _ById) -> Callable[..., Any]:
+  """Build the program of a learner: (state, tasks, key, steps) -> ([T], [T] or None, [T])."""
+  learner, spec = key.learner, key.learner.spec
+
+  def one(phi: PyTree, item: tuple[PyTree, Batch]) -> tuple[tuple[()], Any]:
+    part, batch = item
+    outputs = spec.likelihood.predict(merge(part, phi), batch.inputs)
+    log_prob = masked_log_prob(spec.likelihood, outputs, batch)
+    nll = -log_prob / divisor(num_examples(batch, log_prob.dtype))
+    return (), (nll, _accuracy(outputs, batch))
+
+  def program(state: MetaState, tasks: Task, key: Any, steps: int | None) -> Any:
+    thetas, info = learner.adapt_tasks(state, tasks.train, steps, key)
+    items = (thetas, tasks.val)
+    nll, accuracy = map_tasks(one, state.phi, items, spec.batching, spec.mesh, None)[1]
+    return nll, accuracy, info.converged
+
+  return jax.jit(program, static_argnames="steps")
+
+
+def _accuracy(outputs: Any, batch: Batch) -> jax.Array | None:
+  """The share [] of examples whose largest logit is that of the target; None without logits."""
+  targets = batch.targets
+  arrays = isinstance(targets, jax.Array) and isinstance(outputs, jax.Array)
+  if not arrays or not jnp.issubdtype(targets.dtype, jnp.integer):
+    return None
+  if outputs.shape[:-1] != targets.shape:
+    return None
+  hits = jnp.argmax(outputs, -1) == labels_of(targets)
+  of_example = jnp.mean(hits.reshape(hits.shape[0], -1), -1)
+  weight = weights(batch, of_example.dtype)
+  return jnp.sum(weight * of_example) / divisor(jnp.sum(weight))

@@ -1,0 +1,141 @@
+"""`evaluate`: numbers against the loop written out, intervals against scipy, one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import shrinkmeta as sm
+from shrinkmeta import evaluation
+
+INNER = sm.Inner(optax.sgd(1.0), 300, tol=1e-3)
+
+
+def classes(seed=0, num_tasks=4):
+  rng = np.random.default_rng(seed)
+  mask = jnp.array(np.arange(8) < 6, jnp.float32) * jnp.ones((num_tasks, 1))
+  draw = lambda: sm.Batch(
+    jnp.array(rng.normal(size=(num_tasks, 8, 3)), jnp.float32),
+    jnp.array(rng.integers(0, 4, (num_tasks, 8))),
+    mask,
+  )
+  return sm.Task(draw(), draw())
+
+
+def learner_and_state(predict=lambda theta, x: x @ theta["w"] + theta["b"], **keywords):
+  params = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(4)}
+  keywords = {"inner": INNER} | keywords
+  learner = sm.sigma_imaml(sm.categorical(predict), sm.by_leaf(params), **keywords)
+  return learner, learner.init(params)
+
+
+@pytest.mark.parametrize("batching", ["vmap", "sequential", 2])
+@pytest.mark.parametrize("init_sigma", [0.5, {"w": 0.5, "b": 0.0}])
+def test_it_is_the_loop_over_tasks_written_out(batching, init_sigma):
+  learner, state = learner_and_state(batching=batching, init_sigma=init_sigma)
+  tasks = classes()
+  found = evaluation.evaluate(learner, state, tasks)
+  for t in range(4):
+    train, val = jax.tree.map(lambda x, t=t: x[t], tasks)
+    theta, info = learner.adapt(state, train)
+    logits = (val.inputs @ theta["w"] + theta["b"])[:6]
+    log_p = jax.nn.log_softmax(logits)[jnp.arange(6), val.targets[:6]]
+    np.testing.assert_allclose(found.val_nll[t], -log_p.mean(), rtol=1e-5)
+    hits = np.argmax(logits, -1) == np.asarray(val.targets[:6])
+    np.testing.assert_allclose(found.accuracy[t], hits.mean(), rtol=1e-6)
+    assert found.converged[t] == info.converged
+  assert found.share_converged == 1.0 and found.num_failed == 0
+  assert str(found).startswith("4 tasks: loss ") and "accuracy" in str(found)
+
+
+def test_it_compiles_once_for_a_learner_and_shapes():
+  traced = []
+
+  def predict(theta, x):
+    traced.append(1)
+    return x @ theta["w"] + theta["b"]
+
+  learner, state = learner_and_state(predict)
+  first = evaluation.evaluate(learner, state, classes(0))
+  count = len(traced)
+  second = evaluation.evaluate(learner, state._replace(step=state.step + 1), classes(1))
+  assert len(traced) == count > 0
+  assert not np.allclose(first.val_nll, second.val_nll)
+  evaluation.evaluate(learner, state, classes(0, num_tasks=3))
+  assert len(traced) > count
+  count = len(traced)
+  evaluation.evaluate(learner_and_state(predict)[0], state, classes(0))  # another learner
+  assert len(traced) > count
+
+
+def test_steps_replace_those_of_the_learner():
+  learner, state = learner_and_state()
+  found = evaluation.evaluate(learner, state, classes(), steps=0)
+  np.testing.assert_allclose(found.val_nll, np.log(4.0), rtol=1e-5)
+  assert found.share_converged == 0.0
+
+
+def test_the_interval_is_that_of_a_t_test():
+  values = np.random.default_rng(0).normal(size=7)
+  found = evaluation.Evaluation(np.append(values, np.nan), None, np.ones(8, bool))
+  wanted = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+  np.testing.assert_allclose(found.loss, (values.mean(), *wanted), rtol=1e-10)
+  assert found.num_failed == 1
+  alone = evaluation.Evaluation(values[:1], None, np.ones(1, bool)).loss
+  assert alone.mean == values[0] and np.isnan(alone.low)
+
+
+def test_a_paired_interval_sees_what_two_intervals_hide():
+  rng = np.random.default_rng(0)
+  hard, noise = rng.normal(size=(2, 20))
+  a = evaluation.Evaluation(hard, None, np.ones(20, bool))
+  b = evaluation.Evaluation(hard + 0.1 + 0.01 * noise, None, np.ones(20, bool))
+  found = evaluation.paired(a, b)
+  wanted = stats.ttest_rel(a.val_nll, b.val_nll).confidence_interval(0.95)
+  np.testing.assert_allclose(found.loss[1:], tuple(wanted), rtol=1e-10)
+  assert found.loss.high < 0 and a.loss.high > b.loss.low and found.num_tasks == 20
+  with pytest.raises(ValueError, match="a has 20 tasks and b has 3: evaluate both on the same"):
+    evaluation.paired(a, evaluation.Evaluation(hard[:3], None, np.ones(3, bool)))
+  with pytest.raises(TypeError, match="b must be an Evaluation, as shrinkmeta.evaluate returns it"):
+    evaluation.paired(a, 1.0)
+
+
+def test_a_failed_task_is_counted_and_left_out():
+  learner, state = learner_and_state()
+  tasks = classes()
+  wrong = tasks._replace(val=tasks.val._replace(targets=tasks.val.targets.at[1, 0].set(9)))
+  right, found = (evaluation.evaluate(learner, state, x) for x in (tasks, wrong))
+  assert found.num_failed == 1 and np.isnan(found.val_nll[1]) and np.isnan(found.accuracy[1])
+  np.testing.assert_allclose(found.loss.mean, right.val_nll[[0, 2, 3]].mean(), rtol=1e-5)
+  assert str(found).endswith("1 failed")
+  assert evaluation.paired(right, found).num_tasks == 3
+
+
+def test_regression_has_no_accuracy():
+  linear = sm.gaussian(lambda theta, x: x * theta["w"])
+  learner = sm.maml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 2))
+  x = jnp.ones((3, 4))
+  tasks = sm.Task(sm.Batch(x, x), sm.Batch(x, x))
+  found = evaluation.evaluate(learner, learner.init({"w": 0.0}), tasks)
+  assert found.accuracy is None and found.mean_accuracy is None
+  np.testing.assert_allclose(found.val_nll, 0.5 * 0.81**2 + 0.5 * np.log(2 * np.pi), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("learner", sm.sigma_imaml, "learner must be a learner, as .* returns it; got"),
+    ("state", {"w": 0.0}, "state must be a MetaState"),
+    ("tasks", [1], "tasks must be a shrinkmeta.Task"),
+    ("tasks", classes()._replace(val=None), "needs validation examples"),
+    ("steps", (1, 2), "steps must be an integer"),
+    ("key", 0, "key must be a key of jax.random.key, or None"),
+  ],
+)
+def test_wrong_arguments_are_refused_by_name(name, value, message):
+  learner, state = learner_and_state()
+  arguments = {"learner": learner, "state": state, "tasks": classes()} | {name: value}
+  with pytest.raises((TypeError, ValueError), match=message):
+    evaluation.evaluate(**arguments)
