@@ -33,8 +33,8 @@ shared.define_processes()
 def main(argv: Sequence[str]) -> None:
   """Read the flags and train."""
   shared.no_arguments(argv)
-  machine.start_jax(cache=_CACHE.value, processes=shared.processes())
   with shared.usage():
+    machine.start_jax(cache=_CACHE.value, processes=shared.processes())
     names = algorithms.chosen(shared.or_default(_ALGORITHMS, ["all"]))
     seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["10", "11", "12", "13", "14"]))
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)

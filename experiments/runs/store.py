@@ -172,7 +172,7 @@ def _about(file: pathlib.Path) -> dict[str, Any]:
   return about
 
 
-def find(paths: Iterable[str]) -> list[pathlib.Path]:
+def find(paths: Iterable[files.Path]) -> list[pathlib.Path]:
   """Return the folders of runs at or below the paths, sorted."""
   found: set[pathlib.Path] = set()
   for path in map(pathlib.Path, paths):

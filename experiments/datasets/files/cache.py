@@ -35,9 +35,9 @@ class DamagedError(ValueError):
 def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
   """Return `data_dir`, or the folder `name` in $SHRINKMETA_DATA if `data_dir` is None."""
   if data_dir is not None:
-    return pathlib.Path(data_dir)
+    return pathlib.Path(data_dir).expanduser()
   if root := os.environ.get("SHRINKMETA_DATA"):
-    return pathlib.Path(root) / name
+    return pathlib.Path(root).expanduser() / name
   raise FileNotFoundError(
     f"Where is {name}? Give data_dir, its folder, or set SHRINKMETA_DATA to the folder above it."
   )
@@ -109,9 +109,9 @@ def cached(
   if cache_dir == "":
     return build()
   if cache_dir is None:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     cache_dir = os.path.join(root, "shrinkmeta")
-  path = pathlib.Path(cache_dir) / filename
+  path = pathlib.Path(cache_dir).expanduser() / filename
   try:
     return read(path)
   except FileNotFoundError:
