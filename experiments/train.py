@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
+from experiments.processes import together
 from experiments.runs import pipeline, problems, store
 from experiments.settings import algorithms, machine, tables
 from experiments.settings import flags as shared
@@ -39,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
     seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["10", "11", "12", "13", "14"]))
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
+    pipeline.check_processes(config, problem, names, seeds)
+    out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))
+    together.check_shared("--out", out)
     arms = {name: pipeline.prepare(name, config, problem) for name in names}
-  out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))
   diverged: list[str] = []
   for name, prepared in arms.items():
     if not config.arms[name].trials:

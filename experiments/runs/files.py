@@ -31,8 +31,8 @@ def atomic(path: Path) -> Iterator[pathlib.Path]:
     temporary.unlink(missing_ok=True)
 
 
-def environment() -> dict[str, Any]:
-  """Return the versions and the device of this process."""
+def versions() -> dict[str, str]:
+  """Return the versions of the packages that results depend on."""
 
   def version(package: str) -> str:
     try:
@@ -40,10 +40,15 @@ def environment() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
       return "not installed"  # e.g. shrinkmeta run from its checkout
 
+  return {package: version(package) for package in _PACKAGES}
+
+
+def environment() -> dict[str, Any]:
+  """Return the versions and the device of this process."""
   device = jax.devices()[0]
   return {
     "python": platform.python_version(),
-    **{package: version(package) for package in _PACKAGES},
+    **versions(),
     "platform": device.platform,
     "device": device.device_kind,
     "devices": jax.device_count(),
