@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -64,9 +65,16 @@ def write_document(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-  """Return JSON in which numbers that are not finite are null, since JSON has no such numbers."""
+  """Return JSON in which numbers that are not finite are null, since JSON has no such numbers.
+
+  NumPy's scalars and arrays become numbers and lists, and paths become text.
+  """
 
   def clean(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+      value = np.asarray(value).tolist()
+    if isinstance(value, os.PathLike):
+      return os.fspath(value)
     if isinstance(value, float):
       return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

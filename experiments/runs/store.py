@@ -158,7 +158,7 @@ def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
 def _about(file: pathlib.Path) -> dict[str, Any]:
   """Return the content of a run.json."""
   try:
-    about = json.loads(file.read_text(encoding="utf-8"))
+    about = json.loads(file.read_text(encoding="utf-8-sig"))
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{file} cannot be read: {error}. Wanted what experiments.train wrote. Train again in "

@@ -70,7 +70,7 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
   """Return the lines below the header, which must have `columns` and may have others."""
   try:
-    with damaged(path), path.open(newline="", encoding="utf-8") as file:
+    with damaged(path), path.open(newline="", encoding="utf-8-sig") as file:
       header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
   except FileNotFoundError as error:
     raise FileNotFoundError(f"{path} does not exist. Give another data_dir.") from error
