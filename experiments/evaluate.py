@@ -16,7 +16,7 @@ from absl import app, flags, logging
 
 from experiments.runs import problems, store
 from experiments.settings import flags as shared
-from experiments.settings import machine
+from experiments.settings import machine, paths
 
 _SPLIT = shared.split()
 _FREEZE = flags.DEFINE_list(
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   split, data_dir = _SPLIT.value, _DATA_DIR.value
   with shared.usage():
     wanted = {f"{split}-freeze{value:g}": value for value in thresholds(_FREEZE.value)}
-    folders = store.find(argv[1:])
+    folders = store.find([paths.local("A folder of runs", text) for text in argv[1:]])
   make = functools.cache(lambda settings: problems.make_problem(json.loads(settings), data_dir))
   failed: list[str] = []
   for folder in folders:

@@ -19,10 +19,11 @@ import jax
 from absl import app, flags, logging
 
 import shrinkmeta as sm
+from experiments.processes import together
 from experiments.report.pictures import adaptation, sigma_plots
 from experiments.report.tables import comparison, sigma
 from experiments.runs import files, pipeline, problems, results
-from experiments.settings import algorithms, machine, tables
+from experiments.settings import algorithms, machine, paths, tables
 from experiments.settings import flags as shared
 from experiments.settings.schema import Config
 
@@ -39,8 +40,8 @@ _DATASET = flags.DEFINE_enum(
 )
 _DATA_DIR = shared.data_dir()
 _SPLIT = shared.split()
-_CHECKPOINTS = flags.DEFINE_string(
-  "checkpoints", None, "Folder of states, from which a stopped run goes on; None: none are kept."
+_CHECKPOINTS = paths.define(
+  "checkpoints", "Folder of states, from which a stopped run goes on; None: none are kept."
 )
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
   "checkpoint_every", 20, "Meta-steps between checkpoints.", lower_bound=1
@@ -83,6 +84,9 @@ def run(
   with shared.usage():
     chosen = algorithms.chosen(names)
     problem = problems.make_problem(config.problem, data_dir)
+    pipeline.check_processes(config, problem, chosen, seeds)
+    if checkpoints is not None:
+      together.check_shared("--checkpoints", checkpoints)
     arms = {name: pipeline.prepare(name, config, problem) for name in chosen}
     judged = pipeline.evaluation(config, problem, split)
   out.mkdir(parents=True, exist_ok=True)
@@ -135,8 +139,8 @@ def report(out: pathlib.Path, curves: Sequence[results.Curve], over: str) -> str
 def main(argv: Sequence[str]) -> None:
   """Read the flags and run."""
   shared.no_arguments(argv)
-  machine.start_jax(cache=_CACHE.value, processes=shared.processes())
   with shared.usage():
+    machine.start_jax(cache=_CACHE.value, processes=shared.processes())
     seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["0"]))
     changes = [f"problem.dataset={_DATASET.value}", *_SET.value]
     config = tables.load("glyphs", _PRESETS[_PRESET.value], changes)

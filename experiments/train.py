@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
+from experiments.processes import together
 from experiments.runs import pipeline, problems, store
 from experiments.settings import algorithms, machine, tables
 from experiments.settings import flags as shared
@@ -33,14 +34,16 @@ shared.define_processes()
 def main(argv: Sequence[str]) -> None:
   """Read the flags and train."""
   shared.no_arguments(argv)
-  machine.start_jax(cache=_CACHE.value, processes=shared.processes())
   with shared.usage():
+    machine.start_jax(cache=_CACHE.value, processes=shared.processes())
     names = algorithms.chosen(shared.or_default(_ALGORITHMS, ["all"]))
     seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["10", "11", "12", "13", "14"]))
     config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
+    pipeline.check_processes(config, problem, names, seeds)
+    out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))
+    together.check_shared("--out", out)
     arms = {name: pipeline.prepare(name, config, problem) for name in names}
-  out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))
   diverged: list[str] = []
   for name, prepared in arms.items():
     if not config.arms[name].trials:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from experiments.runs import files, pipeline, problems, search
-from experiments.settings import algorithms, machine, tables, tuned
+from experiments.settings import algorithms, machine, paths, tables, tuned
 from experiments.settings import flags as shared
 
 _TABLE = shared.table()
@@ -31,8 +31,8 @@ _OUT = shared.out()
 _DATA_DIR = shared.data_dir()
 _CACHE = shared.compilation_cache()
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials of each algorithm.", lower_bound=1)
-_CHOSEN = flags.DEFINE_string(
-  "chosen", None, "Folder of ALGORITHM.json; default: where experiments.train looks for it."
+_CHOSEN = paths.define(
+  "chosen", "Folder of ALGORITHM.json; default: where experiments.train looks for it."
 )
 
 

@@ -26,14 +26,14 @@ from experiments.benchmarks.comparison import pairs, rivals
 from experiments.benchmarks.studies import index
 from experiments.benchmarks.worker import Config
 from experiments.settings import flags as shared
-from experiments.settings import machine
+from experiments.settings import machine, paths
 
 _WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
 _ALGORITHM = shared.algorithm()
 _STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, instead of a workload.")
 _RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
-_PEERS = flags.DEFINE_string("peers", None, "Folder of the rivals' scripts.")
-_RIVAL_PYTHON = flags.DEFINE_string("rival_python", None, "Python that has the rival installed.")
+_PEERS = paths.define("peers", "Folder of the rivals' scripts.")
+_RIVAL_PYTHON = paths.define("rival_python", "Python that has the rival installed.")
 _AGAINST = flags.DEFINE_multi_string(
   "against", [], "Run in turn: this library with a setting changed, as in curvature=gauss_newton."
 )

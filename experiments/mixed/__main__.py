@@ -20,8 +20,9 @@ from experiments.mixed import groups, model, report, simulation, table
 from experiments.mixed.formula import parse
 from experiments.runs import files
 from experiments.settings import flags as shared
+from experiments.settings import paths
 
-_DATA = flags.DEFINE_string("data", None, "CSV file with a line of column names.")
+_DATA = paths.define("data", "CSV file with a line of column names.")
 _FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.")
 _FAMILY = flags.DEFINE_enum("family", "gaussian", ["gaussian", "logistic", "poisson"], "Of y.")
 _ESTIMATOR = flags.DEFINE_enum(
@@ -31,9 +32,9 @@ _SEED = shared.seed()  # of --simulate, and of the halves of --estimator=predict
 _SIMULATE = flags.DEFINE_integer(
   "simulate", None, "In place of --data: fits so many simulated data sets by every estimator.", 2
 )
-_JSON = flags.DEFINE_string("json", None, "Writes the fit and every group's estimate there.")
+_JSON = paths.define("json", "Writes the fit and every group's estimate there.")
 _PICTURES = (".png", ".pdf", ".svg")
-_PLOT = flags.DEFINE_string("plot", None, "Writes a picture (png, pdf, svg) of the groups there.")
+_PLOT = paths.define("plot", "Writes a picture (png, pdf, svg) of the groups there.")
 
 
 def main(argv: Sequence[str]) -> None:

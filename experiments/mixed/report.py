@@ -125,7 +125,9 @@ def plot(
     ax.errorbar(mean[order], y, xerr=1.96 * sd[order], fmt="o", color="tab:blue", ms=4,
                 linewidth=1, label=r"shrunk, 95 %")  # fmt: skip
     shown = count <= 60
-    ax.set_yticks(y if shown else [], [data.groups[i] for i in order] if shown else [], fontsize=7)
+    names = [data.groups[i] for i in order] if shown else []
+    # Names are shown as they are: between two dollars matplotlib would read a formula.
+    ax.set_yticks(y if shown else [], names, fontsize=7, parse_math=False)
     inner = np.concatenate([mean - 2 * sd, mean + 2 * sd, [centre - spread, centre + spread]])
     width = np.ptp(inner) or 1.0
     ax.set_xlim(inner.min() - 0.5 * width, inner.max() + 0.5 * width)
@@ -134,8 +136,8 @@ def plot(
     between = "" if math.isnan(low) else f"[{low:.3g}, {high:.3g}]"
     between = "on the boundary" if spread == 0 else between
     ax.set_title(rf"$\sigma$ {spread:.3g}  {between}", fontsize=10)
-    ax.set_xlabel(term)
-  axes[0].set_ylabel(formula.group)
+    ax.set_xlabel(term, parse_math=False)
+  axes[0].set_ylabel(formula.group, parse_math=False)
   axes[0].legend(fontsize=8, loc="lower right")
   with files.atomic(path) as temporary:
-    figure.savefig(temporary, dpi=150, format="png")
+    figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())

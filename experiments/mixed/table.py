@@ -11,7 +11,8 @@ import shrinkmeta as sm
 from experiments.mixed.formula import INTERCEPT, Formula
 
 Columns = dict[str, list[str]]
-_MISSING = ("", "na", "nan", "null", "none", ".")
+# In small letters, and what spreadsheets, R and pandas write for a missing value.
+_MISSING = ("", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nat", ".")
 
 
 class Grouped(NamedTuple):
@@ -146,7 +147,17 @@ def _check_response(response: np.ndarray, name: str, family: str) -> None:
 
 
 def _check_rank(fixed: np.ndarray, formula: Formula, rows: int) -> None:
-  if np.linalg.matrix_rank(fixed) < fixed.shape[1]:
+  """Judge by scaled columns, beside an intercept centred ones: their units say nothing of rank."""
+  scaled = fixed / np.abs(fixed).max(0)
+  size = np.ones(fixed.shape[1])
+  if INTERCEPT in formula.fixed:
+    scaled = np.delete(scaled, formula.fixed.index(INTERCEPT), 1)
+    scaled -= scaled.mean(0)
+    size = np.abs(scaled).max(0)
+  rounding = 4 * np.finfo(float).eps  # of values up to 1, which a small spread makes larger
+  least = rounding * max(scaled.shape) / size.min(initial=1.0)
+  constant = (size <= rounding).any()
+  if constant or np.linalg.matrix_rank(scaled / size, rtol=least) < scaled.shape[1]:
     raise ValueError(
       f"The columns of the fixed part, {', '.join(formula.fixed)}, depend on each other in {rows} "
       "rows; leave one out."

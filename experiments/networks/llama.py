@@ -145,7 +145,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, Params]:
   from safetensors import flax as safetensors  # pyright: ignore[reportMissingImports]
 
   folder = pathlib.Path(folder)
-  config = config_of(json.loads((folder / "config.json").read_text()))
+  config = config_of(json.loads((folder / "config.json").read_text(encoding="utf-8-sig")))
   tensors = safetensors.load_file(folder / "model.safetensors")
   tensors.pop("lm_head.weight" if config.tie_word_embeddings else "", None)
   params: Params = {"layers": {}}

@@ -13,6 +13,7 @@ from absl import app, flags
 
 from experiments.report import page
 from experiments.settings import flags as shared
+from experiments.settings import paths
 
 _OUT = shared.out()
 _EVALUATION = flags.DEFINE_string(
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) < 2:
     raise app.UsageError("Name folders of runs: python -m experiments.report runs/small_data")
   with shared.usage():
-    page.write(argv[1:], pathlib.Path(shared.or_default(_OUT, "report")), _EVALUATION.value)
+    folders = [paths.local("A folder of runs", text) for text in argv[1:]]
+    page.write(folders, pathlib.Path(shared.or_default(_OUT, "report")), _EVALUATION.value)
 
 
 if __name__ == "__main__":

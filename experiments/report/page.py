@@ -13,7 +13,7 @@ from experiments.runs import files, store
 _OWN_FILES = r"tables_\d+\.md|(adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.png"
 
 
-def write(paths: Sequence[str], out: pathlib.Path, evaluation: str) -> None:
+def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> None:
   """Write index.html, tables and pictures to `out`.
 
   Args:

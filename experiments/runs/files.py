@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -31,8 +32,8 @@ def atomic(path: Path) -> Iterator[pathlib.Path]:
     temporary.unlink(missing_ok=True)
 
 
-def environment() -> dict[str, Any]:
-  """Return the versions and the device of this process."""
+def versions() -> dict[str, str]:
+  """Return the versions of the packages that results depend on."""
 
   def version(package: str) -> str:
     try:
@@ -40,10 +41,15 @@ def environment() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
       return "not installed"  # e.g. shrinkmeta run from its checkout
 
+  return {package: version(package) for package in _PACKAGES}
+
+
+def environment() -> dict[str, Any]:
+  """Return the versions and the device of this process."""
   device = jax.devices()[0]
   return {
     "python": platform.python_version(),
-    **{package: version(package) for package in _PACKAGES},
+    **versions(),
     "platform": device.platform,
     "device": device.device_kind,
     "devices": jax.device_count(),
@@ -59,9 +65,16 @@ def write_document(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-  """Return JSON in which numbers that are not finite are null, since JSON has no such numbers."""
+  """Return JSON in which numbers that are not finite are null, since JSON has no such numbers.
+
+  NumPy's scalars and arrays become numbers and lists, and paths become text.
+  """
 
   def clean(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+      value = np.asarray(value).tolist()
+    if isinstance(value, os.PathLike):
+      return os.fspath(value)
     if isinstance(value, float):
       return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

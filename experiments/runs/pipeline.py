@@ -16,7 +16,8 @@ import shrinkmeta as sm
 from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
 from experiments.networks.modules import modules
-from experiments.runs import learners, problems, results, training
+from experiments.processes import together
+from experiments.runs import files, learners, problems, results, training
 from experiments.settings.schema import Config
 
 _SAMPLE = jax.jit(Source.sample, static_argnums=3)
@@ -148,6 +149,23 @@ def protocol(config: Config, problem: Problem) -> dict[str, Any]:
   }
   norm = norms[config.network.norm] if config.network.kind == "conv" else "none"
   return problem.protocol._asdict() | {"batch norm": norm}
+
+
+def check_processes(
+  config: Config, problem: Problem, names: Sequence[str], seeds: Sequence[int]
+) -> None:
+  """Raise ValueError if the processes of this run differ in what its results depend on."""
+  if jax.process_count() > 1:
+    together.check_alike(
+      {
+        "algorithms": ", ".join(names),
+        "seeds": ", ".join(map(str, seeds)),
+        "config": config.to_dict(),
+        "protocol": protocol(config, problem),
+        "versions": files.versions(),
+        "checksum of the training data": together.fingerprint(problem.train.data),
+      }
+    )
 
 
 def frozen_below(state: sm.MetaState, threshold: float) -> sm.MetaState:

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
   advice = f"Wanted a file written by write_json ({FORMAT})."
   name = str(path)  # the whole path: all runs use the same names
   try:
-    document = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+    document = json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"), parse_constant=refuse)
   except ValueError as error:
     raise ValueError(f"{name} is not JSON: {error}. {advice}") from error
   if not isinstance(document, dict):
@@ -186,6 +187,8 @@ def _encode(value: Any, where: str) -> Any:
     return str(float(value))
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
   if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):

@@ -158,7 +158,7 @@ def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
 def _about(file: pathlib.Path) -> dict[str, Any]:
   """Return the content of a run.json."""
   try:
-    about = json.loads(file.read_text(encoding="utf-8"))
+    about = json.loads(file.read_text(encoding="utf-8-sig"))
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{file} cannot be read: {error}. Wanted what experiments.train wrote. Train again in "
@@ -172,7 +172,7 @@ def _about(file: pathlib.Path) -> dict[str, Any]:
   return about
 
 
-def find(paths: Iterable[str]) -> list[pathlib.Path]:
+def find(paths: Iterable[files.Path]) -> list[pathlib.Path]:
   """Return the folders of runs at or below the paths, sorted."""
   found: set[pathlib.Path] = set()
   for path in map(pathlib.Path, paths):

@@ -11,7 +11,7 @@ from typing import TypeVar
 from absl import app, flags
 
 from experiments.settings import algorithms as names
-from experiments.settings import machine, tables
+from experiments.settings import machine, paths, tables
 
 T = TypeVar("T")
 Text = flags.FlagHolder[str | None]
@@ -32,21 +32,19 @@ def algorithms() -> Texts:
 
 def compilation_cache() -> Text:
   """--compilation_cache."""
-  return flags.DEFINE_string(
-    "compilation_cache", None, "Folder that keeps compiled programs for the next run; None: off."
+  return paths.define(
+    "compilation_cache", "Folder that keeps compiled programs for the next run; None: off."
   )
 
 
 def data_dir() -> Text:
   """--data_dir."""
-  return flags.DEFINE_string(
-    "data_dir", None, "Folder of the data set; default $SHRINKMETA_DATA/NAME."
-  )
+  return paths.define("data_dir", "Folder of the data set; default $SHRINKMETA_DATA/NAME.")
 
 
 def out() -> Text:
   """--out."""
-  return flags.DEFINE_string("out", None, "Where results are written; default as said above.")
+  return paths.define("out", "Where results are written; default as said above.")
 
 
 def seed() -> flags.FlagHolder[int]:

@@ -1,6 +1,8 @@
 """Settings of JAX on this machine: host devices, other processes, the cache of programs."""
 
 import os
+import re
+import socket
 from typing import NamedTuple
 
 import jax
@@ -37,7 +39,13 @@ def start_jax(
     cache: folder of XLA's persistent compilation cache. A program that is in it is not compiled
       again. None switches the cache off.
     processes: the other processes of this run; the call waits until all of them have started.
+
+  Raises:
+    ValueError: `processes` cannot find each other as they are described.
   """
+  several = processes is not None and (processes.detect or processes.coordinator_address)
+  if processes is not None and several and not processes.detect:
+    _check(processes)
   flags_now = os.environ.get("XLA_FLAGS", "")
   if (devices or cores()) >= cores() and _SCHEDULER not in flags_now:
     os.environ["XLA_FLAGS"] = f"{flags_now} {_SCHEDULER}=false".strip()
@@ -46,5 +54,45 @@ def start_jax(
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  if processes is not None and (processes.detect or processes.coordinator_address is not None):
+  if processes is not None and several:
+    _join(processes)
+
+
+def _check(processes: Processes) -> None:
+  """Raise ValueError for what JAX would report by a traceback, or by aborting the program."""
+  address, number, own = processes[:3]
+  matched = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s/]+):(\d{1,5})", address or "")
+  if matched is None or not 1 <= int(matched[2]) <= 65_535:
+    raise ValueError(
+      "--coordinator_address is host:port with a port of 1 to 65535, as in 10.0.0.1:1234; got "
+      f"{address!r}."
+    )
+  if number is None or number < 1:
+    raise ValueError(f"--num_processes is at least 1; got {number}.")
+  if own is None or not 0 <= own < number:
+    raise ValueError(
+      f"--process_id is 0 to {number - 1}, one less than --num_processes={number}; got {own}."
+    )
+  host, port = matched[1].strip("[]"), int(matched[2])
+  try:
+    socket.getaddrinfo(host, port)
+    if own == 0:  # this process listens there
+      with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("", port))
+  except OSError as error:
+    raise ValueError(
+      f"--coordinator_address={address}: {error}. Give a host that all processes reach, and a port "
+      "that is free on the host of process 0."
+    ) from error
+
+
+def _join(processes: Processes) -> None:
+  try:
     jax.distributed.initialize(*processes[:3])
+  except (ValueError, LookupError, RuntimeError, OSError) as error:
+    raise ValueError(
+      f"The processes of this run did not find each other: {error} With --distributed start the "
+      "program by SLURM, MPI, Kubernetes or on a Cloud TPU pod; elsewhere give each process "
+      "--coordinator_address, --num_processes and --process_id."
+    ) from error

@@ -1,6 +1,7 @@
 """The settings of a run: their names and meanings, their checks, and changes by --set."""
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -89,10 +90,10 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     name, equals, text = change.partition("=")
     if not equals:
       raise ValueError(f"--set wants name=value, as in --set=meta_steps=100; got {change!r}.")
-    try:
-      changes[name] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      changes[name] = text
+    changes[name] = _value(text)
+    whole = isinstance(changes[name], float) and changes[name].is_integer()
+    if whole and type(flat(config.to_dict()).get(name)) is int:  # 1e3 steps, 100.0 of a spreadsheet
+      changes[name] = int(changes[name])
   try:
     config.update_from_flattened_dict(changes)
   except (KeyError, TypeError, ValueError) as error:
@@ -100,6 +101,16 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
       f"--set={','.join(overrides)} does not fit the settings: {error}{_meant(config, changes)}"
     ) from error
   return config
+
+
+def _value(text: str) -> Any:
+  """Return the value that a text stands for, as Python, NumPy or JSON write it; else the text."""
+  own = re.sub(r"\b(?:np|numpy)\.\w+\(([^()]*)\)", r"\1", text)  # np.float64(0.1)
+  own = {"true": "True", "false": "False", "null": "None"}.get(own.strip().lower(), own)
+  try:
+    return ast.literal_eval(own.strip())
+  except (ValueError, SyntaxError):
+    return text
 
 
 def _meant(config: Config, changes: Mapping[str, Any]) -> str:

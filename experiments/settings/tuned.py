@@ -52,7 +52,7 @@ def describe(config: schema.Config, searches: Mapping[str, Any]) -> None:
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8-sig"))
   except ValueError as error:
     raise ValueError(f"{file} cannot be read: {error}. Search anew, or --tuned=false.") from error
   form = found.get("format") if isinstance(found, dict) else None

@@ -14,10 +14,9 @@ import re
 import zipfile
 
 import numpy as np
-from PIL import Image
 
 from experiments.datasets.characters import characters as characters_lib
-from experiments.datasets.files import cache
+from experiments.datasets.files import cache, pictures
 
 Characters = characters_lib.Characters
 
@@ -85,7 +84,7 @@ def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
         own = drawings.setdefault((alphabet, character), {})
         if int(drawer) in own:
           raise ValueError(f"{member} is the second drawing of its character by {drawer}")
-        own[int(drawer)] = _picture(cache.read_member(archive, member, 2**20), member)
+        own[int(drawer)] = _picture(cache.read_member(archive, member, 2**20), f"{path}, {member}")
   wrong = [f"{'/'.join(name)} has {len(d)}" for name, d in drawings.items() if len(d) != DRAWINGS]
   if wrong or not drawings:
     raise cache.DamagedError(
@@ -110,12 +109,12 @@ def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
   )
 
 
-def _picture(content: bytes, member: str) -> np.ndarray:
+def _picture(content: bytes, where: str) -> np.ndarray:
   """[SIDE, SIDE] bool, True where there is ink, from a PNG with black ink on white."""
-  with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-    if image.size != (SIDE, SIDE):
-      raise ValueError(f"{member} is {image.size} pixels and wants {(SIDE, SIDE)}")
-    return ~np.asarray(image.convert("1"))
+  image = pictures.decode(content, where)
+  if image.shape[:2] != (SIDE, SIDE):
+    raise ValueError(f"{where} is {image.shape[1::-1]} pixels and wants {(SIDE, SIDE)}")
+  return image.mean(-1) < 128
 
 
 def _area_means(ink: np.ndarray, size: int) -> np.ndarray:

@@ -36,9 +36,9 @@ class DamagedError(ValueError):
 def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
   """Return `data_dir`, or the folder `name` in $SHRINKMETA_DATA if `data_dir` is None."""
   if data_dir is not None:
-    return pathlib.Path(data_dir)
+    return pathlib.Path(data_dir).expanduser()
   if root := os.environ.get("SHRINKMETA_DATA"):
-    return pathlib.Path(root) / name
+    return pathlib.Path(root).expanduser() / name
   raise FileNotFoundError(
     f"Where is {name}? Give data_dir, its folder, or set SHRINKMETA_DATA to the folder above it."
   )
@@ -71,7 +71,7 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
   """Return the lines below the header, which must have `columns` and may have others."""
   try:
-    with damaged(path), path.open(newline="", encoding="utf-8") as file:
+    with damaged(path), path.open(newline="", encoding="utf-8-sig") as file:
       header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
   except FileNotFoundError as error:
     raise FileNotFoundError(f"{path} does not exist. Give another data_dir.") from error
@@ -110,9 +110,9 @@ def cached(
   if cache_dir == "":
     return build()
   if cache_dir is None:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     cache_dir = os.path.join(root, "shrinkmeta")
-  path = pathlib.Path(cache_dir) / filename
+  path = pathlib.Path(cache_dir).expanduser() / filename
   try:
     return read(path)
   except FileNotFoundError:

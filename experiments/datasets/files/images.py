@@ -1,6 +1,5 @@
 """Classes of pictures in memory, and their cache."""
 
-import io
 import pathlib
 import zlib
 from collections.abc import Callable, Sequence
@@ -73,12 +72,6 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
   if image.shape[:2] == (size, size):
     return image
   return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
-
-
-def decode(content: bytes) -> np.ndarray:
-  """A PNG or JPEG as [h, w, 3] uint8; call it within `cache.damaged`."""
-  with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-    return np.asarray(image.convert("RGB"))
 
 
 def cached(cache_dir: cache.Folder | None, name: str, make: Callable[[], Images]) -> Images:

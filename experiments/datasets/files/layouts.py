@@ -4,11 +4,13 @@
 |---|---|
 | class_dict | a pickle {image_data: [M, h, w, 3], class_dict: {class: rows}} a split |
 | data_labels | a pickle {data: [M, h, w, 3], labels: [M]} a split |
-| png_pickle | a pickle of M encoded PNGs, and one {label_specific or labels: [M]} a split |
+| png_pickle | a pickle of M encoded pictures, and one {label_specific or labels: [M]} a split |
 | npz | an .npz with images [M, h, w, 3], and the same pickle of labels, a split |
 | csv | train.csv, val.csv, test.csv of filename,label, and images/ or images.zip beside them |
 
-Colours come in the order of the file: OpenCV, with which some were made, puts blue first.
+Wherever a pickle has arrays [M, h, w, 3] it may have M encoded PNGs or JPEGs instead, each as bytes
+or as an array of bytes. Colours come in the order of the file: OpenCV, with which some were made,
+puts blue first.
 """
 
 import collections
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.datasets.files import cache, images, pickles
+from experiments.datasets.files import cache, pickles, pictures
 from experiments.datasets.files.images import Listing
 
 SPLITS = ("train", "val", "test")
@@ -46,45 +48,38 @@ CSV = (layout(lambda *paths: csv(*paths), "{}.csv", "images"),
 
 def class_dict(path: pathlib.Path) -> Listing:
   """A pickle {image_data, class_dict}."""
-  pixels, rows = _entries(path, pickles.load(path), "image_data", "class_dict")
-  pixels = _pixels(path, pixels)
-  labels = np.full(len(pixels), "", object)
+  content, rows = _entries(path, pickles.load(path), "image_data", "class_dict")
+  count, read = _pictures(path, content)
+  labels = np.full(count, "", object)
   for name, own in rows.items() if isinstance(rows, dict) else ():
     own = own.tolist() if isinstance(own, np.ndarray) else own
     if not isinstance(own, list | tuple) or not all(
-      isinstance(row, int | np.integer) and 0 <= row < len(pixels) for row in own
+      isinstance(row, int | np.integer) and 0 <= row < count for row in own
     ):
-      raise ValueError(
-        f"{path}: class {name!r} wants rows of 0 to {len(pixels) - 1}; got {own!s:.80}."
-      )
+      raise ValueError(f"{path}: class {name!r} wants rows of 0 to {count - 1}; got {own!s:.80}.")
     own = np.array(own, int)
+    if len(twice := own[labels[own] != ""]):
+      raise ValueError(
+        f"{path}: picture {twice[0]} is in the classes {labels[twice[0]]!r} and {name!r}. Keep it "
+        "in one of them."
+      )
     labels[own] = str(name)
   if not all(labels):
     raise ValueError(f"{path}: {sum(labels == '')} images are in no class of its class_dict.")
-  return Listing(labels.tolist(), pixels.__getitem__)
+  return Listing(labels.tolist(), read)
 
 
 def data_labels(path: pathlib.Path) -> Listing:
   """A pickle {data, labels}."""
-  pixels, labels = _entries(path, pickles.load(path), "data", "labels")
-  pixels = _pixels(path, pixels)
-  return Listing(_labels(path, labels, len(pixels)), pixels.__getitem__)
+  content, labels = _entries(path, pickles.load(path), "data", "labels")
+  count, read = _pictures(path, content)
+  return Listing(_labels(path, labels, count), read)
 
 
 def png_pickle(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
-  """A pickle of encoded PNGs, each an array of bytes, and one of labels."""
-  encoded = pickles.load(images_path)
-  if not isinstance(encoded, list | np.ndarray):
-    raise ValueError(f"{images_path} wants a list of PNGs; got {type(encoded).__name__}.")
-
-  def read(m: int) -> np.ndarray:
-    with cache.damaged(f"{images_path}, PNG {m}"):
-      content = np.asarray(encoded[m])
-      if content.dtype != np.uint8:
-        raise ValueError(f"bytes [n] uint8 wanted, got {content.dtype}")
-      return images.decode(content.tobytes())
-
-  return Listing(_specific(labels_path, len(encoded)), read)
+  """A pickle of encoded PNGs or JPEGs, and one of labels."""
+  count, read = _pictures(images_path, pickles.load(images_path))
+  return Listing(_specific(labels_path, count), read)
 
 
 def npz(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
@@ -102,6 +97,8 @@ def npz(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
 def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
   """filename,label rows under a header, and a folder or zip of the pictures."""
   rows = cache.read_csv(path, ("filename", "label"))
+  if unlabelled := [row["filename"] for row in rows if not row["label"].strip()]:
+    raise ValueError(f"{path}: {unlabelled[0]!r} has no label. Give it one, or leave it out.")
   check_distinct(path, [row["filename"] for row in rows])
   read = _from_folder(pictures) if pictures.is_dir() else from_zip(pictures)
   return Listing([row["label"] for row in rows], lambda m: read(rows[m]["filename"]))
@@ -122,7 +119,8 @@ def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:
     if not file.is_relative_to(root) or not file.is_file():
       raise ValueError(f"{name!r} of a .csv is no file in {folder}. Download the images anew.")
     with cache.damaged(file):
-      return images.decode(file.read_bytes())
+      content = file.read_bytes()
+    return pictures.decode(content, file)
 
   return read
 
@@ -138,7 +136,8 @@ def from_zip(path: pathlib.Path) -> Callable[[str], np.ndarray]:
     if member is None:
       raise ValueError(f"{path} wants a member {name!r} or images/{name}. Download it anew.")
     with cache.damaged(f"{path}, {member}"):
-      return images.decode(cache.read_member(archive, member, _PICTURE))
+      content = cache.read_member(archive, member, _PICTURE)
+    return pictures.decode(content, f"{path}, {member}")
 
   return read
 
@@ -171,13 +170,54 @@ def _entries(path: pathlib.Path, content: Any, *keys: str) -> tuple[Any, ...]:
   return tuple(found[key] for key in keys)
 
 
+def _pictures(path: pathlib.Path, content: Any) -> tuple[int, Callable[[int], np.ndarray]]:
+  """Return M and m -> picture [h, w, 3] uint8, of arrays or of encoded pictures."""
+  if isinstance(content, np.ndarray) and content.dtype.kind in "OS":
+    content = content.tolist()
+  if not isinstance(content, list) or not (content and _encoded(content[0]) is not None):
+    pixels = _pixels(path, content)
+    return len(pixels), pixels.__getitem__
+  encoded = content
+
+  def read(m: int) -> np.ndarray:
+    if (one := _encoded(encoded[m])) is None:
+      raise cache.DamagedError(
+        f"{path}, picture {m}: wanted a PNG or JPEG as bytes or as an array of bytes [n] uint8; "
+        f"got {_kind(encoded[m])}. Save it as bytes."
+      )
+    return pictures.decode(one, f"{path}, picture {m}")
+
+  return len(encoded), read
+
+
+def _encoded(value: Any) -> bytes | None:
+  """Return the bytes of an encoded picture; None if `value` is anything else."""
+  if isinstance(value, bytes | bytearray):
+    return bytes(value)
+  if isinstance(value, str):  # bytes of Python 2, a byte a character
+    return value.encode("latin1") if value.startswith(("\x89PNG", "\xff\xd8")) else None
+  if not isinstance(value, np.ndarray) or value.dtype != np.uint8:
+    return None
+  # OpenCV returns a column of bytes.
+  return value.tobytes() if value.ndim and value.size == value.shape[0] else None
+
+
+def _kind(value: Any) -> str:
+  if isinstance(value, np.ndarray):
+    return f"an array {value.shape} of {value.dtype}"
+  return type(value).__name__
+
+
 def _pixels(path: pathlib.Path, pixels: Any) -> np.ndarray:
   if isinstance(pixels, list):
     with cache.damaged(path):  # no other dtype, in which a few pictures might become large
       pixels = np.stack(pixels, dtype=np.uint8, casting="equiv")
   pixels = np.asarray(pixels)
   if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
-    raise ValueError(f"{path} wants images [M, h, w, 3] uint8; got {pixels.shape} {pixels.dtype}.")
+    raise ValueError(
+      f"{path} wants images [M, h, w, 3] uint8, or M encoded pictures; got "
+      f"{pixels.shape} {pixels.dtype}."
+    )
   return pixels
 
 
@@ -187,11 +227,25 @@ def _labels(path: pathlib.Path, labels: Any, count: int) -> list[str]:
   if not isinstance(labels, list | tuple) or len(labels) != count:
     got = len(labels) if isinstance(labels, list | tuple) else type(labels).__name__
     raise ValueError(f"{path} wants labels [{count}], one an image; got {got}.")
-  if all(isinstance(label, int | np.integer) for label in labels):
-    return [f"{label:04d}" for label in labels]  # in the order of numbers, also as text
-  if not all(isinstance(label, str | bytes | int | np.generic) for label in labels):
-    raise ValueError(f"{path} wants labels that are numbers or text.")
-  return [str(label) for label in labels]
+  return [_label(path, m, label) for m, label in enumerate(labels)]
+
+
+def _label(path: pathlib.Path, m: int, label: Any) -> str:
+  """Return the name of a class; numbers sort as text in their own order."""
+  label = label.item() if isinstance(label, np.generic) else label
+  label = label.decode("latin1") if isinstance(label, bytes) else label
+  if (
+    isinstance(label, float) and label.is_integer()
+  ):  # as spreadsheets and NaN-able columns have it
+    label = int(label)
+  if isinstance(label, int) and label >= 0:
+    return f"{label:04d}"
+  if isinstance(label, str) and label.strip():
+    return label
+  raise ValueError(
+    f"{path} wants labels that are text or whole numbers from 0; that of picture {m} is "
+    f"{label!r:.40}. Leave pictures without a class out."
+  )
 
 
 def _specific(path: pathlib.Path, count: int) -> list[str]:

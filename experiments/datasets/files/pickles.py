@@ -78,7 +78,7 @@ class _Unpickler(pickle._Unpickler):
         return _Scalar
       case "core.numeric", "_frombuffer":
         return _FromBuffer
-      case ("_codecs", "encode") | ("builtins" | "__builtin__", "bytes"):
+      case ("_codecs", "encode") | ("builtins" | "__builtin__", "bytes" | "bytearray"):
         return _Bytes
     raise _Refused(f"the global {module}.{name}")
 
@@ -177,10 +177,14 @@ class _FromBuffer(_Array):
 
 
 class _Bytes:
-  """Python 3 writes bytes for Python 2 as _codecs.encode(text, "latin1"), or as bytes()."""
+  """Python 3 writes bytes for Python 2 as _codecs.encode(text, "latin1"), or as bytes().
+
+  It writes a bytearray as bytearray() of such bytes; here it becomes bytes.
+  """
 
   def __init__(self, text: Any = "", encoding: Any = "latin1"):
-    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+    text = text.text if isinstance(text, _Bytes) else text
+    if encoding not in ("latin1", "latin-1") or not isinstance(text, str | bytes):
       raise _Refused(f"the encoding {encoding!r:.40}")
     self.text = text
 
@@ -222,7 +226,8 @@ class _Finish:
       array, size = self._array(*value.state)
       return array[()] if isinstance(value, _Scalar) else array, size
     if isinstance(value, _Bytes):
-      return value.text.encode("latin1"), self._allowed(len(value.text))
+      size = self._allowed(len(value.text))
+      return value.text.encode("latin1") if isinstance(value.text, str) else value.text, size
     if isinstance(value, _Dtype):
       return value.dtype, 1
     raise _Refused(f"a value of type {type(value).__name__}")

@@ -12,7 +12,7 @@ from experiments.datasets.files.images import Counts, Images
 from experiments.datasets.files.layouts import Layout
 from experiments.datasets.source import Problem, Protocol
 
-_VERSION = 1  # of the pictures made here; another number makes caches of the old ones void
+_VERSION = 2  # of the pictures made here; another number makes caches of the old ones void
 
 
 class DataSet(NamedTuple):

@@ -11,20 +11,18 @@ References: Ghandoura, Hjabo and Al Dakkak, Building and benchmarking an Arabic 
 """
 
 import dataclasses
-import io
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soundfile
 from scipy import signal
 
 from experiments.datasets.few_shot import by_class
-from experiments.datasets.files import cache, layouts
+from experiments.datasets.files import cache, layouts, sounds
 from experiments.datasets.source import Problem, Protocol, Source
 from shrinkmeta import Task
 
@@ -90,22 +88,31 @@ def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) 
       archive = zipfile.ZipFile(folder / packed)
     with archive:
       for row in (row for row in rows if row["zip"] == packed):
-        with cache.damaged(f"{folder / packed}, {row['member']}"):
-          sound = _sound(cache.read_member(archive, row["member"], 2**20))
-        heard = log_mel(sound)
-        with cache.damaged(folder / "index.csv"):
-          digit, number = int(row["digit"]), int(row["round"])
-          if not (0 <= digit < DIGITS and 1 <= number <= ROUNDS):
-            raise ValueError(f"digit {digit}, round {number}")
-          features[names.index(row["speaker"]), digit, number - 1] = heard
+        digit, number = _place(folder / "index.csv", row)
+        where = f"{folder / packed}, {row['member']}"
+        with cache.damaged(where):
+          sound = _sound(cache.read_member(archive, row["member"], 2**20), where)
+        features[names.index(row["speaker"]), digit, number] = log_mel(sound)
   if np.isnan(features).any():
     raise ValueError(f"{folder}/index.csv names no recording of each digit and round.")
   return Speakers(features, tuple(names))
 
 
-def _sound(content: bytes) -> np.ndarray:
-  """[SAMPLES] float64 in [-1, 1]."""
-  sound, rate = soundfile.read(io.BytesIO(content))
+def _place(path: pathlib.Path, row: Mapping[str, str]) -> tuple[int, int]:
+  """Return the digit and the round of a row, both from 0."""
+  digit, number = row["digit"].strip(), row["round"].strip()
+  digits, rounds = map(str, range(DIGITS)), map(str, range(1, ROUNDS + 1))
+  if digit not in digits or number not in rounds:
+    raise cache.DamagedError(
+      f"{path} wants digits of 0 to {DIGITS - 1} and rounds of 1 to {ROUNDS}; {row['zip']}, "
+      f"{row['member']} has digit {digit!r:.40}, round {number!r:.40}. Take the original file."
+    )
+  return int(digit), int(number) - 1
+
+
+def _sound(content: bytes, where: str) -> np.ndarray:
+  """[SAMPLES] float64, 1.0 at full scale."""
+  sound, rate = sounds.decode(content, where)
   if sound.shape != (SAMPLES,) or rate != RATE:
     raise ValueError(f"{SAMPLES} samples at {RATE} Hz wanted, got {sound.shape} at {rate}")
   return sound

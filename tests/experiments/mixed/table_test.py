@@ -48,6 +48,31 @@ def test_errors_name_column_and_rows(tmp_path, text, formula, message):
     table.grouped(columns(tmp_path, text), parse(formula), "gaussian")
 
 
+@pytest.mark.parametrize("text", ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "NULL", "None", ""))
+def test_what_programs_write_for_a_missing_group_is_missing(tmp_path, text):
+  with pytest.raises(ValueError, match="'g' .the grouping factor. has 2 missing values in 5 rows"):
+    content = GOOD + f'2,2,"{text}"\n3,1,"{text}"\n'
+    table.grouped(columns(tmp_path, content), FORMULA, "gaussian")
+
+
+@pytest.mark.parametrize("x", (lambda t: 1_700_000_000_000 + 600_000 * t, lambda t: 1e-9 * t))
+def test_units_do_not_make_columns_depend_on_each_other(tmp_path, x):
+  rows = "".join(f"{t % 3},{x(t)!r},{(t * t) % 5},{'ab'[t % 2]}\n" for t in range(6))
+  content = "y,x,z,g\n" + rows
+  data = table.grouped(columns(tmp_path, content), parse("y ~ x + z + (1 | g)"), "gaussian")
+  assert data.rows == 6
+
+
+@pytest.mark.parametrize("z", (lambda x: x + 7, lambda x: 2 * x, lambda x: 1e12, lambda x: 0.1))
+@pytest.mark.parametrize("unit", (1.0, 1e-9, 1e12))
+def test_columns_that_depend_on_each_other_in_any_unit(tmp_path, z, unit):
+  values = [unit * t for t in (1, 2, 4, 3)]
+  rows = "".join(f"{i % 3},{x!r},{z(x)!r},{'ab'[i % 2]}\n" for i, x in enumerate(values))
+  with pytest.raises(ValueError, match="depend on each other in 4 rows"):
+    formula = parse("y ~ x + z + (1 | g)")
+    table.grouped(columns(tmp_path, "y,x,z,g\n" + rows), formula, "gaussian")
+
+
 @pytest.mark.parametrize("family", ("logistic", "poisson"))
 def test_responses_that_a_family_cannot_have(tmp_path, family):
   with pytest.raises(ValueError, match="'y' has others, 3 rows"):

@@ -1,6 +1,11 @@
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments.runs import files
+from experiments.runs import files, results
 
 
 def test_atomic_hides_the_file_until_it_is_whole(tmp_path):
@@ -10,3 +15,19 @@ def test_atomic_hides_the_file_until_it_is_whole(tmp_path):
     assert "result.json" not in names()
     raise KeyboardInterrupt
   assert names() == []
+
+
+def test_numbers_of_numpy_and_paths_are_written():
+  content = {
+    "a": np.float32(0.5), "b": np.int64(3), "c": [np.bool_(True)], "d": np.arange(2),
+    "e": jnp.ones(2), "f": pathlib.Path("runs/x"), "g": np.float64("nan"),
+  }  # fmt: skip
+  wanted = {"a": 0.5, "b": 3, "c": [True], "d": [0, 1], "e": [1.0, 1.0], "f": "runs/x", "g": None}
+  assert json.loads(files.strict_json(content)) == wanted
+
+
+def test_a_result_with_a_path_and_a_byte_order_mark(tmp_path):
+  path = tmp_path / "x.json"
+  results.write_json(path, {"out": pathlib.Path("runs/x"), "rate": np.float32(0.5)}, [], {})
+  path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+  assert results.read_json(path) == ({"out": "runs/x", "rate": 0.5}, [])

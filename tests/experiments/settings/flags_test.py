@@ -1,5 +1,6 @@
 """One vocabulary of flags for all commands."""
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -33,14 +34,26 @@ print(json.dumps(found))
 """
 
 
-def test_a_flag_means_the_same_in_all_commands():
+@functools.cache
+def flags_of_commands():
   line = [sys.executable, "-c", LIST, *COMMANDS]
   done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
+  return json.loads(done.stdout)
+
+
+def test_a_flag_means_the_same_in_all_commands():
+  found = flags_of_commands()
   assert set(found["out"]) == set(COMMANDS) - {"evaluate", "mixed.__main__"}
   for name, by_command in found.items():
     assert len({json.dumps(meaning) for meaning in by_command.values()}) == 1, (name, by_command)
+
+
+def test_every_flag_of_a_path_is_read_as_one():
+  kinds = {n: next(iter(c.values()))[0] for n, c in flags_of_commands().items()}
+  found = {name for name, kind in kinds.items() if kind == "PathParser"}
+  files = {"out", "data_dir", "compilation_cache", "checkpoints", "chosen"}
+  assert found == files | {"data", "json", "plot", "peers", "rival_python"}
 
 
 @pytest.mark.parametrize("texts", (["x"], ["1", "1"], []))

@@ -52,3 +52,24 @@ def test_a_table_has_the_settings_of_the_schema():
   del config.evaluation["block"]
   with pytest.raises(ValueError, match="evaluation has block, key, over; got"):
     schema.check(config)
+
+
+@pytest.mark.parametrize(
+  "text, wanted",
+  (
+    ("meta_steps=1e3", 1_000),
+    ("meta_steps=100.0", 100),
+    ("meta_steps=np.int64(7)", 7),
+    ("cg_tol=np.float64(0.01)", 0.01),
+    ("meta_steps= 5 ", 5),
+  ),
+)
+def test_a_change_as_programs_and_spreadsheets_write_it(text, wanted):
+  config = tables.load("sinusoid", "smoke", [text])
+  found = config[text.partition("=")[0]]
+  assert found == wanted and type(found) is type(wanted)
+
+
+def test_a_fraction_of_a_step_is_refused():
+  with pytest.raises(ValueError, match="meta_steps=1.5 does not fit the settings"):
+    tables.load("sinusoid", "smoke", ["meta_steps=1.5"])

@@ -51,6 +51,8 @@ class ReadCsvTest(parameterized.TestCase):
     got = self.read('label,other,name\r\n1,,"ü, v"\r\n\r\n2,x,w\r\n'.encode())
     self.assertEqual([(row["name"], row["label"]) for row in got], [("ü, v", "1"), ("w", "2")])
     self.assertEmpty(self.read(b"name,label\n"))
+    marked = self.read(b"\xef\xbb\xbfname,label\nv,1\n")  # as spreadsheets write UTF-8
+    self.assertEqual(marked, [{"name": "v", "label": "1"}])
 
   @parameterized.parameters(
     (b"", "under the header name,label; got ''"),

@@ -148,7 +148,7 @@ class PhotographsTest(parameterized.TestCase):
   def test_layouts_are_read_class_by_class_and_cached(self, layout):
     data_set = self.write(layout)
     first = self.load(data_set)
-    with mock.patch.object(layouts.images, "build", side_effect=AssertionError("read again")):
+    with mock.patch.object(images, "build", side_effect=AssertionError("read again")):
       again = self.load(data_set)
     for split, parts in first.items():
       pictures, labels = content(split)
@@ -258,7 +258,10 @@ class PhotographsTest(parameterized.TestCase):
     ([1, 2], "wants a dict"),
     ({"data": 1}, "'labels'. not in .'data'"),
     ({"data": np.zeros((2, 3), np.uint8), "labels": [0, 1]}, r"images .M, h, w, 3. uint8"),
-    ({"data": np.zeros((2, 3, 3, 3)), "labels": [0, 1]}, r"uint8; got .*float64"),
+    (
+      {"data": np.zeros((2, 3, 3, 3)), "labels": [0, 1]},
+      r"uint8, or M encoded pictures; got .*float64",
+    ),
     ({"data": np.zeros((2, 3, 3, 3), np.uint8), "labels": [0]}, r"labels .2., one an image"),
   )
   def test_other_content_is_refused(self, data, message):
@@ -287,6 +290,7 @@ class PhotographsTest(parameterized.TestCase):
     ({"a": [0, 1, 2, 3, 5]}, "rows of 0 to 4"),
     ({"a": [-1, 1, 2, 3, 4]}, "rows of 0 to 4"),
     ({"a": ["0"]}, "rows of 0 to 4"),
+    ({"a": [0, 1, 2], "b": [2, 3, 4]}, "picture 2 is in the classes 'a' and 'b'"),
   )
   def test_a_class_dict_must_cover_its_images(self, rows, message):
     path = self.folder / "x.pkl"
@@ -408,12 +412,6 @@ class ImagesTest(absltest.TestCase):
       listing = images.Listing(["a"], lambda m, wrong=wrong: wrong)
       with self.assertRaisesRegex(ValueError, r"\[h, w, 3\] uint8"):
         images.build(listing, 4, "x")
-
-  def test_decode_turns_grey_to_colours(self):
-    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "PNG")
-    np.testing.assert_array_equal(images.decode(buffer.getvalue()), np.stack([grey] * 3, -1))
 
 
 if __name__ == "__main__":

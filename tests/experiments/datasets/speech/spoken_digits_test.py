@@ -128,6 +128,32 @@ class SpeakersTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, f"0.zip, word0/0_NO_01.flac: .*{message}"):
         self.load()
 
+  @parameterized.parameters("FLOAT", "DOUBLE", "PCM_16", "PCM_24")
+  def test_every_kind_of_wav_sounds_the_same(self, subtype):
+    sound, buffer = self.sound(0, 0, 1), io.BytesIO()
+    soundfile.write(buffer, sound, 8000, subtype=subtype, format="WAV")
+    self.replace(buffer.getvalue())
+    want = spoken_digits.log_mel(sound)
+    np.testing.assert_allclose(self.load()["train"].features[0, 0, 0], want, atol=0.05)
+
+  @parameterized.parameters(np.nan, np.inf, -np.inf)
+  def test_a_sample_that_is_no_number_is_named(self, bad):
+    sound, buffer = self.sound(0, 0, 1), io.BytesIO()
+    sound[[100, 200]] = bad
+    soundfile.write(buffer, sound, 8000, subtype="FLOAT", format="WAV")
+    self.replace(buffer.getvalue())
+    message = f"sample 100 of 8000 is {bad}; 2 are not finite. Replace the recording"
+    with self.assertRaisesRegex(ValueError, f"^{self.folder}/0.zip, word0/0_NO_01.flac: {message}"):
+      self.load()
+
+  def replace(self, content):
+    """Give the first recording of the first speaker other content."""
+    with zipfile.ZipFile(self.folder / "0.zip") as archive:
+      members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(self.folder / "0.zip", "w") as archive:
+      for name, own in (members | {"word0/0_NO_01.flac": content}).items():
+        archive.writestr(name, own)
+
   def test_damaged_files_are_named(self):
     path = self.folder / "0.zip"
     whole = path.read_bytes()
@@ -139,10 +165,10 @@ class SpeakersTest(parameterized.TestCase):
     table = index.read_text()
     for change, message in (
       (("digit", "digjt"), "wants columns under the header zip,member,digit"),
-      ((",0,0,1,train", ",0,0,one,train"), "damaged"),
-      ((",0,0,1,train", ",11,0,1,train"), "damaged"),
-      ((",0,0,1,train", ",-1,0,1,train"), "damaged"),
-      ((",0,0,1,train", ",0,0,0,train"), "damaged"),
+      ((",0,0,1,train", ",0,0,one,train"), "0.zip, word0/0_NO_01.flac has digit '0', round 'one'"),
+      ((",0,0,1,train", ",11,0,1,train"), "0.zip, word0/0_NO_01.flac has digit '11', round '1'"),
+      ((",0,0,1,train", ",-1,0,1,train"), "0.zip, word0/0_NO_01.flac has digit '-1', round '1'"),
+      ((",0,0,1,train", ",0,0,0,train"), "0.zip, word0/0_NO_01.flac has digit '0', round '0'"),
       ((",0,0,1,train", ",9,0,1,train"), "no recording of each digit"),
       (("0_NO_02", "0_NO_01"), "has '0.zip/word0/0_NO_01.flac' more than once"),
       ((",1,1,val", ",0,1,val"), "has speaker '0' in more than one split"),

@@ -1,0 +1,130 @@
+"""What several processes of one run must have in common, checked before any work.
+
+Every process makes these calls, in the same order. A run of one process returns at once.
+"""
+
+import hashlib
+import json
+import pathlib
+import secrets
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.settings import schema
+
+_SECONDS = 10.0  # how long a file system on a network may take to show a new file
+_MOST = 5  # differences that an error names
+
+
+def check_alike(settings: Mapping[str, Any]) -> None:
+  """Raise ValueError in every process if they were started with other settings.
+
+  Processes that differ would mix their figures without a word, or wait for each other for ever. A
+  hash of the settings is compared; only if it differs are the settings themselves exchanged.
+
+  Args:
+    settings: what the results depend on, as nested mappings with values that JSON can hold.
+  """
+  if jax.process_count() == 1:
+    return
+  per_process = np.bincount([device.process_index for device in jax.devices()])
+  if len(set(per_process)) > 1:
+    raise ValueError(
+      f"The processes of this run have {per_process.tolist()} devices, from process 0 on; wanted "
+      "the same number in each."
+    )
+  text = json.dumps(schema.flat(settings), sort_keys=True).encode()
+  digest = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+  if (_gathered(digest) == digest).all():
+    return
+  texts = _texts(text)
+  if differences := _differences([json.loads(one) for one in texts]):
+    raise ValueError(
+      f"The processes of this run were started with other settings: {'; '.join(differences)}. "
+      "Start all of them by the same command, with the same code and data."
+    )
+
+
+def check_shared(what: str, folder: pathlib.Path) -> None:
+  """Raise ValueError in every process if the folder of process 0 is not theirs.
+
+  Process 0 makes a file with a random name, and the others look for it. It is removed again.
+
+  Args:
+    what: the flag or setting that names the folder.
+    folder: it is made by process 0 if it is missing.
+  """
+  if jax.process_count() == 1:
+    return
+  token = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
+  file = folder / f".shared-{int(token):08x}"
+  error, written = "", False
+  if jax.process_index() == 0:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      file.write_text("All processes of a run must see this file.\n", encoding="utf-8")
+      written = True
+    except OSError as problem:
+      error = str(problem)
+  try:
+    if told := _texts(error.encode())[0]:  # also: nobody looks before the file is there
+      raise ValueError(f"{what}: process 0 cannot write to {folder}: {told.decode()}.")
+    seen = _gathered(np.array([_appears(file)], np.uint8))[:, 0]
+  finally:
+    if written:
+      file.unlink()
+  if missing := [str(process) for process in np.flatnonzero(seen == 0)]:
+    raise ValueError(
+      f"{what} is a folder that all processes share; what process 0 writes to {folder} is not "
+      f"there for process {', '.join(missing)}. Name a folder of a file system that all of them "
+      "mount at the same place."
+    )
+
+
+def fingerprint(tree: Any) -> str:
+  """Return a checksum of the arrays of a tree, such as training data."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    array = np.ascontiguousarray(leaf)
+    total = zlib.crc32(array.view(np.uint8).data, zlib.crc32(repr(array.shape).encode(), total))
+  return f"{total:08x}"
+
+
+def _appears(file: pathlib.Path) -> bool:
+  limit = time.monotonic() + _SECONDS
+  while not file.exists():
+    if time.monotonic() > limit:
+      return False
+    time.sleep(0.1)
+  return True
+
+
+def _gathered(array: np.ndarray) -> np.ndarray:
+  """Return the arrays of all processes, [P, ...]."""
+  return np.asarray(multihost_utils.process_allgather(array))
+
+
+def _texts(own: bytes) -> list[bytes]:
+  """Return the texts of all processes."""
+  lengths = _gathered(np.array([len(own)], np.int32))[:, 0]
+  padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+  padded[: len(own)] = np.frombuffer(own, np.uint8)
+  return [row[:n].tobytes() for row, n in zip(_gathered(padded), lengths, strict=True)]
+
+
+def _differences(settings: list[dict[str, Any]]) -> list[str]:
+  """Return "name: 1 in process 0, 2 in process 3" for the settings that differ from process 0's."""
+  found = []
+  for name in sorted(set().union(*settings)):
+    values = [one.get(name, "absent") for one in settings]
+    for process, value in enumerate(values):
+      if value != values[0]:
+        found.append(f"{name}: {values[0]!r} in process 0, {value!r} in process {process}")
+        break
+  return [*found[:_MOST], f"and {len(found) - _MOST} more"] if len(found) > _MOST else found
