@@ -1,10 +1,7 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is the mean over tasks of the mean validation negative log-likelihood at theta_hat.
-Where phi follows l_MAP it is the mean over tasks of the training negative log joint, and where phi
-and sigma follow the evidence, that of the negative log evidence of the training data. Each task
-gives its gradient with respect to (phi, log sigma^2). A task whose loss or gradient is not finite
-is left out of the update and counted.
+The meta-loss is the mean over tasks of the validation negative log-likelihood at theta_hat, of the
+training negative log joint, or of the negative log evidence. Failed tasks are left out and counted.
 """
 
 import dataclasses
@@ -45,12 +42,14 @@ from shrinkmeta.devices.batching import Batching, leading, map_tasks
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import in_blocks, key_of, model_of, run_first, sums_over_tasks
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.meta_step import apply, gradient_from
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, posterior_mode
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.priors import SigmaPrior
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
 
@@ -231,14 +230,12 @@ def sums(
   """
   params, frozen = _checked(spec, state)
   check_tasks(tasks, needs_val=spec.needs_validation)
+  if validate.known(jax.tree.leaves(tasks)[0]) is not None:
+    check_targets(spec.likelihood, "tasks", tasks, state.phi)
   if warm is not None:
-    if not spec.has_mode:
-      raise ValueError(
-        "A warm start is for algorithms with an implicit gradient: imaml, sigma_imaml, "
-        "sigma_reptile, empirical_bayes."
-      )
     frozen = spec.frozen  # as in no_start
-    warm_start.check_start(warm, moving(params.phi, spec.labels, frozen), leading(tasks))
+    part = moving(params.phi, spec.labels, frozen)
+    warm_start.check_start(warm, part, leading(tasks), spec.has_mode)
   return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
 
 
@@ -268,7 +265,7 @@ def adapt(
   make = lambda params, batch: model_of(spec, params, batch, frozen)
   if spec.has_mode and not isinstance(steps, tuple):
     return differentiable_mode(spec.inner, spec.implicit, make, params, batch, steps, key)
-  mode = posterior_mode(spec.inner, make(params, batch), key=key, steps=steps)
+  mode = posterior_mode(spec.inner, make(params, batch), key=same_in_any_batch(key), steps=steps)
   return mode.theta, mode.info
 
 
@@ -294,6 +291,8 @@ def adapt_tasks(
   """
   params, frozen = _checked(spec, state)
   check_batch("batches", batches, ("T", "N"))
+  if validate.known(jax.tree.leaves(batches)[0]) is not None:
+    check_targets(spec.likelihood, "batches", batches, state.phi)
 
   def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
     params, key = shared
@@ -305,7 +304,8 @@ def adapt_tasks(
   items = Item(jnp.arange(leading(batches)), Task(batches, None), None, None)
   queued = in_blocks(spec) and not isinstance(steps, tuple)
   first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
-  return map_tasks(one, (params, key), items, spec.batching, spec.mesh, first)[1]
+  shared = (params, same_in_any_batch(key))
+  return map_tasks(one, shared, items, spec.batching, spec.mesh, first)[1]
 
 
 def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:

@@ -16,6 +16,8 @@ PACKAGE = "shrinkmeta"
 ROOMS = (
   "kinds",
   "validate",
+  "keys",
+  "optimisers",
   "model",
   "devices",
   "config",

@@ -121,17 +121,24 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 
   def begin(start: PyTree | None) -> Descent:
     z: PyTree = optax.tree.zeros_like(model.part) if start is None else start
-    nan = jnp.full([], jnp.nan, model.n.dtype)
-    return Descent(z, optimizer.init(z), jnp.zeros([], jnp.int32), jnp.zeros([], bool), nan, nan)
+    none = absent(model.n.dtype)
+    return Descent(
+      z,
+      optimizer.init(_moved(model, z)),
+      jnp.zeros([], jnp.int32),
+      jnp.zeros([], bool),
+      none,
+      none,
+    )
 
   def step(at: Descent) -> Descent:
     mini = batch
     if inner.batch_size is not None and key is not None:
       mini = draw(jax.random.fold_in(key, at.step), batch, inner.batch_size)
     value, grad = model.value_and_grad(at.z, mini)
-    objective = lambda z: model.objective(z, mini)
+    objective = lambda moved: model.objective(_moved(model, moved, -1.0), mini)
     updates, opt_state = optimizer.update(
-      grad, at.opt_state, at.z, value=value, grad=grad, value_fn=objective
+      grad, at.opt_state, _moved(model, at.z), value=value, grad=grad, value_fn=objective
     )
     z = optax.apply_updates(at.z, updates)
     value = jax.lax.stop_gradient(value)
@@ -160,6 +167,31 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
   else:
     run = lambda at, until: jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, step, at)
   return Loop(begin, step, run, info)
+
+
+def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
+  """The value [] of what a program does not compute: NaN.
+
+  It is inf while `jax_debug_nans` is set: that flag stops a program at any NaN, and is there to find
+  those that nobody meant.
+  """
+  return jnp.full([], jnp.inf if jax.config.jax_debug_nans else jnp.nan, dtype)
+
+
+def _moved(model: TaskModel, z: PyTree, sign: float = 1.0) -> PyTree:
+  """Return what the optimiser moves: theta in modules with sigma = inf, z in the others.
+
+  With sign = -1, the inverse. Weight decay then pulls theta to 0, and a norm is that of theta.
+  """
+
+  def leaf(module: str, phi: jax.Array | None, v: jax.Array) -> jax.Array | None:
+    if phi is None:
+      return None
+    if module in model.free:
+      return v + sign * phi
+    return jnp.where(jnp.isposinf(model.params.log_sigma2[module]), v + sign * phi, v)
+
+  return jax.tree.map(leaf, model.labels, model.part, z)
 
 
 def nll_and_gradient(

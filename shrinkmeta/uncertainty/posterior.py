@@ -22,6 +22,7 @@ from shrinkmeta.base import MetaParams
 from shrinkmeta.curvature.jacobian import indefinite
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
@@ -79,7 +80,7 @@ class Posterior:
       rows = jax.vmap(row)(jax.nn.one_hot(i * len(own) + own, outputs.size, dtype=outputs.dtype))
       along, off = split(rows, self.basis)
       with exact():
-        return off @ off.T + (along / (1.0 + self.eigenvalues)) @ along.T
+        return off @ off.T + (along / (1.0 + self.eigenvalues)[None]) @ along.T
 
     return Predictive(outputs, jax.lax.map(example, jnp.arange(n)))
 
@@ -119,10 +120,10 @@ class Posterior:
   def _deviations(self, key: jax.Array, n: int) -> PyTree:
     """n draws of s (z - z_hat), leaves [n, ...]: (I + s C s)^(-1/2) on standard normal noise."""
     flat, unravel = ravel_pytree(self._cut()[0])
-    noise = jax.random.normal(key, (n, flat.size), flat.dtype)
+    noise = jax.random.normal(same_in_any_batch(key), (n, flat.size), flat.dtype)
     change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
     with exact():
-      z = noise + ((noise @ self.basis.T) * change) @ self.basis
+      z = noise + ((noise @ self.basis.T) * change[None]) @ self.basis
     return jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))(z)
 
 
@@ -175,7 +176,8 @@ def posterior(
   if rank is None:
     basis, values = _exact(model)
   else:
-    basis, values = _low_rank(model, rank, jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else same_in_any_batch(key)
+    basis, values = _low_rank(model, rank, key)
   return Posterior(theta, model.white.scale, basis, values, likelihood.predict, likelihood.log_prob)
 
 
