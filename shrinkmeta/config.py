@@ -285,7 +285,7 @@ def check_optimisers(spec: Spec) -> None:
     wanted = needs(getattr(spec, name), tree)
     if "value_fn" in wanted:
       raise ValueError(
-        f"{name} evaluates the loss at points of its own (a line search), and an update knows it at "
+        f"{name} evaluates the loss at points of its own (a line search); an update knows it at "
         "one: take another, such as optax.adam(1e-3) or optax.lbfgs(1e-2, linesearch=None)."
       )
     if wanted and no_loss:

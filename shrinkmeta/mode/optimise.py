@@ -118,13 +118,21 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
       "choose a smaller size, or None for the full batch."
     )
   optimizer = optax.with_extra_args_support(inner.optimizer)
+  # The optimiser moves theta in modules with sigma = inf, so that weight decay and norms are those
+  # of theta. In the others it moves z.
+  free = lambda module: module in model.free or jnp.isposinf(model.params.log_sigma2[module])
+  shift = lambda p, v, sign, free: (
+    v + sign * p if free is True else jnp.where(free, v + sign * p, v)
+  )
+  leaf = lambda sign: lambda m, p, v: None if p is None else shift(p, v, sign, free(m))
+  moved = lambda z, sign=1.0: jax.tree.map(leaf(sign), model.labels, model.part, z)
 
   def begin(start: PyTree | None) -> Descent:
     z: PyTree = optax.tree.zeros_like(model.part) if start is None else start
     none = absent(model.n.dtype)
     return Descent(
       z,
-      optimizer.init(_moved(model, z)),
+      optimizer.init(moved(z)),
       jnp.zeros([], jnp.int32),
       jnp.zeros([], bool),
       none,
@@ -136,9 +144,9 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     if inner.batch_size is not None and key is not None:
       mini = draw(jax.random.fold_in(key, at.step), batch, inner.batch_size)
     value, grad = model.value_and_grad(at.z, mini)
-    objective = lambda moved: model.objective(_moved(model, moved, -1.0), mini)
+    objective = lambda params: model.objective(moved(params, -1.0), mini)
     updates, opt_state = optimizer.update(
-      grad, at.opt_state, _moved(model, at.z), value=value, grad=grad, value_fn=objective
+      grad, at.opt_state, moved(at.z), value=value, grad=grad, value_fn=objective
     )
     z = optax.apply_updates(at.z, updates)
     value = jax.lax.stop_gradient(value)
@@ -172,26 +180,9 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
   """The value [] of what a program does not compute: NaN.
 
-  It is inf while `jax_debug_nans` is set: that flag stops a program at any NaN, and is there to find
-  those that nobody meant.
+  It is inf while `jax_debug_nans` is set: that flag stops a program at any NaN.
   """
   return jnp.full([], jnp.inf if jax.config.jax_debug_nans else jnp.nan, dtype)
-
-
-def _moved(model: TaskModel, z: PyTree, sign: float = 1.0) -> PyTree:
-  """Return what the optimiser moves: theta in modules with sigma = inf, z in the others.
-
-  With sign = -1, the inverse. Weight decay then pulls theta to 0, and a norm is that of theta.
-  """
-
-  def leaf(module: str, phi: jax.Array | None, v: jax.Array) -> jax.Array | None:
-    if phi is None:
-      return None
-    if module in model.free:
-      return v + sign * phi
-    return jnp.where(jnp.isposinf(model.params.log_sigma2[module]), v + sign * phi, v)
-
-  return jax.tree.map(leaf, model.labels, model.part, z)
 
 
 def nll_and_gradient(

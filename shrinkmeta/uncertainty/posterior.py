@@ -58,7 +58,7 @@ class Posterior:
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """n draws of theta, leaves [n, ...]."""
     part, rest = self._cut()
-    moved = jax.tree.map(lambda t, d: t + d, part, self._deviations(key, n))
+    moved = jax.tree.map(lambda t, d: t[None] + d, part, self._deviations(key, n))
     return merge(moved, jax.tree.map(lambda t: jnp.broadcast_to(t, (n, *t.shape)), rest))
 
   def predictive(self, inputs: PyTree) -> Predictive:
