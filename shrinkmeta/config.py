@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from shrinkmeta import scalars, validate
 from shrinkmeta.devices.batching import Batching, check_batching
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.optimisers import differentiable, needs
 
 PyTree = Any
 Frozen = frozenset[str]  # names of modules held at phi
@@ -235,6 +237,7 @@ def check_spec(spec: Spec) -> None:
   check_algorithm(algorithm)
   check_batching(spec.batching)
   check_sigma_gradient(spec)
+  check_optimisers(spec)
   learned, evidence = algorithm.sigma == "learned", algorithm.phi == "evidence"
   if algorithm.gradient == "unrolled" and spec.inner.tol is not None:
     raise ValueError(
@@ -262,6 +265,33 @@ def check_spec(spec: Spec) -> None:
     check_whole(spec.implicit)
   if spec.has_mode:
     check_dual(spec.implicit, spec.log_sigma2)
+
+
+def check_optimisers(spec: Spec) -> None:
+  """Raises ValueError where an optimiser needs what its place does not give it."""
+  zeros = lambda module: None if module in spec.frozen else jnp.zeros((2, 2))
+  moving = jax.tree.map(zeros, spec.labels)
+  if spec.algorithm.gradient == "unrolled" and not differentiable(spec.inner.optimizer, moving):
+    raise ValueError(
+      "This algorithm differentiates through the inner steps, and JAX cannot differentiate through "
+      "the line search of this Inner.optimizer (L-BFGS is the default of Inner): take "
+      "Inner(optax.sgd(0.1), steps=...), or an algorithm with an implicit gradient."
+    )
+  phi = jax.tree.map(lambda _: jnp.zeros((2, 2)), spec.labels)
+  sigma = {module: jnp.zeros([]) for module in spec.sigma}
+  no_loss = spec.algorithm[1:3] == ("map", "none")
+  for name, tree in (("phi_optimizer", phi), ("sigma_optimizer", sigma)):
+    wanted = needs(getattr(spec, name), tree)
+    if "value_fn" in wanted:
+      raise ValueError(
+        f"{name} evaluates the loss at points of its own (a line search); an update knows it at "
+        "one: take another, such as optax.adam(1e-3) or optax.lbfgs(1e-2, linesearch=None)."
+      )
+    if wanted and no_loss:
+      raise ValueError(
+        f"{name} needs the loss, and reptile's phi follows none: take one that needs gradients "
+        "alone, such as optax.adam(1e-3)."
+      )
 
 
 _GRADIENTS = {

@@ -1,10 +1,7 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is the mean over tasks of the mean validation negative log-likelihood at theta_hat.
-Where phi follows l_MAP it is the mean over tasks of the training negative log joint, and where phi
-and sigma follow the evidence, that of the negative log evidence of the training data. Each task
-gives its gradient with respect to (phi, log sigma^2). A task whose loss or gradient is not finite
-is left out of the update and counted.
+The meta-loss is the mean over tasks of the validation negative log-likelihood at theta_hat, of the
+training negative log joint, or of the negative log evidence. Failed tasks are left out and counted.
 """
 
 import functools
@@ -35,11 +32,13 @@ from shrinkmeta.config import (
 from shrinkmeta.devices.batching import leading, map_tasks
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import in_blocks, key_of, run_first, sums_over_tasks, theta_hat
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.meta_step import apply, gradient_from
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
+from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
 from shrinkmeta.sigma import keep_modules
 
@@ -181,14 +180,12 @@ def sums(
     scalars.key("key", key)
   if not isinstance(first, int) or first:
     first = scalars.count("first", first)
+  if validate.known(jax.tree.leaves(tasks)[0]) is not None:
+    check_targets(spec.likelihood, "tasks", tasks, state.phi)
   if warm is not None:
-    if not spec.has_mode:
-      raise ValueError(
-        "A warm start is for algorithms with an implicit gradient: imaml, sigma_imaml, "
-        "sigma_reptile, empirical_bayes."
-      )
     frozen = spec.frozen  # as in no_start
-    warm_start.check_start(warm, moving(params.phi, spec.labels, frozen), leading(tasks))
+    part = moving(params.phi, spec.labels, frozen)
+    warm_start.check_start(warm, part, leading(tasks), spec.has_mode)
   return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
 
 
@@ -226,7 +223,7 @@ def adapt(
     scalars.key("key", key)
   if steps is not None:
     steps = checked_steps(steps)
-  return theta_hat(spec, frozen, params, batch, steps, key)
+  return theta_hat(spec, frozen, params, batch, steps, same_in_any_batch(key))
 
 
 def adapt_tasks(
@@ -262,6 +259,8 @@ def adapt_tasks(
     scalars.key("key", key)
   if steps is not None:
     steps = checked_steps(steps)
+  if validate.known(jax.tree.leaves(batches)[0]) is not None:
+    check_targets(spec.likelihood, "batches", batches, state.phi)
 
   def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
     params, key = shared
@@ -272,7 +271,8 @@ def adapt_tasks(
   items = Item(jnp.arange(leading(batches)), Task(batches, None), None, None)
   queued = in_blocks(spec) and not isinstance(steps, tuple)
   first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
-  return map_tasks(one, (params, key), items, spec.batching, spec.mesh, first)[1]
+  shared = (params, same_in_any_batch(key))
+  return map_tasks(one, shared, items, spec.batching, spec.mesh, first)[1]
 
 
 def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:

@@ -56,6 +56,9 @@ def gradient_from(
 def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, Metrics]:
   """Take the step of phi and sigma that the sums over all tasks of a meta-batch give.
 
+  Optimisers that want the loss (`reduce_on_plateau`, Polyak's step sizes) are given it as `value`:
+  metrics.phi_loss for phi; metrics.loss for sigma, or phi_loss where sigma follows the evidence.
+
   Args:
     state: the MetaState that the sums were made at.
     sums: of all tasks of the meta-batch.
@@ -85,11 +88,16 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
       hint = "Pass what learner.init, and learner.sums, returned."
       validate.instance(name, value, kind, f"a {kind.__name__}", hint)
   grad, metrics = gradient_from(spec, state, sums, per_task)
-  phi_step, phi_opt = spec.phi_optimizer.update(grad.phi, state.opt_state.phi, state.phi)
+  optimizer = optax.with_extra_args_support(spec.phi_optimizer)
+  phi_step, phi_opt = optimizer.update(
+    grad.phi, state.opt_state.phi, state.phi, value=metrics.phi_loss, grad=grad.phi
+  )
   phi, log_s2 = optax.apply_updates(state.phi, phi_step), state.log_sigma2
   sigma_opt = state.opt_state.log_sigma2
   if spec.algorithm.sigma == "learned":
-    sigma_step, sigma_opt = spec.sigma_optimizer.update(grad.log_sigma2, sigma_opt, log_s2)
+    optimizer, slope = optax.with_extra_args_support(spec.sigma_optimizer), grad.log_sigma2
+    value = metrics.phi_loss if spec.algorithm.phi == "evidence" else metrics.loss
+    sigma_step, sigma_opt = optimizer.update(slope, sigma_opt, log_s2, value=value, grad=slope)
     moved = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
     # Frozen and free modules stay: with weight decay a step from -inf is NaN.
     keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)

@@ -68,7 +68,10 @@ def module_summary(
       thetas = jax.tree.map(fill, thetas, phi, is_leaf=none)
     parameter_tree("thetas", thetas)
     validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
-    square = gather(jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - p), 0), thetas, phi), labels)
+    square = gather(
+      jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - jnp.asarray(p)[None]), 0), thetas, phi),
+      labels,
+    )
     moved = {m: jnp.sqrt(square[m] / sizes[m]) for m in sizes}
   return tuple(
     ModuleSummary(m, int(sizes[m]), float(jnp.exp(0.5 * log_sigma2[m])), float(moved[m]))

@@ -18,6 +18,8 @@ ROOMS = (
   "validate",
   "scalars",
   "paths",
+  "keys",
+  "optimisers",
   "model",
   "data",
   "devices",

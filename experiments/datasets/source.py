@@ -42,7 +42,8 @@ class Source:
     """Tasks `start` to `start + count - 1` of `key`.
 
     Args:
-      key: the same for all tasks of a run; it is folded with the index, never split.
+      key: the same for all tasks of a run; it is folded with the index, never split. Of a key that
+        is not threefry's one is made: see `_threefry`.
       start: [] may be traced.
       count: T, static.
 
@@ -53,6 +54,7 @@ class Source:
     """
     if count < 1:
       raise ValueError(f"Source.sample wants count >= 1; got {count}.")
+    key = _threefry(key)
     indices = jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
 
     def one(i: jax.Array) -> sm.Task:
@@ -69,6 +71,23 @@ class Source:
     # Twice folded, since fold_in(key, round) is the key of a task.
     round_key = jax.random.fold_in(jax.random.fold_in(key, i // self.tasks), self.tasks)
     return jax.random.permutation(round_key, self.tasks)[i % self.tasks]
+
+
+def _threefry(key: jax.Array) -> jax.Array:
+  """Return a threefry key made from the words of a key, or the key itself if it is one already.
+
+  What keys of the kind "rbg" draw under vmap depends on the batch: task i would not be the same in
+  every batch.
+  """
+  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  typed_key = key if typed else jax.random.wrap_key_data(key)
+  if str(jax.random.key_impl(typed_key)) == "threefry2x32":
+    return key
+  words = jax.random.key_data(typed_key)
+  made = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+  for word in words[2:]:
+    made = jax.random.fold_in(made, word)
+  return made
 
 
 class Protocol(NamedTuple):

@@ -17,7 +17,7 @@ class ProgramCost(NamedTuple):
     flops: floating-point operations; a lower bound, because XLA counts the body of a loop once.
 
   >>> print(ProgramCost(arguments=3_000_000, outputs=1_000_000, temporaries=0, flops=2e9))
-  4.0 MB a device (arguments 3.0 MB, outputs 1.0 MB, temporaries 0.0 MB), 2.00 GFLOP
+  4.0 MB a device (arguments 3.0 MB, outputs 1.0 MB, temporaries 0.0 MB), at least 2.00 GFLOP
   """
 
   arguments: int
@@ -31,11 +31,12 @@ class ProgramCost(NamedTuple):
     return self.arguments + self.outputs + self.temporaries
 
   def __str__(self) -> str:
-    """One line, in megabytes (10^6 bytes) and GFLOP (10^9 operations)."""
+    """One line, in megabytes (10^6 bytes) and GFLOP (10^9 operations), loops counted once."""
     mega = lambda count: f"{count / 1e6:,.1f} MB"
     return (
       f"{mega(self.bytes)} a device (arguments {mega(self.arguments)}, outputs "
-      f"{mega(self.outputs)}, temporaries {mega(self.temporaries)}), {self.flops / 1e9:,.2f} GFLOP"
+      f"{mega(self.outputs)}, temporaries {mega(self.temporaries)}), at least "
+      f"{self.flops / 1e9:,.2f} GFLOP"
     )
 
 

@@ -110,7 +110,7 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   if unmet := sorted(set(rules) - met):
     names = [name for name, _ in validate.leaves_with_names(state)]
     raise ValueError(f"No leaf of the state matches the rules {unmet}; its leaves are {names}.")
-  return jax.device_put(state, shardings)
+  return jax.device_put(_own(state), shardings)
 
 
 def _check_rule(rule: str, spec: PartitionSpec, name: str, leaf: jax.Array, mesh: Mesh) -> None:
@@ -207,10 +207,15 @@ def place_tasks(
     return tasks
   spec = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
   if jax.process_count() == 1:
-    # It may share the memory of NumPy arrays (docs/hazards.md#shared-memory).
-    return jax.device_put(tasks, spec)
-  local = lambda x: jax.make_array_from_process_local_data(spec, np.asarray(x))
+    # NumPy's memory would be shared (docs/hazards.md#shared-memory).
+    return jax.device_put(_own(tasks), spec)
+  local = lambda x: jax.make_array_from_process_local_data(spec, np.array(x))
   return jax.tree.map(local, tasks)
+
+
+def _own(tree: PyTree) -> PyTree:
+  """Copy NumPy's leaves: on a CPU JAX may share their memory with later writes."""
+  return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, tree)
 
 
 def fill_tasks(tasks: Tasks, count: int, total: int) -> Tasks:

@@ -29,6 +29,7 @@ from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.gradients.implicit import data_gradient, differentiable_once, implicit_gradient
 from shrinkmeta.gradients.log_det import log_det
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import freeze
 from shrinkmeta.mode.optimise import Mode, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
@@ -153,7 +154,7 @@ def log_evidence(
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
   model = task_model(likelihood, labels, params, batch, taken)
-  return differentiable_evidence(inner, implicit, log_det, model, key)
+  return differentiable_evidence(inner, implicit, log_det, model, same_in_any_batch(key))
 
 
 def differentiable_evidence(

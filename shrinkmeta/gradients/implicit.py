@@ -34,8 +34,9 @@ from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
 from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import freeze, merge
-from shrinkmeta.mode.optimise import Descent, Steps, draw_at_end, posterior_mode
+from shrinkmeta.mode.optimise import Descent, Steps, absent, draw_at_end, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
@@ -75,7 +76,8 @@ def implicit_gradient(
   # Without a prior there is no sigma to depend on: precision 0.
   d_sigma = lambda w: model.by_module(jax.tree.map(lambda p, w, z: p * w * z, precision, w, z))
   if implicit.solver == "identity":
-    none = SolveInfo(*(jnp.full([], x) for x in (jnp.nan, 0, False, False)))
+    rest = (jnp.full([], x) for x in (0, False, False))
+    none = SolveInfo(absent(model.n.dtype), *rest)
     return MetaParams(g, d_sigma(b)), b, none
 
   here = model.around(model.theta(z))
@@ -204,7 +206,7 @@ def differentiable_mode(
     return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 
   mode.defvjp(forward, backward)
-  part, info = mode(params, batch, consts, (key, end))
+  part, info = mode(params, batch, consts, (same_in_any_batch(key), end))
   whole = jax.tree.structure(part) == jax.tree.structure(params.phi)
   return part if whole else merge(part, params.phi), info
 

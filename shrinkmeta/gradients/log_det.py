@@ -68,7 +68,7 @@ def _exact(factor: Factor) -> jax.Array:
   shape = (*root.shape[:2], -1)
   off, along = off.reshape(shape), along.reshape(shape)
   with exact():
-    solved = (u * (singular / (1.0 + square))) @ v  # A K^-1
+    solved = (u * (singular / (1.0 + square))[None]) @ v  # A K^-1
     of_lam = jnp.einsum("nid,njd->nij", off, off)
     of_lam = of_lam + jnp.einsum("nid,d,njd->nij", along, 1.0 / (1.0 + square), along)
   of_rows = 2.0 * by_example(jnp.swapaxes(root, 1, 2), solved)

@@ -16,7 +16,7 @@ from shrinkmeta.config import Spec
 from shrinkmeta.gradients.evidence import evidence_at
 from shrinkmeta.gradients.implicit import implicit_gradient
 from shrinkmeta.mode.frozen import merge
-from shrinkmeta.mode.optimise import Descent, Mode, nll_and_gradient, posterior_mode
+from shrinkmeta.mode.optimise import Descent, Mode, absent, nll_and_gradient, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import mean_nll
 from shrinkmeta.model.tasks import Task, divisor, num_examples
@@ -88,7 +88,7 @@ def reptile(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   zero = optax.tree.zeros_like(model.params)
   nll = _val_nll(model, mode.theta, item.task)
   grad = zero._replace(phi=merge(d_phi, zero.phi))
-  return TaskResult(grad, nll, jnp.full_like(nll, jnp.nan), mode.info)
+  return TaskResult(grad, nll, absent(nll.dtype), mode.info)
 
 
 def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
@@ -162,7 +162,7 @@ def _from(item: Item) -> dict[str, Any]:
 def _val_nll(model: TaskModel, theta: PyTree, task: Task) -> jax.Array:
   """Return the mean validation negative log-likelihood [], NaN without validation data."""
   if task.val is None:
-    return jnp.full([], jnp.nan, model.n.dtype)
+    return absent(model.n.dtype)
   return mean_nll(model.likelihood, theta, task.val)
 
 

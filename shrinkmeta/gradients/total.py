@@ -22,6 +22,7 @@ from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.joint import joint_sigma_gradient
 from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
 from shrinkmeta.gradients.restriction import restriction_of
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
 from shrinkmeta.mode.task_model import TaskModel, task_model
@@ -136,6 +137,8 @@ def sums_over_tasks(
     warm: where the tasks begin, leaves [T, ...], or None.
     first: the number of the first of these tasks among those of the meta-batch.
   """
+
+  key = None if key is None else same_in_any_batch(key)
 
   def one(shared: Shared, item: Item) -> tuple[Any, Any]:
     params, key = shared

@@ -117,20 +117,35 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
       "choose a smaller size, or None for the full batch."
     )
   optimizer = optax.with_extra_args_support(inner.optimizer)
+  # The optimiser moves theta in modules with sigma = inf, so that weight decay and norms are those
+  # of theta. In the others it moves z.
+  free = lambda module: module in model.free or jnp.isposinf(model.params.log_sigma2[module])
+  shift = lambda p, v, sign, free: (
+    v + sign * p if free is True else jnp.where(free, v + sign * p, v)
+  )
+  leaf = lambda sign: lambda m, p, v: None if p is None else shift(p, v, sign, free(m))
+  moved = lambda z, sign=1.0: jax.tree.map(leaf(sign), model.labels, model.part, z)
 
   def begin(start: PyTree | None) -> Descent:
     z: PyTree = optax.tree.zeros_like(model.part) if start is None else start
-    nan = jnp.full([], jnp.nan, model.n.dtype)
-    return Descent(z, optimizer.init(z), jnp.zeros([], jnp.int32), jnp.zeros([], bool), nan, nan)
+    none = absent(model.n.dtype)
+    return Descent(
+      z,
+      optimizer.init(moved(z)),
+      jnp.zeros([], jnp.int32),
+      jnp.zeros([], bool),
+      none,
+      none,
+    )
 
   def step(at: Descent) -> Descent:
     mini = batch
     if inner.batch_size is not None and key is not None:
       mini = draw(jax.random.fold_in(key, at.step), batch, inner.batch_size)
     value, grad = model.value_and_grad(at.z, mini)
-    objective = lambda z: model.objective(z, mini)
+    objective = lambda params: model.objective(moved(params, -1.0), mini)
     updates, opt_state = optimizer.update(
-      grad, at.opt_state, at.z, value=value, grad=grad, value_fn=objective
+      grad, at.opt_state, moved(at.z), value=value, grad=grad, value_fn=objective
     )
     z = optax.apply_updates(at.z, updates)
     value = jax.lax.stop_gradient(value)
@@ -159,6 +174,14 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
   else:
     run = lambda at, until: jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, step, at)
   return Loop(begin, step, run, info)
+
+
+def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
+  """The value [] of what a program does not compute: NaN.
+
+  It is inf while `jax_debug_nans` is set: that flag stops a program at any NaN.
+  """
+  return jnp.full([], jnp.inf if jax.config.jax_debug_nans else jnp.nan, dtype)
 
 
 def nll_and_gradient(

@@ -17,8 +17,13 @@ def no_start(part: PyTree, count: int) -> WarmStart:
   return WarmStart(zeros(), zeros())  # two trees, because a buffer may be donated once
 
 
-def check_start(warm: WarmStart, part: PyTree, count: int) -> None:
+def check_start(warm: WarmStart, part: PyTree, count: int, has_mode: bool = True) -> None:
   """Raises TypeError or ValueError unless `warm` fits the moving part of phi and `count` tasks."""
+  if not has_mode:
+    raise ValueError(
+      "A warm start is for algorithms with an implicit gradient: imaml, sigma_imaml, "
+      "sigma_reptile, empirical_bayes."
+    )
   if not isinstance(warm, WarmStart):
     hint = "Make one: learner.no_start(state, count)."
     validate.instance("warm", warm, WarmStart, "a shrinkmeta.WarmStart(z, w), or None", hint)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from shrinkmeta import validate
-from shrinkmeta.model.outputs import check_outputs, in_range, labels_of, one_array
+from shrinkmeta.model.outputs import check_outputs, in_range, labels_of, log_softmax, one_array
 from shrinkmeta.model.tasks import Batch, divisor, num_examples, weights
 
 PyTree = Any
@@ -171,6 +171,7 @@ def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
         f"scale has shape {s.shape}; it must broadcast against the outputs of one example, shape "
         f"{one[1:]}. Scales of examples belong in the targets, with a Likelihood of your own."
       )
+    s = jnp.broadcast_to(s, outputs.shape)
     residual = (targets - outputs) / s
     return sum_trailing(-0.5 * jnp.square(residual) - jnp.log(s) - 0.5 * math.log(2 * math.pi))
 
@@ -221,7 +222,7 @@ def categorical(predict: Predict) -> Likelihood:
     valid = (targets >= 0) & (targets < classes)
     # A label out of range chooses all classes, times NaN, so that the gradient is NaN as well.
     chosen = jax.nn.one_hot(targets, classes, dtype=bool) | ~valid[..., None]
-    picked = jnp.sum(jnp.where(chosen, jax.nn.log_softmax(outputs), 0.0), -1)  # logits may be -inf
+    picked = jnp.sum(jnp.where(chosen, log_softmax(outputs), 0.0), -1)  # logits may be -inf
     return sum_trailing(picked * jnp.where(valid, 1.0, jnp.nan))
 
   return Likelihood(predict, log_prob)

@@ -1,16 +1,18 @@
 """What a network returns, checked against the targets that it is compared with.
 
 N is the number of examples. Only types, shapes and dtypes are read, so that nothing is left of the
-checks in a compiled program; `in_range` and `labels_of` alone compute.
+checks in a compiled program; `in_range`, `labels_of` and `log_softmax` alone compute.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shrinkmeta import validate
 from shrinkmeta.kinds import is_array, shown
+from shrinkmeta.model.tasks import Task, weights
 
 PyTree = Any
 
@@ -98,3 +100,51 @@ def labels_of(targets: jax.typing.ArrayLike) -> jax.Array:
   """
   targets = jnp.asarray(targets)
   return targets if targets.dtype.itemsize >= 4 else targets.astype(jnp.int32)
+
+
+def log_softmax(logits: jax.Array) -> jax.Array:
+  """The log-probabilities [..., C] of logits [..., C], with an accurate second derivative.
+
+      log p_c = u_c - log(1 + sum_{c != m} exp u_c),   u = f - f_m,   m the largest logit
+
+  The second derivative of `jax.nn.log_softmax` subtracts p_m^2 from p_m. Where p_m is nearly 1 only
+  rounding is left of that difference, and the curvature may become negative. Here no probability
+  that is squared is larger than 1/2.
+  """
+  largest = jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=bool)
+  top = jnp.sum(jnp.where(largest, logits, 0.0), -1, keepdims=True)
+  u = logits - top  # at m: 0, or NaN where f_m is infinite
+  u = jnp.where(largest, jax.lax.stop_gradient(u), u)
+  others = jnp.sum(jnp.where(largest, 0.0, jnp.exp(u)), -1, keepdims=True)
+  return u - jnp.log1p(others)
+
+
+def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> None:
+  """Let `likelihood.log_prob` check the values of the targets of T tasks, before they are traced.
+
+  The ready-made densities refuse a target out of range where its value is known. Under jit, where
+  no value is known, the task counts as failed.
+
+  Args:
+    likelihood: a Likelihood; its `predict` is traced, for the shape of the outputs.
+    name: of the tasks, as the caller knows them.
+    tasks: a Task or a Batch, leaves [T, N, ...].
+    phi: the parameters; they may be traced.
+
+  Raises:
+    ValueError: what `log_prob` raises, with the name of the part.
+  """
+  parts = {"train": tasks.train, "val": tasks.val} if isinstance(tasks, Task) else {"": tasks}
+  for part, batch in parts.items():
+    if batch is None or any(validate.known(x) is None for x in jax.tree.leaves(batch)):
+      continue  # traced, or on another host
+    outputs = jax.eval_shape(
+      lambda phi, inputs: jax.vmap(likelihood.predict, (None, 0))(phi, inputs), phi, batch.inputs
+    )
+    mask = np.asarray(jax.vmap(weights)(batch)) != 0
+    targets = jax.tree.map(lambda y, keep=mask: np.asarray(y)[keep], batch.targets)
+    flat = lambda f, keep=mask: jax.ShapeDtypeStruct((keep.sum(), *f.shape[2:]), f.dtype)
+    try:
+      jax.eval_shape(lambda f, y=targets: likelihood.log_prob(f, y), jax.tree.map(flat, outputs))
+    except ValueError as error:
+      raise ValueError(f"{name}.{part}".rstrip(".") + f": {error}") from error

@@ -23,6 +23,7 @@ from shrinkmeta.base import MetaParams
 from shrinkmeta.curvature.jacobian import indefinite
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
+from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.kinds import parameter_tree
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
@@ -81,7 +82,7 @@ class Posterior:
     scalars.key("key", key, optional=False)
     n = validate.integer("n", n, least=1)
     part, rest = self._cut()
-    moved = jax.tree.map(lambda t, d: t + d, part, self._deviations(key, n))
+    moved = jax.tree.map(lambda t, d: t[None] + d, part, self._deviations(key, n))
     return merge(moved, jax.tree.map(lambda t: jnp.broadcast_to(t, (n, *t.shape)), rest))
 
   def predictive(self, inputs: PyTree) -> Predictive:
@@ -251,10 +252,10 @@ class Posterior:
   def _deviations(self, key: jax.Array, n: int) -> PyTree:
     """n draws of s (z - z_hat), leaves [n, ...]: (I + s C s)^(-1/2) on standard normal noise."""
     flat, unravel = ravel_pytree(self._cut()[0])
-    noise = jax.random.normal(key, (n, flat.size), flat.dtype)
+    noise = jax.random.normal(same_in_any_batch(key), (n, flat.size), flat.dtype)
     change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
     with exact():
-      z = noise + ((noise @ self.basis.T) * change) @ self.basis
+      z = noise + ((noise @ self.basis.T) * change[None]) @ self.basis
     return jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))(z)
 
 
@@ -322,7 +323,8 @@ def posterior(
   if rank is None:
     basis, values = _exact(model)
   else:
-    basis, values = _low_rank(model, rank, jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else same_in_any_batch(key)
+    basis, values = _low_rank(model, rank, key)
   functions = (likelihood.predict, likelihood.log_prob)
   return Posterior(theta, model.white.scale, basis, values, batch, *functions)
 

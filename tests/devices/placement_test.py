@@ -168,3 +168,15 @@ def test_processes_have_their_places_side_by_side(model, monkeypatch):
     assert (mine, share) == (4, 4)
     firsts.append(first)
   assert firsts == [0, 4, 8, 12]
+
+
+def test_placed_arrays_do_not_share_numpys_memory():
+  room = np.zeros(64 * 64 + 16, np.float32)
+  first = -room.ctypes.data % 64 // 4
+  aligned = room[first : first + 64 * 64].reshape(64, 64)  # JAX may take such memory as it is
+  assert aligned.ctypes.data % 64 == 0
+  mesh = sm.task_mesh(jax.devices()[:1])
+  state = sm.place_state({"w": aligned}, mesh)
+  tasks = sm.place_tasks(sm.Task(sm.Batch(aligned, aligned), None), mesh)
+  aligned[:] = 1.0
+  assert all(float(x.max()) == 0.0 for x in jax.tree.leaves((state, tasks)))

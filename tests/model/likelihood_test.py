@@ -347,3 +347,18 @@ def test_a_pair_is_wanted_of_a_network_with_scales():
 def test_arguments_of_wrong_types(call, error, message):
   with pytest.raises(error, match=message):
     call()
+
+
+@pytest.mark.parametrize("logits", [[20.0, 0.0, -1.0], [0.0, 12.0, 11.0], [3.0, 3.0, 3.0]])
+def test_the_curvature_of_a_confident_categorical_is_not_rounding(logits):
+  density = sm.categorical(lambda theta, x: x).log_prob
+  f = jnp.array(logits)
+  found = jax.hessian(lambda f: -density(f[None], jnp.array([1]))[0])(f)
+  p = np.exp(np.float64(logits) - np.max(logits))
+  p /= p.sum()
+  np.testing.assert_allclose(found, np.diag(p) - np.outer(p, p), rtol=2e-5, atol=1e-12)
+
+
+def test_logits_that_overflow_are_no_probability():
+  density = sm.categorical(lambda theta, x: x).log_prob
+  assert jnp.isnan(density(jnp.array([[jnp.inf, 0.0]]), jnp.array([0])))[0]
