@@ -321,7 +321,8 @@ def test_the_picture_shows_losses_and_worth():
   learner, state = make(init_sigma=0.5)
   found = choose_modules(learner, state, draw(jax.random.key(12), 9, {"b": 2.0}), repeats=0)
   left, right = found.plot().axes
-  curve, alone_line = left.containers[0].lines[0], right.containers[0].lines[0]
+  first_line = lambda ax: ax.containers[0].lines[0]
+  curve, alone_line = first_line(left), first_line(right)
   np.testing.assert_allclose(curve.get_ydata(orig=False), [p.loss for p in found.curve])
   assert [t.get_text() for t in left.get_xticklabels()][:2] == ["none", "+ b"]
   alone = found.curve[0].loss - np.array([r.only for r in found.table])
