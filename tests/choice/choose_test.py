@@ -87,7 +87,8 @@ def test_losses_errors_and_path_are_those_of_the_closed_form(x64):
       ),
       rtol=1e-8,
     )
-  path, left = [()], list(NAMES)
+  path: list[tuple[str, ...]] = [()]
+  left = list(NAMES)
   while left:
     best = min(left, key=lambda m: exact([*path[-1], m]).mean())
     left.remove(best)
