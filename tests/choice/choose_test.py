@@ -87,7 +87,8 @@ def test_losses_errors_and_path_are_those_of_the_closed_form(x64):
       ),
       rtol=1e-8,
     )
-  path, left = [()], list(NAMES)
+  path: list[tuple[str, ...]] = [()]
+  left = list(NAMES)
   while left:
     best = min(left, key=lambda m: exact([*path[-1], m]).mean())
     left.remove(best)
@@ -144,7 +145,7 @@ def test_one_program_serves_all_sets():
       run(chosen)
       run(chosen)
   assert len(run.losses) == 8
-  assert run._program._cache_size() == 1
+  assert getattr(run._program, "_cache_size")() == 1  # noqa: B009
 
 
 def test_the_number_of_traces_does_not_grow_with_the_modules():
@@ -153,7 +154,7 @@ def test_the_number_of_traces_does_not_grow_with_the_modules():
 
     def predict(theta, x):
       calls.append(1)
-      return sum(theta[f"m{i}"] * x for i in range(modules))
+      return jnp.stack([theta[f"m{i}"] * x for i in range(modules)]).sum(0)
 
     params = {f"m{i}": jnp.zeros(()) for i in range(modules)}
     learner = sm.sigma_maml(sm.gaussian(predict), sm.by_leaf(params))
@@ -321,7 +322,8 @@ def test_the_picture_shows_losses_and_worth():
   learner, state = make(init_sigma=0.5)
   found = choose_modules(learner, state, draw(jax.random.key(12), 9, {"b": 2.0}), repeats=0)
   left, right = found.plot().axes
-  curve, alone_line = left.containers[0].lines[0], right.containers[0].lines[0]
+  first_line = lambda ax: ax.containers[0].lines[0]
+  curve, alone_line = first_line(left), first_line(right)
   np.testing.assert_allclose(curve.get_ydata(orig=False), [p.loss for p in found.curve])
   assert [t.get_text() for t in left.get_xticklabels()][:2] == ["none", "+ b"]
   alone = found.curve[0].loss - np.array([r.only for r in found.table])
