@@ -16,10 +16,13 @@ from shrinkmeta.base import (
   WarmStart,
 )
 from shrinkmeta.build import make_learner
+from shrinkmeta.choice.choose import Choice, choose_modules
 from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
+from shrinkmeta.data.source import source
 from shrinkmeta.devices.batching import num_tasks, over_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
+from shrinkmeta.evaluation import Difference, Evaluation, Interval, evaluate, paired
 from shrinkmeta.gradient_check import GradientCheck, check_meta_gradient
 from shrinkmeta.gradients.evidence import log_evidence
 from shrinkmeta.gradients.implicit import map_estimate
@@ -66,7 +69,7 @@ __version__ = "0.1.0"
 # fmt: off
 __all__ = (
   # Data of tasks.
-  "Batch", "Task", "num_tasks", "stack_batches", "stack_tasks",
+  "Batch", "Task", "num_tasks", "source", "stack_batches", "stack_tasks",
   # Likelihoods.
   "Likelihood", "bernoulli", "categorical", "gaussian", "gaussian_with_scale",
   "in_precision", "mean_and_scale", "poisson",
@@ -90,11 +93,13 @@ __all__ = (
   "Calibration", "Posterior", "Predictive", "calibration", "coverage", "posterior",
   # Training.
   "Checkpoints", "fit", "restore",
+  "Difference", "Evaluation", "Interval", "evaluate", "paired",
   "Callback", "json_lines", "progress_bar", "read_json_lines", "recorder", "tensorboard",
   # Devices and memory.
   "over_tasks", "place_state", "place_tasks", "share_of_tasks", "task_mesh",
   "ProgramCost", "program_cost",
   # From learned sigma to a product: adapters, what each task owns, serving.
+  "Choice", "choose_modules",
   "Deltas", "deltas", "export", "load_deltas", "lora", "predict_tasks", "rounding_loss",
   "save_deltas",
   # Looking inside.

@@ -5,10 +5,16 @@ depends on the other keys of the batch: task i would draw other numbers in anoth
 the kind "threefry2x32", JAX's default, depend on nothing else.
 """
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 
 
+@overload
+def same_in_any_batch(key: None) -> None: ...
+@overload
+def same_in_any_batch(key: jax.Array) -> jax.Array: ...
 def same_in_any_batch(key: jax.Array | None) -> jax.Array | None:
   """Return a key whose draws and folds are the same in any batch of tasks.
 

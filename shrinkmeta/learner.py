@@ -221,9 +221,10 @@ def adapt(
   check_batch("batch", batch)
   if key is not None:
     scalars.key("key", key)
+    key = same_in_any_batch(key)
   if steps is not None:
     steps = checked_steps(steps)
-  return theta_hat(spec, frozen, params, batch, steps, same_in_any_batch(key))
+  return theta_hat(spec, frozen, params, batch, steps, key)
 
 
 def adapt_tasks(

@@ -1,7 +1,7 @@
 """Checks of single values: numbers, flags, keys of random numbers, dtypes and optimisers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def key(name: str, value: Any, optional: bool = True) -> None:
   if not typed and not (array and value.dtype == jnp.uint32 and value.ndim > 0):
     wanted = "a key of random numbers, or None" if optional else "a key of random numbers"
     raise TypeError(f"{name} must be {wanted}; {make}")
-  if jnp.ndim(value) != (0 if typed else 1):
+  if np.ndim(cast(Any, value)) != (0 if typed else 1):
     raise ValueError(f"{name} must be one key of random numbers; {make}")
 
 

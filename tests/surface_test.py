@@ -28,6 +28,8 @@ ARGUMENTS = {
   "Inner": "optimizer steps",
   "Implicit": "curvature solver max_steps tol damping",
   "check_meta_gradient": "learner state tasks *",
+  "choose_modules": "learner state tasks *",
+  "evaluate": "learner state tasks *",
   "deltas": "learner state thetas ids",
   "save_deltas": "folder deltas *",
   "load_deltas": "folder state ids",

@@ -43,7 +43,7 @@ def open_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> tupl
   both = lambda theta, x, y: likelihood.log_prob(likelihood.predict(theta, x), y)
   held = jax.make_jaxpr(both)(theta, batch.inputs, batch.targets).consts
   held = [c for c in held if isinstance(c, jax.core.Tracer)]
-  values = [c for c in held if jnp.issubdtype(c.dtype, jnp.inexact)]
+  values: Consts = [c for c in held if jnp.issubdtype(c.dtype, jnp.inexact)]
   places = {id(value): i for i, value in enumerate(values)}
 
   def rebuild(now: Consts) -> Likelihood:

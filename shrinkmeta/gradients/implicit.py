@@ -206,7 +206,7 @@ def differentiable_mode(
     return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 
   mode.defvjp(forward, backward)
-  part, info = mode(params, batch, consts, (same_in_any_batch(key), end))
+  part, info = mode(params, batch, consts, (key, end))
   whole = jax.tree.structure(part) == jax.tree.structure(params.phi)
   return part if whole else merge(part, params.phi), info
 
@@ -327,10 +327,10 @@ def map_estimate(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
-
   consts, rebuild = open_likelihood(likelihood, phi, batch)
 
   def model_of(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
     return task_model(rebuild(consts), labels, params, batch, taken)
 
-  return differentiable_mode(inner, implicit, model_of, params, batch, consts, steps, key)
+  given = (params, batch, consts, steps, same_in_any_batch(key))
+  return differentiable_mode(inner, implicit, model_of, *given)

@@ -181,7 +181,8 @@ def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
 
   It is inf while `jax_debug_nans` is set: that flag stops a program at any NaN.
   """
-  return jnp.full([], jnp.inf if jax.config.jax_debug_nans else jnp.nan, dtype)
+  debug = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
+  return jnp.full([], jnp.inf if debug else jnp.nan, dtype)
 
 
 def nll_and_gradient(

@@ -99,10 +99,8 @@ def fit(
     >>> int(sm.fit(learner, learner.init({"w": 0.0}), tasks, 2, meta_batch=3).step)
     2
   """
-  steps, meta_batch = (
-    validate.integer("steps", steps, 0),
-    validate.integer("meta_batch", meta_batch, 1),
-  )
+  steps = validate.integer("steps", steps, 0)
+  meta_batch = validate.integer("meta_batch", meta_batch, 1)
   micro_batches = validate.integer("micro_batches", micro_batches, 1)
   evaluation = _Evaluation(evaluate, validate.integer("evaluate_every", evaluate_every, 0), best)
   _check_types(learner, state, tasks, key, callbacks, checkpoints, rules, stall_seconds)

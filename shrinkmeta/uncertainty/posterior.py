@@ -325,8 +325,7 @@ def posterior(
   else:
     key = jax.random.key(0) if key is None else same_in_any_batch(key)
     basis, values = _low_rank(model, rank, key)
-  functions = (likelihood.predict, likelihood.log_prob)
-  return Posterior(theta, model.white.scale, basis, values, batch, *functions)
+  return Posterior(theta, model.white.scale, basis, values, batch, *likelihood)
 
 
 def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:
