@@ -1,4 +1,4 @@
-"""Shrinkage meta-learning: which modules does each task need for itself, how far may they go?"""
+"""Shrinkage meta-learning: learn which modules are task-specific, and how far each may move."""
 
 from shrinkmeta.adapters import export, lora
 from shrinkmeta.algorithms.at_the_mode import empirical_bayes, imaml, sigma_imaml, sigma_reptile

@@ -1,4 +1,4 @@
-"""The types that travel: parameters, states, what a learner is, and what it reports.
+"""The types that learners take and return: parameters, states, metrics, and the learner itself.
 
 Shapes: T tasks; [] is a scalar. A tree like phi has the structure and shapes of the parameters.
 """
@@ -17,19 +17,19 @@ PyTree = Any
 
 
 class MetaParams(NamedTuple):
-  """What all tasks share, or a gradient with respect to it."""
+  """The parameters that all tasks share, or a gradient with respect to them."""
 
   phi: PyTree  # mean of theta
   log_sigma2: dict[str, jax.Array]  # {module: []} log variance of theta around phi
 
 
 class WarmStart(NamedTuple):
-  """Where a task's loop and solve ended: a start for the next time the same task comes.
+  """Where the inner loop and the linear solve of each task begin.
 
-  phi and sigma move little from one update to the next, and so do z_hat and w of a task in whitened
-  coordinates. Tasks that recur may begin there; a loop or a solve that stops by tolerance then
-  stops sooner. Both trees are like phi, with None for frozen modules. Of T tasks the leaves lead
-  with [T], and a buffer of K tasks leads with [K].
+  phi and sigma change little from one update to the next. So the results z_hat and w of a task in
+  one update are good starting points when the same task comes again: a loop or a solve that stops
+  by tolerance then stops sooner. Both trees are like phi, with None in the frozen modules. The
+  leaves are [T, ...] for T tasks, and [K, ...] in a buffer of K tasks.
 
   >>> import jax.numpy as jnp
   >>> buffer = WarmStart(z={"w": jnp.zeros(3)}, w={"w": jnp.zeros(3)})  # of three tasks
@@ -45,10 +45,10 @@ class WarmStart(NamedTuple):
     """Return the starts of some tasks of a buffer.
 
     Args:
-      tasks: their numbers in the buffer, [T] integers.
+      tasks: the positions of the tasks in the buffer, [T] integers.
 
     Returns:
-      a WarmStart whose leaves lead with [T].
+      a WarmStart, leaves [T, ...].
 
     >>> import jax.numpy as jnp
     >>> WarmStart({"w": jnp.arange(3)}, {"w": jnp.zeros(3)}).take(jnp.array([2, 0])).z
@@ -60,11 +60,11 @@ class WarmStart(NamedTuple):
     """Return the buffer with the starts of some tasks replaced.
 
     Args:
-      tasks: their numbers in the buffer, [T] integers.
+      tasks: the positions of the tasks in the buffer, [T] integers.
       warm: the new starts, leaves [T, ...].
 
     Returns:
-      a buffer of the size of this one.
+      the new buffer, leaves [K, ...].
 
     >>> import jax.numpy as jnp
     >>> buffer = WarmStart({"w": jnp.zeros(3)}, {"w": jnp.zeros(3)})
@@ -75,15 +75,15 @@ class WarmStart(NamedTuple):
 
 
 class InnerInfo(NamedTuple):
-  """How the optimisation of one task ended: at theta_hat, on all examples.
+  """How the inner optimisation of one task ended, measured at theta_hat on all examples.
 
-  The algorithms whose gradient needs no mode (`maml`, `fomaml`, `reptile`, ...) report other values
-  in their metrics, because the true ones would cost as much as a step. Their objective is the one
-  at the start of the last step, on its mini-batch, and NaN where no step was taken. Their
-  `grad_norm` is NaN unless Inner.tol asks for it.
+  The metrics of algorithms without an implicit gradient (`maml`, `fomaml`, `reptile`, ...) hold
+  cheaper values. `objective` is then that of the last step's start, on its mini-batch, or NaN if no
+  step was made. `grad_norm` is that of the same point, and NaN if Inner.tol is None. `fine_tuning`
+  and `no_adaptation` report phi's own loss and its gradient norm, with steps = 0.
   """
 
-  steps: jax.Array  # [] int32, taken
+  steps: jax.Array  # [] int32, inner steps made
   objective: jax.Array  # [] J / N, nats per example
   grad_norm: jax.Array  # [] norm of grad J / N, with respect to z
   converged: jax.Array  # [] bool: grad_norm <= tol (1e-3 where Inner.tol is None)
@@ -92,17 +92,17 @@ class InnerInfo(NamedTuple):
 class SolveInfo(NamedTuple):
   """How a linear solve K w = b ended."""
 
-  residual: jax.Array  # [] |b - K w| / |b|; CG reports that of its recursion, without rounding
-  steps: jax.Array  # [] int32, products with K spent
+  residual: jax.Array  # [] |b - K w| / |b|; CG reports its recursion's residual, not a new product
+  steps: jax.Array  # [] int32, products with K
   negative_curvature: jax.Array  # [] bool: a direction with p^T K p <= 0 was met
   converged: jax.Array  # [] bool: residual <= tol
 
 
 class EvidenceInfo(NamedTuple):
-  """How a log evidence was found."""
+  """How the computation of a log evidence ended."""
 
-  inner: InnerInfo  # of the mode
-  solve: SolveInfo | None  # of the gradient through the mode; None from `log_evidence`
+  inner: InnerInfo  # how the search for the mode ended
+  solve: SolveInfo | None  # how the solve for the mode's gradient ended; None from `log_evidence`
   log_det: jax.Array  # [] log det(I + s C s)
   log_det_error: jax.Array  # [] its standard error; 0 where it is exact
 
@@ -115,7 +115,7 @@ class OptState(NamedTuple):
 
 
 class MetaState(NamedTuple):
-  """All that the next update needs."""
+  """The state of a learner between two updates."""
 
   phi: PyTree  # the parameters that all tasks share
   log_sigma2: dict[str, jax.Array]  # {module: []}; inf: no prior, -inf: frozen
@@ -132,33 +132,33 @@ class Metrics(NamedTuple):
   loss: jax.Array  # [] mean over tasks of val_nll; NaN without validation data
   phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; NaN: reptile
   val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
-  failed: jax.Array  # [T] bool: not finite, or no example; left out of this update
-  num_failed: jax.Array  # [] int32
-  num_sound: jax.Array  # [] int32, the others
+  failed: jax.Array  # [T] bool: a loss or gradient was not finite, or the task had no example
+  num_failed: jax.Array  # [] int32, tasks left out of this update
+  num_sound: jax.Array  # [] int32, tasks that did not fail
   inner: InnerInfo  # [T] each
   solve: SolveInfo | None  # [T] each; None where no linear system is solved
-  mean_inner: InnerInfo  # [] each, over sound tasks
+  mean_inner: InnerInfo  # [] each, mean over the tasks that did not fail
   mean_solve: SolveInfo | None  # [] each; None too where one system joins all tasks
   phi_grad_norm: jax.Array  # []
   sigma_grad: dict[str, jax.Array]  # {module: []} d meta-loss / d log sigma_m^2
-  warm: WarmStart | None  # where these tasks may begin next time; None unless a start was given
+  warm: WarmStart | None  # starts for the next update of these tasks; None if `warm` was not given
 
 
 class Sums(NamedTuple):
-  """Sums over the sound ones of T tasks."""
+  """Sums over those of T tasks that did not fail."""
 
   grad: MetaParams
   loss: jax.Array  # [] of mean validation negative log-likelihoods
   phi_loss: jax.Array  # [] of what phi follows
-  judged: jax.Array  # [] examples in phi's loss: of val, of train without val, of both if pooled
-  sound: jax.Array  # [] int32, tasks that count
+  judged: jax.Array  # [] number of val examples (train if val is None; both if phi is "pooled")
+  sound: jax.Array  # [] int32, tasks that did not fail
   inner: InnerInfo  # [] each, in the dtype of the parameters
   solve: SolveInfo | None  # likewise; None where no task solves a system of its own
   tasks: jax.Array  # [] int32, T
 
 
 class PerTask(NamedTuple):
-  """What is known of each of T tasks."""
+  """The report of each of T tasks."""
 
   val_nll: jax.Array  # [T] nats per example
   failed: jax.Array  # [T] bool
@@ -168,12 +168,12 @@ class PerTask(NamedTuple):
 
 
 class MetaLearner(NamedTuple):
-  """An algorithm as pure functions; `jax.jit` them at the edge.
+  """An algorithm as pure functions. Call `jax.jit` on the ones you use.
 
-  Each function has a docstring of its own: `help(learner.update)`. An update is
-  `apply(state, *sums(state, tasks))`, for all tasks of a meta-batch at once. Where they do not fit,
-  `sums` takes micro-batches of them: the Sums add up leaf by leaf, the PerTasks are concatenated.
-  `sm.fit` does so.
+  Each function has its own docstring: `help(learner.update)`. `update(state, tasks)` equals
+  `apply(state, *sums(state, tasks))`. If a meta-batch does not fit into memory, call `sums` on
+  micro-batches, add their Sums leaf by leaf, concatenate their PerTasks, and call `apply` once.
+  `sm.fit(micro_batches=...)` does this.
   """
 
   init: Callable[[PyTree], MetaState]
@@ -194,7 +194,7 @@ class MetaLearner(NamedTuple):
 
   @property
   def algorithm(self) -> Algorithm:
-    """The line of the table of algorithms."""
+    """The algorithm: a line of `sm.FAMILY`, or one of your own."""
     return self.spec.algorithm
 
 

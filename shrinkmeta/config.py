@@ -1,6 +1,6 @@
-"""What is static: an algorithm, its settings, and every check of one setting against another.
+"""The settings of a learner, and the checks that they fit each other.
 
-A static value is part of the compiled program. Another value is another program.
+Settings are static: they are part of the compiled program, and a new value needs a new compilation.
 """
 
 import dataclasses
@@ -49,13 +49,13 @@ _set = object.__setattr__
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-  """How theta_hat of one task is found.
+  """How theta_hat of one task is found: by minimising J / N, the negative log joint per example.
 
   Attributes:
     optimizer: any optax optimiser. Schedules count inner steps. `value`, `grad` and `value_fn` are
-      passed to optimisers that want them (L-BFGS, Polyak step sizes). For finite sigma it moves z,
-      for sigma = inf it moves theta.
-    steps: the number of steps; with `tol` the largest number.
+      passed to optimisers that want them (L-BFGS, Polyak step sizes). It optimises z for finite
+      sigma (theta = phi + sigma z), and theta for sigma = inf.
+    steps: the number of steps; if `tol` is given, the largest number.
     tol: stop once the norm of grad J / N is at most this, in nats per example. None runs all steps.
       A loop that may stop early can be differentiated forwards and implicitly, not backwards
       through its steps. With `batch_size` all steps are run: a mini-batch says too little about J.
@@ -94,13 +94,14 @@ class Implicit:
 
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
-    solver: "cg"; "dual", exact, by the singular values of an N C x D matrix (N examples, C outputs,
-      Gauss-Newton only), which costs N C gradients where CG ends in N C + 1 products or, mostly,
-      long before; "neumann"; "identity", which drops C from both formulas: w = s * g, d/d phi = g.
+    solver: how K w = s g is solved. "cg": conjugate gradients. "dual": exactly, by the singular
+      values of A [N C, D], for Gauss-Newton only (N examples, C outputs, D task-specific
+      parameters). It takes min(N C, D) derivatives of the network; CG mostly needs fewer products.
+      "neumann": a Neumann series. "identity" drops the curvature: w = s g and d/d phi = g.
     max_steps: the largest number of CG or Neumann iterations.
     tol: the relative residual at which they stop, and under which a solve counts as converged.
-    damping: a number added to the operator's diagonal. It biases the gradient towards
-      "identity" / damping.
+    damping: a number added to the diagonal of K, which biases the gradient. As it grows, d/d phi
+      tends to g and d/d log sigma^2 to 0.
     batch_size: None takes the curvature of all examples at once. A number takes that of
       `num_batches` mini-batches of so many examples, drawn once a solve with a key that the caller
       passes, and scaled to all examples. Under batch statistics the outputs of a mini-batch differ
@@ -179,7 +180,7 @@ class LogDet:
 
 
 class Spec(NamedTuple):
-  """All that a learner was built from."""
+  """The settings of a learner, and the values that `derive` computes from them."""
 
   algorithm: Algorithm
   likelihood: Likelihood
@@ -205,15 +206,15 @@ class Spec(NamedTuple):
 
   @property
   def sees_all_tasks(self) -> bool:
-    """Whether a term joins the tasks of an update, so that they cannot come in micro-batches."""
+    """Whether one term of the meta-loss needs all tasks of an update at once: no micro-batches."""
     return self.sigma_gradient == "joint" or bool(self.restricted)
 
 
 def derive(spec: Spec) -> Spec:
-  """Return the spec with what follows from its settings, after checks of these against each other.
+  """Check that the settings fit each other, and fill in the fields that follow from them.
 
-  Where all modules are frozen, `frozen` is empty: the inner problem needs at least one parameter,
-  and sigma = 0 already holds it.
+  If every module is frozen, `frozen` is empty: the inner problem needs at least one parameter, and
+  sigma = 0 already keeps it at phi.
 
   Raises:
     ValueError: one setting contradicts another.
@@ -303,7 +304,7 @@ _GRADIENTS = {
 
 
 def check_algorithm(algorithm: Algorithm) -> None:
-  """Raises ValueError unless such an algorithm exists: another would be run in its place."""
+  """Raise ValueError unless the four settings form one of the supported combinations."""
   sigma, phi, gradient, prior = algorithm
   fits = sigma in ("inf", "fixed", "learned") and gradient in _GRADIENTS.get(phi, ())
   if not fits or (sigma == "learned" and gradient == "none"):

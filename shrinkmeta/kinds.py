@@ -54,7 +54,9 @@ def _cut(text: str, most: int) -> str:
 
 
 def is_array(value: Any) -> bool:
-  """True for numbers, arrays, traced arrays and shapes, but not for arrays of objects or text.
+  """Return True for a number, an array, a traced array or a jax.ShapeDtypeStruct.
+
+  An array of objects or of text gives False.
 
   Args:
     value: anything.
@@ -179,7 +181,7 @@ def _hint(leaf: Any) -> str:
 
 
 def model_hint(value: Any) -> str:
-  """What to do with a whole model of flax or equinox; "" for any other object.
+  """Say how to get the parameters and `predict` of a flax or equinox model; "" for other objects.
 
   Args:
     value: anything.

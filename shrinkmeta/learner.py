@@ -92,10 +92,10 @@ def update(
   Args:
     state: from `init`, or from the update before.
     tasks: T tasks, leaves [T, N, ...].
-    key: needed with a batch_size, of Inner or Implicit, or a stochastic log-determinant only;
-      consumed.
-    warm: where the loops and solves of recurring tasks begin, leaves [T, ...]; for algorithms with
-      an implicit gradient. `metrics.warm` says where these tasks may begin next time.
+    key: a random key; do not use it again. It is needed only with a batch_size of Inner or
+      Implicit, or with a stochastic log-determinant.
+    warm: where the inner loops and solves begin, leaves [T, ...]; only for algorithms with an
+      implicit gradient. `metrics.warm` then holds the starts for these tasks' next update.
 
   Returns:
     (the next MetaState, Metrics).
@@ -152,14 +152,14 @@ def sums(
   warm: WarmStart | None = None,
   first: jax.typing.ArrayLike = 0,
 ) -> tuple[Sums, PerTask]:
-  """Return what a micro-batch of tasks adds to an update.
+  """Return the sums of a micro-batch of tasks, for `apply`.
 
   Args:
     state: a MetaState of this learner.
     tasks: some tasks of the meta-batch, leaves [T, N, ...].
     key: as for `update`, the same for all micro-batches; consumed.
     warm: as for `update`.
-    first: the number of the first of these tasks in the meta-batch.
+    first: the position [] of the first of these tasks in the meta-batch; it fixes their keys.
 
   Returns:
     (Sums, which add up leaf by leaf over micro-batches; PerTask, to be concatenated).
@@ -200,12 +200,12 @@ def adapt(
   Args:
     state: a MetaState of this learner.
     batch: the task's training data [N, ...], without the T axis.
-    steps: replaces the learner's own: an int, or an increasing tuple [S] that records one run at
-      those steps.
-    key: needed with a batch_size of Inner or Implicit only; consumed.
+    steps: replaces Inner.steps. A tuple of S increasing ints records one run at each of those
+      steps.
+    key: a random key, needed only with a batch_size of Inner or Implicit; do not use it again.
 
   Returns:
-    (theta, InnerInfo); for a tuple of steps every leaf leads with [S].
+    (theta, like phi; InnerInfo). For a tuple of S steps all leaves are [S, ...].
 
   Raises:
     TypeError, ValueError: a batch or a state that does not fit this learner.
@@ -230,10 +230,10 @@ def adapt(
 def adapt_tasks(
   spec: Spec, state: MetaState, batches: Batch, steps: Steps = None, key: jax.Array | None = None
 ) -> tuple[PyTree, InnerInfo]:
-  """Return theta_hat of T tasks, which run as in `update`, by the learner's batching and mesh.
+  """Return theta_hat of T tasks, computed with the learner's batching and mesh.
 
-  Frozen modules are not copied T times: their leaves of the result are None, and
-  `sm.merge(thetas, state.phi)` is whole. The result is differentiated by the rule of `adapt`.
+  Frozen modules are not copied T times: the result has None in their place. `sm.merge(thetas,
+  state.phi)` fills them in. The result is differentiated by the rule of `adapt`.
 
   Args:
     state: a MetaState of this learner.

@@ -17,7 +17,7 @@ PyTree = Any
 def gradient_from(
   spec: Spec, state: MetaState, sums: Sums, per_task: PerTask
 ) -> tuple[MetaParams, Metrics]:
-  """Return the mean over sound tasks, with the priors on phi and sigma, and the metrics."""
+  """Return (the mean gradient of the tasks that did not fail, priors included; the metrics)."""
   algorithm, dtype = spec.algorithm, sums.loss.dtype
   count = jnp.maximum(sums.sound, 1).astype(dtype)
   grad, loss, phi_loss, mean_inner, mean_solve = jax.tree.map(

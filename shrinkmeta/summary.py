@@ -1,4 +1,4 @@
-"""What a learner has found, module by module: sigma, and how far tasks moved."""
+"""Summarise each module: its sigma, and how far adapted parameters are from phi."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ PyTree = Any
 
 
 class ModuleSummary(NamedTuple):
-  """What one module is, and how far its parameters moved.
+  """The size, the sigma and the mean adaptation of one module.
 
   Attributes:
     name: of the module.
@@ -32,7 +32,7 @@ class ModuleSummary(NamedTuple):
 def module_summary(
   labels: Labels, phi: PyTree, log_sigma2: Mapping[str, Any], thetas: PyTree | None = None
 ) -> tuple[ModuleSummary, ...]:
-  """Measure how far each module moves from what all tasks share.
+  """Measure how far the adapted parameters of each module are from phi.
 
       moved_m = sqrt(mean over tasks t and parameters i of (theta_mti - phi_mi)^2)
 
@@ -42,7 +42,7 @@ def module_summary(
     labels: a pytree of strings with the structure of phi.
     phi: what all tasks share, a pytree of arrays [...].
     log_sigma2: {module: []}.
-    thetas: adapted parameters with leaves [T, ...], or None. A leaf None did not move;
+    thetas: adapted parameters with leaves [T, ...], or None. A leaf that is None counts as phi;
       `learner.adapt_tasks` returns None for frozen modules.
 
   Returns:

@@ -1,4 +1,4 @@
-"""A kernel W + (alpha / r) A B that is never formed: only its factors move and multiply.
+"""A kernel W + (alpha / r) A B that is never formed: operations act on its factors.
 
 Every axis of a kernel is of one kind. A string with one letter an axis describes the kernel:
 
@@ -33,7 +33,7 @@ class NotFollowed(Exception):
 )
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The kernel value + sum_r a b, where every axis belongs to a, to b, or ("l") to both.
+  """The kernel value + sum_r a b. Each of its axes is an axis of a, of b, or ("l") of both.
 
   Attributes:
     value: the base kernel W, with one axis for each letter of `axes`.
@@ -66,7 +66,7 @@ class LowRank:
 
 
 def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
-  """The kinds of a kernel's axes, read off the shapes of A and B.
+  """Return the kinds of a kernel's axes, such as "io", from the shapes of A and B.
 
   A kernel "i...o..." has A [i..., r] and B [r, o...]. A kernel "o...i...", as in equinox and
   PyTorch, has A [r, i...] and B [o..., r]. Layers lead both. If the shapes fit both readings, the

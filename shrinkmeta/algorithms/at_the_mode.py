@@ -35,9 +35,9 @@ def imaml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build implicit MAML: one fixed sigma, the same for the whole of training.
+  """Build implicit MAML: sigma is fixed, and phi follows the validation likelihood.
 
-      theta_hat = argmax log p(D | theta) - lambda |theta - phi|^2 / 2,   lambda = 1 / init_sigma^2
+      theta_hat = argmax log p(D | theta) - sum_m |theta_m - phi_m|^2 / (2 sigma_m^2)
 
   Args:
     likelihood: predict and log_prob.
@@ -45,7 +45,8 @@ def imaml(
     inner: how the mode is found: an optimiser, the largest number of steps, and a tolerance.
     implicit: how the gradient of theta_hat is found.
     phi_optimizer: any optax optimiser, for phi.
-    init_sigma: sigma_m for good: a number for all modules, or {module: number}; 0 freezes a module.
+    init_sigma: sigma_m, which stays fixed: a number for all modules, or {module: number}. 0 freezes
+      a module.
     log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices that the tasks are split over: see `sm.task_mesh`.
@@ -103,6 +104,9 @@ def sigma_imaml(
   Both gradients go implicitly through the posterior mode. With K w = s g at the mode,
 
       d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z> over module m.
+
+  Here theta_hat = phi + s z, and s is sigma, spread over the parameters. g is the gradient of the
+  validation loss and C the curvature of -log p(D | theta), both at theta_hat. K = I + s C s.
 
   Args:
     likelihood: predict and log_prob.
@@ -169,12 +173,14 @@ def sigma_reptile(
 ) -> MetaLearner:
   """Build Reptile with sigma learned: phi follows the training joint, sigma the validation loss.
 
-      phi follows l_MAP,   sigma follows l_PLL
+      phi follows l_MAP = log p(theta_hat, D^train | phi, sigma),
+      sigma follows l_PLL = log p(D^val | theta_hat)
 
-  `sigma_gradient` says how much of the procedure sigma's gradient goes through: "joint", theta_hat
-  and phi_hat, by one solve over all tasks; "per_task", the default, theta_hat with phi held;
-  "diagonal", that without the curvature of the loss. On sinusoids with a network, phi at its
-  optimum (experiments/benchmarks, --study=sigma_gradient):
+  `sigma_gradient` chooses what sigma's gradient goes through. "joint": theta_hat and phi_hat, by
+  one linear solve over all tasks. "per_task", the default: theta_hat, at fixed phi. "diagonal":
+  theta_hat at fixed phi, without the curvature of the likelihood. Measured on 25 sinusoid tasks
+  with a network, phi at its optimum (experiments/benchmarks, --study=sigma_gradient); the seconds
+  are those of one meta-gradient:
 
   |          | cosine to joint | norm / joint | signs right | seconds |
   |----------|-----------------|--------------|-------------|---------|
@@ -182,7 +188,7 @@ def sigma_reptile(
   | per_task | 0.86            | 1.8          | 2 of 3      | 0.030   |
   | diagonal | 0.94            | 2.9          | 1 of 3      | 0.025   |
 
-  "joint" is the derivative of the whole only where phi has reached its optimum for this sigma.
+  "joint" is exact only where phi has reached its optimum for the present sigma.
 
   Args:
     likelihood: predict and log_prob.
@@ -250,13 +256,14 @@ def empirical_bayes(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build the learner whose phi and sigma follow the evidence of the training data.
+  """Build empirical Bayes: phi and sigma follow the log evidence of the training data.
 
       log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  Task.val may be None. The evidence is exact for linear-Gaussian models, and Laplace's
-  approximation otherwise. Parameters of the likelihood, such as the scale of
-  `sm.gaussian_with_scale`, are modules with init_sigma 0.
+  Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
+  Gauss-Newton curvature of -log p(D | theta). The formula is exact for linear-Gaussian models, and
+  Laplace's approximation otherwise. Task.val may be None. Give parameters of the likelihood, such
+  as the scale of `sm.gaussian_with_scale`, a module with init_sigma 0.
 
   Args:
     likelihood: predict and log_prob.

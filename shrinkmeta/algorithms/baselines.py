@@ -1,4 +1,4 @@
-"""Baselines: a mask chosen by hand says which modules move, or nothing adapts in training."""
+"""Baselines: the user names the task-specific modules, or training does not adapt at all."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,14 +37,14 @@ def hand_picked(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML in which only the modules `task_specific` move.
+  """Build MAML in which only the modules named in `task_specific` are adapted.
 
       sigma_m = inf for the modules named, 0 for the others
 
   Args:
     likelihood: predict and log_prob.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    task_specific: the modules that move; the others are held at phi.
+    task_specific: the modules that are adapted. The others are frozen: they stay at phi.
     inner: how theta_hat is found: L steps, whose rate is for the objective per example.
     phi_optimizer: any optax optimiser, for phi.
     log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
@@ -93,7 +93,7 @@ def anil(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build ANIL, almost no inner loop: MAML in which only the head moves.
+  """Build ANIL (almost no inner loop): MAML in which only the head is adapted.
 
   Args:
     likelihood: predict and log_prob.
@@ -144,7 +144,7 @@ def boil(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build BOIL, body only update in the inner loop: MAML in which all but the head move.
+  """Build BOIL (body only update in the inner loop): MAML that adapts all modules but the head.
 
   Args:
     likelihood: predict and log_prob.
@@ -194,9 +194,11 @@ def fine_tuning(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build fine-tuning: phi fits the data of all tasks alike, and a new task moves everything.
+  """Build fine-tuning: fit phi to the data of all tasks, then adapt all modules to a new task.
 
-      phi follows sum_t log p(D_t | phi),   theta_hat = L steps from phi
+      phi follows mean_t log p(D_t | phi) / N_t,   theta_hat = L steps from phi
+
+  D_t are the N_t training and validation examples of task t.
 
   Args:
     likelihood: predict and log_prob.
@@ -247,9 +249,11 @@ def no_adaptation(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build the baseline without adaptation: phi fits the data of all tasks alike and is used as is.
+  """Build the baseline without adaptation: fit phi to the data of all tasks, and use it unchanged.
 
-      phi follows sum_t log p(D_t | phi),   theta_hat = phi
+      phi follows mean_t log p(D_t | phi) / N_t,   theta_hat = phi
+
+  D_t are the N_t training and validation examples of task t.
 
   Args:
     likelihood: predict and log_prob.

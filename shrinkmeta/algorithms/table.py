@@ -1,4 +1,4 @@
-"""The table of algorithms, one line each, and the defaults that they share.
+"""The table of algorithms: what sigma is, what phi follows, how theta_hat is differentiated.
 
 | algorithm       | sigma   | phi follows | gradient of theta_hat |
 |-----------------|---------|-------------|-----------------------|
@@ -16,7 +16,9 @@
 | fine_tuning     | inf     | pooled data | none: no adaptation in training |
 | no_adaptation   | mask    | pooled data | none: nothing moves   |
 
-A mask is sigma = inf for the modules that move and 0 for the others.
+l_PLL is the log-likelihood of the validation examples at theta_hat. l_MAP is the log joint density
+of theta_hat and the training examples. A mask gives sigma = inf to the task-specific modules and 0
+to the frozen ones.
 
 To add an algorithm: a line here and a constructor in a file beside this one. `config.Algorithm` has
 the words that a line may use, `config.check_algorithm` the combinations. A new kind of gradient is

@@ -37,9 +37,9 @@ def maml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML: phi follows the validation loss after L steps, differentiated through them.
+  """Build MAML: phi follows the validation loss after L steps, differentiated through the steps.
 
-      theta_hat = L steps from phi,   phi follows l_PLL,   sigma = inf
+      theta_hat = L steps from phi,   phi follows l_PLL = log p(D^val | theta_hat),   sigma = inf
 
   Args:
     likelihood: predict and log_prob.
@@ -93,7 +93,7 @@ def fomaml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build first-order MAML: the validation gradient at theta_hat is taken as that of phi.
+  """Build first-order MAML: phi follows the gradient of the validation loss at theta_hat.
 
       theta_hat = L steps from phi,   d theta_hat / d phi = I,   sigma = inf
 
@@ -149,9 +149,9 @@ def reptile(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build Reptile: phi moves along the mean over tasks of theta_hat - phi.
+  """Build Reptile: the mean over tasks of phi - theta_hat takes the place of phi's gradient.
 
-      phi <- phi - rate * mean_t (phi - theta_hat_t),   sigma = inf
+      gradient handed to phi_optimizer = mean_t (phi - theta_hat_t),   sigma = inf
 
   Args:
     likelihood: predict and log_prob.
@@ -208,14 +208,14 @@ def sigma_maml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML in z with sigma learned: L steps on the log joint, differentiated through them.
+  """Build MAML with sigma learned: L steps in z on the log joint, differentiated through the steps.
 
-      theta_hat = phi + sigma * z_hat,   phi and sigma follow l_PLL
+      theta_hat = phi + sigma z_hat,   phi and sigma follow l_PLL = log p(D^val | theta_hat)
 
   Args:
     likelihood: predict and log_prob.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how z_hat is found: L steps, whose rate is for the objective per example, in z.
+    inner: how z_hat is found: L steps in z on J / N, the objective per example.
     phi_optimizer: any optax optimiser, for phi.
     sigma_optimizer: any optax optimiser, for log sigma^2.
     init_sigma: sigma_m at the start: a number for all modules, or {module: number}. Modules that
@@ -274,9 +274,10 @@ def meta_sgd(
 ) -> MetaLearner:
   """Build MAML with a learned step size for every module: sigma_m^2 times the rate of `inner`.
 
-  It is sigma_maml without the prior. Nothing pulls theta back to phi, so that only the number of
-  steps keeps it from overfitting. sigma^2 is a step size with plain gradient descent only: Adam
-  takes steps of sigma.
+  It is sigma_maml without the prior: nothing pulls theta back to phi, and only the small number of
+  steps limits overfitting. With plain gradient descent of rate a in z, theta moves by a sigma_m^2
+  times its gradient. This holds for no other optimiser: with Adam the step in theta is about
+  a sigma_m, whatever the gradient's size.
 
   Args:
     likelihood: predict and log_prob.
@@ -307,8 +308,8 @@ def meta_sgd(
   >>> [round(float(v), 2) for v in theta["w"]]
   [0.21, 0.41]
 
-  References: Li, Zhou, Chen, Li, Meta-SGD, arXiv 1707.09835, there for every parameter; Antoniou,
-    Edwards, Storkey, How to train your MAML, arXiv 1810.09502, by layer (and by step).
+  References: Li, Zhou, Chen, Li, Meta-SGD, arXiv 1707.09835 (a step size for each parameter);
+    Antoniou, Edwards, Storkey, How to train your MAML, arXiv 1810.09502 (for each layer and step).
   """
   return make_learner(
     FAMILY["meta_sgd"],

@@ -2,8 +2,9 @@
 
     A = Lambda^(1/2) J s,   J = d f / d theta,   Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2
 
-A has R = N C rows, one for every output of every example, and D columns, one for every parameter
-that moves. N examples, C outputs each.
+A has R = N C rows, one for every output of every example, and D columns, one for every
+task-specific parameter. There are N examples with C outputs f_n [C] each. s is sigma, spread over
+the parameters.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ PyTree = Any
 
 
 class Factor(NamedTuple):
-  """A and what it is made of."""
+  """The factor A = root J s, and the arrays that it is made of."""
 
   a: jax.Array  # [R, D]
   rows: jax.Array  # [R, D] J s
@@ -56,7 +57,7 @@ def whitened_factor(
 def whitened_jacobian(
   outputs_of: Callable[[PyTree], jax.Array], part: PyTree, scale: PyTree
 ) -> tuple[jax.Array, jax.Array]:
-  """Return (outputs [N, ...], J s [R, D]); forwards where D is smaller than R, else backwards."""
+  """Return (outputs [N, ...], J s [R, D]), in forward mode if D < R, else in reverse mode."""
   zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, part))
 
   shift = lambda t, s, d: t + s * d
@@ -80,13 +81,13 @@ def by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return R_n with R_n^T R_n = Lambda_n, negative eigenvalues cut at 0, and whether any were cut.
+  """Return the root of Lambda_n for every example, with negative eigenvalues replaced by 0.
 
   Args:
-    lam: [N, C, C], symmetric.
+    lam: Lambda, symmetric [N, C, C].
 
   Returns:
-    ([N, C, C], [] bool).
+    (root [N, C, C], with root_n^T root_n = Lambda_n; [] bool, whether an eigenvalue was negative).
   """
   if jnp.dtype(lam.dtype).itemsize < 4:
     validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
@@ -96,7 +97,10 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def indefinite(values: jax.Array) -> jax.Array:
-  """Tell whether some eigenvalue is below 0, beyond rounding []: log_prob is not concave."""
+  """Return [] bool: whether an eigenvalue is below 0 by more than rounding.
+
+  If so, log_prob is not concave in the outputs.
+  """
   return jnp.any(values < -1e-4 * jnp.max(values))
 
 

@@ -1,7 +1,8 @@
-"""Lanczos: a symmetric operator seen from one vector, K ~ V^T T V, T a small tridiagonal matrix.
+"""Lanczos' method: approximate a symmetric operator by K ~ V^T T V, with T tridiagonal [k, k].
 
-Every new direction is orthogonalised against all earlier ones, twice: in float32 the short
-recurrence alone loses orthogonality after the first eigenvalue has converged.
+The rows of V [k, D] are an orthonormal basis of the Krylov space of one start vector. Every new row
+is orthogonalised against all earlier rows, twice. Without this, rounding in float32 destroys the
+orthogonality once the first eigenvalue has converged.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from shrinkmeta.curvature.solvers import exact
 
 
 class Lanczos(NamedTuple):
-  """V K V^T = T on the Krylov space of a start v."""
+  """V [k, D] and T [k, k] with V K V^T = T, on the Krylov space of a start vector v."""
 
   basis: jax.Array  # [k, D] V, orthonormal rows, the first v / |v|; 0 for a start of 0
   alpha: jax.Array  # [k] diagonal of T; 1 for a start of 0

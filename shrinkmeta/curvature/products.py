@@ -1,4 +1,4 @@
-"""Products C v with the curvature C of a loss l(f(theta)) at theta, never the D x D matrix.
+"""Products C v with the curvature C of a loss l(f(theta)), without forming the D x D matrix C.
 
     hessian:       C = d^2 l / d theta^2
     gauss_newton:  C = J^T Lambda J,   J = d f / d theta,   Lambda = d^2 l / d f^2

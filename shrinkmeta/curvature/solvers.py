@@ -1,8 +1,8 @@
-"""Solves K w = b for symmetric K given by products, and says how it went.
+"""Solve K w = b for a symmetric K that is given by its products v -> K v.
 
-Written as plain loops: they stop at negative curvature instead of dividing by it, and keep the
-best iterate. "Best" is the smallest residual: with K = I + s C s, C >= 0, no eigenvalue of K is
-below 1, so |w - K^-1 b| <= |b - K w|, and the residual is a bound on the error.
+The loops stop at negative curvature instead of dividing by it. They return the iterate with the
+smallest residual |b - K w|. If K = I + s C s with C >= 0, no eigenvalue of K is below 1. The
+residual then bounds the error: |w - K^-1 b| <= |b - K w|. Each solver also returns a SolveInfo.
 """
 
 import functools
@@ -47,11 +47,18 @@ def _info(
 def cg(
   operator: Operator, b: PyTree, max_steps: int, tol: float, start: PyTree | None = None
 ) -> tuple[PyTree, SolveInfo]:
-  """Conjugate gradients until |b - K w| <= tol |b|, `max_steps`, or p^T K p <= 0.
+  """Run conjugate gradients until |b - K w| <= tol |b|, `max_steps`, or p^T K p <= 0.
 
   Args:
-    start: w to begin from, at the price of one more product; 0 is taken instead, as with None,
-      where that is nearer: where |b - K start| > |b|.
+    operator: v -> K v, for trees like b.
+    b: the right-hand side, leaves [...].
+    max_steps: the largest number of products with K.
+    tol: the relative residual at which the loop stops.
+    start: w to begin from, like b; it costs one more product. None begins from 0. The loop begins
+      from 0 too unless |b - K start| < |b|.
+
+  Returns:
+    (w like b, SolveInfo).
 
   References: Hestenes, Stiefel, 1952; Steihaug, The conjugate gradient method and trust regions
     in large scale optimization, 1983 (the stop at negative curvature).
@@ -99,9 +106,10 @@ def cg(
 
 
 def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTree, SolveInfo]:
-  """w_k = sum_{i <= k} (I - K)^i b, which converges where the eigenvalues of K lie in (0, 2).
+  """Sum the series w_k = sum_{i <= k} (I - K)^i b; arguments and results as for `cg`.
 
-  That is rare for networks with a large sigma; the best partial sum is kept, and its residual says.
+  The series converges if the eigenvalues of K lie in (0, 2). That is rare for networks with a large
+  sigma. Keep the partial sum with the smallest residual, and report that residual.
   """
   norm2 = _vdot(b, b)
 
@@ -128,12 +136,12 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[
 def dual(
   a: jax.Array, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
 ) -> tuple[PyTree, SolveInfo]:
-  """(shift I + A^T A)^-1 b, by the singular values of A: see `split`.
+  """Return w = (shift I + A^T A)^-1 b, by the singular values a of A = U diag(a) V.
 
-      = (b - V^T V b) / shift + V^T (shift + a^2)^-1 V b,   A = U diag(a) V
+      w = (b - V^T V b) / shift + V^T (shift + a^2)^-1 V b
 
-  The small system with shift I + A A^T takes less work, but loses in float32 what of w is small
-  beside b: it is accurate to the precision times the largest a^2.
+  The smaller system with shift I + A A^T [R, R] takes less work. But its rounding error is the
+  float precision times the largest a^2, so in float32 it loses the small entries of w.
 
   Args:
     a: A [R, D], R = N C rows; D the entries of b, flat.
@@ -158,9 +166,10 @@ exact = functools.partial(jax.default_matmul_precision, "highest")
 
 
 def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(U [R, K], singular values [K], V [K, D]) of A [R, D], K the smaller of R and D.
+  """Return (U [R, K], singular values [K], V [K, D]) of A [R, D], with K = min(R, D).
 
-  Long rows are first turned by QR: 25 x 112,000 then takes a twentieth of the time on a CPU.
+  If D > R, a QR factorisation reduces A to [R, R] first. On a CPU this makes 25 x 112,000 twenty
+  times faster.
   """
   if a.shape[0] >= a.shape[1]:
     u, singular, v = jnp.linalg.svd(a, full_matrices=False)
@@ -173,21 +182,29 @@ def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def after(first: PyTree, then: PyTree) -> PyTree:
-  """`then`, which XLA cannot begin to use before `first` is known: NaN where `first` has a NaN.
+  """Return `then`, but make XLA compute `first` before anything that uses the result.
 
-  Under vmap LAPACK's calls on a CPU hold a thread of XLA's pool while they wait for others of it:
-  as many at once as there are cores, two on a small machine, wait for ever (jaxlib 0.10.2). So no
-  two factorisations may be free to run side by side. An optimization_barrier does not order them.
+  The result is NaN if `first` has a NaN. This prevents a deadlock (jaxlib 0.10.2, CPU, under vmap):
+  a LAPACK call keeps a thread of XLA's pool while it waits for other threads of the pool. If as
+  many calls run at once as the machine has cores, all wait for ever. So no two factorisations may
+  run at the same time. An optimization_barrier does not order them.
   """
   known = ~jnp.isnan(sum(jnp.sum(x) for x in jax.tree.leaves(first)))
   return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), then)
 
 
 def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """v [..., D] as what lies along orthonormal rows [R, D], [..., R], and what does not, [..., D].
+  """Split vectors v into their part in the span of orthonormal vectors and the orthogonal rest.
 
-  What does not is cleared twice: where an eigenvalue is large the rest of one subtraction, of the
-  size of v's rounding, would be more than all that is left along that row.
+  The projection is subtracted twice. After one subtraction a rounding error of v stays in the rest.
+  Along a direction with a large eigenvalue this error can exceed the true result.
+
+  Args:
+    v: [..., D].
+    basis: orthonormal rows [R, D].
+
+  Returns:
+    (the coordinates along the rows [..., R], the rest [..., D]).
   """
   with exact():
     along = v @ basis.T

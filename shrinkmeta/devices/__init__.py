@@ -1,1 +1,1 @@
-"""Where the work runs: tasks in blocks, tasks over the devices of a mesh, and the memory needed."""
+"""Devices: run tasks in blocks or over a mesh, place arrays, and measure the memory needed."""

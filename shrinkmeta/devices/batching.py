@@ -123,7 +123,7 @@ def over_tasks(
 
       sum_t a_t,  [b_1, ..., b_T]
 
-  On a mesh, one sum over the devices of a is the only communication.
+  On a mesh, the only communication is one sum of a over the devices.
 
   Args:
     f: a function of one task, whose leaves have no axis T. It gets arrays through `shared` and not
@@ -134,9 +134,10 @@ def over_tasks(
       the sum is carried along, so that memory holds the a of one task. An integer: blocks of that
       many tasks at once, one block after another. "auto": "sequential" for large networks on a
       CPU, otherwise "vmap".
-    mesh: tasks are split over its first axis. If the axis does not divide T, copies of the first
-      task fill it up; their a counts as 0 and their b is dropped. XLA places what is cut along a
-      second axis, see `place_state`. None: one device.
+    mesh: tasks are split over its first axis. If the size of that axis does not divide T, copies of
+      the first task fill it up; their a counts as 0 and their b is dropped. Arrays that
+      `place_state` cut along a second axis stay cut, and XLA adds the communication. None: one
+      device.
     first: (shared, tasks) -> tasks, applied on each device to all its tasks before f. None: the
       tasks as they are.
 

@@ -1,4 +1,4 @@
-"""The memory and the work that a compiled program needs on a device, by XLA's own analysis."""
+"""The memory and the operations of a compiled program on one device, as XLA reports them."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ class ProgramCost(NamedTuple):
   """What one call of a compiled program needs on one device.
 
   Attributes:
-    arguments: bytes.
-    outputs: bytes, without those written over a donated argument.
-    temporaries: bytes.
+    arguments: bytes of the arguments.
+    outputs: bytes of the outputs, without those written over a donated argument.
+    temporaries: bytes of the intermediate arrays.
     flops: floating-point operations; a lower bound, because XLA counts the body of a loop once.
 
   >>> print(ProgramCost(arguments=3_000_000, outputs=1_000_000, temporaries=0, flops=2e9))

@@ -1,4 +1,4 @@
-"""Place arrays on devices: tasks are split over them; the state is copied to all, or cut.
+"""Place arrays on devices: split tasks over the devices, and copy or cut the state.
 
 One device and a pod run the same program, `jax.jit(learner.update)`, on arrays placed here. The
 mesh has one axis, "tasks". A model that does not fit on one device needs a second axis, "model":
@@ -136,7 +136,7 @@ def share_of_tasks(count: int, mesh: Mesh | None) -> tuple[int, int, int]:
     mesh: None is one device.
 
   Returns:
-    (the index of the first task, the number of tasks to read, the number of tasks to fill up to).
+    (the index of the first task, the number of tasks to read, their number after padding).
 
   Raises:
     TypeError: an argument is of another type.
@@ -167,16 +167,17 @@ def place_tasks(
   """Make the tasks of this process a part of one array over all devices of the mesh.
 
   Args:
-    tasks: the tasks that `share_of_tasks` names, a Task or the Batch for `learner.adapt_tasks`,
-      with leaves [T, N, ...], T being their number. If nothing is filled up, any pytree with leaves
-      [T, ...], such as a WarmStart.
+    tasks: the T tasks that `share_of_tasks` gives to this process: a Task, or the Batch for
+      `learner.adapt_tasks`, leaves [T, N, ...]. If no padding tasks are needed, it may be any
+      pytree with leaves [T, ...], such as a WarmStart.
     mesh: None leaves the tasks in their place.
-    share: the number of tasks to fill up to; tasks without examples are added. None: T.
+    share: the number of tasks after padding; padding tasks without examples are added. None: T.
     count: how many of `tasks` are real. None: all. 0: this process holds no real task and passes
       one only as a template for padding.
 
   Returns:
-    The same with leaves [T', N, ...], T' being the number of tasks of all processes, filled up.
+    The same tree, leaves [T', N, ...]. T' is the number of tasks of all processes, padding
+    included.
 
   Raises:
     TypeError: an argument is of another type.

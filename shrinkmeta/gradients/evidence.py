@@ -1,4 +1,4 @@
-"""The evidence of one task: how probable are its data, with theta integrated out?
+"""The evidence of one task: the probability of its data D, with theta integrated out.
 
     log p(D | phi, sigma) ~ log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
@@ -119,11 +119,10 @@ def log_evidence(
     likelihood: predict and log_prob.
     labels: the module of every parameter.
     phi: the parameters that all tasks share.
-    log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for modules without a task-specific
-      part.
+    log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
     batch: one task's data [N, ...], without the T axis; `jax.vmap` over it for many.
-    inner: how the mode is found. A mode short of its tolerance makes the value too small, in second
-      order, and the gradient wrong, in first order.
+    inner: how the mode is found. If the mode has an error e, the first two terms are too small by a
+      multiple of e^2. The third term and the gradient are wrong by a multiple of e.
     implicit: how the derivative of the mode is found.
     log_det: how the determinant is found.
     key: for a stochastic log-determinant and for inner.batch_size; consumed.

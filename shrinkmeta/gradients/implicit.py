@@ -1,6 +1,8 @@
 """The gradient through the posterior mode of one task, by the implicit function theorem.
 
-At the mode, grad_z J = 0. With g = d loss / d theta, C the curvature of -log p(D | theta) and
+J(z) = -log p(D | theta) + P |z|^2 / 2 with theta = phi + s z, and s is sigma, spread over the
+parameters. At the mode, grad_z J = 0. With g = d loss / d theta, C the curvature of
+-log p(D | theta) and
 
     K w = s * g,                       K = P + s C s, P = 1 for finite sigma
 
@@ -11,9 +13,9 @@ the derivatives of the loss at the mode are
 They need the mode, not the path to it: memory does not grow with the number of inner steps, and
 any optimiser may find the mode. Nothing is divided by sigma.
 
-By the equation for w, d/d phi is P w / s too. Where the data dominate the prior, the first form
-subtracts two large, nearly equal vectors; where sigma is small, the second divides by a small
-number. `TaskModel.balance` makes one of both.
+The equation for w gives a second form, d/d phi = P w / s. Where the data dominate the prior, the
+first form subtracts two large, nearly equal vectors. Where sigma is small, the second form divides
+by a small number. `TaskModel.balance` combines both.
 
 Derivation of the second formula: theta moves with log sigma_m^2 as s z_m / 2 + s dz. Stationarity,
 s grad L + z = 0, gives (I + s C s) dz = z_m / 2 - s C s z_m / 2. Then g . s z_m / 2 equals

@@ -1,12 +1,13 @@
-"""How the validation loss depends on sigma where phi_hat depends on sigma too.
+"""The derivative of the validation loss with respect to sigma, through both phi_hat and theta_hat.
 
 Under l_MAP both levels are stationary: for the whole of phi and for every task,
 
     sum_t grad L_t(theta_t) - grad log p(phi) = 0,      s grad L_t(theta_t) + z_t = 0,
 
-with L_t = -log p(D_t | theta) and theta_t = phi + s z_t. (Without a prior, at sigma_m = inf, z_t is
-missing from the second, and 1 from K_tt below.) The Jacobian of this system is an arrowhead:
-K_phiphi = sum_t C_t, K_phit = C_t s, K_tt = I + s C_t s. With (a, b_1:T) solving
+with L_t = -log p(D_t | theta) and theta_t = phi + s z_t. (At sigma_m = inf there is no prior: the
+term z_t and the identity in K_tt below are absent.) The Jacobian of this system is an arrowhead:
+K_phiphi = sum_t C_t, K_phit = C_t s, K_tt = I + s C_t s, with C_t the curvature of L_t. (A prior on
+phi adds the curvature of -log p(phi) to K_phiphi.) With (a, b_1:T) solving
 
     K (a, b_1:T) = (sum_t g_t, s g_1, ..., s g_T),      g_t = d loss / d theta_t,
 

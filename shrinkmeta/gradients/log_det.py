@@ -1,12 +1,12 @@
 """The log-determinant of K = I + s C s, C the Gauss-Newton curvature: a part of the evidence.
 
-With A = Lambda^(1/2) J s, R x D (R = N C rows: examples times outputs; D entries that move),
+With A = Lambda^(1/2) J s [R, D], R = N C (examples times outputs), D task-specific parameters,
 
     log det(I + s C s) = log det(I + A^T A) = sum_i log(1 + a_i^2),   a_i the singular values of A.
 
-For an A that does not fit, stochastic Lanczos quadrature estimates tr log K = E v^T log(K) v over
-random signs v, by a few products with K each. The gradient is that of E w^T K v with w = K^-1 v
-held, from the same Lanczos basis.
+If A is too large, stochastic Lanczos quadrature estimates tr log K = E v^T log(K) v, where v has
+random signs +1 and -1 as its entries. Each v takes a few products with K. The gradient is that of
+E w^T K v, with w = K^-1 v treated as a constant; w comes from the same Lanczos basis.
 
 References: Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017.
 """

@@ -1,7 +1,7 @@
-"""What one task adds to the meta-gradient: a function for each kind of algorithm.
+"""The meta-gradient of one task: one function for each kind of algorithm.
 
-Each function takes (spec, model, item, key) and returns a `TaskResult`: the gradient with respect
-to (phi, log sigma^2) of what the algorithm follows, and what people read.
+Each function takes (spec, model, item, key) and returns a `TaskResult`: the gradient of the task's
+meta-loss with respect to (phi, log sigma^2), and the numbers that the metrics report.
 """
 
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult
 
 
 def joint(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
-  """Take phi's gradient as `stationary` does; leave sigma's to `joint.py`, which sees all tasks."""
+  """Compute phi's gradient as `stationary` does; `joint.py` computes sigma's from all tasks."""
   mode = posterior_mode(spec.inner, model, key=key, info_at_end=False, **_from(item))
   nll, g = jax.value_and_grad(lambda theta: _val_nll(model, theta, item.task))(mode.theta)
   d_phi, phi_loss, info = _map_gradient(spec, model, mode, key)
@@ -116,7 +116,7 @@ def joint(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 
 
 def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
-  """Follow the log evidence of the training data, Laplace's, with phi and with sigma."""
+  """Return the gradient of -log evidence of the training data, by Laplace's approximation."""
   probe_key = None if key is None else jax.random.split(key)[1]
   mode = posterior_mode(spec.inner, model, key=key_of_loop(spec, key), **_from(item))
   value, grad, info, _ = evidence_at(
@@ -128,7 +128,7 @@ def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResul
 
 
 def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
-  """Fit phi to all tasks alike: the mean negative log-likelihood of both parts at theta = phi."""
+  """Differentiate the mean NLL of all examples, train and val together, at theta = phi."""
   del spec, key
   counts = [num_examples(part, model.n.dtype) for part in item.task]
 

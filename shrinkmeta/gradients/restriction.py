@@ -1,10 +1,11 @@
-"""What REML adds to the evidence: some modules of phi are integrated out too.
+"""The term that REML (restricted maximum likelihood) adds to the sum of the log evidences.
 
     sum_t log p(D_t | phi, sigma) + P log(2 pi) / 2 - log det(sum_t F_t) / 2
     F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X,     X = d outputs / d the integrated entries of phi
 
-For a linear-Gaussian model phi is thereby integrated out under a flat prior: where phi is its
-maximiser, the sum is the restricted likelihood.
+P is the number of entries of phi in the modules to integrate out, N C x P the shape of X. For a
+linear-Gaussian model these entries are then integrated out under a flat prior. At the phi that
+maximises it, the sum is the restricted log-likelihood.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,11 +36,15 @@ def restriction(
   integrated: Sequence[str],
   frozen: Iterable[str] = (),
 ) -> jax.Array:
-  """Return what REML adds to the sum of T log evidences: P log(2 pi) / 2 - log det(sum_t F_t) / 2.
+  """Return the term that REML adds to the sum of T log evidences.
 
-  F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X, [P, P], is what task t tells about the P entries of phi in
-  the modules `integrated`. For models that are not linear-Gaussian this is Laplace's approximation,
-  taken at theta = phi. It is differentiable.
+      P log(2 pi) / 2 - log det(sum_t F_t) / 2,   F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X
+
+  P is the number of entries of phi in the modules `integrated`. X [N C, P] is the derivative of the
+  N C outputs with respect to them, and J [N C, D] that with respect to theta. Lambda is the
+  curvature of -log p in the outputs, and s is sigma. F_t [P, P] is the information of task t about
+  these entries. For models that are not linear-Gaussian this is Laplace's approximation, at theta =
+  phi. It is differentiable.
 
   Args:
     likelihood: predict and log_prob.
@@ -47,7 +52,8 @@ def restriction(
     phi: the parameters that all tasks share.
     log_sigma2: {module: [] log sigma_m^2}, finite or -inf.
     batches: training data, leaves [T, N, ...].
-    integrated: modules of phi. A variance parameter, such as a log scale, is none of them.
+    integrated: the modules of phi to integrate out. Do not name a module of variance parameters,
+      such as a log scale.
     frozen: modules to leave out of the work, as for `map_estimate`.
 
   Returns:

@@ -1,9 +1,9 @@
-"""What the tasks of an update add up to.
+"""Sum the gradients and losses of the tasks of an update.
 
-Sums hold the gradients and losses of sound tasks. A task whose loss or gradient is not finite, or
-that has no example, adds nothing and is counted. Sums add up over the devices of a mesh, over the
-blocks of tasks on a device, and, leaf by leaf, over micro-batches of tasks, where all tasks of a
-meta-batch do not fit at once.
+A task fails if its loss or gradient is not finite, or if it has no example. A failed task adds
+nothing to the sums; the metrics count it. The sums run over the tasks of a block, the blocks of a
+device and the devices of a mesh. If a meta-batch does not fit into memory at once, add the Sums of
+its micro-batches leaf by leaf.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def model_of(spec: Spec, params: MetaParams, batch: Batch, frozen: Frozen) -> Ta
 
 
 def in_blocks(spec: Spec) -> bool:
-  """Tell whether tasks leave their block of tasks as soon as their loops have ended."""
+  """Return whether a task whose inner loop has ended gives its place in the block to the next."""
   return isinstance(spec.batching, int) and spec.inner.tol is not None
 
 

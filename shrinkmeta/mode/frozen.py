@@ -1,9 +1,9 @@
-"""Modules that move and modules that are held: the parameters cut in two before any task runs.
+"""Separate the frozen modules from the task-specific ones before any task runs.
 
-A module with sigma = 0 stays at phi. Cut off beforehand it has no task axis, no gradient in the
-inner loop, no optimiser state and no copy: what is left is a smaller model, of which the inner
-optimisation and the linear solve need not know that it is a part. A tree is cut by writing None,
-an empty subtree, in place of the leaves that belong to the other half.
+A frozen module has sigma = 0 and stays at phi. Its parameters are taken out of the tree first:
+None, an empty subtree, takes the place of each leaf. They then have no task axis, no gradient in
+the inner loop, no optimiser state and no copy for each task. The inner optimisation and the linear
+solve see an ordinary, smaller tree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,8 +25,9 @@ Known = Mapping[str, Any]  # {module: log sigma^2 where it is known, None while 
 def frozen_modules(known: Known, also: Iterable[str] = ()) -> Frozen:
   """Return the modules whose log sigma^2 is known to be -inf, and those named in `also`.
 
-  It is known outside jit, and inside where it is a constant. If every module is frozen, return the
-  empty set: the inner problem needs at least one parameter, and sigma = 0 already holds it.
+  Outside jit the value is always known. Under jit it is known only if it is a constant. If every
+  module is frozen, return the empty set: the inner problem needs at least one parameter, and
+  sigma = 0 already keeps it at phi.
 
   Args:
     known: {module: log sigma^2, or None while it is traced}.
@@ -43,10 +44,10 @@ def as_built(
   labels: modules.Labels,
   built: Mapping[str, float],
 ) -> PyTree:
-  """Return phi after a check that log sigma^2 is what a program was built for.
+  """Return phi, after a check that log sigma^2 agrees with the modules taken for frozen or free.
 
-  Under jit log sigma^2 is not known. There phi of a module that it contradicts becomes NaN, so that
-  tasks count as failed and are not adapted in a way nobody meant.
+  Under jit the values of log sigma^2 are not known. If one contradicts `built`, the module's phi
+  becomes NaN at run time. Its tasks then count as failed, instead of being adapted wrongly.
 
   Args:
     phi: the parameters that all tasks share.
@@ -94,7 +95,7 @@ def freeze(
 
 
 def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
-  """The part of a tree like `labels` that belongs to modules not frozen.
+  """Return a tree like `labels` with None in place of the leaves of frozen modules.
 
   >>> moving({"body": 1.0, "head": 2.0}, {"body": "body", "head": "head"}, frozenset({"body"}))
   {'body': None, 'head': 2.0}

@@ -1,8 +1,9 @@
-"""What does not depend on the moving parameters is computed once, not in every inner step.
+"""Compute once, before the inner loop, everything that does not depend on task-specific parameters.
 
-With the first modules of a network frozen and the batch fixed, what they yield are features of the
-batch. `predict` is traced and cut wherever a moving parameter first has a say: nobody has to tell
-where the network splits, and a branch that only looks at the inputs is cut off too.
+If the first modules of a network are frozen and the batch is fixed, their outputs are constant
+features of the batch. `predict` is traced, and each operation that needs no task-specific parameter
+is evaluated at once. So the user need not say where the network splits, and branches that depend on
+the inputs alone are found too.
 """
 
 from collections.abc import Callable
@@ -37,15 +38,17 @@ class _Cut(NamedTuple):
 def hoist(
   f: Callable[[PyTree, PyTree], PyTree], moving: PyTree, inputs: PyTree
 ) -> tuple[Callable[[PyTree, PyTree], PyTree], list[jax.Array]]:
-  """Cuts f(moving, inputs) into g and features such that g(moving, features) = f(moving, inputs).
+  """Split f(moving, inputs) into features and a g with g(moving, features) = f(moving, inputs).
 
   Args:
-    f: a function of arrays. What it closes over counts as known.
-    moving: its first argument; g takes others of the same shapes and dtypes.
+    f: a function of arrays. Arrays that it closes over count as fixed, like `inputs`.
+    moving: its first argument, the task-specific parameters. g takes any values of these shapes and
+      dtypes.
     inputs: its second argument, fixed.
 
   Returns:
-    (g, features): features are differentiable in `inputs` and in what f closes over.
+    (g, features), with features a list of arrays. They are differentiable in `inputs` and in the
+    arrays that f closes over.
   """
   closed, shape = jax.make_jaxpr(f, return_shape=True)(moving, inputs)
   slots = [_Later() for _ in jax.tree.leaves(moving)]

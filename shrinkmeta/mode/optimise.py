@@ -1,4 +1,4 @@
-"""How theta_hat is found: any optax optimiser on the negative log joint of one task.
+"""Find theta_hat: minimise the negative log joint of one task with any optax optimiser.
 
     z_hat = argmin J(z),   theta_hat = phi + s z_hat               (J: task_model.py)
 
@@ -65,7 +65,7 @@ def posterior_mode(
 ) -> Mode:
   """Find z_hat = argmin J and theta_hat = phi + s z_hat, for one task.
 
-  What frozen modules make of a fixed batch is computed once.
+  With full batches, the outputs of frozen modules are computed once and not in every step.
 
   Args:
     inner: the optimiser and its steps.
@@ -188,10 +188,11 @@ def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
 def nll_and_gradient(
   inner: Inner, model: TaskModel, part: PyTree, key: jax.Array | None
 ) -> tuple[jax.Array, PyTree]:
-  """Return the mean over all examples of -log p(x_n | theta) [] and its gradient, like `part`.
+  """Return the mean over all examples of -log p(y_n | x_n, theta) [] and its gradient, like `part`.
 
-  Where steps take mini-batches the examples come in such, one after the other: in the memory of
-  one, and under batch statistics with those that the steps have seen.
+  If inner steps use mini-batches, the sum runs over mini-batches of the same size, one after
+  another. This needs the memory of one mini-batch. Layers with batch statistics then see batches of
+  the size that the steps used.
 
   Args:
     inner: its batch_size.

@@ -29,10 +29,10 @@ def run_loops(
   steps: int | jax.Array | None,
   slots: int,
 ) -> Descent:
-  """Run the loops of T tasks, `slots` at a time; one that meets inner.tol makes room for the next.
+  """Run the inner loops of T tasks, `slots` at a time; a converged task is replaced by the next.
 
-  What frozen modules make of a batch is computed in every step here, unlike in `posterior_mode`: a
-  slot would have to keep it beside the batch.
+  Here the outputs of frozen modules are computed in every step, unlike in `posterior_mode`: keeping
+  them would need extra memory for every slot.
 
   Args:
     inner: the optimiser, its steps and its tolerance.

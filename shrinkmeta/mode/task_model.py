@@ -1,13 +1,13 @@
-"""The task model: one task's likelihood, seen from (phi, sigma) on the modules that move.
+"""The task model: one task's objective and curvature, as functions of the whitened parameters z.
 
     theta(z) = phi + s z                                  s = sigma, whitened coordinates
     J(z)     = -log p(D | theta(z)) + P |z|^2 / 2          P = 1, the prior's precision in z
     K        = P + s C s                                  C the curvature of -log p(D | theta)
 
-The mode, the implicit gradient, the joint solve, the determinant, the posterior and the evidence
-need these and nothing else. Modules that are held at phi are cut off here: a tree of the moving
-part has None, an empty subtree, in their place. For sigma = inf, s = 1 and P = 0: see
-`whitening.py`.
+D are the examples of the task. z holds the parameters of the task-specific modules only. In a tree
+like z, None takes the place of the leaves of frozen modules. For sigma = inf, s = 1 and P = 0: see
+`whitening.py`. The mode, the implicit gradient, the joint solve, the determinant, the posterior and
+the evidence are all computed from theta(z), J and K.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskModel:
-  """A likelihood and the data of one task, as functions of z. Make one by `task_model`.
+  """The likelihood and the data of one task, with methods for J, C and K. Build it by `task_model`.
 
-  "A part" is a tree of theta's leaves in the modules that move, None elsewhere; z, s and P are
-  trees like it.
+  In this class "a part" is a tree like phi with None in the frozen modules. z is a part. s and P
+  are parts with one scalar [] for each leaf.
   """
 
   likelihood: Likelihood
@@ -60,7 +60,7 @@ class TaskModel:
     return dataclasses.replace(self, params=params, part=self.cut(params.phi), white=white)
 
   def around(self, theta: PyTree) -> "TaskModel":
-    """The same task seen from theta: an expansion around theta is one at z = 0."""
+    """The same task with theta in the place of phi, so that z = 0 is theta and C is taken there."""
     params = self.params._replace(phi=theta)
     return dataclasses.replace(self, params=params, part=self.cut(theta))
 
@@ -74,7 +74,7 @@ class TaskModel:
     return task_model(self.likelihood, self.labels, self.params, self.batch, prior=self.prior)
 
   def hoisted(self) -> "TaskModel":
-    """The model of the moving part alone; what frozen modules make of D is computed once, here."""
+    """The same task without its frozen modules: their outputs on D are computed here, once."""
     outputs_of = lambda part, inputs: self.likelihood.predict(self.whole(part), inputs)
     predict, features = hoist(outputs_of, self.part, self.batch.inputs)
     return dataclasses.replace(
@@ -116,7 +116,7 @@ class TaskModel:
   # J and its gradient.
 
   def objective(self, z: PyTree, batch: Batch) -> jax.Array:
-    """J / N [], the likelihood estimated from `batch`, N counted on D."""
+    """J / N []: the mean NLL of `batch` plus the prior's term divided by the N of D."""
     nll = self._share(batch) * mean_nll(self.likelihood, self.theta(z), batch)
     return nll + self._neg_log_prior(z) / self.n
 
@@ -187,13 +187,13 @@ class TaskModel:
         x = (direct + c s scaled) / (1 + c s^2)
 
     Where the data dominate the prior, a form such as g - C (s w) subtracts two large, nearly equal
-    vectors: an error e in w becomes an error C s e. A division by s makes it e / s. The formula
-    holds for every c >= 0 and never divides by s. With c = 0 it is the first form, with a large c
-    the second; at c = C the two errors cancel.
+    vectors. An error e in w then becomes an error C s e in x. The other form, `scaled` / s, turns
+    the error into e / s. The formula holds for every c >= 0 and never divides by s. It equals
+    `direct` at c = 0 and tends to `scaled` / s as c grows. At c = C the two errors cancel.
 
     Args:
-      direct: a tree like all of phi. Leaves that do not move are kept.
-      scaled: a part: what the prior says, which is 0 where there is none.
+      direct: a tree like phi. Leaves of frozen modules are returned unchanged.
+      scaled: a part, s x as the prior's term gives it; 0 where there is no prior.
       c: [] about the curvature of all examples; None takes the number of examples.
     """
     c = self.count if c is None else c

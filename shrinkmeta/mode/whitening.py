@@ -1,9 +1,9 @@
-"""Whitened coordinates: theta = phi + s * z, in which every sigma is as easy as any other.
+"""Whitened coordinates z, with theta = phi + s z and a prior of unit variance.
 
-For finite sigma_m, s = sigma_m and the prior is |z|^2 / 2: nothing is divided by sigma, sigma = 0
-holds the module at phi exactly, and the Hessian I + s H s is well conditioned for any mix of
-sigma. For sigma_m = inf there is no prior: s = 1 and z is theta - phi itself. One code path so
-serves every row of the family.
+For finite sigma_m, s = sigma_m and -log p(z) = |z|^2 / 2. Nothing is divided by sigma. sigma_m = 0
+keeps the module at phi exactly. Where the curvature C is positive semi-definite, no eigenvalue of
+K = I + s C s is below 1. For sigma_m = inf there is no prior: s = 1 and z = theta - phi. So one
+code path serves every algorithm.
 """
 
 import math
@@ -19,10 +19,11 @@ PyTree = Any
 
 
 class Whitening(NamedTuple):
-  """theta = phi + scale * z with log p(z) = -precision |z|^2 / 2, each a tree of scalars.
+  """The coordinates theta = phi + scale * z, with log p(z) = -precision |z|^2 / 2.
 
-  The number 1.0 and the number 0.0, not arrays, where log sigma^2 is the number inf: known before
-  anything is compiled, so that the prior's share is not even computed. Nor is it without a prior.
+  Both fields are trees with one scalar [] for each leaf of theta. Where log sigma^2 is Python's
+  inf, they hold the Python floats 1.0 and 0.0 and not arrays. The prior is then known to be absent
+  before anything is compiled, and its terms are not computed.
   """
 
   scale: PyTree  # leaves []: sigma_m, 0 where frozen, 1 where sigma_m is inf
@@ -35,10 +36,10 @@ def whitening(
   dtype: jax.typing.DTypeLike,
   prior: bool = True,
 ) -> Whitening:
-  """The coordinates for log_sigma2 {module: scalar}; differentiable at -inf and +inf too.
+  """Return the coordinates for log_sigma2 {module: []}, differentiable at -inf and +inf too.
 
-  Without a prior sigma is no more than the unit of z, and a step of gradient descent of rate a in z
-  is one of rate a sigma^2 in theta.
+  With prior=False sigma only sets the unit of z: gradient descent of rate a in z is gradient
+  descent of rate a sigma^2 in theta.
   """
   log_s2 = jax.tree.map(lambda module: log_sigma2[module], labels)
 

@@ -1,9 +1,10 @@
 """The densities of the model: log p(theta | phi), log p(D | theta), and their sums over tasks.
 
     p(phi, theta_1:T, D | sigma) = p(phi) prod_m prod_t N(theta_mt | phi_m, sigma_m^2 I)
-                                          prod_t prod_n p(x_tn | theta_t)
+                                          prod_t prod_n p(y_tn | x_tn, theta_t)
 
-T tasks, M modules, N examples in a task, padding included.
+There are T tasks and M modules (m). Example n of task t has the inputs x_tn and the targets y_tn. N
+is the number of examples of a task, padding included.
 """
 
 from collections.abc import Callable, Mapping

@@ -20,7 +20,9 @@ Predict = Callable[[PyTree, PyTree], jax.Array]  # (theta, inputs [N, ...]) -> o
 
 
 class Likelihood(NamedTuple):
-  """A likelihood in two parts, so that Gauss-Newton knows where the network ends.
+  """A likelihood in two functions: the network, and the density of the targets given its outputs.
+
+  The Gauss-Newton curvature needs the two separately.
 
       log p(y_n | x_n, theta) = log_prob(predict(theta, inputs), targets)_n
 
@@ -71,8 +73,8 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
 
       sum_n mask_n log p(y_n | outputs_n)
 
-  Outputs and targets of padding are replaced by 0 before log_prob. Otherwise an overflow on padding
-  would make the gradient NaN, 0 * inf, and a label on padding could be out of range.
+  The outputs and targets of padding are replaced by 0 before log_prob. Otherwise an overflow on
+  padding would make the gradient NaN (0 * inf), and a label on padding could be out of range.
 
   Args:
     likelihood: its log_prob is called.
@@ -102,7 +104,7 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
 
 
 def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
-  """Return the mean over examples of -log p(x_n | theta), nats per example [].
+  """Return the mean over examples of -log p(y_n | x_n, theta), nats per example [].
 
   Args:
     likelihood: predict and log_prob.
@@ -125,7 +127,7 @@ def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
 
 
 def without_padding(tree: PyTree, batch: Batch) -> PyTree:
-  """The leaves [N, ...] of `tree` with 0 in the place of padding."""
+  """Return `tree`, leaves [N, ...], with 0 in the entries of padding."""
   if batch.mask is None:
     return tree
   keep = weights(batch, bool)

@@ -51,7 +51,7 @@ def by_leaf(params: PyTree) -> Labels:
 
 
 def by_layer(params: PyTree) -> Labels:
-  """Make every layer a module: the arrays with one parent, such as a kernel and its bias.
+  """Make every layer a module. A layer is the arrays with the same parent, such as kernel and bias.
 
   The parent's path names the module. An array without a parent is a module of its own.
 
@@ -111,10 +111,10 @@ def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
 
 
 def names(labels: Labels) -> tuple[str, ...]:
-  """The modules in the order of their paths, with numbers inside a path compared as numbers.
+  """Return the modules, sorted by path, with numbers inside a path compared as numbers.
 
-  This is the order of the network if its layers are numbered or named in order. It is not the order
-  of the network for names such as "decoder" and "encoder".
+  This is the order of the layers in the network only if their names sort in that order. "decoder"
+  sorts before "encoder".
 
   Args:
     labels: a pytree of strings.
@@ -173,8 +173,8 @@ def check_parameters(
 ) -> dict[str, np.ndarray | None]:
   """Check phi, labels and log sigma^2 against each other, and return what is known of log sigma^2.
 
-  This runs at every call of a learner. So it first asks whether all is plainly well, and only then
-  looks for the words that say what is wrong.
+  This runs at every call of a learner, so it makes a fast check first. Only if that fails does it
+  run the slow checks that name the mistake.
 
   Args:
     name: phi, as the caller knows it.
@@ -274,11 +274,11 @@ def module_names(name: str, value: Any, labels: Labels) -> tuple[str, ...]:
 
 
 def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Array]:
-  """Refuse modules without a prior: +inf is an error outside jit, and becomes NaN under jit.
+  """Refuse modules without a prior, log sigma^2 = +inf: raise ValueError, or return NaN under jit.
 
   Args:
     log_sigma2: {module: []}.
-    what: what is computed and needs a prior on theta, for the message.
+    what: the name of the quantity that needs a prior on theta, for the message.
 
   Returns:
     {module: []}.

@@ -86,7 +86,7 @@ module.apply(variables, inputs, mutable=False).
 
 
 def in_range(targets: jax.Array, dtype: Any, most: float, what: str) -> jax.Array:
-  """The targets [N, ...] as floats, NaN outside [0, most]; outside jit that is a ValueError."""
+  """Return the targets [N, ...] as floats; one outside [0, most] is an error, or NaN under jit."""
   if (value := validate.known(targets)) is not None and ((value < 0) | (value > most)).any():
     raise ValueError(f"targets must be {what}; got {value.min()} to {value.max()}.")
   y = jnp.asarray(targets).astype(dtype)

@@ -1,4 +1,4 @@
-"""Priors on what all tasks share: on sigma, {module: sigma_m}, and on phi.
+"""Priors on sigma, {module: sigma_m}, and on phi, the parameters that all tasks share.
 
 A prior on sigma is a function of log_sigma2, {module: []}, that returns sum_m log p(sigma_m) [],
 in nats. The density is that of sigma itself, not of its logarithm. A module that is frozen (sigma =

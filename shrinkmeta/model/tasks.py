@@ -1,4 +1,4 @@
-"""The data of a task: one batch of examples to adapt on, and one to validate on.
+"""The data of a task: one batch of examples for adaptation, and one for validation.
 
 In few-shot learning `train` is called the support set and `val` the query set. T is the number of
 tasks and N the number of examples of one task, padding included.
@@ -140,8 +140,8 @@ def stack_tasks(tasks: Sequence[Task], rows: int | None = None) -> Task:
 
   Args:
     tasks: each with leaves [N_t, ...].
-    rows: the number of examples that `train` and `val` are padded to; None: a number of its own for
-      each of the two. See `stack_batches`.
+    rows: the number of examples that `train` and `val` are both padded to. None chooses it for each
+      of the two separately. See `stack_batches`.
 
   Returns:
     A Task with leaves [T, N, ...]; val is None if no task has one.

@@ -1,4 +1,4 @@
-"""Likelihoods made from others: with a standard deviation of their own, or in another precision."""
+"""Variants of likelihoods: a Gaussian with a predicted scale, and networks in lower precision."""
 
 import math
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelih
 def gaussian_with_scale(
   predict: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]],
 ) -> Likelihood:
-  """A normal density whose standard deviation is predicted or learned too.
+  """A normal density whose standard deviation s is predicted by the network or learned.
 
       y ~ N(f, s^2),  outputs [N, ..., 2]: (f / s^2, -1 / (2 s^2))
 

@@ -1,1 +1,1 @@
-"""What each task owns: the adapted parameters of many tasks, stored, read and served together."""
+"""Store, load and serve the adapted parameters of many tasks."""

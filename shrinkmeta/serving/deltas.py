@@ -1,4 +1,4 @@
-"""What many tasks own: the adapted parameters of their task-specific modules, tied to one phi.
+"""The adapted parameters of many tasks, in their task-specific modules, tied to one phi.
 
 `Deltas` holds theta and not the difference theta - phi. In floating point phi + (theta - phi) is
 not theta: the subtraction rounds wherever theta and phi differ by more than a factor of two. theta
@@ -30,7 +30,7 @@ _DIGESTS: dict[int, tuple[weakref.ref[jax.Array], str]] = {}  # of arrays that a
 
 
 class About:
-  """What `Deltas` know beside their arrays. Two are equal if all of it is equal.
+  """The static data of `Deltas`: ids, labels and fingerprint. Two are equal if all three are.
 
   JAX compares these objects when it looks up a compiled program, so a comparison takes constant
   time after the first.
@@ -95,7 +95,7 @@ class Deltas:
 
   @property
   def fingerprint(self) -> dict[str, str]:
-    """{path: dtype, shape and SHA-256} of every leaf of phi and of the constants."""
+    """{path: dtype, shape and SHA-256} of every leaf of the phi that the tasks adapted from."""
     return self.about.fingerprint
 
   @property
@@ -148,7 +148,7 @@ class Deltas:
 
 
 def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable[TaskId]) -> Deltas:
-  """Collect what T adapted tasks own.
+  """Collect the adapted parameters of T tasks.
 
   The result is tied to `state.phi` by a fingerprint, a SHA-256 of the bytes of every leaf:
   `save_deltas`, `load_deltas` and `predict_tasks` refuse another phi. Call this outside jit.

@@ -1,4 +1,4 @@
-"""Deltas on disk: safetensors shards and one index, from which some tasks of many are read.
+"""Deltas on disk: safetensors shards and one index. A reader can load some of the tasks alone.
 
 A shard holds the leaves of its K tasks, each as one tensor, and a checksum of each task and leaf:
 
@@ -65,8 +65,8 @@ def save_deltas(
     deltas: T tasks.
     state: the state from which they were adapted; needed with `dtype`.
     dtype: None stores theta to the bit. "bfloat16" and "int8" store theta - phi, rounded, in a half
-      and a quarter of the bytes of float32. int8 has one scale a task and leaf, max|theta - phi| /
-      127. `rounding_loss` measures the loss in nats per example.
+      and a quarter of the bytes of float32. int8 has one scale for each task and leaf,
+      max|theta - phi| / 127. `rounding_loss` measures the cost in nats per example.
     overwrite: replace tasks that the folder already has; False refuses them.
     wait: seconds to wait for another process that writes to the folder.
     shard_bytes: the largest size of a shard in bytes; a shard has at least one task.
@@ -202,7 +202,7 @@ def _checksums(texts: Sequence[bytes], path: str, parts: Sequence[np.ndarray]) -
 def load_deltas(
   folder: str | os.PathLike[str], state: MetaState, ids: Iterable[TaskId] | None = None
 ) -> Deltas:
-  """Read tasks from a folder; of the shards, only the bytes of these tasks.
+  """Load tasks from a folder. Only the bytes of these tasks are read from the shards.
 
   The index stays in memory between calls, about 30 bytes a task and its id, and is read again when
   it has changed.

@@ -1,4 +1,4 @@
-"""The index of a folder of deltas: in which shard, and at which row of it, each task is stored.
+"""The index of a folder of deltas: the shard, and the row of the shard, that hold each task.
 
 The index is one safetensors file. Writing a folder means writing new shards and then replacing the
 index, so a reader sees the old index or the new one and never a part of a write.

@@ -29,22 +29,24 @@ def predict_tasks(
   index: jax.typing.ArrayLike,
   inputs: PyTree,
 ) -> PyTree:
-  """Predict each row by the adapted parameters of its own task.
+  """Predict each of N examples with the adapted parameters of its own task.
 
-    outputs_n = predict(theta_t, x_n),   t = index_n,   theta_t = (theta of task t, phi if frozen)
+    outputs_n = predict(theta_t, x_n),   t = index_n
 
-  The parameters of frozen modules have no axis of rows: such a dense layer is one matrix product
-  over all N rows, and such a convolution is one convolution of a batch of N. Parameters of
-  task-specific modules are gathered, [N, ...], which takes N times their bytes; such a dense layer
-  becomes a batched product, and such a convolution a grouped one.
+  theta_t has the adapted parameters of task t in task-specific modules, and phi in frozen ones.
 
-  A row is one whole example, the entry n of the leading axis of `inputs`, and `predict` sees it
-  alone, as a batch of one. An example may have axes of its own, such as the tokens of a sequence:
-  [N, tokens, ...]. Rows do not see each other. If `predict` treats consecutive rows as one example,
-  give these rows an axis of their own first. A normalisation by the statistics of the batch takes
-  them from the one row: over its pixels or tokens if it has some, and otherwise over one number,
-  which removes the layer's input. Networks with such layers predict differently here than in a
-  batch; use running statistics, or normalise over the axes of an example.
+  The parameters of frozen modules have no example axis: such a dense layer is one matrix product
+  over all N examples, and such a convolution is one convolution of a batch of N. The parameters of
+  task-specific modules are gathered to [N, ...], which takes N times their bytes. Such a dense
+  layer becomes a batched product, and such a convolution a grouped one.
+
+  `predict` sees each example alone, as a batch of one. An example may have axes of its own, such as
+  the tokens of a sequence: [N, tokens, ...]. If `predict` treats consecutive entries of the leading
+  axis as one example, give them an axis of their own first. A layer that normalises by batch
+  statistics sees one example only. It uses the pixels or tokens of that example. If there are none,
+  it normalises over a single number, which removes the layer's input. Networks with such layers
+  predict differently here than in a batch. Use running statistics instead, or normalise over the
+  axes of an example.
 
   `index` may be traced, so one compiled program serves every mixture of tasks. Each N is another
   program: pad `index` and `inputs` to few sizes, such as powers of two, as the example does. The
@@ -56,12 +58,12 @@ def predict_tasks(
       `inputs`.
     state: the state from which the tasks were adapted, or its phi alone.
     deltas: T tasks.
-    index: [N] integers in [0, T), the place of each row's task in `deltas`; see `Deltas.index`.
-    inputs: leaves [N, ...], one row an example.
+    index: [N] integers in [0, T), the place of each example's task in `deltas`; see `Deltas.index`.
+    inputs: N examples, leaves [N, ...].
 
   Returns:
-    The outputs of the N rows, leaves [N, ...]. If a traced `index` is outside [0, T), the row's
-    task-specific parameters are NaN.
+    The outputs of the N examples, leaves [N, ...]. If a traced `index` is outside [0, T), the
+    example's task-specific parameters are NaN.
 
   Raises:
     TypeError: an argument has the wrong type.

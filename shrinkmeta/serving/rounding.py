@@ -1,4 +1,4 @@
-"""Fewer bytes a task: theta - phi rounded to bfloat16 or int8, and what that costs."""
+"""Store a task in fewer bytes: theta - phi rounded to bfloat16 or int8, and the cost in nats."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -32,7 +32,7 @@ PARTS = {None: ("theta",), "bfloat16": ("difference",), "int8": ("difference", "
 def rounded_parts(
   path: str, theta: np.ndarray, phi: np.ndarray | None, dtype: Rounding | None
 ) -> list[np.ndarray]:
-  """What is stored of theta [K, ...]: theta, or theta - phi, or that and a scale [K].
+  """Return the arrays to store: theta [K, ...]; or theta - phi, for int8 with a scale [K].
 
   Raises:
     ValueError: theta - phi overflows.
@@ -79,7 +79,7 @@ def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str
   """{path: phi} of the leaves that move, after a check that it is the phi of `deltas`."""
   if state is None:
     raise ValueError(
-      f"state is None. dtype={dtype!r} stores theta - phi: pass the state that the tasks left."
+      f"state is None. dtype={dtype!r} stores theta - phi: pass the state the tasks adapted from."
     )
   check_state("state", state)
   check_fingerprint(deltas.fingerprint, fingerprint(state), "These Deltas")

@@ -1,7 +1,7 @@
-"""The format of a checkpoint: a description beside the arrays, and the checks that it allows.
+"""The description that is stored with a checkpoint, and the checks that use it.
 
 The description holds the algorithm, the modules, the shape of every array and a fingerprint of its
-bits. With it a reader finds a damaged file, and a checkpoint of another model.
+bits. It lets a reader detect a damaged file and a checkpoint of another model.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # the same,
 
 
 def plain_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the settings as JSON reads them back: tuples as lists, NumPy's scalars as Python's.
+  """Convert the settings to what JSON can store: tuples to lists, NumPy's scalars to Python's.
 
   Raises:
     TypeError: a setting is not plain data.

@@ -43,8 +43,8 @@ def build_update(
     watchdog: stopped while a program compiles.
 
   Returns:
-    update(state, step) -> (state, record), where record is that of `measured`. The old state is
-    donated.
+    update(state, step) -> (state, log record), the log record as `measured` returns it. The old
+    state is donated.
   """
   count = meta_batch // micro_batches
   draw = _drawing(source, learner.spec.mesh, count)

@@ -1,1 +1,1 @@
-"""How uncertain a task is: its posterior, and whether predicted probabilities hold."""
+"""Uncertainty: the posterior of one task, and the calibration of predictions."""

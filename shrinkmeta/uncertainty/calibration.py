@@ -1,4 +1,4 @@
-"""Figures that say whether predicted probabilities hold, to be read beside the accuracy.
+"""Measure how well predicted probabilities and standard deviations agree with what happens.
 
 N is the number of examples, C the number of classes.
 """

@@ -35,20 +35,20 @@ PyTree = Any
 
 
 class Predictive(NamedTuple):
-  """Normal distribution of the outputs f of each example, noise of the targets not included."""
+  """The normal distribution of the outputs f of each example, without the noise of the targets."""
 
   mean: jax.Array  # [N, ...] f(theta_hat)
   covariance: jax.Array  # [N, C, C] over the C outputs of an example
 
   @property
   def variance(self) -> jax.Array:
-    """Of every output, [N, ...]."""
+    """The variance of every output [N, ...]."""
     return jnp.diagonal(self.covariance, axis1=-2, axis2=-1).reshape(self.mean.shape)
 
 
 @struct.dataclass
 class Posterior:
-  """What `posterior` returns; a pytree, so that `jax.vmap` over tasks gives one of T tasks."""
+  """The posterior of one task. It is a pytree: `jax.vmap` of `posterior` gives that of T tasks."""
 
   theta: PyTree  # the mode, all of it
   scale: PyTree  # s, a scalar a leaf; None for frozen modules
