@@ -15,18 +15,19 @@ from shrinkmeta.base import (
   SolveInfo,
   WarmStart,
 )
-from shrinkmeta.build import make_learner
 from shrinkmeta.choice.choose import Choice, choose_modules
 from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
 from shrinkmeta.data.source import source
 from shrinkmeta.devices.batching import num_tasks, over_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
-from shrinkmeta.evaluation import Difference, Evaluation, Interval, evaluate, paired
-from shrinkmeta.gradient_check import GradientCheck, check_meta_gradient
+from shrinkmeta.diagnostics.evaluation import Difference, Evaluation, Interval, evaluate, paired
+from shrinkmeta.diagnostics.gradient_check import GradientCheck, check_meta_gradient
+from shrinkmeta.diagnostics.summary import ModuleSummary, format_summary, module_summary
 from shrinkmeta.gradients.evidence import log_evidence
 from shrinkmeta.gradients.implicit import map_estimate
 from shrinkmeta.gradients.restriction import restriction
+from shrinkmeta.learner.build import make_learner
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model import priors
 from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior
@@ -49,7 +50,6 @@ from shrinkmeta.serving.deltas import Deltas, deltas
 from shrinkmeta.serving.files import load_deltas, save_deltas
 from shrinkmeta.serving.predict import predict_tasks
 from shrinkmeta.serving.rounding import rounding_loss
-from shrinkmeta.summary import ModuleSummary, format_summary, module_summary
 from shrinkmeta.training.callbacks import (
   Callback,
   json_lines,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shrinkmeta import scalars, validate
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
 from shrinkmeta.devices.batching import check_mesh
 from shrinkmeta.model.likelihood import check_likelihood

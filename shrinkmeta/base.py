@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 from shrinkmeta.config import Algorithm, Spec
 from shrinkmeta.model import modules
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from shrinkmeta import scalars, validate
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.optimisers import differentiable, needs
 from shrinkmeta.devices.batching import Batching, check_batching
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
-from shrinkmeta.optimisers import differentiable, needs
 
 PyTree = Any
 Frozen = frozenset[str]  # names of modules held at phi

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import shrinkmeta as sm
-from shrinkmeta.validate import leaves_with_names
+from shrinkmeta.checks.validate import leaves_with_names
 
 ARGUMENTS = argparse.ArgumentParser()
 ARGUMENTS.add_argument("--devices", type=int, default=1)

@@ -16,11 +16,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.adapters import lora, low_rank, trees
 from shrinkmeta.adapters.trees import Adapters
-from shrinkmeta.kinds import shown
-from shrinkmeta.paths import Path, local_path
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import shown
+from shrinkmeta.checks.paths import Path, local_path
 
 PyTree = Any
 Names = Mapping[str, str | tuple[str, tuple[int, ...]]]

@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.adapters import low_rank, rewrite, trees
 from shrinkmeta.adapters.trees import Adapters, hold_A, join, labels, split_layers, stack_layers
-from shrinkmeta.kinds import parameter_tree, shown
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import parameter_tree, shown
 
 PyTree = Any
 Predict = Callable[[PyTree, PyTree], PyTree]

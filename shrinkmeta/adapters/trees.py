@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import scalars, validate
+from shrinkmeta.checks import scalars, validate
 
 PyTree = Any
 Adapters = dict[str, Any]

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from shrinkmeta.algorithms.table import FAMILY
 from shrinkmeta.base import MetaLearner
-from shrinkmeta.build import make_learner
 from shrinkmeta.config import Implicit, Inner, LogDet, SigmaGradient
 from shrinkmeta.devices.batching import Batching
+from shrinkmeta.learner.build import make_learner
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.modules import Labels
 from shrinkmeta.model.priors import SigmaPrior

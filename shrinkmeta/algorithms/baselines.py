@@ -9,12 +9,12 @@ import optax
 from absl import logging
 from jax.sharding import Mesh
 
-from shrinkmeta import validate
 from shrinkmeta.algorithms.table import FAMILY
 from shrinkmeta.base import MetaLearner
-from shrinkmeta.build import make_learner
+from shrinkmeta.checks import validate
 from shrinkmeta.config import Implicit, Inner
 from shrinkmeta.devices.batching import Batching
+from shrinkmeta.learner.build import make_learner
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.modules import Labels

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
 from shrinkmeta.choice.losses import SetLosses
 from shrinkmeta.choice.path import Path, greedy, paired_error, smallest_good
 from shrinkmeta.choice.seconds import seconds_a_task
 from shrinkmeta.choice.tables import CurvePoint, ModuleLoss, curve_text, table_text
-from shrinkmeta.kinds import shown
+from shrinkmeta.learner.sigma import known_sigma
 from shrinkmeta.model.modules import check_parameters, gather, names
 from shrinkmeta.model.tasks import Task, check_tasks
-from shrinkmeta.sigma import known_sigma
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, weights

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 from shrinkmeta.curvature.solvers import exact
 
 

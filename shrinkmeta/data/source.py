@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks, num_rows, weights
 
 PyTree = Any

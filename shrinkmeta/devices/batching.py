@@ -17,8 +17,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
 
 PyTree = Any
 Batching = Literal["auto", "vmap", "sequential"] | int

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 
 
 class ProgramCost(NamedTuple):

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
 from shrinkmeta.devices.batching import check_mesh, num_tasks
-from shrinkmeta.kinds import shown
 from shrinkmeta.model.tasks import Batch, Task, weights
 
 PyTree = Any

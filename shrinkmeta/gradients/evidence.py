@@ -27,9 +27,9 @@ from shrinkmeta.arguments import check_types
 from shrinkmeta.base import EvidenceInfo, MetaParams
 from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
+from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.implicit import data_gradient, differentiable_once, implicit_gradient
 from shrinkmeta.gradients.log_det import log_det
-from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import freeze
 from shrinkmeta.mode.optimise import Mode, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model

@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import optax
 from jax.dtypes import float0
 
-from shrinkmeta import scalars
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
+from shrinkmeta.checks import scalars
 from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
-from shrinkmeta.keys import same_in_any_batch
+from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import freeze, merge
 from shrinkmeta.mode.optimise import Descent, Steps, absent, draw_at_end, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model

@@ -18,11 +18,11 @@ from shrinkmeta.base import InnerInfo, MetaParams, PerTask, Sums, WarmStart
 from shrinkmeta.config import Frozen, Spec
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.batching import leading, map_tasks, tasks_at_once
+from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.joint import joint_sigma_gradient
 from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
 from shrinkmeta.gradients.restriction import restriction_of
-from shrinkmeta.keys import same_in_any_batch
 from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
 from shrinkmeta.mode.task_model import TaskModel, task_model

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta.checks.kinds import parameter_tree, shown
 from shrinkmeta.config import Frozen
-from shrinkmeta.kinds import parameter_tree, shown
 from shrinkmeta.model import modules
 
 PyTree = Any

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import InnerInfo
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import shown
 from shrinkmeta.config import Inner
-from shrinkmeta.kinds import shown
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, num_rows, weights

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
 from shrinkmeta.base import WarmStart
+from shrinkmeta.checks import validate
 
 PyTree = Any
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import parameter_tree
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood, masked_log_prob
 from shrinkmeta.model.tasks import Batch, check_batch

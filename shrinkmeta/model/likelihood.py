@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 from shrinkmeta.model.outputs import check_outputs, in_range, labels_of, log_softmax, one_array
 from shrinkmeta.model.tasks import Batch, divisor, num_examples, weights
 

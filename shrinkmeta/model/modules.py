@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import parameter_tree, shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree, shown
 
 PyTree = Any
 Labels = Any  # a pytree of str with the structure of the parameters

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import is_array, shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import is_array, shown
 from shrinkmeta.model.tasks import Task, weights
 
 PyTree = Any

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import parameter_tree, shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree, shown
 
 PyTree = Any
 SigmaPrior = Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array]

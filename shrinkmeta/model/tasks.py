@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import model_hint, shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import model_hint, shown
 
 PyTree = Any
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import scalars, validate
-from shrinkmeta.kinds import is_array, shown
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import is_array, shown
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood, same_shape, sum_trailing
 from shrinkmeta.model.outputs import one_array
 

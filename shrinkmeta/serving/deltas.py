@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
-from shrinkmeta.kinds import parameter_tree
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree
 from shrinkmeta.model import modules
 
 PyTree = Any

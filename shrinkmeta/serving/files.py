@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import MetaState, check_state
-from shrinkmeta.paths import local_path
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.paths import local_path
 from shrinkmeta.serving import index as delta_index
 from shrinkmeta.serving.deltas import (
   About,

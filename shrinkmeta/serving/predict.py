@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaState
-from shrinkmeta.kinds import parameter_tree
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.model.tasks import check_inputs

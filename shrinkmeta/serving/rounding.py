@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaState, check_state
+from shrinkmeta.checks import validate
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.density import log_likelihood
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood

@@ -11,8 +11,8 @@ import pathlib
 from collections.abc import Callable, Mapping, MutableSequence
 from typing import Any, NamedTuple
 
-from shrinkmeta import validate
-from shrinkmeta.paths import Path, expanded, local_path
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.paths import Path, expanded, local_path
 
 LogRecord = Mapping[str, float]  # the numbers of one update, {name: value}
 

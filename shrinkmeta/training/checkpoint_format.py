@@ -21,8 +21,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.checks import validate
 
 PyTree = Any
 

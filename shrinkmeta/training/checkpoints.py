@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
-from shrinkmeta.paths import Path, expanded, local_path
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.paths import Path, expanded, local_path
 from shrinkmeta.training.checkpoint_format import (
   attempt,
   check_description,

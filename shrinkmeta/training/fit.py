@@ -16,12 +16,12 @@ import numpy as np
 from absl import logging
 from jax.sharding import PartitionSpec
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.paths import local_path
 from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
 from shrinkmeta.model.tasks import Batch, Task
-from shrinkmeta.paths import local_path
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaState, PerTask, Sums
+from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_tasks, share_of_tasks

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 from shrinkmeta.model.outputs import labels_of
 from shrinkmeta.model.tasks import divisor
 

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import parameter_tree
 from shrinkmeta.curvature.jacobian import indefinite
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, split, thin_svd
-from shrinkmeta.keys import same_in_any_batch
-from shrinkmeta.kinds import parameter_tree
+from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import frozen_modules, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules

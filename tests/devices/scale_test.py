@@ -78,7 +78,7 @@ MESHES = """
   import shrinkmeta as sm
   import fit_worker
   from tests.devices import scale_test
-  from shrinkmeta.validate import leaves_with_names
+  from shrinkmeta.checks.validate import leaves_with_names
 
   def result(devices, meta_batch, algorithm="sigma_imaml", micro_batches=1):
     mesh = None if devices == 1 else sm.task_mesh(jax.devices()[:devices])

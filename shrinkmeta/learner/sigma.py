@@ -6,10 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import MetaState
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import shown
 from shrinkmeta.config import Spec, derive
-from shrinkmeta.kinds import shown
 from shrinkmeta.model import modules
 
 

@@ -12,11 +12,11 @@ from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaLearner
 from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet, SigmaGradient, Spec, derive
 from shrinkmeta.devices.batching import Batching
-from shrinkmeta.learner import learner_of
+from shrinkmeta.learner.learner import learner_of
+from shrinkmeta.learner.sigma import sigma_by_module
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.priors import SigmaPrior
-from shrinkmeta.sigma import sigma_by_module
 
 PyTree = Any
 

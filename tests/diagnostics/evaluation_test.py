@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import shrinkmeta as sm
-from shrinkmeta import evaluation
+from shrinkmeta.diagnostics import evaluation
 
 INNER = sm.Inner(optax.sgd(1.0), 300, tol=1e-3)
 

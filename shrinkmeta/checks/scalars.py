@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
 
 
 def number(name: str, value: Any) -> float:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from shrinkmeta.kinds import is_array, model_hint, parameter_tree, shown
+from shrinkmeta.checks.kinds import is_array, model_hint, parameter_tree, shown
 
 PyTree = Any
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import (
   InnerInfo,
   MetaLearner,
@@ -25,22 +24,23 @@ from shrinkmeta.base import (
   WarmStart,
   check_state,
 )
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.config import (
   Frozen,
   Spec,
 )
 from shrinkmeta.devices.batching import leading, map_tasks
+from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import in_blocks, key_of, run_first, sums_over_tasks, theta_hat
-from shrinkmeta.keys import same_in_any_batch
-from shrinkmeta.meta_step import apply, gradient_from
+from shrinkmeta.learner.meta_step import apply, gradient_from
+from shrinkmeta.learner.sigma import keep_modules
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
-from shrinkmeta.sigma import keep_modules
 
 PyTree = Any
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import parameter_tree, shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree, shown
 from shrinkmeta.model.modules import Labels, check_labels, check_modules, gather, names
 
 PyTree = Any

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaLearner, MetaState
+from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import map_tasks
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import masked_log_prob

@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 
-from shrinkmeta import validate
+from shrinkmeta.checks import validate
 
 Path = str | os.PathLike[str]
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shrinkmeta import scalars, validate
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics, check_learner, check_state
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 

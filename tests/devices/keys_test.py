@@ -9,7 +9,7 @@ import pytest
 
 import shrinkmeta as sm
 from experiments.datasets import sinusoid
-from shrinkmeta.keys import same_in_any_batch
+from shrinkmeta.devices.keys import same_in_any_batch
 
 LINEAR = sm.gaussian(lambda theta, x: x @ theta["w"])
 PARAMS = {"w": jnp.zeros(2)}

@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from shrinkmeta import validate
-from shrinkmeta.kinds import shown
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
 
 
 def test_known():

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shrinkmeta import validate
 from shrinkmeta.base import MetaParams, MetaState, Metrics, OptState, PerTask, Sums
+from shrinkmeta.checks import validate
 from shrinkmeta.config import Spec
 from shrinkmeta.model.tasks import divisor
 

@@ -1,0 +1,1 @@
+"""Looking at a learner: is its gradient right, what has it found, how good is it?"""
