@@ -168,7 +168,7 @@ class PerTask(NamedTuple):
 
 
 class MetaLearner(NamedTuple):
-  """An algorithm as pure functions. Call `jax.jit` on the ones you use.
+  """An algorithm as pure functions, for `jax.jit`.
 
   Each function has its own docstring: `help(learner.update)`. `update(state, tasks)` equals
   `apply(state, *sums(state, tasks))`. If a meta-batch does not fit into memory, call `sums` on

@@ -1,6 +1,6 @@
-"""What a likelihood's functions close over: made arguments, so that they can be differentiated.
+"""Turn the floats that a likelihood's functions close over into arguments, to differentiate them.
 
-JAX's custom derivatives see the arguments of a function alone. The scale of `sm.gaussian(predict,
+A function with a custom derivative rule has derivatives in its arguments only. The scale of `sm.gaussian(predict,
 scale)` is no argument of predict or log_prob: the function that the user wrote holds it. Where
 it is traced, as under `jax.grad`, it has to become an argument.
 """

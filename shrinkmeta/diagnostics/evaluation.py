@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """What `evaluate` found. `print` shows the means in one line.
+  """What `evaluate` found; `print` shows the means in one line.
 
   A task failed if its loss is not finite. It counts in no mean, and the printed line says so.
 
@@ -96,7 +96,7 @@ class Evaluation(NamedTuple):
 
 
 class Difference(NamedTuple):
-  """What `paired` found: a minus b, task by task. `print` shows it in one line.
+  """What `paired` found: a minus b, task by task; `print` shows it in one line.
 
   Attributes:
     loss: the mean difference of val_nll, nats per example. Below 0, a is better.

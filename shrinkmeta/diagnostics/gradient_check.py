@@ -179,7 +179,7 @@ def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
   searches = lambda x: isinstance(x, searching)
   inner = learner.spec.inner
   states = jax.tree.leaves(jax.eval_shape(inner.optimizer.init, phi), is_leaf=searches)
-  return inner.tol is None and not any(map(searches, states))
+  return not any(map(searches, states))
 
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:

@@ -11,7 +11,8 @@ the derivatives of the loss at the mode are
     d/d phi = g - C (s * w),           d/d log sigma_m^2 = <w, z> over the entries of module m.
 
 They need the mode, not the path to it: memory does not grow with the number of inner steps, and
-any optimiser may find the mode. Nothing is divided by sigma.
+any optimiser may find the mode. Nothing is divided by sigma. Other gradients of sigma: `joint.py`
+lets phi follow sigma, and `evidence.py` has that of the evidence.
 
 The equation for w gives a second form, d/d phi = P w / s. Where the data dominate the prior, the
 first form subtracts two large, nearly equal vectors. Where sigma is small, the second form divides

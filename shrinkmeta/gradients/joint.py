@@ -59,7 +59,7 @@ def joint_sigma_gradient(
       rounding lets it; a damping or log_p_phi removes them.
     model: the task model of any of the tasks: its phi, sigma and modules are those of all.
     batches: training data, leaves [T, N, ...].
-    z: the modes, parts, leaves [T, ...].
+    z: the modes, trees like phi with None for frozen modules, leaves [T, ...].
     g: d loss / d theta_t, trees like phi, leaves [T, ...]; 0 for a task that is to be left out.
     log_p_phi: the prior under which phi is a mode.
   """

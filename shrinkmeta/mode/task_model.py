@@ -97,7 +97,7 @@ class TaskModel:
     return merge(part, self.params.phi) if self.frozen else part
 
   def theta(self, z: PyTree) -> PyTree:
-    """phi + s z, all of it."""
+    """phi + s z, a whole tree: the leaves of frozen modules are those of phi."""
     return self.whole(self.theta_part(z))
 
   def scaled(self, v: PyTree) -> PyTree:

@@ -1,6 +1,9 @@
 """Likelihoods p(y_n | x_n, theta): a network, and the density of the targets given its outputs.
 
 N is the number of examples, C the number of classes.
+
+To add a likelihood: a constructor here, such as `poisson`. CONTRIBUTING.md, "Add a likelihood",
+lists the exports and tests that go with it. docs/own_models.md shows one without a change here.
 """
 
 import math

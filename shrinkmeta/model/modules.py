@@ -51,7 +51,7 @@ def by_leaf(params: PyTree) -> Labels:
 
 
 def by_layer(params: PyTree) -> Labels:
-  """Make every layer a module. A layer is the arrays with the same parent, such as kernel and bias.
+  """Make every layer a module: the arrays with the same parent, such as kernel and bias.
 
   The parent's path names the module. An array without a parent is a module of its own.
 

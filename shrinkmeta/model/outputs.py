@@ -129,11 +129,13 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
     likelihood: a Likelihood; its `predict` is traced, for the shape of the outputs.
     name: of the tasks, as the caller knows them.
     tasks: a Task or a Batch, leaves [T, N, ...].
-    phi: the parameters; they may be traced.
+    phi: the parameters. Where they are traced, nothing is checked.
 
   Raises:
     ValueError: what `log_prob` raises, with the name of the part.
   """
+  if any(validate.known(x) is None for x in jax.tree.leaves(phi)):
+    return  # under a trace, in which no value is known
   parts = {"train": tasks.train, "val": tasks.val} if isinstance(tasks, Task) else {"": tasks}
   for part, batch in parts.items():
     if batch is None or any(validate.known(x) is None for x in jax.tree.leaves(batch)):

@@ -72,8 +72,8 @@ def save_deltas(
     shard_bytes: the largest size of a shard in bytes; a shard has at least one task.
 
   Raises:
-    TypeError, ValueError: an argument does not fit; the folder belongs to another phi; it has an id
-      already and `overwrite` is False.
+    TypeError, ValueError: an argument does not fit; the folder belongs to another phi; the folder
+      already has one of the ids, and `overwrite` is False.
     TimeoutError: another process still writes.
     OSError: the folder cannot be written to, or its index is damaged.
     ImportError: safetensors is not installed.
@@ -202,7 +202,7 @@ def _checksums(texts: Sequence[bytes], path: str, parts: Sequence[np.ndarray]) -
 def load_deltas(
   folder: str | os.PathLike[str], state: MetaState, ids: Iterable[TaskId] | None = None
 ) -> Deltas:
-  """Load tasks from a folder. Only the bytes of these tasks are read from the shards.
+  """Load tasks from a folder, reading only the bytes of these tasks from the shards.
 
   The index stays in memory between calls, about 30 bytes a task and its id, and is read again when
   it has changed.

@@ -116,7 +116,10 @@ def _short(value: Any) -> str:
 def check_description(
   found: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path
 ) -> None:
-  """Raise ValueError if the checkpoint is whole but belongs to another run."""
+  """Raise ValueError if a checkpoint belongs to another run, or to a newer version of the format.
+
+  Only its description is compared. Its arrays are read later and may turn out to be damaged.
+  """
   if found["format"] > FORMAT:
     raise ValueError(
       f"{path} has format {found['format']}, written by shrinkmeta "

@@ -1,4 +1,8 @@
-"""The compiled programs of an update: draw its tasks, place them, and run one jitted function."""
+"""What an update runs: draw its tasks, place them on the devices, and call compiled programs.
+
+With micro_batches = 1 that is one program. Otherwise one program runs for each part of the tasks,
+another adds the parts' sums, and a third updates the state.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -48,7 +48,7 @@ class Predictive(NamedTuple):
 
 @struct.dataclass
 class Posterior:
-  """The posterior of one task. It is a pytree: `jax.vmap` of `posterior` gives that of T tasks."""
+  """The posterior of one task, a pytree: `jax.vmap` of `posterior` gives that of T tasks."""
 
   theta: PyTree  # the mode, all of it
   scale: PyTree  # s, a scalar a leaf; None for frozen modules
@@ -230,13 +230,13 @@ class Posterior:
     def solve(_: Any, rows: jax.Array) -> jax.Array:  # R K^-1
       along, off = split(rows, basis)
       with exact():
-        return off + (along / (1.0 + values)) @ basis
+        return off + (along / (1.0 + values)[None]) @ basis
 
     def covariance(rows: jax.Array) -> jax.Array:
       along, off = split(jax.lax.stop_gradient(rows), basis)
       w = jax.lax.custom_linear_solve(k, rows, solve, symmetric=True)
       with exact():
-        value = off @ off.T + (along / (1.0 + values)) @ along.T  # a sum of squares
+        value = off @ off.T + (along / (1.0 + values)[None]) @ along.T  # a sum of squares
         slope = 0.5 * (rows @ w.T + w @ rows.T)  # the same number, with derivatives
       return value + (slope - jax.lax.stop_gradient(slope))
 

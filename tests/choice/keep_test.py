@@ -142,7 +142,7 @@ def test_wrong_modules_are_named(modules, kind, words):
 
 def test_wrong_states_are_named():
   learner, state = trained(sm.sigma_imaml, updates=0)
-  with pytest.raises(TypeError, match="state must be a MetaState"):
+  with pytest.raises(TypeError, match="state must be a shrinkmeta.MetaState"):
     learner.keep(PARAMS, ["head"])
   with pytest.raises(TypeError, match="keep reads sigma.*outside jit"):
     jax.jit(lambda state: learner.keep(state, ["head"])[1].phi)(state)

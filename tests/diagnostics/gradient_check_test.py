@@ -103,7 +103,7 @@ def test_sigma_of_joint_has_no_derivative_with_phi_held():
   ("inner", "shown"),
   [
     (sm.Inner(optax.lbfgs(), 30), False),
-    (sm.Inner(optax.sgd(0.5), 1000, tol=1e-10), False),
+    (sm.Inner(optax.sgd(0.5), 1000, tol=1e-10), True),
     (MODE, True),
   ],
 )
