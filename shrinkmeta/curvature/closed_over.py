@@ -1,8 +1,8 @@
 """Turn the floats that a likelihood's functions close over into arguments, to differentiate them.
 
-A function with a custom derivative rule has derivatives in its arguments only. The scale of `sm.gaussian(predict,
-scale)` is no argument of predict or log_prob: the function that the user wrote holds it. Where
-it is traced, as under `jax.grad`, it has to become an argument.
+A function with a custom derivative rule has derivatives in its arguments only. The scale of
+`sm.gaussian(predict, scale)` is no argument of predict or log_prob: the function that the user
+wrote holds it. Where it is traced, as under `jax.grad`, it has to become an argument.
 """
 
 from collections.abc import Callable
