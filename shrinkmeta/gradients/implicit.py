@@ -184,11 +184,18 @@ def differentiable_mode(
   """
 
   # Only the part that moves leaves this function. Held leaves would be the same for all tasks of a
-  # batch, but copied for each where they pass through a rule of their own.
+  # vmap: JAX would sum their cotangent over tasks before `backward` runs, and then once more after
+  # it. So would a theta that is the same for all keys of a vmap, while `backward` draws by the key
+  # (docs/hazards.md#custom-vjp-cotangents).
   def find(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, ...]:
     model = model_of(params, batch, consts)
-    mode = posterior_mode(inner, model, key=given[0], steps=steps, end=given[1])
-    return model.cut(mode.theta), mode.info, mode.z
+    key, end = given
+    mode = posterior_mode(inner, model, key=key, steps=steps, end=end)
+    part = model.cut(mode.theta)
+    if implicit.batch_size is not None and key is not None:
+      zero = 0 * jax.random.key_data(key).ravel()[0]
+      part = jax.tree.map(lambda x: x + zero.astype(x.dtype), part)
+    return part, mode.info, mode.z
 
   @jax.custom_vjp
   def mode(

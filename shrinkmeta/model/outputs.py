@@ -12,7 +12,7 @@ import numpy as np
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import is_array, shown
-from shrinkmeta.model.tasks import Task, weights
+from shrinkmeta.model.tasks import Task
 
 PyTree = Any
 
@@ -143,7 +143,8 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
     outputs = jax.eval_shape(
       lambda phi, inputs: jax.vmap(likelihood.predict, (None, 0))(phi, inputs), phi, batch.inputs
     )
-    mask = np.asarray(jax.vmap(weights)(batch)) != 0
+    leading = jax.tree.leaves(batch.targets)[0].shape[:2]  # in NumPy: a trace may be under way
+    mask = np.ones(leading, bool) if batch.mask is None else np.asarray(batch.mask) != 0
     targets = jax.tree.map(lambda y, keep=mask: np.asarray(y)[keep], batch.targets)
     flat = lambda f, keep=mask: jax.ShapeDtypeStruct((keep.sum(), *f.shape[2:]), f.dtype)
     try:

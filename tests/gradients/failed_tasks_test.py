@@ -158,7 +158,7 @@ def test_errors_of_init_and_of_the_constructors():
     with pytest.raises(ValueError, match=message):
       sm.sigma_maml(LINEAR, LABELS, init_sigma=sigma)
   with pytest.raises(ValueError, match=r"set Inner.tol=None"):
-    sm.maml(LINEAR, LABELS, inner=sm.Inner(tol=1e-3))
+    sm.maml(LINEAR, LABELS, inner=sm.Inner(optax.sgd(0.1), tol=1e-3))
   with pytest.raises(ValueError, match=r"head is 'neck', which is no module; the modules are"):
     sm.anil(LINEAR, LABELS, head="neck")
   with pytest.raises(ValueError, match=r"head is 'neck', which is no module; the modules are"):

@@ -39,6 +39,16 @@ def model_of(likelihood, labels, phi, log_sigma2, batch, frozen=frozenset()):
   return task_model(likelihood, labels, sm.MetaParams(phi, log_sigma2), batch, frozen)
 
 
+def solve_of(implicit, likelihood, labels, frozen=frozenset()):
+  """(phi, log_sigma2, batch, z, g, key) -> what `implicit_gradient` returns."""
+
+  def solve(phi, log_sigma2, batch, z, g, key=None):
+    model = model_of(likelihood, labels, phi, log_sigma2, batch, frozen)
+    return implicit_gradient(implicit, model, z, g, key=key)
+
+  return solve
+
+
 def flat(tree):
   return ravel_pytree(tree)[0]
 
@@ -382,7 +392,7 @@ def test_a_sampled_curvature_is_scaled_to_all_examples(solver):
 
   def gradient(implicit):
     labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
-    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels)
+    solve = solve_of(implicit, LINEAR, labels)
     return jax.jit(solve)(phi, log_s2, batch, z, g, key=jax.random.key(3))[:2]
 
   # 7 of 50, and 60, more than there are; then rows that count for a tenth each.
@@ -457,7 +467,7 @@ def test_batches_of_all_examples_in_turn_are_all_examples(size, curvature):
   def gradient(frozen, **keywords):
     labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
     implicit = sm.Implicit(curvature, max_steps=400, tol=1e-13, **keywords)
-    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels, frozen=frozen)
+    solve = solve_of(implicit, LINEAR, labels, frozen)
     moving = {m: None if m in frozen else v for m, v in z.items()}
     return jax.jit(solve)(phi, log_s2, batch, moving, g, key=jax.random.key(3))[:2]
 
@@ -476,7 +486,7 @@ def test_some_batches_in_turn_are_a_sample_of_as_many():
   def gradient(size, count):
     implicit = sm.Implicit(max_steps=400, tol=1e-13, batch_size=size, num_batches=count)
     labels, log_s2 = {m: m for m in SIZES}, log_sigma2_arrays()
-    solve = functools.partial(implicit_gradient, implicit, LINEAR, labels)
+    solve = solve_of(implicit, LINEAR, labels)
     return jax.jit(solve)(phi, log_s2, batch, z, g, key=jax.random.key(3))[:2]
 
   assert_relative(gradient(8, 3), gradient(24, 1), 1e-8)
@@ -506,7 +516,7 @@ def test_a_sample_costs_what_it_holds(optimising_jit):
 
   def temporaries(size, count):
     implicit = sm.Implicit(max_steps=5, batch_size=size, num_batches=count)
-    solve = functools.partial(implicit_gradient, implicit, likelihood, labels)
+    solve = solve_of(implicit, likelihood, labels)
     call = lambda phi, key: solve(phi, {"w": 0.0, "v": 0.0}, batch, phi, phi, key=key)
     compiled = optimising_jit(call).lower(phi, jax.random.key(0)).compile()
     return compiled.memory_analysis().temp_size_in_bytes

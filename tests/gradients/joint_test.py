@@ -141,5 +141,5 @@ def test_choices_are_checked():
   likelihood, labels, _, _ = problem()
   with pytest.raises(ValueError, match="sigma_gradient must be"):
     sm.sigma_reptile(likelihood, labels, sigma_gradient="exact")
-  with pytest.raises(ValueError, match="sigma_reptile"):
+  with pytest.raises(TypeError, match="sigma_gradient"):
     sm.sigma_imaml(likelihood, labels, sigma_gradient="joint")
