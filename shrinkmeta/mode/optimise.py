@@ -170,7 +170,8 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     # A number of steps that is known can be differentiated backwards.
     first = lambda at, until: 0 if isinstance(until, int) else at.step
     steps = lambda _, at: step(at)
-    run = lambda at, until: jax.lax.fori_loop(first(at, until), until, steps, at)
+    last = lambda until: until if isinstance(until, int) else jnp.asarray(until, jnp.int32)
+    run = lambda at, until: jax.lax.fori_loop(first(at, until), last(until), steps, at)
   else:
     run = lambda at, until: jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, step, at)
   return Loop(begin, step, run, info)

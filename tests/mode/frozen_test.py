@@ -81,7 +81,16 @@ def test_the_cut_learner_has_the_same_gradient(make, keywords):
   (grad, metrics), (want, want_metrics) = (
     jax.jit(learner.meta_gradient)(state, tasks, jax.random.key(0)) for learner in (cut, whole)
   )
-  close(grad, want)
+  # Rows of frozen modules are the exact Hessian's in the cut learner (tests/gradients/
+  # frozen_modules_test.py); in the whole one, which does not know them, they are the solve's.
+  implicit = keywords.get("implicit", IMPLICITS[1])
+  if make is sm.sigma_imaml and implicit.curvature == "gauss_newton":
+    moves = {m for m, value in state.log_sigma2.items() if np.isfinite(value)}
+    assert moves and moves < set(grad.phi)
+    part = lambda g: g._replace(phi={m: g.phi[m] for m in moves})
+    close(part(grad), part(want))
+  else:
+    close(grad, want)
   close(metrics.val_nll, want_metrics.val_nll)
   close(metrics.inner, want_metrics.inner)
   assert all(np.max(np.abs(g)) > 1e-6 for g in jax.tree.leaves(grad.phi))  # phi of all is learnt
@@ -223,7 +232,7 @@ def test_map_estimate_with_frozen_modules():
 
   def loss(frozen, phi, log_sigma2, batch):
     theta, _ = sm.map_estimate(
-      GAUSSIAN, LABELS, phi, log_sigma2, batch, TOL, IMPLICITS[0], frozen=frozen
+      GAUSSIAN, LABELS, phi, log_sigma2, batch, TOL, IMPLICITS[1], frozen=frozen
     )
     return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(theta))
 

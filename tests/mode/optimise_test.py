@@ -337,8 +337,8 @@ def test_wrong_calls():
     ({"solver": "gmres"}, r"solver must be .*got 'gmres'"),
     ({"solver": "dual", "curvature": "hessian"}, r'use curvature="gauss_newton"'),
     ({"max_steps": 0}, r"max_steps must be at least 1; got 0"),
-    ({"tol": -1.0}, r"tol and damping not negative"),
-    ({"damping": float("nan")}, r"tol and damping not negative"),
+    ({"tol": -1.0}, r"tol must not be negative"),
+    ({"damping": float("nan")}, r"damping must not be negative"),
   ],
 )
 def test_a_wrong_implicit(keywords, message):
@@ -354,7 +354,7 @@ def test_steps_that_are_numpy_integers_under_x64():
   chex.assert_trees_all_equal(
     learner.adapt(state, batch, np.int64(5)), learner.adapt(state, batch, 5)
   )
-  with pytest.raises(ValueError, match="must not be negative; got -1"):
+  with pytest.raises(ValueError, match="must be at least 0; got -1"):
     learner.adapt(state, batch, np.int32(-1))
 
 
