@@ -560,7 +560,7 @@ def test_a_prior_whose_gradient_is_no_number_moves_nothing():
 
 def test_modules_are_named_one_by_one():
   likelihood, params, _ = mlp_problem()
-  with pytest.raises(ValueError, match="sequence of modules; got the string 'head'"):
+  with pytest.raises(TypeError, match="task_specific must be a tuple of modules.*got .head."):
     sm.hand_picked(likelihood, sm.by_layer(params), task_specific="head", inner=SGD)
 
 

@@ -135,7 +135,10 @@ ANY: Any = sm  # for arguments of wrong types
     (lambda: ANY.calibration(LOGITS, TARGETS, [1, 1, 1]), r"mask must be an array of shape \(3,\)"),
     (lambda: ANY.calibration(LOGITS, TARGETS, "all"), r"mask must be .*; got 'all'"),
     (lambda: ANY.calibration(LOGITS, TARGETS, 1j * TARGETS), r"mask must be bool.*; got complex64"),
-    (lambda: ANY.calibration(LOGITS, TARGETS, bins=1.5), r"bins must be an integer; got 1.5"),
+    (
+      lambda: ANY.calibration(LOGITS, TARGETS, bins=1.5),
+      r"bins must be an integer of at least 1; got 1.5",
+    ),
     (lambda: ANY.coverage(None, TARGETS, TARGETS), r"mean must be an array \[N, ...\]; got None"),
     (lambda: ANY.coverage(TARGETS, TARGETS, [0, 0, 1]), r"targets must be an array .*; got a list"),
     (
