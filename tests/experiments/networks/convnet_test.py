@@ -7,9 +7,9 @@ import pytest
 
 import shrinkmeta as sm
 from experiments.networks import convnet, convolution
-from shrinkmeta.curvature.products import curvature_product
 from shrinkmeta.curvature.solvers import cg
 from tests.experiments.networks.drawn import draw, window_max
+from tests.task_models import model_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -101,7 +101,7 @@ def test_memory_of_a_linearised_network(monkeypatch, optimising_jit):
   likelihood = sm.categorical(lambda theta, x: net.apply({"params": theta}, x))
 
   def solve(theta, v, batch):
-    product = curvature_product("gauss_newton", likelihood, theta, batch)
+    product = model_of(likelihood, theta, batch).product("gauss_newton")
     return cg(lambda v: jax.tree.map(jnp.add, v, product(v)), v, max_steps=3, tol=0.0)[0]
 
   batch = sm.Batch(x, jax.ShapeDtypeStruct((64,), jnp.int32))
