@@ -287,7 +287,7 @@ def _write(
     for name, document in documents.items():
       (draft / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
     draft.rename(target)
-  except BaseException:
+  except BaseException:  # Ctrl-C too: the draft is removed, and the error goes on
     shutil.rmtree(draft, ignore_errors=True)
     raise
   return target
