@@ -1,7 +1,4 @@
-"""The settings of a learner, and the checks that they fit each other.
-
-Settings are static: they are part of the compiled program, and a new value needs a new compilation.
-"""
+"""The settings of a learner, which are part of its compiled program, and their checks."""
 
 import dataclasses
 import math
@@ -26,15 +23,18 @@ SigmaGradient = Literal["joint", "per_task", "diagonal"]
 
 
 class Algorithm(NamedTuple):
-  """One line of the table of algorithms: what theta_hat, phi and sigma are.
+  """One line of the table of algorithms: how sigma, phi and theta_hat are found.
 
   Attributes:
-    sigma: "inf", no prior, and a mask says which modules move; "fixed"; or "learned".
-    phi: what phi follows: "predictive" (l_PLL), "map" (l_MAP), "evidence" (sigma then follows it
-      too), or "pooled": the likelihood of all data at theta = phi, without adaptation.
-    gradient: how theta_hat is differentiated: "unrolled" (through the steps), "first_order"
-      (d theta_hat / d phi = I), "implicit", or "none".
-    prior: False drops the prior, so that a finite sigma^2 is a step size and nothing else.
+    sigma: "inf": there is no prior, and sigma is inf in task-specific and 0 in frozen modules.
+      "fixed": sigma stays at init_sigma. "learned": sigma follows a gradient.
+    phi: the objective that phi follows. "predictive": l_PLL, the log-likelihood of the validation
+      examples at theta_hat. "map": l_MAP, the log joint of theta_hat and the training examples.
+      "evidence": that of the training examples; a learned sigma follows it too. "pooled": the
+      log-likelihood of all examples at theta = phi, without adaptation.
+    gradient: how theta_hat is differentiated. "unrolled": through the inner steps. "first_order":
+      as if d theta_hat / d phi = I. "implicit": by the implicit function theorem. "none": not.
+    prior: False drops the prior, so that a finite sigma^2 is only a step size.
   """
 
   sigma: Literal["inf", "fixed", "learned"]
@@ -57,14 +57,13 @@ class Inner:
       sigma (theta = phi + sigma z), and theta for sigma = inf.
     steps: the number of steps; if `tol` is given, the largest number.
     tol: stop once the norm of grad J / N is at most this, in nats per example. None runs all steps.
-      A loop that may stop early can be differentiated forwards and implicitly, not backwards
-      through its steps. With `batch_size` all steps are run: a mini-batch says too little about J.
-    batch_size: None uses all examples in every step. A number draws that many examples without
-      replacement in every step, from a key that the caller passes. With a prior let the rate
-      decrease: at the mode the gradients of single mini-batches are not 0, and a constant rate ends
-      in noise around it. InnerInfo is of all examples, one mini-batch after the other.
-    remat: recompute each step in the backward pass (`jax.checkpoint`) instead of storing it. This
-      serves gradients through the steps.
+      A loop that may stop early can be differentiated in forward mode and implicitly, but not
+      backwards through its steps. With `batch_size` all steps are run, because the gradient of one
+      mini-batch says too little about J.
+    batch_size: None uses all examples in every step. A number draws that many without replacement
+      in every step, with a key that the caller passes. Use a rate that decreases: the gradient of a
+      mini-batch is not 0 at the mode, so a constant rate ends in noise. InnerInfo sums over all.
+    remat: recompute each step in a backward pass through the steps instead of storing it.
 
   >>> Inner(optax.sgd(0.1), steps=5).steps
   5
@@ -90,7 +89,12 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True)
 class Implicit:
-  """How the implicit gradient is solved for.
+  """How the implicit gradient is computed.
+
+      K w = s g,   d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z> over module m
+
+  K = I + s C s. C is the curvature of -log p(D | theta), g the gradient of the loss with respect to
+  theta, both at the mode theta_hat = phi + s z. s is sigma, spread over the parameters.
 
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
@@ -99,18 +103,17 @@ class Implicit:
       parameters). It takes min(N C, D) derivatives of the network; CG mostly needs fewer products.
       "neumann": a Neumann series. "identity" drops the curvature: w = s g and d/d phi = g.
     max_steps: the largest number of CG or Neumann iterations.
-    tol: the relative residual at which they stop, and under which a solve counts as converged.
+    tol: the relative residual |K w - s g| / |s g| at which the iterations stop. A solve that
+      reaches it counts as converged.
     damping: a number added to the diagonal of K, which biases the gradient. As it grows, d/d phi
       tends to g and d/d log sigma^2 to 0.
-    batch_size: None takes the curvature of all examples at once. A number takes that of
-      `num_batches` mini-batches of so many examples, drawn once a solve with a key that the caller
-      passes, and scaled to all examples. Under batch statistics the outputs of a mini-batch differ
-      from those of the whole, and the curvature is that of the mini-batches.
-    num_batches: the number of those mini-batches. With 1 the cost of a solve does not grow with N.
-      The noise of the draw averages out over tasks, a bias stays: in directions that no drawn
-      example determines, w is that of "identity". Take as many as determine what N examples do.
-      None takes all examples. More than one are taken in turn and linearised anew in every
-      product, in the memory of one, at about 1.5 times the work.
+    batch_size: None computes the curvature from all examples. A number computes it from
+      `num_batches` mini-batches of that size, drawn for each solve with a key that the caller
+      passes, and scales it to all. Batch statistics are then those of the mini-batches.
+    num_batches: the number of those mini-batches. None takes all examples. With 1 the cost of a
+      solve does not grow with N. The noise of the draw averages out over tasks, but a bias stays:
+      in directions that no drawn example determines, w is that of "identity". Several are
+      linearised one after another in every product: the memory of one, 1.5 times the work.
 
   >>> Implicit(solver="dual").max_steps
   30
@@ -153,15 +156,18 @@ class Implicit:
 
 @dataclasses.dataclass(frozen=True)
 class LogDet:
-  """How log det(I + s C s) is found.
+  """How log det K, K = I + s C s, is computed.
+
+  s C s = A^T A with A = Lambda^(1/2) J s [R, D], for R outputs (N C) and D adapted parameters.
 
   Attributes:
-    method: "exact"; "lanczos", an estimate with a standard error, from a key; or "auto", exact
-      where A = Lambda^(1/2) J s has at most `limit` entries.
-    limit: the number of entries of A, R D. Exact work grows as min(R, D) R D.
-    probes: the number of random vectors of "lanczos". The standard error falls with their square
-      root. It does not contain rounding, which is up to D |K| times the precision.
-    steps: the number of products with K for each probe; R + 1 give an exact quadrature.
+    method: "exact": by the singular values of A. "lanczos": an estimate from random vectors, with a
+      standard error; the caller then passes a key. "auto": exact if A has at most `limit` entries.
+    limit: the largest number R D of entries of A for which "auto" is exact. The work of the exact
+      method grows as min(R, D) R D.
+    probes: the number of random vectors of "lanczos". The standard error falls as 1 / sqrt(probes);
+      rounding, up to D |K| times the float precision, is not in it.
+    steps: the number of products with K for each random vector; with R + 1 the quadrature is exact.
 
   >>> LogDet("lanczos", probes=8).probes
   8
@@ -197,7 +203,6 @@ class Spec(NamedTuple):
   log_p_sigma: Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array] | None
   batching: Batching
   mesh: Mesh | None
-  # What follows from these: see `derive`.
   log_sigma2: dict[str, float] = {}  # {module: log sigma_m^2} at the start; -inf: frozen, inf: free
   frozen: Frozen = frozenset()  # modules that start at sigma = 0, held at phi for good
   free: Frozen = frozenset()  # modules without a prior for good, known before compiling
@@ -233,7 +238,7 @@ def derive(spec: Spec) -> Spec:
 
 
 def check_spec(spec: Spec) -> None:
-  """Raises ValueError where one setting contradicts another."""
+  """Raise ValueError if one setting contradicts another."""
   algorithm, sigma = spec.algorithm, spec.sigma
   check_algorithm(algorithm)
   check_batching(spec.batching)
@@ -269,7 +274,7 @@ def check_spec(spec: Spec) -> None:
 
 
 def check_optimisers(spec: Spec) -> None:
-  """Raises ValueError where an optimiser needs what its place does not give it."""
+  """Raise ValueError if an optimiser needs a value that the learner does not give it."""
   zeros = lambda module: None if module in spec.frozen else jnp.zeros((2, 2))
   moving = jax.tree.map(zeros, spec.labels)
   if spec.algorithm.gradient == "unrolled" and not differentiable(spec.inner.optimizer, moving):
@@ -318,7 +323,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
 
 
 def check_sigma_gradient(spec: Spec) -> None:
-  """Raises ValueError unless the algorithm has that choice of sigma's gradient."""
+  """Raise ValueError unless the algorithm has that choice of sigma's gradient."""
   choice = spec.sigma_gradient
   if choice not in ("joint", "per_task", "diagonal"):
     raise ValueError(f'sigma_gradient must be "joint", "per_task" or "diagonal"; got {choice!r}.')
@@ -331,20 +336,15 @@ def check_sigma_gradient(spec: Spec) -> None:
 
 
 def check_whole(implicit: Implicit) -> None:
-  """Raises ValueError where the curvature is sampled but the evidence or the joint solve needs all.
-
-  Args:
-    implicit: how the implicit gradient is solved for.
-  """
+  """Raise ValueError if the curvature is that of a sample of the examples."""
   if implicit.batch_size is not None:
     raise ValueError(
-      f"Implicit.batch_size is {implicit.batch_size}: it is for imaml, sigma_imaml and "
-      'sigma_reptile, with a solve a task. The evidence and sigma_gradient="joint" take all '
-      "examples: leave it None."
+      f'The evidence and sigma_gradient="joint" need the curvature of all examples: leave '
+      f"Implicit.batch_size None; it is {implicit.batch_size}."
     )
 
 
 def check_dual(implicit: Implicit, log_sigma2: Mapping[str, Any]) -> None:
-  """Raises ValueError where a dual solve is known to meet a module without a prior."""
+  """Raise ValueError if a dual solve is known to meet a module without a prior."""
   if implicit.solver == "dual":
     modules.finite_sigma(log_sigma2, 'dual solve: use solver="cg"')

@@ -51,13 +51,12 @@ def curvature_column(
   embed: Callable[[PyTree], PyTree],
   part: PyTree,
 ) -> Callable[[PyTree], PyTree]:
-  """Return v -> C v for a v that is 0 outside some leaves of theta: a column of blocks of C.
+  """Return v -> C v for a v that is 0 in the frozen modules; the result is on all of theta.
 
-  The solve needs the square block of C that belongs to the modules that move. The gradient with
-  respect to phi needs their whole column, once. The rows of the other modules are those of the
-  exact Hessian, also under Gauss-Newton. They are no part of the solve, so they need not be those
-  of a positive semi-definite matrix, and J^T Lambda J alone would leave out how a frozen module
-  bends the outputs' dependence on the modules that move.
+  The solve needs only the block of C in which rows and columns are task-specific. The gradient with
+  respect to phi also needs the rows of the frozen modules, once for each task. These rows are those
+  of the exact Hessian, also under Gauss-Newton: J^T Lambda J would leave out how a frozen module
+  changes the derivative of the outputs with respect to the task-specific ones.
 
   Args:
     curvature: "hessian" or "gauss_newton", for the rows of the modules that move.

@@ -39,31 +39,31 @@ def make_learner(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build the learner of an algorithm; `sm.maml`, `sm.sigma_imaml`, ... do so with defaults.
+  """Build the learner of an algorithm. `sm.maml`, `sm.sigma_imaml`, ... call this with defaults.
 
   Args:
     algorithm: a line of `sm.FAMILY`, or one of your own.
     likelihood: predict and log_prob.
     labels: the module of every parameter.
     inner: how theta_hat is found.
-    implicit: how its gradient is found, where the algorithm has an implicit gradient.
+    implicit: how the gradient of theta_hat is found, if the algorithm has an implicit gradient.
     phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: likewise, for log sigma^2 where it is learned.
-    init_sigma: sigma_m at the start (for good where sigma is fixed): a number for all modules, or
-      {module: number}. Modules that start at 0 are frozen for good: their parameters are held at
-      phi, have no task axis and no part in the inner loop. (Outside jit, so are those whose
-      log_sigma2 is -inf.)
-    log_p_phi: a log density phi -> [], subtracted from the meta-loss once per update. It is divided
-      by the number of validation examples, as the likelihood term is. (Pooled algorithms: of all
-      examples; phi following l_MAP or the evidence: by the number of tasks.)
-    log_p_sigma: a log density {module: log sigma_m^2} -> [], likewise, where sigma is learned.
+    sigma_optimizer: any optax optimiser, for log sigma^2, if sigma is learned.
+    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. If sigma is
+      fixed, it keeps this value. A module that starts at 0 is frozen for good: it stays at phi, has
+      no task axis and no part in the inner loop. (Outside jit, so is one with log_sigma2 = -inf.)
+    log_p_phi: a log density phi -> [], nats, subtracted from the meta-loss once per update. It is
+      divided by the number of validation examples (pooled algorithms: of all examples; phi
+      following l_MAP or the evidence: of tasks).
+    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats, subtracted too if sigma is
+      learned. It is divided by the number of validation examples (evidence: of tasks).
     log_det: how the determinant of the evidence is found.
     restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
       models: see `sm.restriction`.
-    sigma_gradient: sigma's gradient where phi follows l_MAP. "joint" goes through phi_hat and
-      theta_hat, "per_task" through theta_hat with phi held, "diagonal" drops the loss's curvature.
-    batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and blocks
-      of tasks, a task that has converged leaves its block to the next.
+    sigma_gradient: "joint", "per_task" or "diagonal", for algorithms in which phi follows l_MAP:
+      see `sm.sigma_reptile`.
+    batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and an
+      integer `batching`, a converged task gives its place in the block to the next task.
     mesh: the devices that the tasks are split over, or None.
 
   Returns:

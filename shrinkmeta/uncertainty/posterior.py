@@ -1,12 +1,12 @@
-"""How uncertain is theta_hat? Laplace's posterior of one task, in whitened coordinates.
+"""The uncertainty of theta_hat: Laplace's posterior of one task, in whitened coordinates.
 
     z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z,   C the Gauss-Newton curvature.
 
-With s C s = V^T diag(lambda) V, rows of V orthonormal, everything follows from (V, lambda): the
-prior's unit variance is left in all directions but those of V, where it is 1 / (1 + lambda).
-Exact by a singular value decomposition of A = Lambda^(1/2) J s, or, where A is too large, of low
-rank by Lanczos: directions not found keep the prior's variance, so that the total variance is too
-large (along one direction it may be too small). Frozen modules have none.
+s is sigma, spread over the parameters. Write s C s = V^T diag(lambda) V with orthonormal rows of V
+[R, D]. The posterior variance of z is 1 / (1 + lambda_i) along row i of V, and the prior's, 1, in
+all others. (V, lambda) come from a singular value decomposition of A = Lambda^(1/2) J s. If A
+is too large, Lanczos' method finds some of the directions: the total variance is then too large,
+although the variance along one direction may be too small.
 """
 
 from collections.abc import Callable, Mapping
