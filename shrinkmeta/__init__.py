@@ -45,7 +45,12 @@ from shrinkmeta.model.modules import (
   by_path,
 )
 from shrinkmeta.model.tasks import Batch, Task, stack_batches, stack_tasks
-from shrinkmeta.model.variants import gaussian_with_scale, in_precision, mean_and_scale
+from shrinkmeta.model.variants import (
+  gaussian_with_scale,
+  in_precision,
+  mean_and_scale,
+  with_constants,
+)
 from shrinkmeta.serving.deltas import Deltas, deltas
 from shrinkmeta.serving.files import load_deltas, save_deltas
 from shrinkmeta.serving.predict import predict_tasks
@@ -61,7 +66,8 @@ from shrinkmeta.training.callbacks import (
 from shrinkmeta.training.checkpoints import Checkpoints, restore
 from shrinkmeta.training.fit import fit
 from shrinkmeta.uncertainty.calibration import Calibration, calibration, coverage
-from shrinkmeta.uncertainty.posterior import Posterior, Predictive, posterior
+from shrinkmeta.uncertainty.laplace import posterior
+from shrinkmeta.uncertainty.posterior import Posterior, Predictive
 
 __version__ = "0.1.0"
 
@@ -72,7 +78,7 @@ __all__ = (
   "Batch", "Task", "num_tasks", "source", "stack_batches", "stack_tasks",
   # Likelihoods.
   "Likelihood", "bernoulli", "categorical", "gaussian", "gaussian_with_scale",
-  "in_precision", "mean_and_scale", "poisson",
+  "in_precision", "mean_and_scale", "poisson", "with_constants",
   # Modules: which parameters share one sigma.
   "Labels", "by_layer", "by_leaf", "by_path", "merge",
   "ModuleSummary", "format_summary", "module_summary",

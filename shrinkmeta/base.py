@@ -121,6 +121,7 @@ class MetaState(NamedTuple):
   log_sigma2: dict[str, jax.Array]  # {module: []}; inf: no prior, -inf: frozen
   opt_state: OptState
   step: jax.Array  # [] int32, updates done
+  constants: PyTree = None  # what `predict` takes as its third argument; never changed
 
 
 class Metrics(NamedTuple):
@@ -176,7 +177,7 @@ class MetaLearner(NamedTuple):
   `sm.fit(micro_batches=...)` does this.
   """
 
-  init: Callable[[PyTree], MetaState]
+  init: Callable[..., MetaState]
   update: Callable[..., tuple[MetaState, Metrics]]
   adapt: Callable[..., tuple[PyTree, InnerInfo]]
   meta_gradient: Callable[..., tuple[MetaParams, Metrics]]

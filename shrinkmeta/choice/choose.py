@@ -16,6 +16,7 @@ from shrinkmeta.choice.losses import SetLosses
 from shrinkmeta.choice.path import Path, greedy, paired_error, smallest_good
 from shrinkmeta.choice.seconds import seconds_a_task
 from shrinkmeta.choice.tables import CurvePoint, ModuleLoss, curve_text, table_text
+from shrinkmeta.gradients.total import Shared
 from shrinkmeta.learner.sigma import known_sigma
 from shrinkmeta.model.modules import check_parameters, gather, names
 from shrinkmeta.model.tasks import Task, check_tasks
@@ -123,7 +124,8 @@ def choose_modules(
   sizes = {m: int(n) for m, n in gather(jax.tree.map(jnp.size, state.phi), labels).items()}
   itemsize = jnp.result_type(jax.tree.leaves(state.phi)[0]).itemsize
   params = MetaParams(state.phi, state.log_sigma2)
-  run = SetLosses(learner.spec, candidates, params, tasks, key)
+  shared = Shared(params, key, state.constants)
+  run = SetLosses(learner.spec, candidates, shared, tasks)
   for m in candidates:
     run([m])
     run([other for other in candidates if other != m])

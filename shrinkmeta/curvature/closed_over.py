@@ -42,7 +42,8 @@ def open_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> tupl
   """
   both = lambda theta, x, y: likelihood.log_prob(likelihood.predict(theta, x), y)
   held = jax.make_jaxpr(both)(theta, batch.inputs, batch.targets).consts
-  held = [c for c in held if isinstance(c, jax.core.Tracer)]
+  constant = {id(c) for c in jax.tree.leaves(getattr(likelihood.predict, "constants", None))}
+  held = [c for c in held if isinstance(c, jax.core.Tracer) and id(c) not in constant]
   values: Consts = [c for c in held if jnp.issubdtype(c.dtype, jnp.inexact)]
   places = {id(value): i for i, value in enumerate(values)}
 

@@ -19,6 +19,7 @@ from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import masked_log_prob
 from shrinkmeta.model.outputs import labels_of
 from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples, weights
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 
@@ -236,9 +237,10 @@ def _compiled(key: _ById) -> Callable[..., Any]:
   """Build the program of a learner: (state, tasks, key, steps) -> ([T], [T] or None, [T])."""
   learner, spec = key.learner, key.learner.spec
 
-  def one(phi: PyTree, item: tuple[PyTree, Batch]) -> tuple[tuple[()], Any]:
-    part, batch = item
-    outputs = spec.likelihood.predict(merge(part, phi), batch.inputs)
+  def one(shared: tuple[PyTree, PyTree], item: tuple[PyTree, Batch]) -> tuple[tuple[()], Any]:
+    (phi, constants), (part, batch) = shared, item
+    predict = with_constants(spec.likelihood, constants).predict
+    outputs = predict(merge(part, phi), batch.inputs)
     log_prob = masked_log_prob(spec.likelihood, outputs, batch)
     nll = -log_prob / divisor(num_examples(batch, log_prob.dtype))
     return (), (nll, _accuracy(outputs, batch))
@@ -246,7 +248,8 @@ def _compiled(key: _ById) -> Callable[..., Any]:
   def program(state: MetaState, tasks: Task, key: Any, steps: int | None) -> Any:
     thetas, info = learner.adapt_tasks(state, tasks.train, steps, key)
     items = (thetas, tasks.val)
-    nll, accuracy = map_tasks(one, state.phi, items, spec.batching, spec.mesh, None)[1]
+    shared = (state.phi, state.constants)
+    nll, accuracy = map_tasks(one, shared, items, spec.batching, spec.mesh, None)[1]
     return nll, accuracy, info.converged
 
   return jax.jit(program, static_argnames="steps")

@@ -20,7 +20,7 @@ from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 
 PyTree = Any
-Program = Callable[[MetaParams], tuple[MetaParams, dict[str, jax.Array], Metrics]]
+Program = Callable[[MetaState], tuple[MetaParams, dict[str, jax.Array], Metrics]]
 
 
 class ModuleCheck(NamedTuple):
@@ -67,6 +67,7 @@ def check_meta_gradient(
   *,
   key: jax.Array | None = None,
   direction_key: jax.Array | None = None,
+  constants: PyTree = None,
 ) -> GradientCheck:
   """Compare the meta-gradient of a learner with other derivatives of the same loss, and judge it.
 
@@ -96,6 +97,7 @@ def check_meta_gradient(
     tasks: a few tasks, leaves [T, N, ...].
     key: for Inner.batch_size and Implicit.batch_size; the same for all evaluations.
     direction_key: for the random directions. None is jax.random.key(0).
+    constants: replaces state.constants. None keeps them.
 
   Returns:
     One row per parameter, module and direction, and the verdict.
@@ -121,12 +123,20 @@ def check_meta_gradient(
   scalars.key("direction_key", direction_key)
   direction_key = jax.random.key(0) if direction_key is None else direction_key
   start = MetaParams(state.phi, state.log_sigma2)
-  program = jax.jit(_program(learner, state, tasks, key))
+  state = state if constants is None else state._replace(constants=constants)
+  of_state = _program(learner, tasks, key)
+  compiled = jax.jit(of_state)  # constants are an argument: closed over, they would be compiled in
+  program = lambda params: compiled(_moved(state, params))
   grad, _, metrics = program(start)
   slopes = None
   if _unrolled_has_meaning(learner, start.phi):
-    losses = lambda params: _program(learner, state, tasks, key)(params)[1]
-    slopes = jax.jit(lambda v: jax.jvp(losses, (start,), (v,))[1])
+
+    @jax.jit
+    def slopes_along(state: MetaState, v: MetaParams) -> dict[str, jax.Array]:
+      losses = lambda params: of_state(_moved(state, params))[1]
+      return jax.jvp(losses, (MetaParams(state.phi, state.log_sigma2),), (v,))[1]
+
+    slopes = lambda v: slopes_along(state, v)
   dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
   rows = []
   for parameter, module, along, v in _directions(learner, start, grad, direction_key):
@@ -148,20 +158,24 @@ def _relative(claimed: float, truth: float) -> float:
   return abs(claimed - truth) / max(abs(truth), 1e-300)
 
 
-def _program(learner: MetaLearner, state: MetaState, tasks: Task, key: jax.Array | None) -> Program:
-  """Build (phi, log sigma^2) -> (gradient, {"phi": [], "log_sigma2": []}, metrics).
+def _moved(state: MetaState, params: MetaParams) -> MetaState:
+  """The state with other parameters."""
+  return state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
+
+
+def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Program:
+  """Build state -> (gradient, {"phi": [], "log_sigma2": []}, metrics).
 
   The dict holds the losses that the two parameters follow. One program gives all: another for the
   losses alone would run faster, but take longer to compile than all its runs take here.
   """
   log_p_sigma = learner.spec.log_p_sigma
 
-  def program(params: MetaParams) -> tuple[MetaParams, dict[str, jax.Array], Metrics]:
-    moved = state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
-    grad, metrics = learner.meta_gradient(moved, tasks, key)
+  def program(state: MetaState) -> tuple[MetaParams, dict[str, jax.Array], Metrics]:
+    grad, metrics = learner.meta_gradient(state, tasks, key)
     followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
     if log_p_sigma is not None:  # no reported loss holds it; its weight is that of `make_learner`
-      followed -= log_p_sigma(params.log_sigma2) / _units(learner, tasks, metrics)
+      followed -= log_p_sigma(state.log_sigma2) / _units(learner, tasks, metrics)
     if learner.spec.sigma_gradient == "joint":
       followed *= jnp.nan
     return grad, {"phi": metrics.phi_loss, "log_sigma2": followed}, metrics

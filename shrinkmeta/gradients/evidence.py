@@ -36,6 +36,7 @@ from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood, masked_log_prob
 from shrinkmeta.model.tasks import Batch, check_batch
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 Data = tuple[Batch, Consts]
@@ -105,6 +106,7 @@ def log_evidence(
   *,
   key: jax.Array | None = None,
   frozen: Iterable[str] = (),
+  constants: PyTree = None,
 ) -> tuple[jax.Array, EvidenceInfo]:
   """Return log p(D | phi, sigma) of one task, with theta integrated out.
 
@@ -127,6 +129,7 @@ def log_evidence(
     log_det: how the determinant is found.
     key: for a stochastic log-determinant and for inner.batch_size; consumed.
     frozen: modules to leave out of the work, as for `map_estimate`.
+    constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     (the log evidence [] in nats, an EvidenceInfo).
@@ -152,7 +155,7 @@ def log_evidence(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
-  model = task_model(likelihood, labels, params, batch, taken)
+  model = task_model(with_constants(likelihood, constants), labels, params, batch, taken)
   return differentiable_evidence(inner, implicit, log_det, model, same_in_any_batch(key))
 
 

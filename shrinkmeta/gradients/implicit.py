@@ -44,6 +44,7 @@ from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_rows, weights
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 Linear = Callable[[PyTree], PyTree]
@@ -293,6 +294,7 @@ def map_estimate(
   steps: int | jax.Array | None = None,
   key: jax.Array | None = None,
   frozen: Iterable[str] = (),
+  constants: PyTree = None,
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat = argmax_theta log p(D | theta) + log p(theta | phi, sigma), for one task.
 
@@ -313,6 +315,7 @@ def map_estimate(
     key: for inner.batch_size and implicit.batch_size; consumed.
     frozen: modules to leave out of the work beside those whose log_sigma2 is known here to be
       -inf; for use under jit, where log_sigma2 is not known.
+    constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     (theta, info): a tree like phi, and an InnerInfo, whose derivative is zero.
@@ -337,7 +340,7 @@ def map_estimate(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
-  consts, rebuild = open_likelihood(likelihood, phi, batch)
+  consts, rebuild = open_likelihood(with_constants(likelihood, constants), phi, batch)
 
   def model_of(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
     return task_model(rebuild(consts), labels, params, batch, taken)

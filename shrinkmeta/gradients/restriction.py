@@ -23,6 +23,7 @@ from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.tasks import Batch, check_batch
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 
@@ -35,6 +36,8 @@ def restriction(
   batches: Batch,
   integrated: Sequence[str],
   frozen: Iterable[str] = (),
+  *,
+  constants: PyTree = None,
 ) -> jax.Array:
   """Return the term that REML adds to the sum of T log evidences.
 
@@ -55,6 +58,7 @@ def restriction(
     integrated: the modules of phi to integrate out. Do not name a module of variance parameters,
       such as a log scale.
     frozen: modules to leave out of the work, as for `map_estimate`.
+    constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     a number [] in nats.
@@ -76,9 +80,10 @@ def restriction(
   integrated = modules.module_names("integrated", integrated, labels)
   check_batch("batches", batches, ("T", "N"))
   phi, taken = freeze(phi, log_sigma2, known, labels, frozen)
+  bound = with_constants(likelihood, constants)
 
   def model_of(batch: Batch) -> TaskModel:
-    return task_model(likelihood, labels, MetaParams(phi, log_s2), batch, taken)
+    return task_model(bound, labels, MetaParams(phi, log_s2), batch, taken)
 
   return restriction_of(model_of, batches, integrated)
 

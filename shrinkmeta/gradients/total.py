@@ -9,7 +9,7 @@ its micro-batches leaf by leaf.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from shrinkmeta.base import InnerInfo, MetaParams, PerTask, Sums, WarmStart
 from shrinkmeta.config import Frozen, Spec
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.batching import leading, map_tasks, tasks_at_once
-from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.joint import joint_sigma_gradient
 from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
@@ -27,15 +26,24 @@ from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model.tasks import Batch, Task, num_examples, weights
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
-Shared = tuple[MetaParams, Any]  # what all tasks share: the parameters, and the key of the update
 
 
-def model_of(spec: Spec, params: MetaParams, batch: Batch, frozen: Frozen) -> TaskModel:
+class Shared(NamedTuple):
+  """What all tasks of an update share."""
+
+  params: MetaParams
+  key: jax.Array | None
+  constants: PyTree  # what `predict` takes as its third argument, or None
+
+
+def model_of(spec: Spec, shared: Shared, batch: Batch, frozen: Frozen) -> TaskModel:
   """Return the task model of a learner on the training data of one task."""
+  likelihood = with_constants(spec.likelihood, shared.constants)
   prior = spec.algorithm.prior
-  return task_model(spec.likelihood, spec.labels, params, batch, frozen, spec.free, prior)
+  return task_model(likelihood, spec.labels, shared.params, batch, frozen, spec.free, prior)
 
 
 def in_blocks(spec: Spec) -> bool:
@@ -51,10 +59,9 @@ def key_of(key: jax.Array | None, number: jax.Array) -> jax.Array | None:
 def theta_hat(
   spec: Spec,
   frozen: Frozen,
-  params: MetaParams,
+  shared: Shared,
   batch: Batch,
   steps: Steps,
-  key: jax.Array | None,
   end: Descent | None = None,
 ) -> tuple[PyTree, InnerInfo]:
   """Return (theta_hat, info) of one task, with the derivative that `learner.adapt` promises.
@@ -62,23 +69,23 @@ def theta_hat(
   Args:
     spec: the learner's.
     frozen: modules held at phi.
-    params: phi and log sigma^2.
+    shared: the parameters, the constants, and the key of this task.
     batch: the task's training data.
     steps: replaces inner.steps.
-    key: of this task, or None.
     end: the end of its loop if it was run already.
   """
   if not spec.has_mode or isinstance(steps, tuple):
-    model = model_of(spec, params, batch, frozen)
-    mode = posterior_mode(spec.inner, model, key=key, steps=steps, end=end)
+    model = model_of(spec, shared, batch, frozen)
+    mode = posterior_mode(spec.inner, model, key=shared.key, steps=steps, end=end)
     return mode.theta, mode.info
-  consts, rebuild = open_likelihood(spec.likelihood, params.phi, batch)
+  likelihood = with_constants(spec.likelihood, shared.constants)
+  consts, rebuild = open_likelihood(likelihood, shared.params.phi, batch)
 
   def make(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
-    model = model_of(spec, params, batch, frozen)
+    model = model_of(spec, shared._replace(params=params), batch, frozen)
     return dataclasses.replace(model, likelihood=rebuild(consts)) if consts else model
 
-  given = (params, batch, consts, steps, key, end)
+  given = (shared.params, batch, consts, steps, shared.key, end)
   return differentiable_mode(spec.inner, spec.implicit, make, *given)
 
 
@@ -97,13 +104,13 @@ def run_first(
     frozen: modules held at phi.
     steps: replaces inner.steps.
     of_loop: a task's key -> the key that its loop draws with.
-    shared: (params, key).
+    shared: the parameters, the key of the update and the constants.
     items: leaves [T, ...].
 
   Returns:
     the items with their ends.
   """
-  params, key = shared
+  params, key, _ = shared
   slots = tasks_at_once(spec.batching, shared, leading(items))
   if slots in (1, leading(items)):
     return items  # no task waits for a place
@@ -113,16 +120,15 @@ def run_first(
   batches = items.task.train
   if spec.has_mode:  # the implicit rule needs the ends, not the way there
     params, batches, starts = jax.lax.stop_gradient((params, batches, starts))
-  make = lambda batch: model_of(spec, params, batch, frozen)
+  make = lambda batch: model_of(spec, shared._replace(params=params), batch, frozen)
   return items._replace(end=run_loops(spec.inner, make, batches, keys, starts, steps, slots))
 
 
 def sums_over_tasks(
   spec: Spec,
-  params: MetaParams,
+  shared: Shared,
   frozen: Frozen,
   tasks: Task,
-  key: jax.Array | None,
   warm: WarmStart | None,
   first: jax.typing.ArrayLike = 0,
 ) -> tuple[Sums, PerTask]:
@@ -130,20 +136,16 @@ def sums_over_tasks(
 
   Args:
     spec: the learner's.
-    params: phi and log sigma^2.
+    shared: the parameters, the key of the update and the constants.
     frozen: modules that need no work.
     tasks: leaves [T, N, ...].
-    key: of the update, or None.
     warm: where the tasks begin, leaves [T, ...], or None.
     first: the number of the first of these tasks among those of the meta-batch.
   """
 
-  key = None if key is None else same_in_any_batch(key)
-
   def one(shared: Shared, item: Item) -> tuple[Any, Any]:
-    params, key = shared
-    own = key_of(key, item.number)
-    model = model_of(spec, params, item.task.train, frozen)
+    own = key_of(shared.key, item.number)
+    model = model_of(spec, shared, item.task.train, frozen)
     result = gradient_of(spec)(spec, model, item, own)
     return _if_sound(spec, result, item.task, model)
 
@@ -153,12 +155,13 @@ def sums_over_tasks(
   count = leading(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
   added, (val_nll, failed, inner_info, solve, warm, ends) = map_tasks(
-    one, (params, key), items, spec.batching, spec.mesh, loops
+    one, shared, items, spec.batching, spec.mesh, loops
   )
   sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
   if ends is not None or spec.restricted:
     batches = _emptied(tasks.train, failed)
-    make = lambda params, batch: model_of(spec, params, batch, frozen)
+    params = shared.params
+    make = lambda params, batch: model_of(spec, shared._replace(params=params), batch, frozen)
     if ends is not None:
       model = make(params, jax.tree.map(lambda x: x[0], batches))
       d_sigma, info = joint_sigma_gradient(

@@ -32,7 +32,14 @@ from shrinkmeta.config import (
 from shrinkmeta.devices.batching import leading, map_tasks
 from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.per_task import Item
-from shrinkmeta.gradients.total import in_blocks, key_of, run_first, sums_over_tasks, theta_hat
+from shrinkmeta.gradients.total import (
+  Shared,
+  in_blocks,
+  key_of,
+  run_first,
+  sums_over_tasks,
+  theta_hat,
+)
 from shrinkmeta.learner.meta_step import apply, gradient_from
 from shrinkmeta.learner.sigma import keep_modules
 from shrinkmeta.mode import warm_start
@@ -41,6 +48,7 @@ from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 
@@ -54,16 +62,20 @@ def learner_of(spec: Spec) -> MetaLearner:
   return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
-def init(spec: Spec, params: PyTree) -> MetaState:
+def init(spec: Spec, params: PyTree, constants: PyTree = None) -> MetaState:
   """Return the state before the first update.
 
   Args:
     params: the parameters of your network, a pytree of floats. They are copied.
+    constants: what `predict` takes as its third argument and nothing changes, such as the frozen
+      base of a network with adapters: a pytree of arrays of any dtype, or None. They are not
+      copied: a program that donates the state donates them too.
 
   Returns:
     a MetaState with phi = params, log sigma^2 at the learner's start, and fresh optimiser states.
 
   Raises:
+    TypeError: a constant is no array, or there are constants and `predict` takes none.
     ValueError: params are not finite floats of one dtype, or labels do not fit them.
 
   >>> import shrinkmeta as sm
@@ -77,7 +89,11 @@ def init(spec: Spec, params: PyTree) -> MetaState:
   phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
   opt_state = OptState(spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2))
-  return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32))
+  for name, leaf in validate.leaves_with_names(constants, "constants"):
+    validate.array(name, leaf, "an array", numbers=False)
+  with_constants(spec.likelihood, constants)
+  constants = jax.tree.map(jnp.asarray, constants)
+  return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32), constants)
 
 
 def update(
@@ -181,12 +197,13 @@ def sums(
   if not isinstance(first, int) or first:
     first = scalars.count("first", first)
   if validate.known(jax.tree.leaves(tasks)[0]) is not None:
-    check_targets(spec.likelihood, "tasks", tasks, state.phi)
+    check_targets(with_constants(spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if warm is not None:
     frozen = spec.frozen  # as in no_start
     part = moving(params.phi, spec.labels, frozen)
     warm_start.check_start(warm, part, leading(tasks), spec.has_mode)
-  return sums_over_tasks(spec, params, frozen, tasks, key, warm, first)
+  shared = Shared(params, same_in_any_batch(key), state.constants)
+  return sums_over_tasks(spec, shared, frozen, tasks, warm, first)
 
 
 def adapt(
@@ -224,7 +241,7 @@ def adapt(
     key = same_in_any_batch(key)
   if steps is not None:
     steps = checked_steps(steps)
-  return theta_hat(spec, frozen, params, batch, steps, key)
+  return theta_hat(spec, frozen, Shared(params, key, state.constants), batch, steps)
 
 
 def adapt_tasks(
@@ -261,18 +278,17 @@ def adapt_tasks(
   if steps is not None:
     steps = checked_steps(steps)
   if validate.known(jax.tree.leaves(batches)[0]) is not None:
-    check_targets(spec.likelihood, "batches", batches, state.phi)
+    check_targets(with_constants(spec.likelihood, state.constants), "batches", batches, state.phi)
 
-  def one(shared: tuple[MetaParams, Any], item: Item) -> tuple[tuple[()], Any]:
-    params, key = shared
-    own = key_of(key, item.number)
-    theta, info = theta_hat(spec, frozen, params, item.task.train, steps, own, item.end)
+  def one(shared: Shared, item: Item) -> tuple[tuple[()], Any]:
+    own = shared._replace(key=key_of(shared.key, item.number))
+    theta, info = theta_hat(spec, frozen, own, item.task.train, steps, item.end)
     return (), (moving(theta, spec.labels, frozen), info)
 
   items = Item(jnp.arange(leading(batches)), Task(batches, None), None, None)
   queued = in_blocks(spec) and not isinstance(steps, tuple)
   first = functools.partial(run_first, spec, frozen, steps, lambda key: key) if queued else None
-  shared = (params, same_in_any_batch(key))
+  shared = Shared(params, same_in_any_batch(key), state.constants)
   return map_tasks(one, shared, items, spec.batching, spec.mesh, first)[1]
 
 

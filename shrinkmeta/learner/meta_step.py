@@ -103,8 +103,9 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
     keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
     log_s2 = jax.tree.map(keep, log_s2, moved)
   new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
+  state, constants = state._replace(constants=None), state.constants
   # Nothing may move without a sound task, nor by a gradient that is not finite: a prior's, a sum's.
   moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
   moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
   new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)
-  return new._replace(step=state.step + 1), metrics
+  return new._replace(step=state.step + 1, constants=constants), metrics

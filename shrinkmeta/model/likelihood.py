@@ -19,7 +19,8 @@ from shrinkmeta.model.outputs import check_outputs, in_range, labels_of, log_sof
 from shrinkmeta.model.tasks import Batch, divisor, num_examples, weights
 
 PyTree = Any
-Predict = Callable[[PyTree, PyTree], jax.Array]  # (theta, inputs [N, ...]) -> outputs [N, ...]
+# (theta, inputs [N, ...]) -> outputs [N, ...], or (theta, inputs, constants) -> outputs
+Predict = Callable[..., jax.Array]
 
 
 class Likelihood(NamedTuple):
@@ -31,7 +32,8 @@ class Likelihood(NamedTuple):
 
   Attributes:
     predict: (theta, inputs) -> outputs [N, ...]; theta is a pytree of parameters, the leaves of
-      inputs are [N, ...].
+      inputs are [N, ...]. A network with constants, such as a frozen base, takes them as a third
+      argument: (theta, inputs, constants) -> outputs.
     log_prob: (outputs [N, ...], targets) -> [N]; the leaves of targets are [N, ...]. Entry n may
       depend on example n alone.
 

@@ -1,5 +1,7 @@
-"""Variants of likelihoods: a Gaussian with a predicted scale, and networks in lower precision."""
+"""Variants of likelihoods: constants, lower precision, and a Gaussian with a predicted scale."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +11,83 @@ import jax.numpy as jnp
 
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import is_array, shown
-from shrinkmeta.model.likelihood import Likelihood, check_likelihood, same_shape, sum_trailing
+from shrinkmeta.model.likelihood import (
+  Likelihood,
+  Predict,
+  check_likelihood,
+  same_shape,
+  sum_trailing,
+)
 from shrinkmeta.model.outputs import one_array
 
 PyTree = Any
 
 
+class WithConstants:
+  """The function (theta, inputs) -> predict(theta, inputs, constants).
+
+  Attributes:
+    predict: (theta, inputs, constants) -> outputs [N, ...].
+    constants: a pytree of arrays. No derivative with respect to them is taken.
+  """
+
+  def __init__(self, predict: Predict, constants: PyTree):
+    self.predict, self.constants = predict, jax.lax.stop_gradient(constants)
+
+  def __call__(self, theta: PyTree, inputs: PyTree) -> jax.Array:
+    return self.predict(theta, inputs, self.constants)
+
+
+def with_constants(likelihood: Likelihood, constants: PyTree) -> Likelihood:
+  """Return the likelihood as a function of (theta, inputs) alone.
+
+  Args:
+    likelihood: its predict takes `constants` as a third argument, unless they are None.
+    constants: a pytree of arrays of any dtype, or None.
+
+  Raises:
+    TypeError: predict takes constants and there are none, or there are and it takes none.
+
+  >>> scaled = gaussian(lambda theta, x, constants: x * theta["w"] * constants["unit"])
+  >>> with_constants(scaled, {"unit": jnp.array(2.0)}).predict({"w": 3.0}, jnp.ones(1))
+  Array([6.], dtype=float32)
+  """
+  takes = _num_arguments(likelihood.predict)
+  if constants is None:
+    if takes == 3:
+      raise TypeError(
+        "predict takes (theta, inputs, constants), and there are no constants. Pass them: "
+        "learner.init(params, constants=...), or the keyword constants= of a function of one task."
+      )
+    return likelihood
+  if takes == 2:
+    raise TypeError(
+      "There are constants, and predict takes (theta, inputs). Let it take them: predict(theta, "
+      "inputs, constants)."
+    )
+  return likelihood._replace(predict=WithConstants(likelihood.predict, constants))
+
+
+def _num_arguments(predict: Predict) -> int | None:
+  """How many positional arguments `predict` needs; None if its signature does not say."""
+  try:
+    parameters = inspect.signature(predict).parameters.values()
+  except (TypeError, ValueError):
+    return None
+  positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+  if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+    return None
+  needed = [p for p in positional if p.default is p.empty]
+  return len(needed) if len(needed) == len(positional) else None
+
+
 def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelihood:
   """Compute the network in another precision, such as bfloat16, and nothing else.
 
-  Floating leaves of theta and of the inputs are cast to `dtype` before `predict`. The outputs are
-  cast back to theta's dtype. Gradients and curvature products follow through these casts, and
-  parameters, log_prob and solves keep their dtype.
+  Floating leaves of theta, of the inputs and of the constants are cast to `dtype` before `predict`.
+  Constants that have the dtype already cost nothing. The outputs are cast back to theta's dtype.
+  Gradients and curvature products follow through these casts, and parameters, log_prob and solves
+  keep their dtype.
 
   Args:
     likelihood: with outputs [N, ...].
@@ -45,11 +112,13 @@ def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelih
     floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if floating(x) else x, tree)
 
-  def predict(theta: PyTree, inputs: PyTree) -> jax.Array:
+  @functools.wraps(likelihood.predict)
+  def predict(theta: PyTree, inputs: PyTree, *constants: PyTree) -> jax.Array:
     if not (leaves := jax.tree.leaves(theta)):
       raise ValueError(f"theta has no arrays; got {shown(theta)}.")
     wide = jnp.result_type(leaves[0])
-    return jax.tree.map(lambda x: x.astype(wide), likelihood.predict(cast(theta), cast(inputs)))
+    outputs = likelihood.predict(cast(theta), cast(inputs), *cast(constants))
+    return jax.tree.map(lambda x: x.astype(wide), outputs)
 
   return likelihood._replace(predict=predict)
 

@@ -273,9 +273,9 @@ def fingerprint(state: MetaState | PyTree) -> dict[str, str]:
   Args:
     state: a MetaState, or phi alone.
   """
-  trees = {"phi": state.phi if isinstance(state, MetaState) else state}
-  if (constants := getattr(state, "constants", None)) is not None:
-    trees["constants"] = constants
+  trees = {"phi": state}
+  if isinstance(state, MetaState):
+    trees = {"phi": state.phi} | ({} if state.constants is None else {"constants": state.constants})
   return {name: _print(name, leaf) for name, leaf in validate.leaves_with_names(trees)}
 
 

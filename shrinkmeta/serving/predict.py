@@ -12,6 +12,7 @@ from shrinkmeta.checks.kinds import parameter_tree
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.model.tasks import check_inputs
+from shrinkmeta.model.variants import with_constants
 from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
@@ -56,7 +57,8 @@ def predict_tasks(
   Args:
     likelihood: `likelihood.predict(theta, inputs)` returns outputs that lead with the axis of
       `inputs`.
-    state: the state from which the tasks were adapted, or its phi alone.
+    state: the state from which the tasks were adapted. Its phi alone serves too, if there are no
+      constants.
     deltas: T tasks.
     index: [N] integers in [0, T), the place of each example's task in `deltas`; see `Deltas.index`.
     inputs: N examples, leaves [N, ...].
@@ -100,8 +102,11 @@ def predict_tasks(
     jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
   )
 
+  constants = state.constants if isinstance(state, MetaState) else None
+  predict = with_constants(likelihood, constants).predict
+
   def one(part: PyTree, row: PyTree) -> PyTree:
-    outputs = likelihood.predict(merge(part, phi), jax.tree.map(lambda x: x[None], row))
+    outputs = predict(merge(part, phi), jax.tree.map(lambda x: x[None], row))
     for name, leaf in validate.leaves_with_names(outputs, "outputs"):
       if jnp.shape(leaf)[:1] != (1,):
         raise ValueError(
@@ -133,7 +138,7 @@ def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:
       "state must be the shrinkmeta.MetaState of deltas, or its phi with the same structure; it "
       f"has the leaves {list(shared)}, and deltas come from {list(have)}."
     )
-  used = (phi, getattr(state, "constants", None) if whole else None)
+  used = (phi, state.constants if isinstance(state, MetaState) else None)
   if all(validate.known(leaf) is not None for leaf in jax.tree.leaves(used)):
     check_fingerprint(deltas.fingerprint if whole else have, fingerprint(state), "These Deltas")
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,7 @@ def describe(
   state: MetaState,
   settings: Mapping[str, Any],
   meta_batch: int | None = None,
+  constants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Describe what a checkpoint and the run that continues from it must have in common.
 
@@ -65,6 +66,7 @@ def describe(
     settings: `Checkpoints.settings`.
     meta_batch: the number of tasks per update. It fixes which tasks the next update sees. None
       skips this check.
+    constants: `describe_constants` of what is not stored with the state.
 
   Returns:
     The description, as JSON reads it back.
@@ -85,6 +87,38 @@ def describe(
     "settings": plain_data(settings),
     "modules": dict(validate.leaves_with_names(learner.labels)),
     "arrays": arrays,
+    "constants": dict(constants or {}),
+  }
+
+
+def stored(state: MetaState, by_value: bool) -> MetaState:
+  """Return the part of the state that a checkpoint holds: constants only by_value."""
+  return state if by_value else state._replace(constants=None)
+
+
+def describing(
+  learner: MetaLearner,
+  settings: Mapping[str, Any],
+  by_value: bool,
+  meta_batch: int | None = None,
+) -> Callable[[MetaState], dict[str, Any]]:
+  """Build state -> description; constants never change, so they are described once."""
+  known: list[dict[str, Any]] = []
+
+  def description(state: MetaState) -> dict[str, Any]:
+    if not known:
+      known.append({} if by_value else describe_constants(state.constants))
+    return describe(learner, stored(state, by_value), settings, meta_batch, known[0])
+
+  return description
+
+
+def describe_constants(constants: PyTree) -> dict[str, Any]:
+  """Return {path: dtype, shape and fingerprint} of the constants of a state."""
+  prints = jax.jit(fingerprints)(constants)
+  return {
+    name: f"{leaf.dtype}{list(leaf.shape)}, fingerprint {int(prints[name]):08x}"
+    for name, leaf in named(constants).items()
   }
 
 
@@ -94,9 +128,9 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return [f"it was written by the algorithm {saved['row']}, and this learner is {wanted['row']}"]
   found = []
   fields = ("fit", "argument"), ("settings", "setting"), ("modules", "module"), ("arrays", "array")
-  for field, what in (("sigma", "sigma of"), *fields):
-    if field in ("sigma", "fit") and field not in saved:
-      continue  # older checkpoints do not have these two fields
+  for field, what in (("sigma", "sigma of"), *fields, ("constants", "constant")):
+    if field in ("sigma", "fit", "constants") and field not in saved:
+      continue  # older checkpoints do not have these fields
     if field == "fit" and not (saved[field] and wanted[field]):
       continue  # the caller skips this check
     old, new = saved[field], wanted[field]
@@ -181,7 +215,8 @@ def fingerprints(state: PyTree) -> dict[str, int]:
 
 def _fingerprint(leaf: jax.Array) -> Any:
   size = jnp.dtype(leaf.dtype).itemsize
-  words = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+  narrow = leaf.dtype == jnp.bool_ or leaf.dtype.name in ("int4", "uint4", "int2", "uint2")
+  words = leaf.astype(jnp.uint8) if narrow else leaf
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
   words = jax.lax.bitcast_convert_type(words, unsigned).astype(jnp.uint32)  # 8 bytes: two words
   place = jnp.zeros(words.shape, jnp.uint32)
@@ -240,6 +275,35 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
       "left as it is. Remove the cause and start again."
     )
   return (None, error) if error else (result, "")
+
+
+def check_writable(folder: pathlib.Path) -> None:
+  """Raise OSError, before any work, if nothing can be written to the folder."""
+  if jax.process_index() != 0:
+    return
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise OSError(
+      f"The folder of checkpoints {folder} cannot be written to: {error}. Name another folder."
+    ) from error
+
+
+@contextlib.contextmanager
+def explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
+  """Add to an error of writing what the user can do, and where training would continue."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as error:
+    whole = finished_steps(folder)
+    raise OSError(
+      f"The checkpoint {'' if step is None else f'of step {step} '}could not be written to "
+      f"{folder}: {error} Free space or choose another folder, and start again: "
+      + (f"training continues from step {whole[-1]}." if whole else "there is no checkpoint yet.")
+    ) from error
 
 
 def put_aside(folder: pathlib.Path, damaged: Mapping[int, str]) -> None:

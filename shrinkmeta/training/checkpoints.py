@@ -8,7 +8,6 @@ description, so that a damaged checkpoint and one of another model are found.
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,14 +22,17 @@ from shrinkmeta.checks.paths import Path, expanded, local_path
 from shrinkmeta.training.checkpoint_format import (
   attempt,
   check_description,
-  describe,
+  check_writable,
+  describing,
   digest,
+  explained,
   fingerprints,
   finished_steps,
   named,
   plain_data,
   put_aside,
   read_description,
+  stored,
   unnamed,
   versions,
 )
@@ -50,6 +52,8 @@ class Checkpoints:
       SIGTERM stops a run.
     keep: how many of the latest checkpoints stay. The one with the best evaluation stays as well.
     asynchronous: whether training continues while files are written.
+    constants: whether the constants of the state are stored too. If not, a checkpoint holds their
+      fingerprints, and the state to continue from must have the same constants.
     settings: plain data that must be the same when a run continues, such as learning rates and
       seeds. The state does not show them.
 
@@ -66,6 +70,7 @@ class Checkpoints:
   every: int = 100
   keep: int = 3
   asynchronous: bool = True
+  constants: bool = False
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -73,7 +78,8 @@ class Checkpoints:
     assign("folder", expanded("Checkpoints.folder", self.folder))
     for name in ("every", "keep"):
       assign(name, validate.integer(f"Checkpoints.{name}", getattr(self, name), 1))
-    assign("asynchronous", scalars.flag("Checkpoints.asynchronous", self.asynchronous))
+    for name in ("asynchronous", "constants"):
+      assign(name, scalars.flag(f"Checkpoints.{name}", getattr(self, name)))
     validate.instance("Checkpoints.settings", self.settings, Mapping, "a dict of plain data")
     try:
       plain_data(self.settings)
@@ -146,7 +152,7 @@ def restore(
     raise ValueError(f'step must be an integer, "best" or None; got {step!r}.')
   step = step if step is None or isinstance(step, str) else validate.integer("step", step, 0)
   folder = _absolute(checkpoints)
-  wanted = describe(learner, state, checkpoints.settings)
+  wanted = describing(learner, checkpoints.settings, checkpoints.constants)(state)
   steps = finished_steps(folder)
   if step == "best":
     options = _orbax().CheckpointManagerOptions(best_fn=_value_of, read_only=True)
@@ -156,7 +162,8 @@ def restore(
       raise ValueError(f"{folder} has no state that was evaluated; its steps are {steps}.")
   if step is not None and step not in steps:
     raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
-  return _newest_readable(folder, steps if step is None else [step], state, wanted)[0]
+  steps = steps if step is None else [step]
+  return _newest_readable(folder, steps, state, wanted, checkpoints.constants)[0]
 
 
 @contextlib.contextmanager
@@ -172,35 +179,34 @@ def opened(
   """
   _orbax()  # if it is missing, say so before any work
   folder = _absolute(checkpoints)
-  _check_writable(folder)
+  check_writable(folder)
   # Made at its first use. Damaged checkpoints are put aside before that, and a run that is refused
   # makes no manager: it would delete what another run is writing here.
   manager = functools.cache(lambda: _manager(folder, checkpoints))
   values: dict[int, float] = {}  # what was handed to `save`: the same in every process
   started: list[int] = []  # the steps whose save has started
+  described = describing(learner, checkpoints.settings, checkpoints.constants, meta_batch)
 
-  def save(state: MetaState, value: float | None = None) -> None:
+  def save(whole: MetaState, value: float | None = None) -> None:
+    state, about = stored(whole, checkpoints.constants), described(whole)
     step = int(state.step)
     if step in manager().all_steps():
       return  # SIGTERM stopped the run right after this step was saved
-    about = describe(learner, state, checkpoints.settings, meta_batch) | {
-      "fingerprints": _numbers(_FINGERPRINTS(state)),
-      "versions": versions(),
-    }
+    about |= {"fingerprints": _numbers(_FINGERPRINTS(state)), "versions": versions()}
     about["digest"] = digest(about)
     args = _orbax().args
     what = args.Composite(**{_STATE: args.StandardSave(named(state)), _ABOUT: args.JsonSave(about)})
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
     finish()  # orbax would wait here as well, but blame this step for an error of the previous one
     started.append(step)
-    with _explained(folder, step):
+    with explained(folder, step):
       manager().save(step, args=what, metrics=metrics)
     if metrics is not None:
       values[step] = metrics["value"]
 
   def restore(state: MetaState) -> MetaState | None:
-    wanted = describe(learner, state, checkpoints.settings, meta_batch)
-    new, damaged = _newest_readable(folder, finished_steps(folder), state, wanted)
+    steps, by_value = finished_steps(folder), checkpoints.constants
+    new, damaged = _newest_readable(folder, steps, state, described(state), by_value)
     put_aside(folder, damaged)
     if new is not None:
       logging.info("Training continues from step %d of %s.", int(new.step), folder)
@@ -215,7 +221,7 @@ def opened(
     return step, float(metrics["value"])
 
   def finish() -> None:
-    with _explained(folder, started[-1] if started else None):
+    with explained(folder, started[-1] if started else None):
       manager().wait_until_finished()
 
   with _quiet():
@@ -252,20 +258,6 @@ def _manager(folder: pathlib.Path, checkpoints: Checkpoints) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
-  """Add to an error of writing what the user can do, and where training would continue."""
-  try:
-    yield
-  except (OSError, ValueError, RuntimeError) as error:
-    whole = finished_steps(folder)
-    raise OSError(
-      f"The checkpoint {'' if step is None else f'of step {step} '}could not be written to "
-      f"{folder}: {error} Free space or choose another folder, and start again: "
-      + (f"training continues from step {whole[-1]}." if whole else "there is no checkpoint yet.")
-    ) from error
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Keep orbax's messages out of the log, except for errors (docs/hazards.md#orbax-log)."""
   logger = logging.get_absl_logger()
@@ -296,21 +288,32 @@ def _numbers(fingerprints: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _newest_readable(
-  folder: pathlib.Path, steps: Sequence[int], state: MetaState, wanted: Mapping[str, Any]
+  folder: pathlib.Path,
+  steps: Sequence[int],
+  whole: MetaState,
+  wanted: Mapping[str, Any],
+  by_value: bool,
 ) -> tuple[MetaState | None, dict[int, str]]:
   """The state of the last step that can be read, and {later step: what is wrong with it}.
+
+  Args:
+    folder: of the checkpoints.
+    steps: to be tried, the last one first.
+    whole: a state of this structure, with the constants.
+    wanted: the description that the checkpoint must have.
+    by_value: whether the checkpoint holds the constants.
 
   Raises:
     OSError: there are checkpoints, and none can be read.
   """
-  damaged = {}
+  damaged, state = {}, stored(whole, by_value)
   for step in reversed(steps):
     about, error = attempt(lambda step=step: read_description(folder / str(step) / _ABOUT))
     if about is not None:
       check_description(about, wanted, folder / str(step))
       new, error = attempt(lambda step=step, about=about: _read(folder / str(step), state, about))
       if new is not None:
-        return new, damaged
+        return new if by_value else new._replace(constants=whole.constants), damaged
     damaged[step] = error
   if damaged:
     reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
@@ -333,18 +336,3 @@ def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> Met
   if wrong := sorted(n for n, number in prints.items() if number != about["fingerprints"][n]):
     raise ValueError(f"the fingerprint of {wrong[0]} has changed, so a file was changed")
   return new
-
-
-def _check_writable(folder: pathlib.Path) -> None:
-  """Raise OSError, before any work, if nothing can be written to the folder."""
-  if jax.process_index() != 0:
-    return
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".writable.{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise OSError(
-      f"The folder of checkpoints {folder} cannot be written to: {error}. Name another folder."
-    ) from error

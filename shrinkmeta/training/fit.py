@@ -60,8 +60,8 @@ def fit(
 
   Args:
     learner: the learner.
-    state: a state of `learner.init(params)`, or any later one. It is copied, never donated. With
-      `checkpoints`, the newest state in the folder replaces it.
+    state: a state of `learner.init(params)`, or any later one. It is copied, never donated; its
+      constants are neither. With `checkpoints`, the newest state in the folder replaces it.
     tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
       It must return the same tasks for the same numbers. If learner.spec.mesh does not divide the
       tasks evenly, padding tasks are added, which count as 0. A list of Tasks, or a Task with
@@ -107,7 +107,7 @@ def fit(
   _check_parts(learner, meta_batch, micro_batches)
   _check_evaluation(evaluation, checkpoints)
   with contextlib.ExitStack() as stack:
-    state = place_state(jax.tree.map(_copy, state), learner.spec.mesh, rules)
+    state = place_state(_copied(state), learner.spec.mesh, rules)
     store = None
     if checkpoints is not None:
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
@@ -229,9 +229,12 @@ def _first_step(state: MetaState, steps: int) -> int:
   return first
 
 
-def _copy(x: Any) -> jax.Array:
+def _copied(state: MetaState) -> MetaState:
+  """The state, copied except for its constants."""
   # Updates donate the state; the caller keeps their arrays (docs/hazards.md#donated-twice).
-  return x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
+  copy = lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
+  constants = jax.tree.map(jnp.asarray, state.constants)
+  return jax.tree.map(copy, state._replace(constants=None))._replace(constants=constants)
 
 
 def _check_types(

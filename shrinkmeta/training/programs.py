@@ -53,18 +53,28 @@ def build_update(
   count = meta_batch // micro_batches
   draw = _drawing(source, learner.spec.mesh, count)
   key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
-  # The new state takes the place of the old one, on the same devices.
+  # The new state takes the place of the old one, on the same devices. Constants are another
+  # argument: they are not donated, and no program returns a copy of them.
+  constants = state.constants
   options: dict[str, Any] = {"donate_argnums": 0}
   if learner.spec.mesh is not None:
-    options["out_shardings"] = (jax.tree.map(lambda x: x.sharding, state), None)
+    placed = jax.tree.map(lambda x: x.sharding, state._replace(constants=None))
+    options["out_shardings"] = (placed, None)
 
-  def whole(state: MetaState, tasks: Task) -> tuple[MetaState, PyTree]:
+  def whole(state: MetaState, constants: PyTree, tasks: Task) -> tuple[MetaState, PyTree]:
+    state = state._replace(constants=constants)
     state, metrics = learner.update(state, tasks, key_at(state))
-    return state, measured(learner, state, metrics)
+    return state._replace(constants=None), measured(learner, state, metrics)
 
   if micro_batches == 1:
     update = compile_per_shape(whole, watchdog, _advice(learner), **options)
-    return lambda state, step: update(state, draw(step * meta_batch))
+
+    def at_once(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
+      tasks = draw(step * meta_batch)
+      state, record = update(state._replace(constants=None), constants, tasks)
+      return state._replace(constants=constants), record
+
+    return at_once
 
   def part(state: MetaState, tasks: Task, first: jax.typing.ArrayLike) -> tuple[Sums, PerTask]:
     return learner.sums(state, tasks, key_at(state), first=first)
@@ -87,7 +97,8 @@ def build_update(
       sums, per_task = wait(part(state, draw(first + start), np.int32(start)))
       total = add(total, sums)
     # The log record holds no value of a single task, so the last part's PerTask is enough.
-    return finish(state, total, per_task)
+    state, record = finish(state._replace(constants=None), total, per_task)
+    return state._replace(constants=constants), record
 
   return in_parts
 

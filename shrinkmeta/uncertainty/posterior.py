@@ -9,7 +9,7 @@ is too large, Lanczos' method finds some of the directions: the total variance i
 although the variance along one direction may be too small.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,19 +17,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from shrinkmeta.arguments import check_types
-from shrinkmeta.base import MetaParams
 from shrinkmeta.checks import scalars, validate
-from shrinkmeta.checks.kinds import parameter_tree
-from shrinkmeta.curvature.jacobian import indefinite
-from shrinkmeta.curvature.lanczos import lanczos
-from shrinkmeta.curvature.solvers import exact, split, thin_svd
+from shrinkmeta.curvature.solvers import exact, split
 from shrinkmeta.devices.keys import same_in_any_batch
-from shrinkmeta.mode.frozen import frozen_modules, merge
-from shrinkmeta.mode.task_model import TaskModel, task_model
-from shrinkmeta.model import modules
+from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import Likelihood, masked_log_prob, without_padding
 from shrinkmeta.model.tasks import Batch, check_batch, check_inputs
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 
@@ -55,8 +49,9 @@ class Posterior:
   basis: jax.Array  # [R, D] V
   eigenvalues: jax.Array  # [R] lambda >= 0
   batch: Batch  # the data that it was found on; read where a covariance is differentiated
-  predict: Callable[[PyTree, PyTree], jax.Array] = struct.field(pytree_node=False)
+  predict: Callable[..., jax.Array] = struct.field(pytree_node=False)
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
+  constants: PyTree = None  # what predict takes as its third argument, or None
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """Draw theta n times.
@@ -114,7 +109,7 @@ class Posterior:
     """
     check_inputs(inputs)
     part, rest = self._cut()
-    outputs, vjp = jax.vjp(lambda p: self.predict(merge(p, rest), inputs), part)
+    outputs, vjp = jax.vjp(lambda p: self._predict(merge(p, rest), inputs), part)
 
     def row(cotangent: jax.Array) -> jax.Array:
       g = jax.tree.map(jnp.multiply, self.scale, vjp(cotangent.reshape(outputs.shape))[0])
@@ -160,7 +155,7 @@ class Posterior:
     check_inputs(inputs)
     n, linearised = validate.integer("n", n, least=1), scalars.flag("linearised", linearised)
     part, rest = self._cut()
-    predict = lambda p: self.predict(merge(p, rest), inputs)
+    predict = lambda p: self._predict(merge(p, rest), inputs)
     deviations = self._deviations(key, n)
     if not linearised:
       return jax.vmap(lambda d: predict(jax.tree.map(jnp.add, part, d)))(deviations)
@@ -211,9 +206,9 @@ class Posterior:
     `custom_linear_solve` applies this rule to derivatives of any order. (A custom_jvp would lose
     its rule where `lax.map` is differentiated twice.)
     """
-    likelihood = Likelihood(self.predict, self.log_prob)
+    likelihood = Likelihood(self._predict, self.log_prob)
     part, rest = self._cut()
-    outputs_of = lambda p: self.predict(merge(p, rest), self.batch.inputs)
+    outputs_of = lambda p: self._predict(merge(p, rest), self.batch.inputs)
     loss_of = lambda f: -masked_log_prob(likelihood, f, self.batch)
     basis, values = jax.lax.stop_gradient((self.basis, self.eigenvalues))
     _, unravel = ravel_pytree(part)
@@ -242,6 +237,10 @@ class Posterior:
 
     return covariance
 
+  def _predict(self, theta: PyTree, inputs: PyTree) -> jax.Array:
+    likelihood = Likelihood(self.predict, self.log_prob)
+    return with_constants(likelihood, self.constants).predict(theta, inputs)
+
   def _cut(self) -> tuple[PyTree, PyTree]:
     """theta of the modules that move, and of the others."""
     none = lambda x: x is None
@@ -257,94 +256,3 @@ class Posterior:
     with exact():
       z = noise + ((noise @ self.basis.T) * change[None]) @ self.basis
     return jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))(z)
-
-
-def posterior(
-  likelihood: Likelihood,
-  labels: modules.Labels,
-  phi: PyTree,
-  log_sigma2: Mapping[str, jax.typing.ArrayLike],
-  theta: PyTree,
-  batch: Batch,
-  *,
-  rank: int | None = None,
-  limit: int = 2**24,
-  key: jax.Array | None = None,
-) -> Posterior:
-  """Return Laplace's posterior of one task around its mode `theta`.
-
-      z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z
-
-  Args:
-    likelihood: predict and log_prob.
-    labels: the module of every parameter.
-    phi: the parameters that all tasks share.
-    log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
-    theta: the mode, from `map_estimate` or `learner.adapt`.
-    batch: the data that theta was found on, without the T axis; `jax.vmap` for many tasks.
-    rank: number of Lanczos steps, and of directions; None is exact where A, N C x D, has at most
-      `limit` entries, and 64 else.
-    limit: the number of entries of A up to which the posterior is exact.
-    key: of the vector from which Lanczos begins; None is `jax.random.key(0)`.
-
-  Returns:
-    a Posterior.
-
-  Raises:
-    TypeError, ValueError: an argument of another type, arguments that do not fit each other, or a
-      sigma that is known to be inf.
-
-  >>> import jax, jax.numpy as jnp
-  >>> import shrinkmeta as sm
-  >>> mean = sm.gaussian(lambda theta, x: x * theta["w"])  # noise 1, prior N(0, 1), 3 examples
-  >>> batch = sm.Batch(jnp.ones(3), jnp.array([0.0, 1.0, 2.0]))
-  >>> theta, _ = sm.map_estimate(mean, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch)
-  >>> found = sm.posterior(mean, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, theta, batch)
-  >>> float(found.predictive(jnp.ones(1)).variance[0])  # 1 / (1 + 3)
-  0.25
-  """
-  check_types(likelihood=likelihood, key=key)
-  parameter_tree("theta", theta)
-  known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
-  phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
-  dtype = jnp.result_type(jax.tree.leaves(phi)[0])
-  log_s2 = modules.finite_sigma(log_sigma2, "posterior of this kind")
-  validate.same_shapes("theta", theta, "phi", phi)
-  check_batch("batch", batch)
-  rank = None if rank is None else validate.integer("rank", rank, least=1)
-  limit = validate.integer("limit", limit, least=0)
-  frozen = frozen_modules(known)
-  at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
-  model = task_model(likelihood, labels, at_mode, batch, frozen)
-  outputs = jax.eval_shape(model.outputs_at, model.part)
-  size = sum(x.size for x in jax.tree.leaves(model.part))
-  if rank is None and outputs.size * size > limit:
-    rank = 64
-  if rank is None:
-    basis, values = _exact(model)
-  else:
-    key = jax.random.key(0) if key is None else same_in_any_batch(key)
-    basis, values = _low_rank(model, rank, key)
-  return Posterior(theta, model.white.scale, basis, values, batch, *likelihood)
-
-
-def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:
-  """Return (V [R, D], lambda [R]) by the singular values of A."""
-  factor = model.factor()
-  _, singular, basis = thin_svd(factor.a)
-  return basis, jnp.where(factor.negative, jnp.nan, jnp.square(singular))
-
-
-def _low_rank(model: TaskModel, rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return (V [rank, D], lambda [rank]) by `rank` products with s C s."""
-  flat, unravel = ravel_pytree(model.part)
-  curved = model.product("gauss_newton")
-
-  def product(v: jax.Array) -> jax.Array:
-    return ravel_pytree(model.scaled(curved(model.scaled(unravel(v)))))[0]
-
-  krylov = lanczos(product, jax.random.normal(key, flat.shape, flat.dtype), rank)
-  values, vectors = krylov.eigh()
-  values = jnp.where(indefinite(values), jnp.nan, jnp.maximum(values, 0.0))
-  with exact():
-    return vectors.T @ krylov.basis, values

@@ -1,0 +1,119 @@
+"""Laplace's posterior of one task: (V, lambda) with s C s = V^T diag(lambda) V, at its mode."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from shrinkmeta.arguments import check_types
+from shrinkmeta.base import MetaParams
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import parameter_tree
+from shrinkmeta.curvature.jacobian import indefinite
+from shrinkmeta.curvature.lanczos import lanczos
+from shrinkmeta.curvature.solvers import exact, thin_svd
+from shrinkmeta.devices.keys import same_in_any_batch
+from shrinkmeta.mode.frozen import frozen_modules
+from shrinkmeta.mode.task_model import TaskModel, task_model
+from shrinkmeta.model import modules
+from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.model.tasks import Batch, check_batch
+from shrinkmeta.model.variants import with_constants
+from shrinkmeta.uncertainty.posterior import Posterior
+
+PyTree = Any
+
+
+def posterior(
+  likelihood: Likelihood,
+  labels: modules.Labels,
+  phi: PyTree,
+  log_sigma2: Mapping[str, jax.typing.ArrayLike],
+  theta: PyTree,
+  batch: Batch,
+  *,
+  rank: int | None = None,
+  limit: int = 2**24,
+  key: jax.Array | None = None,
+  constants: PyTree = None,
+) -> Posterior:
+  """Return Laplace's posterior of one task around its mode `theta`.
+
+      z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z
+
+  Args:
+    likelihood: predict and log_prob.
+    labels: the module of every parameter.
+    phi: the parameters that all tasks share.
+    log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
+    theta: the mode, from `map_estimate` or `learner.adapt`.
+    batch: the data that theta was found on, without the T axis; `jax.vmap` for many tasks.
+    rank: number of Lanczos steps, and of directions; None is exact where A, N C x D, has at most
+      `limit` entries, and 64 else.
+    limit: the number of entries of A up to which the posterior is exact.
+    key: of the vector from which Lanczos begins; None is `jax.random.key(0)`.
+    constants: what predict takes as its third argument, or None; it has no derivative.
+
+  Returns:
+    a Posterior.
+
+  Raises:
+    TypeError, ValueError: an argument of another type, arguments that do not fit each other, or a
+      sigma that is known to be inf.
+
+  >>> import jax, jax.numpy as jnp
+  >>> import shrinkmeta as sm
+  >>> mean = sm.gaussian(lambda theta, x: x * theta["w"])  # noise 1, prior N(0, 1), 3 examples
+  >>> batch = sm.Batch(jnp.ones(3), jnp.array([0.0, 1.0, 2.0]))
+  >>> theta, _ = sm.map_estimate(mean, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch)
+  >>> found = sm.posterior(mean, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, theta, batch)
+  >>> float(found.predictive(jnp.ones(1)).variance[0])  # 1 / (1 + 3)
+  0.25
+  """
+  check_types(likelihood=likelihood, key=key)
+  parameter_tree("theta", theta)
+  known = modules.check_parameters("phi", phi, "log_sigma2", log_sigma2, labels)
+  phi, theta = jax.tree.map(jnp.asarray, (phi, theta))
+  dtype = jnp.result_type(jax.tree.leaves(phi)[0])
+  log_s2 = modules.finite_sigma(log_sigma2, "posterior of this kind")
+  validate.same_shapes("theta", theta, "phi", phi)
+  check_batch("batch", batch)
+  rank = None if rank is None else validate.integer("rank", rank, least=1)
+  limit = validate.integer("limit", limit, least=0)
+  frozen = frozen_modules(known)
+  at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
+  model = task_model(with_constants(likelihood, constants), labels, at_mode, batch, frozen)
+  outputs = jax.eval_shape(model.outputs_at, model.part)
+  size = sum(x.size for x in jax.tree.leaves(model.part))
+  if rank is None and outputs.size * size > limit:
+    rank = 64
+  if rank is None:
+    basis, values = _exact(model)
+  else:
+    key = jax.random.key(0) if key is None else same_in_any_batch(key)
+    basis, values = _low_rank(model, rank, key)
+  return Posterior(theta, model.white.scale, basis, values, batch, *likelihood, constants)
+
+
+def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:
+  """Return (V [R, D], lambda [R]) by the singular values of A."""
+  factor = model.factor()
+  _, singular, basis = thin_svd(factor.a)
+  return basis, jnp.where(factor.negative, jnp.nan, jnp.square(singular))
+
+
+def _low_rank(model: TaskModel, rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return (V [rank, D], lambda [rank]) by `rank` products with s C s."""
+  flat, unravel = ravel_pytree(model.part)
+  curved = model.product("gauss_newton")
+
+  def product(v: jax.Array) -> jax.Array:
+    return ravel_pytree(model.scaled(curved(model.scaled(unravel(v)))))[0]
+
+  krylov = lanczos(product, jax.random.normal(key, flat.shape, flat.dtype), rank)
+  values, vectors = krylov.eigh()
+  values = jnp.where(indefinite(values), jnp.nan, jnp.maximum(values, 0.0))
+  with exact():
+    return vectors.T @ krylov.basis, values
