@@ -1,4 +1,4 @@
-"""Shrinkage meta-learning: learn which modules are task-specific, and how far each may move."""
+"""Shrinkage meta-learning: learn which modules are task-specific, and how far each may adapt."""
 
 from shrinkmeta.adapters import export, lora
 from shrinkmeta.algorithms.at_the_mode import empirical_bayes, imaml, sigma_imaml, sigma_reptile
@@ -71,10 +71,10 @@ from shrinkmeta.uncertainty.posterior import Posterior, Predictive
 
 __version__ = "0.1.0"
 
-# One purpose a group, each sorted.
+# Names are grouped by purpose. The formatter would put every name on a line of its own.
 # fmt: off
 __all__ = (
-  # Data of tasks.
+  # The data of tasks.
   "Batch", "Task", "num_tasks", "source", "stack_batches", "stack_tasks",
   # Likelihoods.
   "Likelihood", "bernoulli", "categorical", "gaussian", "gaussian_with_scale",
@@ -90,7 +90,7 @@ __all__ = (
   "FAMILY", "anil", "boil", "empirical_bayes", "fine_tuning", "fomaml", "hand_picked", "imaml",
   "make_learner", "maml", "meta_sgd", "no_adaptation", "reptile",
   "sigma_imaml", "sigma_maml", "sigma_reptile",
-  # Learners: what they hand on and what they report.
+  # Learners, their states and what they report.
   "MetaLearner", "MetaParams", "MetaState", "Metrics", "WarmStart",
   "EvidenceInfo", "InnerInfo", "SolveInfo",
   # The mode and the evidence of one task.
@@ -104,11 +104,11 @@ __all__ = (
   # Devices and memory.
   "over_tasks", "place_state", "place_tasks", "share_of_tasks", "task_mesh",
   "ProgramCost", "program_cost",
-  # From learned sigma to a product: adapters, what each task owns, serving.
+  # Use the learned sigma: choose modules, store and serve tasks, build adapters.
   "Choice", "choose_modules",
   "Deltas", "deltas", "export", "load_deltas", "lora", "predict_tasks", "rounding_loss",
   "save_deltas",
-  # Looking inside.
+  # Check the gradient.
   "GradientCheck", "check_meta_gradient",
 )
 # fmt: on

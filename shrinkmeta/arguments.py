@@ -1,4 +1,4 @@
-"""Checks of the settings that many functions take, by name, so that each says the same."""
+"""Check settings that many functions take, so that all functions give the same error."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,15 +10,16 @@ from shrinkmeta.model.likelihood import check_likelihood
 
 
 def check_types(**arguments: Any) -> None:
-  """Raise an error unless every argument has the type that belongs to its name.
+  """Raise an error unless every argument has the type that its name stands for.
 
-  This costs one `isinstance` for most arguments.
+  The check of most arguments is a single `isinstance`.
 
   Args:
-    **arguments: {name: value}, with the names of the settings of `make_learner`.
+    **arguments: {name: value}. Every name is that of an argument of `make_learner`, or `key`.
 
   Raises:
-    TypeError: an argument has another type; the message says what to write.
+    TypeError: if an argument has another type. The message says what to write instead.
+    ValueError: if `key` holds several keys, or an axis of `mesh` is not of type Auto.
 
   >>> import optax
   >>> check_types(inner=optax.sgd(0.1))

@@ -1,6 +1,7 @@
 """The types that learners take and return: parameters, states, metrics, and the learner itself.
 
-Shapes: T tasks; [] is a scalar. A tree like phi has the structure and shapes of the parameters.
+T is the number of tasks. The shape [] is that of a scalar. A tree like phi is a pytree with the
+structure and shapes of the parameters.
 """
 
 from collections.abc import Callable
@@ -19,17 +20,17 @@ PyTree = Any
 class MetaParams(NamedTuple):
   """The parameters that all tasks share, or a gradient with respect to them."""
 
-  phi: PyTree  # mean of theta
-  log_sigma2: dict[str, jax.Array]  # {module: []} log variance of theta around phi
+  phi: PyTree  # the prior mean of theta
+  log_sigma2: dict[str, jax.Array]  # {module: []} log of the prior variance of theta around phi
 
 
 class WarmStart(NamedTuple):
-  """Where the inner loop and the linear solve of each task begin.
+  """The points at which the inner loop and the linear solve of each task begin.
 
-  phi and sigma change little from one update to the next. So the results z_hat and w of a task in
-  one update are good starting points when the same task comes again: a loop or a solve that stops
-  by tolerance then stops sooner. Both trees are like phi, with None in the frozen modules. The
-  leaves are [T, ...] for T tasks, and [K, ...] in a buffer of K tasks.
+  phi and sigma change little from one update to the next. So the results z_hat and w of a task are
+  good starting points when the same task comes again. A loop or a solve that stops by a tolerance
+  then needs fewer steps. Both trees are like phi, with None in the frozen modules. The leaves are
+  [T, ...] for the T tasks of an update, and [K, ...] in a buffer of K tasks.
 
   >>> import jax.numpy as jnp
   >>> buffer = WarmStart(z={"w": jnp.zeros(3)}, w={"w": jnp.zeros(3)})  # of three tasks
@@ -38,11 +39,11 @@ class WarmStart(NamedTuple):
   [0.0, 1.0]
   """
 
-  z: PyTree  # the mode, theta = phi + sigma * z
-  w: PyTree  # the solution of the linear system
+  z: PyTree  # z_hat, the mode: theta_hat = phi + s z_hat, where s is sigma of every parameter
+  w: PyTree  # the solution of the linear system K w = s g
 
   def take(self, tasks: jax.Array) -> "WarmStart":
-    """Return the starts of some tasks of a buffer.
+    """Take the starting points of T tasks from this buffer of K tasks.
 
     Args:
       tasks: the positions of the tasks in the buffer, [T] integers.
@@ -57,11 +58,11 @@ class WarmStart(NamedTuple):
     return jax.tree.map(lambda x: x[tasks], self)
 
   def put(self, tasks: jax.Array, warm: "WarmStart") -> "WarmStart":
-    """Return the buffer with the starts of some tasks replaced.
+    """Return this buffer of K tasks with the starting points of T tasks replaced.
 
     Args:
       tasks: the positions of the tasks in the buffer, [T] integers.
-      warm: the new starts, leaves [T, ...].
+      warm: the new starting points, leaves [T, ...].
 
     Returns:
       the new buffer, leaves [K, ...].
@@ -77,38 +78,45 @@ class WarmStart(NamedTuple):
 class InnerInfo(NamedTuple):
   """How the inner optimisation of one task ended, measured at theta_hat on all examples.
 
-  The metrics of algorithms without an implicit gradient (`maml`, `fomaml`, `reptile`, ...) hold
-  cheaper values. `objective` is then that of the last step's start, on its mini-batch, or NaN if no
-  step was made. `grad_norm` is that of the same point, and NaN if Inner.tol is None. `fine_tuning`
-  and `no_adaptation` report phi's own loss and its gradient norm, with steps = 0.
+  In the metrics of an algorithm without an implicit gradient (`maml`, `fomaml`, `reptile`, ...),
+  `objective` and `grad_norm` are cheaper values: those at the point where the last step began, on
+  the mini-batch of that step. `objective` is NaN if no step was made. If Inner.tol is None,
+  `grad_norm` is NaN and `converged` is False.
+
+  `fine_tuning` and `no_adaptation` have no inner steps. Their metrics hold the loss of phi on the
+  train and val examples of the task, nats per example, and the norm of its gradient with respect to
+  phi. `steps` is 0 and `converged` is False.
   """
 
-  steps: jax.Array  # [] int32, inner steps made
+  steps: jax.Array  # [] int32, the number of inner steps made
   objective: jax.Array  # [] J / N, nats per example
-  grad_norm: jax.Array  # [] norm of grad J / N, with respect to z
-  converged: jax.Array  # [] bool: grad_norm <= tol (1e-3 where Inner.tol is None)
+  grad_norm: jax.Array  # [] norm of the gradient of J / N with respect to z
+  converged: jax.Array  # [] bool: grad_norm <= Inner.tol, or <= 1e-3 if Inner.tol is None
 
 
 class SolveInfo(NamedTuple):
   """How a linear solve K w = b ended."""
 
-  residual: jax.Array  # [] |b - K w| / |b|; CG reports its recursion's residual, not a new product
-  steps: jax.Array  # [] int32, products with K
-  negative_curvature: jax.Array  # [] bool: a direction with p^T K p <= 0 was met
+  # [] |b - K w| / |b|. CG and the Neumann series update b - K w from step to step, so rounding
+  # can make the true residual larger. NaN for the solver "identity".
+  residual: jax.Array
+  steps: jax.Array  # [] int32, the number of products with K
+  # [] bool. CG: it met a direction p with p^T K p <= 0. "dual": Lambda has a negative eigenvalue.
+  negative_curvature: jax.Array
   converged: jax.Array  # [] bool: residual <= tol
 
 
 class EvidenceInfo(NamedTuple):
   """How the computation of a log evidence ended."""
 
-  inner: InnerInfo  # how the search for the mode ended
-  solve: SolveInfo | None  # how the solve for the mode's gradient ended; None from `log_evidence`
+  inner: InnerInfo  # of the inner loop that finds the mode
+  solve: SolveInfo | None  # of the solve for the mode's derivative; None from `log_evidence`
   log_det: jax.Array  # [] log det(I + s C s)
-  log_det_error: jax.Array  # [] its standard error; 0 where it is exact
+  log_det_error: jax.Array  # [] the standard error of log_det; 0 if log_det is exact
 
 
 class OptState(NamedTuple):
-  """The states of the two optimisers."""
+  """The states of the optimisers of phi and of log sigma^2."""
 
   phi: optax.OptState
   log_sigma2: optax.OptState
@@ -118,50 +126,54 @@ class MetaState(NamedTuple):
   """The state of a learner between two updates."""
 
   phi: PyTree  # the parameters that all tasks share
-  log_sigma2: dict[str, jax.Array]  # {module: []}; inf: no prior, -inf: frozen
+  log_sigma2: dict[str, jax.Array]  # {module: []}; +inf: no prior, -inf: frozen
   opt_state: OptState
-  step: jax.Array  # [] int32, updates done
-  constants: PyTree = None  # what `predict` takes as its third argument; never changed
+  step: jax.Array  # [] int32, the number of updates done
+  constants: PyTree = None  # what `predict` takes as its third argument; no update changes them
 
 
 class Metrics(NamedTuple):
-  """What people read of an update of T tasks.
+  """The report of one update of T tasks.
 
-  A failed task counts in no mean.
+  All means are over the tasks that did not fail.
   """
 
-  loss: jax.Array  # [] mean over tasks of val_nll; NaN without validation data
-  phi_loss: jax.Array  # [] what phi follows: loss; training objective; -log evidence; NaN: reptile
+  loss: jax.Array  # [] mean over tasks of val_nll, nats per example; NaN without validation data
+  # [] the loss that phi follows, mean over tasks, minus the weighted log p(phi) if there is one.
+  # Algorithm.phi "predictive": val_nll. "pooled": the mean NLL of all examples. "map": the negative
+  # log joint of the training data without the prior's normaliser, nats per task. "evidence": minus
+  # the log evidence, nats per task. NaN for `reptile`, which does not compute a loss.
+  phi_loss: jax.Array
   val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
   failed: jax.Array  # [T] bool: a loss or gradient was not finite, or the task had no example
-  num_failed: jax.Array  # [] int32, tasks left out of this update
-  num_sound: jax.Array  # [] int32, tasks that did not fail
+  num_failed: jax.Array  # [] int32, the number of tasks left out of this update
+  num_sound: jax.Array  # [] int32, the number of tasks that did not fail
   inner: InnerInfo  # [T] each
-  solve: SolveInfo | None  # [T] each; None where no linear system is solved
-  mean_inner: InnerInfo  # [] each, mean over the tasks that did not fail
-  mean_solve: SolveInfo | None  # [] each; None too where one system joins all tasks
-  phi_grad_norm: jax.Array  # []
+  solve: SolveInfo | None  # [T] each; None if the algorithm solves no linear system
+  mean_inner: InnerInfo  # [] each, mean over tasks of `inner`
+  mean_solve: SolveInfo | None  # [] each; None also if one linear system couples all tasks
+  phi_grad_norm: jax.Array  # [] norm of the gradient of the meta-loss with respect to phi
   sigma_grad: dict[str, jax.Array]  # {module: []} d meta-loss / d log sigma_m^2
-  warm: WarmStart | None  # starts for the next update of these tasks; None if `warm` was not given
+  warm: WarmStart | None  # for the next update of these tasks; None if the caller passed no `warm`
 
 
 class Sums(NamedTuple):
-  """Sums over those of T tasks that did not fail."""
+  """Sums over T tasks, without the tasks that failed."""
 
-  grad: MetaParams
-  loss: jax.Array  # [] of mean validation negative log-likelihoods
-  phi_loss: jax.Array  # [] of what phi follows
-  judged: jax.Array  # [] number of val examples (train if val is None; both if phi is "pooled")
-  sound: jax.Array  # [] int32, tasks that did not fail
+  grad: MetaParams  # the gradients
+  loss: jax.Array  # [] the val_nll of every task
+  phi_loss: jax.Array  # [] the loss that phi follows: see Metrics
+  judged: jax.Array  # [] the number of val examples (train if val is None; both if "pooled")
+  sound: jax.Array  # [] int32, the tasks that did not fail; 0 if the term of REML is not finite
   inner: InnerInfo  # [] each, in the dtype of the parameters
-  solve: SolveInfo | None  # likewise; None where no task solves a system of its own
-  tasks: jax.Array  # [] int32, T
+  solve: SolveInfo | None  # [] each, likewise; None if no task solves a linear system of its own
+  tasks: jax.Array  # [] int32, T, failed tasks included
 
 
 class PerTask(NamedTuple):
-  """The report of each of T tasks."""
+  """The report of each of T tasks; Metrics has the meaning of the fields."""
 
-  val_nll: jax.Array  # [T] nats per example
+  val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
   failed: jax.Array  # [T] bool
   inner: InnerInfo  # [T] each
   solve: SolveInfo | None  # [T] each
@@ -172,9 +184,9 @@ class MetaLearner(NamedTuple):
   """An algorithm as pure functions, for `jax.jit`.
 
   Each function has its own docstring: `help(learner.update)`. `update(state, tasks)` equals
-  `apply(state, *sums(state, tasks))`. If a meta-batch does not fit into memory, call `sums` on
-  micro-batches, add their Sums leaf by leaf, concatenate their PerTasks, and call `apply` once.
-  `sm.fit(micro_batches=...)` does this.
+  `apply(state, *sums(state, tasks))`. If a meta-batch does not fit into memory, cut it into
+  micro-batches. Call `sums` on each, add their Sums leaf by leaf, concatenate their PerTasks, and
+  call `apply` once. `sm.fit(micro_batches=...)` does this.
   """
 
   init: Callable[..., MetaState]
@@ -190,12 +202,12 @@ class MetaLearner(NamedTuple):
 
   @property
   def labels(self) -> modules.Labels:
-    """The module of every parameter."""
+    """The module of every parameter, a pytree of strings."""
     return self.spec.labels
 
   @property
   def algorithm(self) -> Algorithm:
-    """The algorithm: a line of `sm.FAMILY`, or one of your own."""
+    """The algorithm: an entry of `sm.FAMILY`, or an Algorithm of your own."""
     return self.spec.algorithm
 
 
@@ -203,11 +215,11 @@ def check_learner(name: str, value: Any) -> None:
   """Raise TypeError unless `value` is a MetaLearner.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
 
   Raises:
-    TypeError: it is something else, such as the function that builds a learner.
+    TypeError: if `value` is something else, such as the function that builds a learner.
   """
   hint = "Build one: sm.sigma_imaml(likelihood, labels)."
   validate.instance(name, value, MetaLearner, "a shrinkmeta.MetaLearner", hint)
@@ -217,11 +229,11 @@ def check_state(name: str, value: Any) -> None:
   """Raise TypeError unless `value` is a MetaState.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
 
   Raises:
-    TypeError: it is something else, such as the parameters alone.
+    TypeError: if `value` is something else, such as the parameters alone.
   """
   hint = "Make one: learner.init(params)."
   validate.instance(name, value, MetaState, "a shrinkmeta.MetaState", hint)

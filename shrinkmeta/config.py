@@ -17,21 +17,21 @@ from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 
 PyTree = Any
-Frozen = frozenset[str]  # names of modules held at phi
+Frozen = frozenset[str]  # names of modules that stay at phi
 Curvature = Literal["gauss_newton", "hessian"]
 SigmaGradient = Literal["joint", "per_task", "diagonal"]
 
 
 class Algorithm(NamedTuple):
-  """One line of the table of algorithms: how sigma, phi and theta_hat are found.
+  """One line of the table of algorithms: how it finds sigma, phi and theta_hat.
 
   Attributes:
-    sigma: "inf": there is no prior, and sigma is inf in task-specific and 0 in frozen modules.
+    sigma: "inf": no prior; sigma is inf in task-specific modules and 0 in frozen modules.
       "fixed": sigma stays at init_sigma. "learned": sigma follows a gradient.
     phi: the objective that phi follows. "predictive": l_PLL, the log-likelihood of the validation
       examples at theta_hat. "map": l_MAP, the log joint of theta_hat and the training examples.
-      "evidence": that of the training examples; a learned sigma follows it too. "pooled": the
-      log-likelihood of all examples at theta = phi, without adaptation.
+      "evidence": the log evidence of the training examples; a learned sigma follows it too.
+      "pooled": the log-likelihood of all examples at theta = phi, without adaptation.
     gradient: how theta_hat is differentiated. "unrolled": through the inner steps. "first_order":
       as if d theta_hat / d phi = I. "implicit": by the implicit function theorem. "none": not.
     prior: False drops the prior, so that a finite sigma^2 is only a step size.
@@ -43,7 +43,7 @@ class Algorithm(NamedTuple):
   prior: bool = True
 
 
-# How a frozen class replaces a field by a plain number: one of NumPy would change dtypes.
+# Frozen classes store plain Python numbers with this: NumPy's numbers would change dtypes.
 _set = object.__setattr__
 
 
@@ -61,8 +61,8 @@ class Inner:
       backwards through its steps. With `batch_size` all steps are run, because the gradient of one
       mini-batch says too little about J.
     batch_size: None uses all examples in every step. A number draws that many without replacement
-      in every step, with a key that the caller passes. Use a rate that decreases: the gradient of a
-      mini-batch is not 0 at the mode, so a constant rate ends in noise. InnerInfo sums over all.
+      in every step, with a key that the caller passes. Use a decreasing rate: the gradient of a
+      mini-batch is not 0 at the mode; a constant rate ends in noise. InnerInfo uses all examples.
     remat: recompute each step in a backward pass through the steps instead of storing it.
 
   >>> Inner(optax.sgd(0.1), steps=5).steps
@@ -93,8 +93,8 @@ class Implicit:
 
       K w = s g,   d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z> over module m
 
-  K = I + s C s. C is the curvature of -log p(D | theta), g the gradient of the loss with respect to
-  theta, both at the mode theta_hat = phi + s z. s is sigma, spread over the parameters.
+  K = I + s C s, and s is sigma, spread over the parameters. C is the curvature of -log p(D | theta)
+  and g the gradient of the loss in theta. Both are taken at the mode theta_hat = phi + s z.
 
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
@@ -109,11 +109,11 @@ class Implicit:
       tends to g and d/d log sigma^2 to 0.
     batch_size: None computes the curvature from all examples. A number computes it from
       `num_batches` mini-batches of that size, drawn for each solve with a key that the caller
-      passes, and scales it to all. Batch statistics are then those of the mini-batches.
-    num_batches: the number of those mini-batches. None takes all examples. With 1 the cost of a
+      passes, and scales it to all N. Batch statistics are then those of the mini-batches.
+    num_batches: the number of these mini-batches. None takes all examples. With 1 the cost of a
       solve does not grow with N. The noise of the draw averages out over tasks, but a bias stays:
-      in directions that no drawn example determines, w is that of "identity". Several are
-      linearised one after another in every product: the memory of one, 1.5 times the work.
+      in directions that no drawn example determines, w is that of "identity". Every product
+      linearises several mini-batches in turn: this needs the memory of one, and 1.5 times the work.
 
   >>> Implicit(solver="dual").max_steps
   30
@@ -165,8 +165,8 @@ class LogDet:
       standard error; the caller then passes a key. "auto": exact if A has at most `limit` entries.
     limit: the largest number R D of entries of A for which "auto" is exact. The work of the exact
       method grows as min(R, D) R D.
-    probes: the number of random vectors of "lanczos". The standard error falls as 1 / sqrt(probes);
-      rounding, up to D |K| times the float precision, is not in it.
+    probes: the number of random vectors of "lanczos". The standard error falls as 1 / sqrt(probes).
+      It leaves out the rounding error, which is up to D |K| times the float precision.
     steps: the number of products with K for each random vector; with R + 1 the quadrature is exact.
 
   >>> LogDet("lanczos", probes=8).probes
@@ -181,7 +181,7 @@ class LogDet:
   def __post_init__(self) -> None:
     if self.method not in ("auto", "exact", "lanczos"):
       raise ValueError(f'method must be "auto", "exact" or "lanczos"; got {self.method!r}.')
-    for name, least in (("limit", 1), ("probes", 2), ("steps", 1)):  # one probe has no error
+    for name, least in (("limit", 1), ("probes", 2), ("steps", 1)):  # one probe has no spread
       _set(self, name, validate.integer(f"LogDet.{name}", getattr(self, name), least))
 
 
@@ -204,14 +204,14 @@ class Spec(NamedTuple):
   batching: Batching
   mesh: Mesh | None
   log_sigma2: dict[str, float] = {}  # {module: log sigma_m^2} at the start; -inf: frozen, inf: free
-  frozen: Frozen = frozenset()  # modules that start at sigma = 0, held at phi for good
-  free: Frozen = frozenset()  # modules without a prior for good, known before compiling
+  frozen: Frozen = frozenset()  # modules that start at sigma = 0 and stay at phi for good
+  free: Frozen = frozenset()  # modules with sigma = inf for good, known before compilation
   has_mode: bool = False  # theta_hat is a stationary point, differentiated implicitly
   needs_validation: bool = True  # False for Reptile and the evidence
 
   @property
   def sees_all_tasks(self) -> bool:
-    """Whether one term of the meta-loss needs all tasks of an update at once: no micro-batches."""
+    """Whether the meta-loss needs all tasks of an update at once, and so no micro-batches."""
     return self.sigma_gradient == "joint" or bool(self.restricted)
 
 
@@ -323,7 +323,7 @@ def check_algorithm(algorithm: Algorithm) -> None:
 
 
 def check_sigma_gradient(spec: Spec) -> None:
-  """Raise ValueError unless the algorithm has that choice of sigma's gradient."""
+  """Raise ValueError if the algorithm does not support this `sigma_gradient`."""
   choice = spec.sigma_gradient
   if choice not in ("joint", "per_task", "diagonal"):
     raise ValueError(f'sigma_gradient must be "joint", "per_task" or "diagonal"; got {choice!r}.')
@@ -336,7 +336,7 @@ def check_sigma_gradient(spec: Spec) -> None:
 
 
 def check_whole(implicit: Implicit) -> None:
-  """Raise ValueError if the curvature is that of a sample of the examples."""
+  """Raise ValueError if the curvature is estimated from mini-batches."""
   if implicit.batch_size is not None:
     raise ValueError(
       f'The evidence and sigma_gradient="joint" need the curvature of all examples: leave '
@@ -345,6 +345,6 @@ def check_whole(implicit: Implicit) -> None:
 
 
 def check_dual(implicit: Implicit, log_sigma2: Mapping[str, Any]) -> None:
-  """Raise ValueError if a dual solve is known to meet a module without a prior."""
+  """Raise ValueError if the solver is "dual" and a sigma is known to be inf."""
   if implicit.solver == "dual":
     modules.finite_sigma(log_sigma2, 'dual solve: use solver="cg"')

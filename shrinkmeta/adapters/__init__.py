@@ -1,1 +1,1 @@
-"""Low-rank adapters of a frozen network as modules, and their export to other libraries."""
+"""Low-rank adapters as modules of a frozen network, and their export to other libraries."""

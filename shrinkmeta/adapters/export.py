@@ -1,8 +1,8 @@
-"""Write adapters and adapted networks in the files that PEFT, transformers and servers read.
+"""Write adapters and adapted networks to files that PEFT, transformers and servers read.
 
-Both functions write theta, the parameters that a task uses, and not its difference from phi. They
-write to a temporary folder beside the target and rename it, so that no reader sees half a folder.
-They need the package safetensors.
+Both functions write theta, the parameters that a task uses, and not theta - phi. They write to a
+temporary folder beside the target and rename it at the end, so that no reader sees a part of the
+files. They need the package safetensors.
 """
 
 import collections
@@ -39,31 +39,32 @@ def peft(
 ) -> pathlib.Path:
   """Write one task's adapters as a PEFT folder: adapter_config.json, adapter_model.safetensors.
 
-  PEFT multiplies by weights [out, in]: lora_A is A^T [r, in] and lora_B is B^T [out, r]. A
-  two-dimensional convolution has lora_A [r, in, height, width] and lora_B [out, r, 1, 1]. Axes such
-  as [heads, head_size] are merged into one. Convolutions along one axis are not supported.
+  PEFT multiplies by weights [out, in]. So lora_A is A^T [r, in], and lora_B is B^T [out, r]. A
+  two-dimensional convolution has lora_A [r, in, height, width] and lora_B [out, r, 1, 1]. Several
+  axes of one side, such as [heads, head_size], are merged into one axis. One-dimensional
+  convolutions are not supported.
 
   Args:
     folder: the folder to make.
-    adapters: of one task, with A and B (`lora.join` after `lora.hold_A`).
+    adapters: the adapters of one task, with A and B. After `lora.hold_A`, call `lora.join` first.
     names: {path of our kernel: PEFT's module}. Give the full names of `model.named_modules()`, such
       as "model.layers.0.self_attn.q_proj". "{i}" in the name of a stacked kernel becomes the number
       of the layer. Paths without adapters are ignored.
-    alpha: as given to `lora.attach`; None writes alpha = r for each kernel.
+    alpha: the alpha of `lora.attach`. None writes alpha = r for each kernel.
     base: the name or path of the base model, for `base_model_name_or_path`.
     fan_in_fan_out: True if the base stores its weights as [in, out], as GPT-2's Conv1D does.
-    task_type: of PEFT; None for a model that is not of transformers.
-    modules_to_save: {module: {"weight": array, ...}}: the modules that the adapter replaces as a
-      whole, in PyTorch's layout, such as [out, in] for a linear layer.
+    task_type: PEFT's task_type. None for a model that is not from transformers.
+    modules_to_save: {module: {"weight": array, ...}}, the modules that the adapter replaces as a
+      whole. Arrays are in PyTorch's layout, such as [out, in] for a linear layer.
 
   Returns:
-    The folder.
+    The path of the folder.
 
   Raises:
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
-    ValueError: a kernel without a name, one name for two kernels, names that PEFT would confuse, or
-      adapters that PEFT cannot hold.
+    ValueError: a kernel has no name, two kernels have one name, PEFT would confuse two names, or
+      PEFT cannot hold the adapters.
 
   Example, for one task and a network of `jax.lax.scan` over its two layers:
     >>> import pytest; _ = pytest.importorskip("safetensors")
@@ -111,9 +112,10 @@ def peft(
 
 
 def _ranks_and_alphas(ranks: Mapping[str, int], alpha: float | None) -> dict[str, Any]:
-  """The part of adapter_config.json that follows from {PEFT's name of a kernel: rank}."""
+  """Return the part of adapter_config.json that depends on ranks {PEFT's name: rank} and alpha."""
   usual = collections.Counter(ranks.values()).most_common(1)[0][0]
-  # One full name a pattern: PEFT takes the first pattern that matches, in an order that it sorts.
+  # PEFT sorts the patterns and takes the first that matches. A pattern that is the full name of one
+  # kernel cannot take the rank of another.
   unusual = {name.replace(".", r"\."): rank for name, rank in ranks.items() if rank != usual}
   return {
     "peft_type": "LORA",
@@ -142,22 +144,24 @@ def merged(
   Args:
     folder: the folder to make.
     params: the base network's parameters, or `lora.Base(params, A)`.
-    adapters: of one task.
+    adapters: the adapters of one task.
     names: {path of our parameter: name of the tensor, or (name, permutation of its axes)}. "{i}" in
       the name of a stack becomes the number of the layer, and the permutation is that of one layer.
-      A PyTorch linear layer's weight [out, in] is ("...weight", (1, 0)), a convolution's
+      A PyTorch linear layer's weight [out, in] is ("...weight", (1, 0)), and a convolution's weight
       [out, in, height, width] is ("...weight", (3, 2, 0, 1)). None keeps our paths, with "." in
       place of "/".
-    alpha: as given to `lora.attach`.
-    config: written as config.json, for example transformers' configuration as a dict.
+    alpha: the alpha of `lora.attach`.
+    config: the contents of config.json, for example transformers' configuration as a dict. None
+      writes no such file.
 
   Returns:
-    The folder.
+    The path of the folder.
 
   Raises:
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
-    ValueError: a parameter without a name, or one name for two parameters.
+    TypeError: `config` is not plain data, or `names` is not a dict.
+    ValueError: a parameter has no name, or two parameters have one name.
 
   Example:
     >>> import pytest; _ = pytest.importorskip("safetensors")
@@ -195,7 +199,7 @@ def merged(
 def _named_kernels(
   adapters: Adapters, names: Mapping[str, str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """{PEFT's name: (lora_A, lora_B)} of every kernel and layer."""
+  """Return {PEFT's name: (lora_A, lora_B)} for every kernel and layer."""
   validate.instance("names", names, Mapping, "a dict {path of a kernel: module}")
   trees.kernels(adapters, wanted=("A", "B"))
   found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -218,14 +222,14 @@ def _named_kernels(
 
 
 def _per_layer(name: str, array: Any) -> list[tuple[str, Any]]:
-  """[(name, array)], one for each layer if the name has "{i}"."""
+  """Return [(name, array)], with one entry for each layer if the name has "{i}"."""
   if "{i}" not in name:
     return [(name, array)]
   return [(name.replace("{i}", str(n)), array[n]) for n in range(len(array))]
 
 
 def _in_torch(path: str, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
-  """A and B of one kernel as lora_A [r, in, ...] and lora_B [out, r, ...]."""
+  """Turn A and B of one kernel into lora_A [r, in, ...] and lora_B [out, r, ...]."""
   try:
     axes = low_rank.axes_of(jnp.shape(a), jnp.shape(b), layers=0)
   except ValueError as fault:
@@ -256,7 +260,7 @@ def _number(x: float) -> float | int:
 
 
 def _mapping(argument: str, value: Any, entries: str) -> Mapping[str, Any]:
-  """Return a dict, {} for None, or raise TypeError."""
+  """Return the dict `value`, or {} for None; raise TypeError for another type."""
   if value is not None:
     validate.instance(argument, value, Mapping, f"a dict {entries}, or None")
   return value or {}
@@ -270,7 +274,7 @@ def _text(argument: str, value: Any) -> None:
 def _write(
   target: pathlib.Path, file: str, tensors: dict[str, np.ndarray], documents: dict[str, Any]
 ) -> pathlib.Path:
-  """Makes the folder with all its files at once."""
+  """Write all files to a temporary folder, and rename it to `target`."""
   try:
     from safetensors import numpy as safetensors  # pyright: ignore[reportMissingImports]
   except ImportError as fault:
@@ -287,7 +291,7 @@ def _write(
     for name, document in documents.items():
       (draft / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
     draft.rename(target)
-  except BaseException:  # Ctrl-C too: the draft is removed, and the error goes on
+  except BaseException:  # Ctrl-C included
     shutil.rmtree(draft, ignore_errors=True)
     raise
   return target

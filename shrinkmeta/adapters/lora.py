@@ -1,4 +1,4 @@
-r"""Low-rank adapters: a frozen network in which a task may only move W to W + (alpha / r) A B.
+r"""Low-rank adapters of a frozen network, which change each kernel W to W + (alpha / r) A B.
 
 A kernel W [in, out] gets A [in, r] and B [r, out]. The network's own parameters are constants: they
 are neither adapted nor trained, and no task has a copy of them. B = 0 at the start, so the adapted
@@ -10,7 +10,7 @@ each of them is not identified. `init` draws A with orthonormal columns. The rec
 parametrisation keeps A at this draw. Only B is task-specific, with the prior
 B ~ N(phi_B, sigma^2 I). The update Delta W = (alpha / r) A B is then linear in B, and
 |Delta W|_F = (alpha / r) |B|_F. The entries of B are the update's coordinates in an orthonormal
-basis, in units of alpha / r: each has the prior variance sigma^2, whatever the size of the kernel.
+basis, in units of alpha / r. Each entry has the prior variance sigma^2, for kernels of every size.
 So sigma can be compared between adapters that have the same alpha / r. There are three choices:
 
 - `hold_A(adapters)` makes A part of the constants. Only B has a phi and a sigma.
@@ -40,7 +40,7 @@ from shrinkmeta.checks.kinds import parameter_tree, shown
 PyTree = Any
 Predict = Callable[[PyTree, PyTree], PyTree]
 
-_BY_RANK = {2: "io", 3: "lio", 4: "iiio"}  # number of a kernel's axes -> what they are by default
+_BY_RANK = {2: "io", 3: "lio", 4: "iiio"}  # {number of axes of a kernel: their default kinds}
 
 
 class Base(NamedTuple):
@@ -59,26 +59,27 @@ def init(
   r"""Draw adapters for the kernels that `rules` choose: A with orthonormal columns, B = 0.
 
   Args:
-    key: the random key for all A.
+    key: the random key from which every A is drawn.
     params: the network's parameters: any pytree of arrays, flax.nnx.State included.
-    rules: {regex: rank}. For each path, such as "params/dense_0/kernel", the first rule that
-      `re.search` finds decides. A kernel with 2 axes is [in, out], with 3 axes a stack of layers
-      [layers, in, out], with 4 axes a convolution's [height, width, in, out]. For others give
-      (rank, axes), with one letter an axis: "l" layers, "i" input side, "o" output side. Examples:
-      (4, "oi") for equinox's [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo")
-      for [in, heads, head_size].
-    dtype: of A and B; None takes the kernel's.
+    rules: {regex: rank}. The first regex that `re.search` finds in a path, such as
+      "params/dense_0/kernel", chooses the kernel and its rank. A kernel with 2 axes is [in, out].
+      With 3 axes it is a stack of layers [layers, in, out], with 4 axes a convolution's
+      [height, width, in, out]. For other layouts give (rank, axes) instead of the rank. `axes` has
+      one letter for each axis: "l" layers, "i" input side, "o" output side. Examples: (4, "oi") for
+      equinox's [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo") for
+      [in, heads, head_size].
+    dtype: the dtype of A and B. None takes the dtype of the kernel.
 
   Returns:
-    A dict nested as the path of each kernel is, with {"A": A, "B": B} at its end. A is [in, r] and
-    B [r, out], where in and out stand for all axes of that side; a convolution has A
+    A dict nested like the paths of the kernels, with {"A": A, "B": B} at the end of each path. A is
+    [in, r] and B is [r, out], where in and out stand for all axes of a side. So a convolution has A
     [height, width, in, r]. A stack has A [layers, in, r] and B [layers, r, out]. A kernel with the
-    output first has A [r, in] and B [out, r]. `sm.by_layer` names a module for each kernel.
+    output first has A [r, in] and B [out, r]. `sm.by_layer` makes one module for each kernel.
 
   Raises:
-    TypeError: `rules` is no dict.
-    ValueError: a rule adapts nothing, finds a leaf that is no kernel (a bias, integers), or wants a
-      rank above the kernel's numbers of inputs or outputs.
+    TypeError: `rules` is not a dict.
+    ValueError: a rule adapts no kernel, finds a leaf that is not a kernel (a bias, integers), or
+      asks for a rank above the number of inputs or outputs of the kernel.
 
   >>> import jax, jax.numpy as jnp
   >>> params = {"dense": {"kernel": jnp.ones([5, 3]), "bias": jnp.zeros([3])}}
@@ -116,7 +117,7 @@ def init(
 
 
 def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, str]:
-  """Checks one rule against the leaf that it chose; the rank and the kinds of the axes."""
+  """Check a rule against the leaf that it chose; return the rank and the kinds of the axes."""
   rank, axes = rule if isinstance(rule, tuple) and len(rule) == 2 else (rule, None)
   shape = jnp.shape(leaf)
   if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -145,13 +146,13 @@ def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, 
 def _draw(
   key: jax.Array, shape: tuple[int, ...], rank: int, axes: str, dtype: Any
 ) -> dict[str, jax.Array]:
-  """A with orthonormal columns, uniformly drawn layer by layer, and B = 0."""
+  """Draw A with orthonormal columns, uniformly and for each layer, and make B = 0."""
   layers = shape[: axes.count("l")]
   side = lambda kind: tuple(s for s, c in zip(shape, axes, strict=True) if c == kind)
-  wide = jnp.promote_types(dtype, jnp.float32)  # 8 bits would not give orthonormal columns
+  wide = jnp.promote_types(dtype, jnp.float32)  # in 8 bits the columns are not orthonormal
   normal = jax.random.normal(key, (*layers, math.prod(side("i")), rank), wide)
   q, r = jnp.linalg.qr(normal)
-  a = q * jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))[..., None, :]  # else not uniform
+  a = q * jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))[..., None, :]  # makes the draw uniform
   a = a.reshape(*layers, *side("i"), rank).astype(dtype)
   b = jnp.zeros([*layers, rank, *side("o")], dtype)
   if axes.rfind("i") > axes.rfind("o"):
@@ -162,36 +163,37 @@ def _draw(
 def attach(
   predict: Predict, alpha: float | None = None
 ) -> Callable[[Adapters, PyTree, PyTree], PyTree]:
-  """Make a network with adapters from a network without; W + A B is never formed.
+  """Add adapters to a network, without ever forming W + (alpha / r) A B.
 
       x W  ->  x W + (alpha / r) (x A) B
 
-  The network is traced at its parameters, and the traced program is run with each product of an
-  adapted kernel rewritten. So `predict` may come from flax.linen, flax.nnx, equinox or haiku, or be
-  a plain function. A kernel is followed through transposes, reshapes, slices, splits, reversals,
-  casts and added axes of size 1. It is followed into jit, remat, scan (where it may be one of the
-  xs), while and cond, and into functions with a custom derivative. The custom rule of a function
-  that takes an adapted kernel is dropped: its rewritten body is differentiated. Under vmap over T
-  adapters no [T, in, out] array exists, unless a cond or an index of a layer depends on the task's
-  adapters: then JAX itself makes one. The result has derivatives of any order in adapters and
-  inputs. With B = 0 the outputs are the base network's to the bit. Under jit and in loops, where
-  the compiler orders the sums, they are so to rounding (1e-6 in float32).
+  `attach` traces the network at its parameters and runs the traced program, in which it rewrites
+  each product with an adapted kernel. So `predict` may come from flax.linen, flax.nnx, equinox or
+  haiku, or be a plain function. Before the product the network may transpose, reshape, slice,
+  split, reverse or cast the kernel, and add axes of size 1. It may pass the kernel into jit, remat,
+  scan (also as one of the xs), while and cond, and into a function with a custom derivative. Such a
+  function loses its custom rule: JAX differentiates the rewritten body.
+
+  Under vmap over T adapters no [T, in, out] array exists, with one exception: JAX makes one if a
+  cond or the index of a layer depends on the task's adapters. The outputs have derivatives of any
+  order in adapters and inputs. With B = 0 they equal those of the base network to the bit. Under
+  jit and in loops the compiler orders the sums, and they agree up to rounding (1e-6 in float32).
 
   The products with A and B use the wider dtype of the two operands. If the network casts a kernel
-  where it uses it, A and B are cast too. The outputs keep the network's dtype.
+  before a product, A and B are cast too. The outputs keep the network's dtype.
 
   Args:
     predict: (params, inputs) -> outputs, a function of arrays.
-    alpha: the update is scaled by alpha / r; None means alpha = r.
+    alpha: the update A B is scaled by alpha / r. None means alpha = r.
 
   Returns:
     predict(adapters, inputs, constants) -> outputs. `constants` are the network's parameters, or
-    `Base(params, A)` if adapters hold B only. It raises ValueError if an adapted kernel enters any
-    other operation (a lookup of rows, an elementwise product) or no product at all, and if adapters
-    do not fit the constants. The error names the kernel and the operation.
+    `Base(params, A)` if adapters hold B only. The function raises ValueError if an adapted kernel
+    enters another operation (a lookup of rows, an elementwise product) or no product at all. It
+    also raises ValueError if adapters do not fit the constants. The error names the kernel.
 
   Raises:
-    TypeError: `predict` is no function.
+    TypeError: `predict` is not a function.
 
   >>> import jax, jax.numpy as jnp
   >>> predict = lambda params, x: x @ params["kernel"]
@@ -239,11 +241,11 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
 
   Args:
     params: the base network's parameters, or `Base(params, A)` if adapters hold B only.
-    adapters: of one task.
+    adapters: the adapters of one task.
     alpha: as for `attach`.
 
   Returns:
-    Parameters with the structure, shapes and dtypes of the network's.
+    Parameters with the structure, shapes and dtypes of the base network's parameters.
 
   Raises:
     ValueError: adapters do not fit the parameters.
@@ -262,7 +264,7 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
 
 
 def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
-  """[(path, leaf)] in the order of `jax.tree.leaves`; an nnx.Variable adds nothing to the path."""
+  """Return [(path, leaf)] in the order of `jax.tree.leaves`; an nnx.Variable adds no name."""
   variable = lambda node: isinstance(node, nnx.Variable)
   named = []
   for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=variable):
@@ -275,7 +277,7 @@ def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
 
 
 def _whole(adapters: Adapters, constants: PyTree) -> tuple[PyTree, Adapters]:
-  """The network's parameters, and adapters with A and B and with layers stacked."""
+  """Return the network's parameters, and the adapters with A and B and with stacked layers."""
   if isinstance(constants, Base):
     constants, adapters = constants.params, join(adapters, constants.A)
   trees.kernels(adapters, wanted=("A", "B"))
@@ -293,7 +295,7 @@ def _check_alpha(alpha: Any) -> None:
 def _updates(
   argument: str, params: PyTree, adapters: Adapters, alpha: float | None
 ) -> dict[int, low_rank.LowRank]:
-  """{place among the leaves of params: the kernel with its factors}."""
+  """Return {position among the leaves of params: the kernel with its factors}."""
   _check_alpha(alpha)
   places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
   updates = {}

@@ -1,12 +1,12 @@
-"""A kernel W + (alpha / r) A B that is never formed: operations act on its factors.
+"""Kernels W + (alpha / r) A B that are stored as W, A and B; the sum is never formed.
 
-Every axis of a kernel is of one kind. A string with one letter an axis describes the kernel:
+A string describes the axes of a kernel W, with one letter for each axis:
 
-    i  an axis of the input side: it belongs to A
-    o  an axis of the output side: it belongs to B
-    l  an axis of layers, as `jax.lax.scan` over layers stacks them: both A and B have it
+    i  an axis of the input side; A has this axis and B does not
+    o  an axis of the output side; B has this axis and A does not
+    l  an axis of layers, which `jax.lax.scan` over layers needs; A and B both have this axis
 
-A dense kernel [in, out] is "io", a convolution's kernel [kh, kw, in, out] is "iiio".
+A dense kernel [in, out] is "io". A convolution's kernel [height, width, in, out] is "iiio".
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_RANK = -1  # the subscript of the rank in an einsum; the kernel's axes are 0, 1, ...
-_FREE = 100  # and above: subscripts of the other operand's own axes
+# Labels of axes in an einsum. The axes of the kernel have the labels 0, 1, ...
+_RANK = -1  # the rank axis of both factors
+_FREE = 100  # the first label for axes of the other operand that are not contracted or batched
 
 
 class NotFollowed(Exception):
-  """A use of a kernel that has no low-rank form; the message says what the use is."""
+  """The error for a use of a kernel that has no low-rank form; the message names the use."""
 
 
 @functools.partial(
@@ -33,13 +34,15 @@ class NotFollowed(Exception):
 )
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The kernel value + sum_r a b. Each of its axes is an axis of a, of b, or ("l") of both.
+  """The kernel value + sum_r a[..., r] b[..., r], stored as its three arrays.
+
+  Each axis of the kernel is an axis of `a` (kind "i"), of `b` (kind "o") or of both (kind "l").
 
   Attributes:
     value: the base kernel W, with one axis for each letter of `axes`.
-    a: the axes "l" and "i" of W in their order, then the rank r.
-    b: the axes "l" and "o" of W in their order, then the rank r; it contains the factor alpha / r.
-    axes: the kind of every axis of W.
+    a: the factor A. It has the axes "l" and "i" of W in their order, then the rank axis [..., r].
+    b: the factor (alpha / r) B. It has the axes "l" and "o" of W in order, then the rank axis.
+    axes: the kinds of the axes of W, one letter for each axis.
     name: the path of the kernel, for error messages.
   """
 
@@ -60,7 +63,13 @@ class LowRank:
     return [n for n, kind in enumerate(self.axes) if kind in "lo"]
 
   def map(self, f: Callable[[Any, list[int]], Any], value: Any, axes: str | None = None) -> Any:
-    """A kernel with f(factor, the axes of W that the factor has) for each of the two factors."""
+    """Return a kernel with new factors.
+
+    Args:
+      f: f(factor, axes) returns the new factor; `axes` lists the axes of W that the factor has.
+      value: the new base kernel.
+      axes: the kinds of the new axes. None keeps those of this kernel.
+    """
     a, b = f(self.a, self.of_a), f(self.b, self.of_b)
     return LowRank(value, a, b, self.axes if axes is None else axes, self.name)
 
@@ -69,12 +78,13 @@ def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
   """Return the kinds of a kernel's axes, such as "io", from the shapes of A and B.
 
   A kernel "i...o..." has A [i..., r] and B [r, o...]. A kernel "o...i...", as in equinox and
-  PyTorch, has A [r, i...] and B [o..., r]. Layers lead both. If the shapes fit both readings, the
-  one with the smaller rank is taken, because a rank never exceeds the sizes of the two sides.
+  PyTorch, has A [r, i...] and B [o..., r]. The axes of layers come first in both factors. If the
+  shapes fit both readings, the function takes the reading with the smaller rank, because a rank
+  never exceeds the sizes of the two sides.
 
   Args:
     a, b: the shapes of A and B.
-    layers: the number of leading axes of layers.
+    layers: the number of axes of layers, which come first.
 
   Raises:
     ValueError: the shapes fit neither reading.
@@ -97,7 +107,7 @@ def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
 
 
 def with_rank_last(a: Any, b: Any, axes: str) -> tuple[Any, Any]:
-  """A and B as `LowRank` wants them, with the rank as their last axis."""
+  """Move the rank to the last axis of A and of B, as `LowRank` needs them."""
   layers = axes.count("l")
   if axes.rfind("i") < axes.rfind("o"):  # in before out: A [i..., r], B [r, o...]
     return a, jnp.moveaxis(b, layers, -1)
@@ -105,18 +115,19 @@ def with_rank_last(a: Any, b: Any, axes: str) -> tuple[Any, Any]:
 
 
 def product_of_factors(kernel: LowRank) -> jax.Array:
-  """sum_r a b, with the shape of the kernel: the update that `merge` adds to W."""
+  """Return sum_r a[..., r] b[..., r], with the shape of W: the update that `merge` adds to W."""
   rank = len(kernel.axes)
   return jnp.einsum(
     kernel.a, [*kernel.of_a, rank], kernel.b, [*kernel.of_b, rank], list(range(rank))
   )
 
 
-# How a kernel moves: each rule is (kernel, the equation's parameters, its other operands).
+# Rules for operations that rearrange or cast a kernel. The arguments of a rule are the kernel, the
+# parameters of the traced equation, and the other operands of the equation.
 
 
 def cast(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """convert_element_type: W and both factors take the new dtype."""
+  """Apply `convert_element_type`: cast W and both factors to the new dtype."""
   dtype = params["new_dtype"]
   if not jnp.issubdtype(dtype, jnp.floating):
     raise NotFollowed(f"a cast to {dtype}")
@@ -124,7 +135,7 @@ def cast(kernel: LowRank, params: dict[str, Any]) -> LowRank:
 
 
 def transpose(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """transpose: each factor permutes the axes that it has."""
+  """Apply `transpose`: permute the axes of W, and in each factor the axes that it has."""
   permutation = params["permutation"]
 
   def permute(x: Any, has: list[int]) -> Any:
@@ -135,7 +146,7 @@ def transpose(kernel: LowRank, params: dict[str, Any]) -> LowRank:
 
 
 def cut(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """slice: each factor is cut along the axes that it has."""
+  """Apply `slice`: cut W, and cut each factor along the axes that it has."""
   shape = kernel.value.shape
   strides = params["strides"] or (1,) * len(shape)
   index = [
@@ -146,7 +157,7 @@ def cut(kernel: LowRank, params: dict[str, Any]) -> LowRank:
 
 
 def dynamic_cut(kernel: LowRank, params: dict[str, Any], *starts: Any) -> LowRank:
-  """dynamic_slice: as `cut`, from positions known at run time, such as the number of a layer."""
+  """Apply `dynamic_slice`: cut at positions known at run time, such as the number of a layer."""
   sizes = params["slice_sizes"]
 
   def one(x: Any, has: list[int]) -> Any:
@@ -158,13 +169,13 @@ def dynamic_cut(kernel: LowRank, params: dict[str, Any], *starts: Any) -> LowRan
 
 
 def reverse(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """rev: each factor is reversed along the axes that it has."""
+  """Apply `rev`: reverse W, and reverse each factor along the axes that it has."""
   turn = lambda x, has: jax.lax.rev(x, [has.index(d) for d in params["dimensions"] if d in has])
   return kernel.map(turn, jax.lax.rev(kernel.value, params["dimensions"]))
 
 
 def divide(kernel: LowRank, params: dict[str, Any]) -> list[LowRank]:
-  """split: the pieces of `jnp.split`, each a kernel."""
+  """Apply `split`: return the pieces of the kernel, each of them a kernel."""
   axis, start, pieces = params["axis"], 0, []
   for size in params["sizes"]:
     low, high = [0] * len(kernel.axes), list(kernel.value.shape)
@@ -175,17 +186,26 @@ def divide(kernel: LowRank, params: dict[str, Any]) -> list[LowRank]:
 
 
 def reshape(kernel: LowRank, shape: Sequence[int]) -> LowRank:
-  """reshape, squeeze, expand_dims: axes of one kind may merge and split, sides may not mix."""
+  """Apply `reshape`, `squeeze` or `expand_dims`.
+
+  Axes of the same kind may merge and split. Axes of different kinds may not merge, because the
+  factors could not represent the merged axis.
+
+  Raises:
+    NotFollowed: the new shape merges axes of different kinds.
+  """
   old = [(n, size) for n, size in enumerate(kernel.value.shape) if size != 1]
   axes, position = "", 0
-  pending, kind = 1, ""  # what the open group still has to give, and its kind
+  # Old axes are read in order and form a group. `pending` is the size that the group has not yet
+  # given to new axes, and `kind` is the kind of its axes.
+  pending, kind = 1, ""
   for size in shape:
     if size == 1:
-      axes += "i"  # an axis of size 1 may go to either side
+      axes += "i"  # an axis of size 1 may belong to either side
       continue
     if pending == 1:
       kind = ""
-    while pending % size:  # take in old axes until the group holds `size`
+    while pending % size:  # add old axes to the group until `size` divides its size
       n, more = old[position]
       if kind not in ("", kernel.axes[n]):
         raise NotFollowed(f"a reshape {kernel.value.shape} -> {tuple(shape)} across its two sides")
@@ -200,26 +220,29 @@ def reshape(kernel: LowRank, shape: Sequence[int]) -> LowRank:
 
 
 def add_axes(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """broadcast_in_dim, as far as it only adds axes of size 1."""
+  """Apply `broadcast_in_dim` if it only adds axes of size 1; otherwise raise NotFollowed."""
   shape, places = params["shape"], params["broadcast_dimensions"]
   if math.prod(shape) != kernel.value.size or list(places) != sorted(places):
     raise NotFollowed(f"a broadcast {kernel.value.shape} -> {tuple(shape)}")
   return reshape(kernel, shape)
 
 
-# How a kernel multiplies.
+# Products with a kernel.
 
 
 def matrix_product(x: Any, kernel: LowRank, params: dict[str, Any], kernel_first: bool) -> Any:
-  """The part (x a) b of dot_general(x, W + a b), or of dot_general(W + a b, x).
+  """Return the low-rank part (x a) b of the product `dot_general` of x and a kernel W + a b.
 
   Args:
-    params: those of the equation dot_general.
-    kernel_first: the kernel is the first operand.
+    x: the other operand.
+    kernel: the kernel.
+    params: the parameters of the equation `dot_general`.
+    kernel_first: whether the kernel is the first operand. This sets the order of the output's axes.
   """
   contract, batch = params["dimension_numbers"]
   if kernel_first:
     contract, batch = contract[::-1], batch[::-1]
+  # An axis of x that is contracted or batched has the label of its partner among the kernel's axes.
   of_x = [_FREE + n for n in range(x.ndim)]
   for n, k in zip((*contract[0], *batch[0]), (*contract[1], *batch[1]), strict=True):
     of_x[n] = k
@@ -233,7 +256,7 @@ def matrix_product(x: Any, kernel: LowRank, params: dict[str, Any], kernel_first
   if any(kernel.axes[n] == "o" for n in contract[1]) and not any(
     kernel.axes[n] == "i" for n in contract[1]
   ):
-    factors.reverse()  # x meets the side that it contracts first, so that only r numbers are left
+    factors.reverse()  # multiply x first by the factor whose axes it contracts: r numbers are left
   (first, has_first), (second, has_second) = factors
   kept = {*out, *has_second}
   inner = [n for n in dict.fromkeys([*of_x, *has_first]) if n in kept]
@@ -254,15 +277,30 @@ def matrix_product(x: Any, kernel: LowRank, params: dict[str, Any], kernel_first
 
 
 def _accumulator(params: dict[str, Any], *operands: Any) -> Any:
-  """The dtype in which a product sums: the equation's, or the operands' if that is wider."""
+  """Return the dtype of a product's sums: the equation's, or the operands' if that is wider."""
   dtype = params["preferred_element_type"]
   return None if dtype is None else jnp.promote_types(dtype, jnp.result_type(*operands))
 
 
 def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
-  """The part (x * a) b of a convolution of x with W + a b.
+  """Return the low-rank part of the convolution of a signal x with a kernel W + a b.
 
-  The window and one of the two channel axes belong to a; b mixes the r channels point by point.
+  Factor `a` has the axes of the window and one of the two channel axes. Factor `b` has the other
+  channel axis. So one part is a convolution with `a`, and the other is a matrix product with `b`
+  over channels, at each position of the signal. There are two cases:
+
+  - `b` has the output channels. The convolution of x with `a` gives r channels in each group. Then
+    `b` turns these r channels into the output channels of the group.
+  - `b` has the input channels, as in a transposed convolution. First `b` turns the input channels
+    of x into r channels. Then these are convolved with `a`. There may be one group only.
+
+  Args:
+    x: the signal, with the axes in the order of params["dimension_numbers"].lhs_spec.
+    kernel: the kernel.
+    params: the parameters of the equation `conv_general_dilated`.
+
+  Raises:
+    NotFollowed: the kernel or the groups fit neither case.
   """
   spec = params["dimension_numbers"]
   out_axis, in_axis = spec.rhs_spec[:2]
@@ -270,7 +308,7 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
   groups, plain = params["feature_group_count"], params["batch_group_count"] == 1
   if plain and kernel.axes[out_axis] == "o" and kinds(out_axis) == {"i"}:
     a = jnp.moveaxis(kernel.a, -1, out_axis)
-    a = jnp.concatenate([a] * groups, out_axis)  # every group of outputs sees its own inputs
+    a = jnp.concatenate([a] * groups, out_axis)  # each group applies the same `a` to its own inputs
     y = jnp.moveaxis(_convolve(x, a, params), spec.out_spec[1], -1)
     y = y.reshape(*y.shape[:-1], groups, -1)
     b = kernel.b.reshape(groups, -1, kernel.b.shape[-1])

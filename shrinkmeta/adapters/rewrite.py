@@ -1,12 +1,14 @@
 """Run a traced program in which some arrays are `LowRank` kernels.
 
-Equations without a kernel run as they are. A kernel moves by the rules of `low_rank`, and each
-matrix product or convolution with a kernel becomes two, the base's and the low-rank part:
+An equation without a kernel runs unchanged. Operations that rearrange or cast a kernel follow the
+rules of `low_rank`. A matrix product or convolution with a kernel becomes the sum of the base
+product and the low-rank part:
 
     x W  ->  x W + (x a) b
 
-Calls and loops are opened. A custom derivative of a function that takes a kernel is not used: the
-rewritten body is differentiated instead, because the rule knows nothing of a and b.
+The bodies of calls and loops are rewritten too. If a function with a custom derivative takes a
+kernel, its custom rule is dropped, because the rule does not know a and b. JAX then differentiates
+the rewritten body.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +20,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from shrinkmeta.adapters import low_rank
 from shrinkmeta.adapters.low_rank import LowRank, NotFollowed
 
-# Calls whose body runs in place of the call, and the parameter that holds the body. Versions of JAX
-# differ in the names (docs/hazards.md#jaxpr-names).
+# {primitive of a call: the parameter that holds its body}. The body runs in place of the call. The
+# names differ between versions of JAX (docs/hazards.md#jaxpr-names).
 _CALLS = {
   "jit": "jaxpr",
   "pjit": "jaxpr",
@@ -41,18 +43,18 @@ _SAME = ("copy", "optimization_barrier", "sharding_constraint")
 
 
 def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]) -> list[Any]:
-  """Evaluates `jaxpr` at arguments of which some are `LowRank`.
+  """Evaluate `jaxpr` at arguments, some of which are `LowRank` kernels.
 
   Args:
     jaxpr: the program.
     consts, args: the values of its constants and its inputs.
-    used: the names of the kernels that entered a product are added to this set.
+    used: a set, to which the function adds the name of each kernel that enters a product.
 
   Returns:
     The outputs, in the order of `jaxpr.outvars`.
 
   Raises:
-    ValueError: a kernel enters an operation that has no low-rank form; names both.
+    ValueError: a kernel enters an operation that has no low-rank form. The message names both.
   """
   env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
   read = lambda v: v.val if isinstance(v, Literal) else env[v]
@@ -76,7 +78,7 @@ def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]
 
 
 def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
-  """The equations that an output or an effect needs, in order."""
+  """Return the equations that an output or an effect needs, in order."""
   needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
   live = []
   for eqn in reversed(jaxpr.eqns):
@@ -87,13 +89,13 @@ def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
 
 
 def _evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
-  with eqn.ctx.manager:  # where the equation was traced: device placement, metadata
+  with eqn.ctx.manager:  # the context of the trace: device placement, metadata
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
   return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
 def _rewrite(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
-  """The outputs of an equation of which at least one input is a kernel."""
+  """Return the outputs of an equation that has at least one kernel among its inputs."""
   name, params = eqn.primitive.name, eqn.params
   kernels = [n for n, x in enumerate(inputs) if isinstance(x, LowRank)]
   if name in _CALLS:
@@ -119,7 +121,7 @@ def _rewrite(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
 
 
 def _product(eqn: JaxprEqn, inputs: list[Any], kernels: list[int], used: set[str]) -> Any:
-  """x W + (x a) b for a matrix product or a convolution."""
+  """Return x W + (x a) b for a matrix product or a convolution."""
   name, params = eqn.primitive.name, eqn.params
   if len(kernels) == 2:
     other = inputs[1].name
@@ -164,7 +166,11 @@ def _arrays(outputs: list[Any], where: str) -> list[Any]:
 
 
 def _steady(body: Any, num_consts: int, carry: Sequence[Any]) -> list[int]:
-  """The carried kernels, all of which the body must hand on unchanged: they are constants."""
+  """Return the positions of the kernels in the carry of a loop.
+
+  Raises:
+    NotFollowed: the body changes one of these kernels. They must be constants of the loop.
+  """
   kernels = [n for n, x in enumerate(carry) if isinstance(x, LowRank)]
   if any(body.jaxpr.outvars[n] is not body.jaxpr.invars[num_consts + n] for n in kernels):
     raise NotFollowed("the carry of a loop that changes it")
@@ -193,7 +199,7 @@ def _while(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[An
 
 
 def _scan(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
-  """A kernel may be a constant, a carry that no step changes, or an x: one slice a step."""
+  """Run a scan with kernels among its constants, its xs, or its carry if no step changes them."""
   body, num_consts = params["jaxpr"], params["num_consts"]
   last = num_consts + params["num_carry"]
   consts, carry, xs = inputs[:num_consts], inputs[num_consts:last], inputs[last:]
@@ -222,14 +228,14 @@ def _scan(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any
 
 
 def _scanned(kernel: LowRank) -> dict[str, Any]:
-  """The arrays of which each step takes one slice: the factors that have the first axis."""
+  """Return the arrays of a kernel that `scan` slices: W, and the factors with its first axis."""
   of = {"value": kernel.value}
   of |= {"a": kernel.a} if kernel.axes[0] in "li" else {}
   return of | ({"b": kernel.b} if kernel.axes[0] in "lo" else {})
 
 
 def _slice(kernel: LowRank, arrays: dict[str, Any]) -> LowRank:
-  """The kernel of one step."""
+  """Return the kernel of one step, from the slices of the arrays of `_scanned`."""
   a, b = arrays.get("a", kernel.a), arrays.get("b", kernel.b)
   return LowRank(arrays["value"], a, b, kernel.axes[1:], kernel.name)
 

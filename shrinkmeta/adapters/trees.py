@@ -1,4 +1,4 @@
-"""Trees of adapters: dicts nested by a kernel's path, with {"A": ..., "B": ...} at its end."""
+"""Trees of adapters: dicts nested by the path of a kernel, with {"A": ..., "B": ...} at the end."""
 
 import re
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ _LAYER = re.compile(r"\[(\d+)\]")
 def kernels(
   adapters: Any, wanted: tuple[str, ...] = (), name: str = "adapters"
 ) -> list[tuple[str, dict[str, Any]]]:
-  """[(path of a kernel, {"A": array, "B": array})] of a tree of adapters.
+  """Return [(path of a kernel, {"A": array, "B": array})] for a tree of adapters.
 
   Args:
-    adapters: from `init`, or one of the trees that the functions of this file make of it.
-    wanted: the letters that each kernel must have; () accepts "A" or "B" alone.
-    name: the argument, as the caller knows it.
+    adapters: adapters from `init`, or a tree that a function of this file made from them.
+    wanted: the letters that each kernel must have. () accepts "A" or "B" alone.
+    name: the name of the argument, for error messages.
 
   Raises:
-    TypeError: `adapters` is no nested dict.
+    TypeError: `adapters` is not a nested dict.
     ValueError: a kernel lacks a letter.
   """
   found: list[tuple[str, dict[str, Any]]] = []
@@ -53,7 +53,7 @@ def kernels(
 
 
 def is_kernel(node: Any) -> bool:
-  """Whether `node` holds the arrays A and B of one kernel, or one of the two."""
+  """Return whether `node` holds the arrays A and B of one kernel, or one of the two."""
   return (
     isinstance(node, Mapping)
     and bool(node)
@@ -63,18 +63,18 @@ def is_kernel(node: Any) -> bool:
 
 
 def labels(adapters: Adapters, train_A: bool = True) -> PyTree:
-  """Make labels with one module for each adapted kernel, named by its path.
+  """Make labels with one module for each adapted kernel, named after the path of the kernel.
 
   Args:
-    adapters: from `init`, `split_layers` or `hold_A`.
+    adapters: adapters from `init`, `split_layers` or `hold_A`.
     train_A: True puts A and B of a kernel into one module. False puts every A into the module "A"
-      and each B into the module of its kernel; give the module "A" sigma = 0.
+      and each B into the module of its kernel. Give the module "A" sigma = 0.
 
   Returns:
     A pytree of strings with the structure of `adapters`.
 
   Raises:
-    ValueError: with train_A=False, a kernel that is itself called "A".
+    ValueError: train_A is False, and the path of a kernel is "A".
 
   >>> labels({"dense": {"kernel": {"A": 0.0, "B": 0.0}}}, train_A=False)
   {'dense': {'kernel': {'A': 'A', 'B': 'dense/kernel'}}}
@@ -92,7 +92,7 @@ def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
   """Split adapters into the B's, which tasks adapt, and the A's, which become constants.
 
   Args:
-    adapters: from `init`, with A and B for each kernel.
+    adapters: adapters from `init`, with A and B for each kernel.
 
   Returns:
     (B, A): two trees like `adapters`, with {"B": ...} and {"A": ...} for each kernel. Call an
@@ -106,7 +106,7 @@ def hold_A(adapters: Adapters) -> tuple[Adapters, Adapters]:
 
 
 def join(first: Adapters, second: Adapters) -> Adapters:
-  """Put the two trees of `hold_A` together again.
+  """Join the two trees that `hold_A` returned.
 
   Args:
     first: one of the trees.
@@ -116,7 +116,7 @@ def join(first: Adapters, second: Adapters) -> Adapters:
     Adapters with A and B for each kernel.
 
   Raises:
-    TypeError: an argument is no tree of adapters.
+    TypeError: an argument is not a tree of adapters.
     ValueError: both trees have an array at one path.
 
   >>> join({"dense": {"B": 2.0}}, {"dense": {"A": 1.0}})
@@ -128,7 +128,7 @@ def join(first: Adapters, second: Adapters) -> Adapters:
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> Adapters:
-  """Return `join` of two trees that were checked."""
+  """Join two trees that `join` has checked."""
   both = dict(first)
   for key, value in second.items():
     if key not in both:
@@ -149,16 +149,18 @@ def _only(adapters: Mapping[str, Any], letter: str) -> Adapters:
 
 
 def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
-  """Give each layer of a stacked kernel an A and a B of its own, so that it can have a sigma.
+  """Give each layer of a stacked kernel its own A and B, so that each layer can have its own sigma.
 
   Args:
-    adapters: from `init`.
-    paths: regex. The kernels whose path it finds are split if their A and their B have 3 axes or
-      more. Narrow it if such a kernel has no layers.
+    adapters: adapters from `init`.
+    paths: a regular expression, which `re.search` looks for in the paths of the kernels. A kernel
+      that it finds is split if its A and its B have at least 3 axes. Choose an expression that does
+      not find kernels with 3 axes and no layers.
 
   Returns:
-    The adapters with {"[0]": {"A", "B"}, "[1]": ...} in place of {"A", "B"}. `attach` and `merge`
-    take both forms. `labels` and `sm.by_layer` name one module a layer: "layers/kernel/[0]".
+    The adapters, with {"[0]": {"A", "B"}, "[1]": ...} instead of {"A", "B"}. `attach` and `merge`
+    take both forms. `labels` and `sm.by_layer` make one module for each layer, for example
+    "layers/kernel/[0]".
 
   >>> import jax.numpy as jnp
   >>> split = split_layers({"kernel": {"A": jnp.ones([2, 5, 1]), "B": jnp.ones([2, 1, 3])}})
@@ -180,13 +182,13 @@ def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
 
 
 def stack_layers(adapters: Adapters) -> Adapters:
-  """Undo `split_layers`: one A [layers, in, r] and one B [layers, r, out] a kernel.
+  """Undo `split_layers`: make one A [layers, in, r] and one B [layers, r, out] for each kernel.
 
   Args:
-    adapters: from `split_layers`, or from `init`.
+    adapters: adapters from `split_layers` or from `init`.
 
   Returns:
-    The adapters with {"A", "B"} in place of {"[0]": {"A", "B"}, "[1]": ...}.
+    The adapters, with {"A", "B"} instead of {"[0]": {"A", "B"}, "[1]": ...}.
 
   Raises:
     ValueError: the layers of a kernel are not numbered 0, 1, ... without a gap.
@@ -201,7 +203,7 @@ def stack_layers(adapters: Adapters) -> Adapters:
 
 
 def _stacked(adapters: Mapping[str, Any]) -> Adapters:
-  """Return `stack_layers` of adapters that were checked."""
+  """Stack the layers of adapters that `stack_layers` has checked."""
   if is_kernel(adapters):
     return dict(adapters)
   numbers = [int(m[1]) for m in map(_LAYER.fullmatch, adapters) if m]

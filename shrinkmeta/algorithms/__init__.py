@@ -1,1 +1,1 @@
-"""The family of algorithms: a table, and a constructor for each of its lines."""
+"""The family of algorithms: a table of them, and one constructor for each line of the table."""

@@ -1,4 +1,4 @@
-"""Algorithms whose theta_hat is the posterior mode, differentiated implicitly."""
+"""Algorithms that take theta_hat at the posterior mode and differentiate it implicitly."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,27 +35,30 @@ def imaml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build implicit MAML: sigma is fixed, and phi follows the validation likelihood.
+  """Build implicit MAML, which learns phi at a fixed sigma.
 
-      theta_hat = argmax log p(D | theta) - sum_m |theta_m - phi_m|^2 / (2 sigma_m^2)
+      theta_hat = argmax log p(D^train | theta) - sum_m |theta_m - phi_m|^2 / (2 sigma_m^2)
+      phi follows l_PLL = log p(D^val | theta_hat)
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how the mode is found: an optimiser, the largest number of steps, and a tolerance.
-    implicit: how the gradient of theta_hat is found.
-    phi_optimizer: any optax optimiser, for phi.
-    init_sigma: sigma_m, which stays fixed: a number for all modules, or {module: number}. 0 freezes
-      a module.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    inner: the optimiser that finds the mode, its largest number of steps, and the gradient norm at
+      which it stops, in nats per example: see `sm.Inner`.
+    implicit: how the linear system of the implicit gradient is solved: see `sm.Implicit`.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    init_sigma: the fixed value of sigma_m: a number for all modules, or {module: number}. The
+      value 0 freezes a module.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -99,34 +102,39 @@ def sigma_imaml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build implicit MAML with sigma learned: phi and sigma follow the validation likelihood.
+  """Build implicit MAML with a learned sigma.
 
-  Both gradients go implicitly through the posterior mode. With K w = s g at the mode,
+  phi and sigma follow the validation log-likelihood at theta_hat. The implicit function theorem
+  gives both gradients from the solution w of one linear system:
 
-      d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z> over module m.
+      K w = s g,   K = I + s C s
+      d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z>, summed over the entries of module m
 
   Here theta_hat = phi + s z, and s is sigma, spread over the parameters. g is the gradient of the
-  validation loss and C the curvature of -log p(D | theta), both at theta_hat. K = I + s C s.
+  validation loss at theta_hat. C is the curvature of -log p(D^train | theta) at theta_hat.
+  In a module with sigma_m = inf, s is 1 and the identity I is replaced by 0.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how the mode is found: an optimiser, the largest number of steps, and a tolerance.
-    implicit: how the gradient of theta_hat is found.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: any optax optimiser, for log sigma^2.
-    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. Modules that
-      start at 0 are frozen for good.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
-    log_p_sigma: a prior on sigma: see `sm.priors`.
+    inner: the optimiser that finds the mode, its largest number of steps, and the gradient norm at
+      which it stops, in nats per example: see `sm.Inner`.
+    implicit: how the linear system of the implicit gradient is solved: see `sm.Implicit`.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
+      that starts at 0 is frozen and stays frozen.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
+    log_p_sigma: the log density of a prior on sigma, in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -171,16 +179,17 @@ def sigma_reptile(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build Reptile with sigma learned: phi follows the training joint, sigma the validation loss.
+  """Build Reptile with a learned sigma.
 
       phi follows l_MAP = log p(theta_hat, D^train | phi, sigma),
       sigma follows l_PLL = log p(D^val | theta_hat)
 
-  `sigma_gradient` chooses what sigma's gradient goes through. "joint": theta_hat and phi_hat, by
-  one linear solve over all tasks. "per_task", the default: theta_hat, at fixed phi. "diagonal":
-  theta_hat at fixed phi, without the curvature of the likelihood. Measured on 25 sinusoid tasks
-  with a network, phi at its optimum (experiments/benchmarks, --study=sigma_gradient); the seconds
-  are those of one meta-gradient:
+  theta_hat and the optimum phi_hat both depend on sigma. `sigma_gradient` chooses the dependences
+  that sigma's gradient includes. "joint" includes theta_hat and phi_hat, by one linear solve over
+  all tasks. "per_task", the default, includes theta_hat and holds phi fixed. "diagonal" does the
+  same and leaves out the curvature of the likelihood. The table compares the three on 25 sinusoid
+  tasks with a network, for phi at its optimum. The last column is the time of one meta-gradient
+  (experiments/benchmarks, --study=sigma_gradient):
 
   |          | cosine to joint | norm / joint | signs right | seconds |
   |----------|-----------------|--------------|-------------|---------|
@@ -188,28 +197,31 @@ def sigma_reptile(
   | per_task | 0.86            | 1.8          | 2 of 3      | 0.030   |
   | diagonal | 0.94            | 2.9          | 1 of 3      | 0.025   |
 
-  "joint" is exact only where phi has reached its optimum for the present sigma.
+  "joint" is exact only if phi is at its optimum for the current sigma.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how the mode is found: an optimiser, the largest number of steps, and a tolerance.
-    implicit: how the gradient of theta_hat is found.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: any optax optimiser, for log sigma^2.
-    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. Modules that
-      start at 0 are frozen for good.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
-    log_p_sigma: a prior on sigma: see `sm.priors`.
-    sigma_gradient: "joint", "per_task" or "diagonal": see above.
+    inner: the optimiser that finds the mode, its largest number of steps, and the gradient norm at
+      which it stops, in nats per example: see `sm.Inner`.
+    implicit: how the linear system of sigma's gradient is solved: see `sm.Implicit`. "joint" needs
+      solver="cg" and batch_size=None. "diagonal" solves no system.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
+      that starts at 0 is frozen and stays frozen.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
+    log_p_sigma: the log density of a prior on sigma, in nats: see `sm.priors`.
+    sigma_gradient: "joint", "per_task" or "diagonal", as described above.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -256,36 +268,41 @@ def empirical_bayes(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build empirical Bayes: phi and sigma follow the log evidence of the training data.
+  """Build empirical Bayes, which fits phi and sigma to the log evidence of the training data.
 
-      log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
+      log evidence = log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
-  Gauss-Newton curvature of -log p(D | theta). The formula is exact for linear-Gaussian models, and
-  Laplace's approximation otherwise. Task.val may be None. Give parameters of the likelihood, such
-  as the scale of `sm.gaussian_with_scale`, a module with init_sigma 0.
+  Here theta_hat = phi + s z_hat is the mode, and s is sigma, spread over the parameters. C is the
+  Gauss-Newton curvature of -log p(D | theta) at theta_hat. The formula is exact for linear-Gaussian
+  models. For other models it is Laplace's approximation. Task.val may be None. Put parameters of
+  the likelihood, such as the scale of `sm.gaussian_with_scale`, into a module with init_sigma 0.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how the mode is found: an optimiser, the largest number of steps, and a tolerance.
-    implicit: how the gradient of theta_hat is found.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: any optax optimiser, for log sigma^2.
-    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. Modules that
-      start at 0 are frozen for good.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
-    log_p_sigma: a prior on sigma: see `sm.priors`.
-    log_det: how the determinant is found; a stochastic one needs the key of `update`.
-    restricted: modules of phi to integrate out too (REML): see `sm.restriction`.
+    inner: the optimiser that finds the mode, its largest number of steps, and the gradient norm at
+      which it stops, in nats per example: see `sm.Inner`.
+    implicit: how the linear system of the implicit gradient is solved: see `sm.Implicit`. Its
+      batch_size must be None.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
+      that starts at 0 is frozen and stays frozen.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
+    log_p_sigma: the log density of a prior on sigma, in nats: see `sm.priors`.
+    log_det: how log det(I + s C s) is computed: see `sm.LogDet`. The method "lanczos" draws random
+      vectors, so `update` then needs a key.
+    restricted: the modules of phi that the evidence integrates out too (REML): see
+      `sm.restriction`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm

@@ -1,4 +1,4 @@
-"""Baselines: the user names the task-specific modules, or training does not adapt at all."""
+"""Baselines: task-specific modules that the user names, and training without adaptation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,25 +37,27 @@ def hand_picked(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML in which only the modules named in `task_specific` are adapted.
+  """Build MAML that adapts only the modules in `task_specific`.
 
-      sigma_m = inf for the modules named, 0 for the others
+      sigma_m = inf for the modules in `task_specific`, 0 for the others
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    task_specific: the modules that are adapted. The others are frozen: they stay at phi.
-    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    task_specific: the modules to adapt. The other modules are frozen: they stay at phi.
+    inner: the optimiser of the inner steps, and their number L. Its step size refers to the
+      negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: `task_specific` names what is no module, or other arguments do not fit.
+    TypeError: an argument has the wrong type.
+    ValueError: `task_specific` has an unknown name, or two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -93,24 +95,26 @@ def anil(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build ANIL (almost no inner loop): MAML in which only the head is adapted.
+  """Build ANIL (almost no inner loop), which is MAML that adapts only the head.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    head: the module of the output layer. None takes the module called "head"; where there is none
-      it takes the last by path and logs a warning.
-    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    head: the module of the output layer. None takes the module called "head". If no module has this
+      name, None takes the last module by path and logs a warning.
+    inner: the optimiser of the inner steps, and their number L. Its step size refers to the
+      negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: `head` is no module, or other arguments do not fit.
+    TypeError: an argument has the wrong type.
+    ValueError: no module is called `head`, or two settings contradict each other.
 
   >>> import shrinkmeta as sm
   >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["body"] * theta["head"])
@@ -144,24 +148,26 @@ def boil(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build BOIL (body only update in the inner loop): MAML that adapts all modules but the head.
+  """Build BOIL (body only update in inner loop), which is MAML that adapts all but the head.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    head: the module of the output layer. None takes the module called "head"; where there is none
-      it takes the last by path and logs a warning.
-    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    head: the module of the output layer. None takes the module called "head". If no module has this
+      name, None takes the last module by path and logs a warning.
+    inner: the optimiser of the inner steps, and their number L. Its step size refers to the
+      negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: `head` is no module, or other arguments do not fit.
+    TypeError: an argument has the wrong type.
+    ValueError: no module is called `head`, or two settings contradict each other.
 
   >>> import shrinkmeta as sm
   >>> likelihood = sm.gaussian(lambda theta, x: x @ theta["body"] * theta["head"])
@@ -194,26 +200,29 @@ def fine_tuning(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build fine-tuning: fit phi to the data of all tasks, then adapt all modules to a new task.
+  """Build fine-tuning, which adapts the modules of new tasks only and not during training.
 
-      phi follows mean_t log p(D_t | phi) / N_t,   theta_hat = L steps from phi
+      in training: phi follows mean_t log p(D_t | phi) / N_t
+      on a new task: theta_hat = L steps from phi, in all modules
 
-  D_t are the N_t training and validation examples of task t.
+  D_t are the N_t examples of task t, training and validation examples together.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how a new task adapts; training does not adapt.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    inner: the optimiser of the inner steps on a new task, and their number L. Its step size refers
+      to the negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -249,25 +258,26 @@ def no_adaptation(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build the baseline without adaptation: fit phi to the data of all tasks, and use it unchanged.
+  """Build the baseline that fits phi to the data of all tasks and never adapts it.
 
       phi follows mean_t log p(D_t | phi) / N_t,   theta_hat = phi
 
-  D_t are the N_t training and validation examples of task t.
+  D_t are the N_t examples of task t, training and validation examples together.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -283,7 +293,7 @@ def no_adaptation(
     FAMILY["no_adaptation"],
     likelihood,
     labels,
-    inner=Inner(optax.sgd(0.1), steps=5),  # moves nothing
+    inner=Inner(optax.sgd(0.1), steps=5),  # without effect: every module is frozen
     implicit=Implicit(),
     phi_optimizer=phi_optimizer,
     sigma_optimizer=optax.set_to_zero(),
@@ -295,13 +305,16 @@ def no_adaptation(
 
 
 def _mask(labels: Labels, task_specific: Sequence[str]) -> dict[str, float]:
-  """Return {module: sigma}, inf for the modules named and 0 for the others."""
+  """Return {module: sigma}, with inf for the modules in `task_specific` and 0 for the others."""
   moving = modules.module_names("task_specific", task_specific, labels)
   return {name: math.inf if name in moving else 0.0 for name in modules.names(labels)}
 
 
 def _head(algorithm: str, labels: Labels, head: str | None) -> str:
-  """Return the module called "head", else the last by path: in some networks the output layer."""
+  """Return the module of the output layer: `head`, the module "head", or the last one by path.
+
+  The last module by path is the output layer in some networks only, so a warning names it.
+  """
   known = modules.names(labels)
   if head is not None:
     validate.instance("head", head, str, "a module, or None")

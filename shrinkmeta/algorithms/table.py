@@ -1,4 +1,4 @@
-"""The table of algorithms: what sigma is, what phi follows, how theta_hat is differentiated.
+"""The table of algorithms: the value of sigma, the objective of phi, the gradient of theta_hat.
 
 | algorithm       | sigma   | phi follows | gradient of theta_hat |
 |-----------------|---------|-------------|-----------------------|
@@ -14,15 +14,16 @@
 | hand_picked     | mask    | l_PLL       | through the steps     |
 | anil, boil      | mask    | l_PLL       | through the steps     |
 | fine_tuning     | inf     | pooled data | none: no adaptation in training |
-| no_adaptation   | mask    | pooled data | none: nothing moves   |
+| no_adaptation   | mask    | pooled data | none: theta_hat = phi |
 
 l_PLL is the log-likelihood of the validation examples at theta_hat. l_MAP is the log joint density
 of theta_hat and the training examples. A mask gives sigma = inf to the task-specific modules and 0
 to the frozen ones.
 
-To add an algorithm: a line here and a constructor in a file beside this one. `config.Algorithm` has
-the words that a line may use, `config.check_algorithm` the combinations. A new kind of gradient is
-a function in gradients/per_task.py, chosen by `gradient_of` there.
+To add an algorithm, write a line here and a constructor in a file of this folder.
+`config.Algorithm` lists the words that a line may use, and `config.check_algorithm` checks their
+combination. A new kind of gradient needs a function in gradients/per_task.py, and `gradient_of`
+there must choose it.
 """
 
 from shrinkmeta.config import Algorithm

@@ -1,4 +1,4 @@
-"""Algorithms whose theta_hat is L steps from phi: MAML and its relatives."""
+"""Algorithms that take theta_hat after L inner steps from phi: MAML and its relatives."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ from shrinkmeta.model.priors import SigmaPrior
 
 PyTree = Any
 
-# Step sizes are for the objective per example, in theta where sigma = inf, else in z.
+# Step sizes refer to the objective per example. Steps are in theta if sigma = inf, in z otherwise.
 STEPS = Inner(optax.sgd(0.1), steps=5)
-UNIT_STEPS = Inner(optax.sgd(1.0), steps=5)  # of sigma^2 each, in theta
+UNIT_STEPS = Inner(optax.sgd(1.0), steps=5)  # a step size of 1 in z is one of sigma^2 in theta
 LONG = Inner(optax.sgd(0.1), steps=50)
 PHI_OPTIMIZER = optax.adam(1e-3)
 SIGMA_OPTIMIZER = optax.adam(3e-2)
@@ -37,24 +37,26 @@ def maml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML: phi follows the validation loss after L steps, differentiated through the steps.
+  """Build MAML, which differentiates the validation loss through the inner steps.
 
       theta_hat = L steps from phi,   phi follows l_PLL = log p(D^val | theta_hat),   sigma = inf
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    inner: the optimiser of the inner steps, and their number L. Its step size refers to the
+      negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -93,24 +95,26 @@ def fomaml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build first-order MAML: phi follows the gradient of the validation loss at theta_hat.
+  """Build first-order MAML, which uses the gradient at theta_hat as the gradient of phi.
 
-      theta_hat = L steps from phi,   d theta_hat / d phi = I,   sigma = inf
+      theta_hat = L steps from phi,   d theta_hat / d phi = I by assumption,   sigma = inf
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    inner: the optimiser of the inner steps, and their number L. Its step size refers to the
+      negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -149,24 +153,26 @@ def reptile(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build Reptile: the mean over tasks of phi - theta_hat takes the place of phi's gradient.
+  """Build Reptile, which moves phi towards the mean of theta_hat over tasks.
 
-      gradient handed to phi_optimizer = mean_t (phi - theta_hat_t),   sigma = inf
+      gradient for phi_optimizer = mean_t (phi - theta_hat_t),   sigma = inf
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how theta_hat is found: L steps, whose rate is for the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
+    inner: the optimiser of the inner steps, and their number L. Its step size refers to the
+      negative log-likelihood per example, -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must need gradients only and no loss value.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -208,28 +214,34 @@ def sigma_maml(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML with sigma learned: L steps in z on the log joint, differentiated through the steps.
+  """Build MAML with a learned sigma.
 
-      theta_hat = phi + sigma z_hat,   phi and sigma follow l_PLL = log p(D^val | theta_hat)
+      z_hat = L steps in z from 0,   theta_hat = phi + sigma z_hat
+      phi and sigma follow l_PLL = log p(D^val | theta_hat)
+
+  The inner steps minimise the negative log joint of theta and D^train. The gradients of phi and
+  sigma go through the steps.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how z_hat is found: L steps in z on J / N, the objective per example.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: any optax optimiser, for log sigma^2.
-    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. Modules that
-      start at 0 are frozen for good.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
-    log_p_sigma: a prior on sigma: see `sm.priors`.
+    inner: the optimiser of the inner steps in z, and their number L. Its step size refers to J / N,
+      the negative log joint per example.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
+      that starts at 0 is frozen and stays frozen.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
+    log_p_sigma: the log density of a prior on sigma, in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -272,31 +284,34 @@ def meta_sgd(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build MAML with a learned step size for every module: sigma_m^2 times the rate of `inner`.
+  """Build MAML with a learned step size for each module.
 
-  It is sigma_maml without the prior: nothing pulls theta back to phi, and only the small number of
-  steps limits overfitting. With plain gradient descent of rate a in z, theta moves by a sigma_m^2
-  times its gradient. This holds for no other optimiser: with Adam the step in theta is about
-  a sigma_m, whatever the gradient's size.
+  Meta-SGD is sigma_maml without the prior. Nothing pulls theta back to phi, and only the small
+  number of steps limits overfitting. Let a be the step size of `inner`. Plain gradient descent in z
+  moves theta by a sigma_m^2 times the gradient in theta, so a sigma_m^2 is the step size of module
+  m. Other optimisers scale differently: Adam moves theta by about a sigma_m, and this step does not
+  depend on the size of the gradient.
 
   Args:
-    likelihood: predict and log_prob.
+    likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    inner: how z_hat is found: L steps of gradient descent in z.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: any optax optimiser, for log sigma^2.
-    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. Modules that
-      start at 0 are frozen for good.
-    log_p_phi: a log density phi -> [], a prior on phi: see `sm.priors`.
-    log_p_sigma: a prior on sigma: see `sm.priors`.
+    inner: the optimiser of the inner steps in z, and their number L. The default is plain gradient
+      descent. Its step size refers to -log p(D^train | theta) / N.
+    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
+      that starts at 0 is frozen and stays frozen.
+    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
+    log_p_sigma: the log density of a prior on sigma, in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
-    mesh: the devices that the tasks are split over: see `sm.task_mesh`.
+    mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 
   Returns:
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError: an argument has the wrong type.
+    ValueError: two settings contradict each other.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -309,7 +324,8 @@ def meta_sgd(
   [0.21, 0.41]
 
   References: Li, Zhou, Chen, Li, Meta-SGD, arXiv 1707.09835 (a step size for each parameter);
-    Antoniou, Edwards, Storkey, How to train your MAML, arXiv 1810.09502 (for each layer and step).
+    Antoniou, Edwards, Storkey, How to train your MAML, arXiv 1810.09502 (a step size for each
+    layer and step).
   """
   return make_learner(
     FAMILY["meta_sgd"],

@@ -1,1 +1,1 @@
-"""What came in, checked: types, numbers, paths and optimisers, in words that name the argument."""
+"""Checks of what callers pass: types, numbers, paths and optimisers. Errors name the argument."""

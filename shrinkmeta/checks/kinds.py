@@ -1,7 +1,7 @@
-"""Say in words what an object is, and whether it can be a pytree of parameters.
+"""Describe an object in words, and check whether it is a pytree of parameters.
 
-Models of flax and equinox are recognised by the names of their classes, so that neither library has
-to be imported.
+Models of flax and equinox are recognised by the names of their classes. So neither library has to
+be imported.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ PyTree = Any
 
 
 def shown(value: Any) -> str:
-  """Describe a value in at most about 80 characters: its type, and its shape or first parts.
+  """Describe a value by its type and its shape or first parts, in about 80 characters at most.
 
   Args:
-    value: anything. Arrays may be traced; their elements are not read.
+    value: any object. Arrays may be traced: their elements are not read.
 
   Returns:
-    Words that fit after "got".
+    Words for an error message, to stand after "got".
 
   >>> shown(jnp.zeros([2, 3])), shown([1, 2]), shown({"a": 1}), shown(len)
   ('an array float32[2, 3]', 'a list of 2 items', "a dict with the keys ['a']", 'the function len')
@@ -49,20 +49,18 @@ def shown(value: Any) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-  """The first `most` characters of a text."""
+  """Shorten a text to `most` characters; "..." marks the cut."""
   return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def is_array(value: Any) -> bool:
-  """Return True for a number, an array, a traced array or a jax.ShapeDtypeStruct.
-
-  An array of objects or of text gives False.
+  """Tell whether a value is a number, an array, a traced array or a jax.ShapeDtypeStruct.
 
   Args:
-    value: anything.
+    value: any object.
 
   Returns:
-    A bool.
+    True or False. It is False for an array of objects or of text.
 
   >>> is_array(jnp.ones(2)), is_array(1.0), is_array([1.0]), is_array(np.array(["a"]))
   (True, True, False, False)
@@ -72,22 +70,23 @@ def is_array(value: Any) -> bool:
   if not hasattr(value, "shape") or not hasattr(value, "dtype"):
     return False
   return not (isinstance(value.dtype, np.dtype) and value.dtype.kind in "OSUVmM") or (
-    jnp.issubdtype(value.dtype, jnp.number)  # bfloat16 and its like have the kind V
+    jnp.issubdtype(value.dtype, jnp.number)  # NumPy gives bfloat16 the kind V too
   )
 
 
 def parameter_tree(name: str, tree: PyTree) -> None:
   """Raise TypeError unless every leaf of `tree` is an array or a number.
 
-  The error names common mistakes: a whole flax or equinox model, the `variables` of flax.linen, an
-  nnx.State with batch statistics or keys of random numbers, a list of lists, labels, None.
+  The error message says what to do about common mistakes: a whole flax or equinox model, the
+  `variables` of flax.linen, an nnx.State with batch statistics or keys of random numbers, a list of
+  lists, labels, None.
 
   Args:
-    name: the argument, as the caller knows it.
-    tree: what was passed for the parameters.
+    name: the name of the argument, for the error message.
+    tree: the parameters that the caller passed.
 
   Raises:
-    TypeError: `tree` is no pytree of arrays.
+    TypeError: if `tree` is not a pytree of arrays.
 
   >>> parameter_tree("params", {"kernel": jnp.ones([2, 3]), "bias": None})
   >>> parameter_tree("params", {"kernel": "head"})
@@ -119,7 +118,7 @@ _LINEN_STATE = frozenset(
 
 
 def _is_special(node: Any) -> bool:
-  """True for the nodes of a pytree that `_check_special` looks at."""
+  """Tell whether `_check_special` must look at this node of a pytree."""
   return (
     _derives(node, "flax.nnx", "Module")
     or _derives(node, "flax.nnx", "Variable")
@@ -129,7 +128,7 @@ def _is_special(node: Any) -> bool:
 
 
 def _check_special(where: str, node: Any) -> None:
-  """Raise TypeError if a node that is no leaf holds something other than parameters."""
+  """Raise TypeError if a node for which `_is_special` is true is not made of parameters."""
   if _derives(node, "flax.nnx", "Module"):
     raise TypeError(f"{where} must be a pytree of arrays; got {model_hint(node)}")
   if _derives(node, "flax.nnx", "Variable"):
@@ -151,7 +150,7 @@ def _check_special(where: str, node: Any) -> None:
 
 
 def _is_rows(node: Any) -> bool:
-  """True for a list of lists of numbers, which someone means as a matrix."""
+  """Tell whether a node is a list of lists of numbers: probably a matrix not made an array."""
   number = lambda x: isinstance(x, (int, float)) or (isinstance(x, (list, tuple)) and _all(x))
   _all = lambda items: len(items) > 0 and all(map(number, items))
   return (
@@ -162,7 +161,10 @@ def _is_rows(node: Any) -> bool:
 
 
 def _derives(value: Any, library: str, name: str) -> bool:
-  """True if the type of `value` derives from the class `name` of a library, imported or not."""
+  """Tell whether the type of `value` derives from the class `name` of a library.
+
+  The library need not be imported: only names are compared.
+  """
   return any(
     base.__name__ == name and f"{base.__module__}.".startswith(f"{library}.")
     for base in type(value).__mro__
@@ -170,7 +172,7 @@ def _derives(value: Any, library: str, name: str) -> bool:
 
 
 def _hint(leaf: Any) -> str:
-  """What to do about a leaf that is no array."""
+  """Say what to do about a leaf that is not an array."""
   if hint := model_hint(leaf):
     return f"It is {hint}"
   if isinstance(leaf, str):
@@ -181,13 +183,13 @@ def _hint(leaf: Any) -> str:
 
 
 def model_hint(value: Any) -> str:
-  """Say how to get the parameters and `predict` of a flax or equinox model; "" for other objects.
+  """Say how to get the parameters and `predict` from a flax or equinox model.
 
   Args:
-    value: anything.
+    value: any object.
 
   Returns:
-    Words that name the model and tell how to make its parameters and `predict` of it.
+    Words that name the model and say how to get both. "" if `value` is not such a model.
 
   >>> model_hint({"kernel": jnp.ones([2, 3])})
   ''
@@ -214,5 +216,5 @@ def model_hint(value: Any) -> str:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-  """A key path as "a/b/c"."""
+  """Write a key path as "a/b/c"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""What an optax optimiser needs: the loss, the loss as a function, a gradient through its steps."""
+"""Find out what an optax optimiser needs, and whether JAX can differentiate its steps."""
 
 from typing import Any
 
@@ -11,15 +11,17 @@ _NEEDS = ((), ("value", "grad"), ("value", "grad", "value_fn"))
 
 
 def needs(optimizer: optax.GradientTransformation, params: PyTree) -> tuple[str, ...]:
-  """Return the keywords that `optimizer.update` cannot do without, found by tracing one update.
+  """Return the names of the keyword arguments that `optimizer.update` requires.
+
+  They are found by tracing one update.
 
   Args:
     optimizer: any optax optimiser.
-    params: a pytree of arrays, of the structure that the optimiser will see.
+    params: a pytree of arrays with the structure that the optimiser will get.
 
   Returns:
-    (), ("value", "grad"), or these and "value_fn"; () too where the update fails for another
-    reason, which the first real update then reports.
+    (), ("value", "grad") or ("value", "grad", "value_fn"). If the traced update fails for another
+    reason, the result is (), and the first real update reports the error.
 
   >>> needs(optax.lbfgs(), jnp.ones(2))
   ('value', 'grad', 'value_fn')
@@ -38,7 +40,15 @@ def needs(optimizer: optax.GradientTransformation, params: PyTree) -> tuple[str,
 
 
 def differentiable(optimizer: optax.GradientTransformation, params: PyTree) -> bool:
-  """Tell whether JAX can differentiate backwards through one step of the optimiser.
+  """Tell whether JAX can differentiate in reverse mode through one step of the optimiser.
+
+  Args:
+    optimizer: any optax optimiser.
+    params: a pytree of arrays with the structure that the optimiser will get.
+
+  Returns:
+    False if JAX refuses reverse mode. If the step fails for another reason, the result is True,
+    and the first real update reports the error.
 
   >>> differentiable(optax.adam(0.1), jnp.ones(2)), differentiable(optax.lbfgs(), jnp.ones(2))
   (True, False)
@@ -47,7 +57,7 @@ def differentiable(optimizer: optax.GradientTransformation, params: PyTree) -> b
     jax.make_jaxpr(jax.grad(lambda p: _sum(_step(optimizer, p, _NEEDS[-1]))))(params)
   except ValueError as error:
     return "Reverse-mode differentiation" not in str(error)
-  except Exception:  # noqa: BLE001 (as above)
+  except Exception:  # noqa: BLE001 (an optimiser may refuse these params in any way)
     return True
   return True
 
@@ -55,7 +65,7 @@ def differentiable(optimizer: optax.GradientTransformation, params: PyTree) -> b
 def _step(
   optimizer: optax.GradientTransformation, params: PyTree, names: tuple[str, ...]
 ) -> PyTree:
-  """Take one step on |params|^2 / 2, with the keywords `names`."""
+  """Take one step on the loss |params|^2 / 2, with the keyword arguments `names`."""
   loss = lambda p: 0.5 * _sum(jax.tree.map(jnp.square, p))
   value, grad = jax.value_and_grad(loss)(params)
   given = {"value": value, "grad": grad, "value_fn": loss}
@@ -65,5 +75,5 @@ def _step(
 
 
 def _sum(tree: PyTree) -> jax.Array:
-  """Add up all entries of a tree []."""
+  """Return the sum [] of all entries of a tree."""
   return sum((jnp.sum(x) for x in jax.tree.leaves(tree)), jnp.zeros([]))

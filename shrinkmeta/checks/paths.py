@@ -1,4 +1,4 @@
-"""Paths that callers pass: a leading ~ is expanded, and a URL is told from a folder."""
+"""Read the paths that callers pass: expand a leading ~, and tell URLs from folders."""
 
 import os
 import pathlib
@@ -13,15 +13,15 @@ def expanded(name: str, value: Path) -> pathlib.Path | str:
   """Turn a path into a pathlib.Path with a leading ~ expanded, and leave a URL as it is.
 
   Args:
-    name: the argument, as the caller knows it.
+    name: the name of the argument, for the error message.
     value: the path.
 
   Returns:
-    The path. It stays relative if it was relative.
+    The path; a relative path stays relative. A URL is returned as a str.
 
   Raises:
-    TypeError: `value` is no path.
-    ValueError: `value` names the home of an unknown user.
+    TypeError: if `value` is not a path.
+    ValueError: if `value` names the home of an unknown user.
 
   >>> expanded("folder", "gs://bucket/runs")
   'gs://bucket/runs'
@@ -38,18 +38,18 @@ def expanded(name: str, value: Path) -> pathlib.Path | str:
 
 
 def local_path(name: str, value: Path) -> pathlib.Path:
-  """Do as `expanded` does, but refuse a URL.
+  """Turn a path into a pathlib.Path with a leading ~ expanded, and refuse a URL.
 
   Args:
-    name: the argument, as the caller knows it.
+    name: the name of the argument, for the error message.
     value: the path.
 
   Returns:
-    The path. It stays relative if it was relative.
+    The path; a relative path stays relative.
 
   Raises:
-    TypeError: `value` is no path.
-    ValueError: `value` is a URL, or names the home of an unknown user.
+    TypeError: if `value` is not a path.
+    ValueError: if `value` is a URL, or names the home of an unknown user.
 
   >>> local_path("folder", "runs/first").name
   'first'
@@ -64,5 +64,8 @@ def local_path(name: str, value: Path) -> pathlib.Path:
 
 
 def _is_url(text: str) -> bool:
-  """Whether a path begins with a scheme. A single letter can be a drive of Windows."""
-  return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None  # pathlib drops the second "/"
+  """Tell whether a path begins with the scheme of a URL, such as "gs:/" or "gs://".
+
+  A scheme here has at least two letters, because a single letter can be a drive of Windows.
+  """
+  return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text) is not None  # str(Path("gs://x")) is "gs:/x"

@@ -1,4 +1,4 @@
-"""Checks of single values: numbers, flags, keys of random numbers, dtypes and optimisers."""
+"""Check single values: numbers, flags, keys of random numbers, dtypes and optimisers."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -13,17 +13,17 @@ from shrinkmeta.checks.kinds import shown
 
 
 def number(name: str, value: Any) -> float:
-  """Return a real number of Python, NumPy or JAX as Python's float, or raise an error.
+  """Return a real number of Python, NumPy or JAX as a Python float, or raise an error.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed; a bool or a traced array is no number here.
+    name: the name of the argument, for the error message.
+    value: the value of the argument. A bool or a traced array does not count as a number.
 
   Returns:
-    The number; it may be infinite or NaN.
+    The number, which may be infinite or NaN.
 
   Raises:
-    TypeError: the value is no number.
+    TypeError: if the value is not a real number.
 
   >>> number("tol", np.float32(0.5))
   0.5
@@ -39,18 +39,18 @@ def number(name: str, value: Any) -> float:
 
 
 def count(name: str, value: Any) -> int | jax.Array:
-  """Return an integer of at least 0, which may be a traced array, or raise an error.
+  """Return an integer of at least 0, or raise an error.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed: an integer, or an integer array [].
+    name: the name of the argument, for the error message.
+    value: the value of the argument: an integer, or an integer array [], which may be traced.
 
   Returns:
-    The integer of Python; a JAX array stays as it is.
+    A JAX array unchanged; any other integer as a Python int.
 
   Raises:
-    TypeError: the value is no integer.
-    ValueError: the value is known to be less than 0.
+    TypeError: if the value is not an integer.
+    ValueError: if the value is known and less than 0.
 
   >>> count("steps", np.int64(3))
   3
@@ -63,17 +63,17 @@ def count(name: str, value: Any) -> int | jax.Array:
 
 
 def flag(name: str, value: Any) -> bool:
-  """Return True or False as Python's bool, or raise an error.
+  """Return True or False as a Python bool, or raise an error.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
 
   Returns:
     The bool.
 
   Raises:
-    TypeError: the value is another object; 0 and 1 are not accepted.
+    TypeError: if the value is not a bool of Python or NumPy; 0 and 1 are not accepted.
 
   >>> flag("remat", np.True_)
   True
@@ -83,16 +83,16 @@ def flag(name: str, value: Any) -> bool:
 
 
 def key(name: str, value: Any, optional: bool = True) -> None:
-  """Raise an error unless `value` is one key of random numbers, or None.
+  """Raise an error unless `value` is one key of random numbers, or None if `optional`.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed; it may be traced.
+    name: the name of the argument, for the error message.
+    value: the value of the argument; it may be traced.
     optional: whether None is accepted.
 
   Raises:
-    TypeError: the value is no key.
-    ValueError: it is an array of several keys.
+    TypeError: if the value is not a key.
+    ValueError: if the value is an array of several keys.
 
   >>> key("key", 0)
   Traceback (most recent call last):
@@ -114,15 +114,15 @@ def floating_dtype(name: str, value: Any) -> jnp.dtype:
   """Return a floating dtype, or raise an error.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed; None, which NumPy takes for float64, is no dtype here.
+    name: the name of the argument, for the error message.
+    value: the value of the argument. None is refused, although NumPy reads None as float64.
 
   Returns:
     The dtype.
 
   Raises:
-    TypeError: the value is no dtype.
-    ValueError: the dtype is not floating.
+    TypeError: if the value is not a dtype.
+    ValueError: if the dtype is not floating.
 
   >>> floating_dtype("dtype", "float16")
   dtype('float16')
@@ -142,11 +142,11 @@ def optimizer(name: str, value: Any) -> None:
   """Raise TypeError unless `value` is an optax optimiser.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
 
   Raises:
-    TypeError: the value is something else, such as the function that makes an optimiser.
+    TypeError: if the value is something else, such as the function that makes an optimiser.
 
   >>> optimizer("phi_optimizer", optax.adam)
   Traceback (most recent call last):

@@ -1,7 +1,7 @@
-"""Checks of the arguments: type, structure, shape, dtype and values. Each error names the leaf.
+"""Check arguments: type, structure, shape, dtype and values. The errors name the leaf at fault.
 
-Types, shapes and dtypes are known while tracing and are always checked. Values are known only
-outside jit: `known` returns None for a traced array, and checks of values skip it.
+Types, shapes and dtypes are known while tracing, so they are always checked. Values are known only
+outside jit. For a traced array `known` returns None, and the checks of values are skipped.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     path: the keys, from the root to the leaf.
 
   Returns:
-    A text, empty for the root.
+    A text. It is empty for the root.
 
   >>> path_name((jax.tree_util.DictKey("head"), jax.tree_util.SequenceKey(0)))
   'head/0'
@@ -38,13 +38,13 @@ def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
 
   Args:
     tree: any pytree.
-    name: put before every path.
+    name: a text to put before every path.
 
   Returns:
     [(name/path, leaf)].
 
   Raises:
-    ValueError: two paths read alike.
+    ValueError: if two leaves have the same path text, because a key has a "/" in it.
 
   >>> leaves_with_names({"head": [1.0, 2.0]}, "phi")
   [('phi/head/0', 1.0), ('phi/head/1', 2.0)]
@@ -61,13 +61,14 @@ def leaves_with_names(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
 
 
 def known(x: Any) -> np.ndarray | None:
-  """The value of an array, if it can be read.
+  """Return the value of an array, or None if the value cannot be read.
 
   Args:
     x: an array or a number [...].
 
   Returns:
-    A NumPy array [...], or None if x is traced, is on another host, or is a key of random numbers.
+    A NumPy array [...]. None if x is traced, lies partly on another host, or is a key of random
+    numbers.
 
   >>> known(jnp.ones(2))
   array([1., 1.], dtype=float32)
@@ -87,14 +88,14 @@ def instance(
   """Raise TypeError unless `value` is an instance of `kind`.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
     kind: a class, or a tuple of classes.
-    wanted: what the argument must be, in words.
-    hint: a sentence that says what to do.
+    wanted: words that say what the argument must be.
+    hint: a sentence that says what the caller should do.
 
   Raises:
-    TypeError: the value is of another type.
+    TypeError: if the value is of another type.
 
   >>> instance("steps", 2.5, int, "an integer", "Round it.")
   Traceback (most recent call last):
@@ -105,19 +106,19 @@ def instance(
 
 
 def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
-  """Raise TypeError unless `value` is a function, or an object that acts as one.
+  """Raise TypeError unless `value` is a function or another callable object.
 
-  A whole model of flax or equinox is refused although it can be called: its parameters and its
-  function are passed apart.
+  A whole model of flax or equinox is refused although it is callable. The caller must pass its
+  parameters and its function separately.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
     wanted: the function's arguments and result, such as "(theta, inputs) -> outputs [N, ...]".
-    hint: a sentence that says what to do.
+    hint: a sentence that says what the caller should do.
 
   Raises:
-    TypeError: the value cannot be called, or is a whole model.
+    TypeError: if the value is not callable, or is a whole model.
 
   >>> function("predict", 3, "(theta, inputs) -> outputs [N, ...]")
   Traceback (most recent call last):
@@ -130,19 +131,19 @@ def function(name: str, value: Any, wanted: str, hint: str = "") -> None:
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-  """Return an integer of Python, NumPy or JAX as Python's, or raise an error.
+  """Return an integer of Python, NumPy or JAX as a Python int, or raise an error.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed; a bool, 2.0 or a traced array is no integer.
-    least: the smallest value allowed; None: any.
+    name: the name of the argument, for the error message.
+    value: the value of the argument. A bool, 2.0 or a traced array does not count as an integer.
+    least: the smallest value allowed. None allows all integers.
 
   Returns:
     The integer.
 
   Raises:
-    TypeError: the value is no integer.
-    ValueError: the value is less than `least`.
+    TypeError: if the value is not an integer.
+    ValueError: if the value is less than `least`.
 
   >>> integer("bins", 0, least=1)
   Traceback (most recent call last):
@@ -163,13 +164,13 @@ def array(name: str, value: Any, wanted: str, numbers: bool = True) -> None:
   """Raise TypeError unless `value` is an array of numbers or bools.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed; it may be traced.
-    wanted: what the argument must be, with its shape.
+    name: the name of the argument, for the error message.
+    value: the value of the argument; it may be traced.
+    wanted: words that say what the argument must be, with its shape.
     numbers: True to accept Python's numbers as arrays of shape [].
 
   Raises:
-    TypeError: the value is a list, None, or another object without shape and dtype.
+    TypeError: if the value is a list, None, or another object without a shape and a dtype.
 
   >>> array("mask", [1, 0], "an array [N]")
   Traceback (most recent call last):
@@ -189,11 +190,12 @@ def labels(name: str, tree: PyTree) -> None:
   """Raise TypeError unless every leaf of `tree` is a string.
 
   Args:
-    name: the argument, as the caller knows it.
-    tree: what was passed for the labels.
+    name: the name of the argument, for the error message.
+    tree: the labels that the caller passed.
 
   Raises:
-    TypeError: the tree has no leaves, or a leaf is not a string, as when it is the parameters.
+    TypeError: if the tree has no leaves, or if a leaf is not a string. The latter happens if the
+      caller passes the parameters.
 
   >>> labels("labels", {"kernel": "head", "bias": "head"})
   >>> labels("labels", {"kernel": jnp.ones([2])})
@@ -218,11 +220,11 @@ def finite(name: str, tree: PyTree) -> None:
   """Raise ValueError if a floating leaf of `tree` holds NaN or inf.
 
   Args:
-    name: the argument, as the caller knows it.
+    name: the name of the argument, for the error message.
     tree: a pytree of arrays [...]; traced leaves are not checked.
 
   Raises:
-    ValueError: an entry is NaN or infinite.
+    ValueError: if an entry is NaN or infinite.
 
   >>> finite("phi", {"w": jnp.array([0.0, jnp.inf])})
   Traceback (most recent call last):
@@ -242,18 +244,19 @@ Remove or replace them before calling.
 
 
 def parameters(name: str, tree: PyTree) -> jnp.dtype:
-  """Check a pytree of parameters: arrays of one floating dtype, not empty, finite.
+  """Check that a pytree of parameters has arrays, all finite and of one floating dtype.
 
   Args:
-    name: the argument, as the caller knows it.
-    tree: what was passed for the parameters.
+    name: the name of the argument, for the error message.
+    tree: the parameters that the caller passed.
 
   Returns:
-    The dtype.
+    The dtype of the arrays.
 
   Raises:
-    TypeError: `tree` holds something other than arrays, see `parameter_tree`.
-    ValueError: there are no arrays, they are not floating or of one dtype, or not finite.
+    TypeError: if `tree` holds something other than arrays: see `parameter_tree`.
+    ValueError: if there are no arrays, their dtypes differ or are not floating, or an entry is not
+      finite.
 
   >>> parameters("phi", {"w": jnp.ones([2, 3])})
   dtype('float32')
@@ -279,14 +282,14 @@ def parameters(name: str, tree: PyTree) -> jnp.dtype:
 
 
 def wide(dtype: jax.typing.DTypeLike, what: str) -> None:
-  """Raise ValueError unless a computation that factorises matrices has float32 or float64.
+  """Raise ValueError unless a dtype has at least 32 bits, as matrix factorisations need.
 
   Args:
-    dtype: of the parameters.
-    what: what factorises matrices, for the message.
+    dtype: the dtype of the parameters.
+    what: the name of the computation that factorises matrices, for the error message.
 
   Raises:
-    ValueError: the dtype has 16 bits.
+    ValueError: if the dtype has less than 32 bits.
 
   >>> wide(jnp.float32, "A posterior")
   """
@@ -301,14 +304,14 @@ def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: i
   """Raise ValueError unless two pytrees have equal paths, dtypes and shapes.
 
   Args:
-    name: of the first pytree, as the caller knows it.
-    tree: a pytree of arrays; its leaves have `lead` leading axes and then the shapes of `other`.
-    other_name: of the second pytree.
+    name: the name of the first pytree, for the error message.
+    tree: a pytree of arrays. Its shapes are those of `other` after `lead` more leading axes.
+    other_name: the name of the second pytree, for the error message.
     other: a pytree of arrays [...].
-    lead: the number of leading axes, 1 for [T, ...].
+    lead: the number of extra leading axes in `tree`; 1 for leaves [T, ...].
 
   Raises:
-    ValueError: the pytrees differ.
+    ValueError: if the pytrees differ.
 
   >>> same_shapes("thetas", {"w": jnp.ones([5, 2])}, "phi", {"w": jnp.ones(2)}, lead=1)
   """
@@ -336,5 +339,5 @@ def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: i
 
 
 def _at(name: str, path: str) -> str:
-  """The name of the leaf at a path, which is empty if the pytree is one array."""
+  """Return the name of the leaf at a path. The path is empty if the pytree is one array."""
   return f"{name}/{path}" if path else name

@@ -1,1 +1,1 @@
-"""Which modules to keep task-specific: the losses of sets of modules, measured on tasks."""
+"""Choose the modules to keep task-specific, by the validation losses of sets of modules."""

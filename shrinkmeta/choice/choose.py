@@ -1,4 +1,4 @@
-"""`choose_modules`: which modules to keep task-specific, and the curve behind the choice."""
+"""`choose_modules` chooses the modules to keep task-specific, and returns the curve of losses."""
 
 import numbers
 from collections.abc import Sequence
@@ -28,15 +28,17 @@ PyTree = Any
 
 
 class Choice(NamedTuple):
-  """Which modules to keep task-specific, and what was measured; `print` it for two tables.
+  """The chosen task-specific modules and the measured losses, which `print` shows as two tables.
 
   Attributes:
-    modules: the chosen modules, in the order of the path; () if adaptation does not pay.
+    modules: the chosen modules, in the order in which the path adds them. It is empty if adaptation
+      does not lower the loss enough.
     table: a ModuleLoss for each module, in the order of the paths of the parameters.
-    curve: a CurvePoint for each set of the nested path, from none to all.
-    num_sound: the tasks that count.
-    num_failed: the tasks that are left out, because a loss of theirs is not finite.
-    tolerance: the largest difference to the best loss, in nats; None: one paired standard error.
+    curve: a CurvePoint for each set of the nested path, from no module to all.
+    num_sound: the number of tasks in the means. Their loss is finite for every set.
+    num_failed: the number of tasks left out of the means. Their loss is not finite for some set.
+    tolerance: the largest allowed difference to the best loss, in nats per example. None allows one
+      paired standard error.
   """
 
   modules: tuple[str, ...]
@@ -47,7 +49,7 @@ class Choice(NamedTuple):
   tolerance: float | None
 
   def __str__(self) -> str:
-    """Write the choice, the modules and the path as plain text."""
+    """Return the choice, the table of modules and the path as plain text."""
     chosen = self.curve[len(self.modules)]
     allowed = "one paired standard error" if self.tolerance is None else f"{self.tolerance:g} nats"
     failed = f", {self.num_failed} failed tasks left out" if self.num_failed else ""
@@ -61,10 +63,10 @@ class Choice(NamedTuple):
     )
 
   def plot(self) -> "Figure":
-    """Draw the path and what each module is worth.
+    """Draw the loss along the path, and how much each module lowers the loss.
 
     Returns:
-      a matplotlib Figure; save it by `figure.savefig("choice.png")`.
+      a matplotlib Figure. `figure.savefig("choice.png")` saves it.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -85,28 +87,32 @@ def choose_modules(
 ) -> Choice:
   """Choose the modules to keep task-specific, by the validation losses of sets of modules.
 
-      S_0 = {},   S_k+1 = S_k + argmin_m loss(S_k + m),   choose the first S_k near the best of all
+      S_0 = {},   S_k+1 = S_k + argmin_m loss(S_k + m),   choose the first S_k near the best S_j
 
   A module outside a set has sigma = 0. phi and the other sigmas stay as they are in `state`. One
-  compiled program runs the sets, at most M (M + 3) / 2 for M modules. The choice fits these tasks:
-  pass tasks that phi and sigma have not seen, and report the loss on others.
+  compiled program computes the losses of all sets, at most M (M + 3) / 2 sets for M modules. The
+  choice is fitted to these tasks. Pass tasks that phi and sigma have not seen, and report the loss
+  of the chosen set on a third group of tasks.
 
   Args:
-    learner: any learner with modules that move. Modules that it holds at phi stay held.
+    learner: any learner with task-specific modules. Its frozen modules stay frozen.
     state: a MetaState of this learner.
-    tasks: T tasks, leaves [T, N, ...], with val.
-    tolerance: the largest difference to the best loss on the path, in nats per example. None takes
-      one standard error of the difference, paired over tasks.
-    key: needed with Inner.batch_size only; every set gets the same draws. Consumed.
-    repeats: the number of runs from which the seconds of each set are the median. 0 measures none
-      and saves the compilation of one program for each set of the path.
+    tasks: T tasks, leaves [T, N, ...], with validation data.
+    tolerance: the largest allowed difference to the best loss on the path, in nats per example.
+      None allows one standard error of the difference, paired over tasks.
+    key: a random key, needed only with Inner.batch_size. Every set gets the same draws. Do not use
+      the key again.
+    repeats: the number of timed runs for each set. The seconds of a set are the median over its
+      runs. 0 measures no time and saves compiling one program for each set of the path.
 
   Returns:
-    a Choice. `learner.keep(state, choice.modules)` goes on with it.
+    a Choice. `learner.keep(state, choice.modules)` returns a learner that adapts only the chosen
+    modules, and its state.
 
   Raises:
-    TypeError, ValueError: arguments that do not fit, a learner in which no module moves, or tasks
-      that all fail.
+    TypeError: an argument has the wrong type.
+    ValueError: two arguments do not fit each other, every module of the learner is frozen, or every
+      task fails.
 
   Example:
     >>> import shrinkmeta as sm
@@ -142,7 +148,7 @@ def choose_modules(
 def _table(
   run: SetLosses, sigma: dict[str, float], sizes: dict[str, int], itemsize: int
 ) -> tuple[ModuleLoss, ...]:
-  """Return what is known of each module, over the sound tasks."""
+  """Return the table of modules, with means over the tasks that did not fail."""
   sound, every = run.sound(), run.candidates
   moved = np.mean(run.squares[frozenset(every)][sound], 0)
   table = []
@@ -159,7 +165,7 @@ def _table(
 def _curve(
   run: SetLosses, path: Path, sizes: dict[str, int], itemsize: int, seconds: Sequence[float]
 ) -> tuple[CurvePoint, ...]:
-  """Return what is known of each set on the path, over the sound tasks."""
+  """Return a point for each set on the path, with means over the tasks that did not fail."""
   sound = run.sound()
   best = min(path, key=lambda chosen: _mean(run, chosen, sound))
   curve = []
@@ -172,26 +178,26 @@ def _curve(
 
 
 def _mean(run: SetLosses, chosen: Sequence[str], sound: np.ndarray) -> float:
-  """Return the mean loss of a set over the sound tasks."""
+  """Return the mean loss of a set over the tasks `sound` [T], in nats per example."""
   return float(np.mean(run(chosen)[sound]))
 
 
 def _error(run: SetLosses, chosen: Sequence[str], other: Sequence[str], sound: np.ndarray) -> float:
-  """Return the paired standard error between two sets over the sound tasks."""
+  """Return the standard error of the loss difference of two sets, paired over tasks `sound` [T]."""
   return paired_error(run(chosen)[sound], run(other)[sound])
 
 
 def _path(run: SetLosses, sizes: dict[str, int]) -> Path:
-  """Return the greedy path, by the tasks that are sound for every set that has run."""
+  """Return the greedy path, by mean losses over the tasks that did not fail for any set."""
   while True:
     sound = _some_sound(run)
     path = greedy(lambda chosen, s=sound: _mean(run, chosen, s), run.candidates, sizes)
     if np.array_equal(_some_sound(run), sound):
-      return path  # else a set has met a task that fails: the losses are paired over fewer tasks
+      return path  # otherwise a task failed for a new set: begin again without this task
 
 
 def _some_sound(run: SetLosses) -> np.ndarray:
-  """Return the sound tasks [T] bool, or raise ValueError if there is none."""
+  """Return which tasks did not fail, [T] bool, or raise ValueError if every task failed."""
   if not (sound := run.sound()).any():
     worst = max(run.losses, key=lambda s: int(np.sum(~np.isfinite(run.losses[s]))))
     count = int(np.sum(~np.isfinite(run.losses[worst])))
@@ -204,7 +210,7 @@ def _some_sound(run: SetLosses) -> np.ndarray:
 
 
 def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -> dict[str, float]:
-  """Check the arguments of `choose_modules`; return {module: sigma_m}, 0 for frozen modules."""
+  """Check the arguments of `choose_modules`, and return {module: sigma_m} (0 if frozen)."""
   made = "a learner, as sm.sigma_imaml(...) returns it"
   validate.instance("learner", learner, MetaLearner, made)
   validate.instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")

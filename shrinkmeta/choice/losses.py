@@ -1,8 +1,9 @@
-"""The validation losses of sets of task-specific modules, all by one compiled program.
+"""Compute the validation losses of sets of task-specific modules with one compiled program.
 
-A module outside the set has log sigma^2 = -inf as data: scale 0 in whitened coordinates, so that
-theta stays at phi there. The program is the same for every set and compiles once. It costs as much
-for small sets as for large ones; the cost of a set is measured in `seconds.py` instead.
+The program takes log sigma^2 as an argument. A module outside the set gets log sigma^2 = -inf, so
+its scale in whitened coordinates is 0 and its theta stays at phi. The program is the same for every
+set and compiles once. So it takes as long for small sets as for large ones. `seconds.py` measures
+the time of each set with a program of its own.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ Program = Callable[[jax.Array, Shared, Task], tuple[jax.Array, jax.Array]]
 
 
 class SetLosses:
-  """The losses of T tasks for sets of task-specific modules; each set runs once.
+  """The losses of T tasks for sets of task-specific modules, each computed only once.
 
   Attributes:
     candidates: the M modules that can be task-specific.
@@ -35,14 +36,14 @@ class SetLosses:
   """
 
   def __init__(self, spec: Spec, candidates: Iterable[str], shared: Shared, tasks: Task):
-    """Prepare the program.
+    """Prepare the program, which compiles at the first call.
 
     Args:
-      spec: the learner's.
+      spec: the settings of the learner.
       candidates: the M modules that can be task-specific.
-      shared: the parameters, the constants, and a key for the mini-batches of the inner loop, the
-        same draws for every set; or None.
-      tasks: leaves [T, N, ...], with val.
+      shared: the parameters, the constants, and a random key for the mini-batches of the inner
+        loop, or None. Every set gets the same draws.
+      tasks: T tasks, leaves [T, N, ...], with validation data.
     """
     self.candidates = tuple(candidates)
     self.losses: dict[frozenset[str], np.ndarray] = {}
@@ -51,10 +52,12 @@ class SetLosses:
     self._arguments = (shared, tasks)
 
   def __call__(self, chosen: Iterable[str]) -> np.ndarray:
-    """Return the losses [T] float64 with the modules `chosen` task-specific, NaN for failed tasks.
+    """Return the losses of the set `chosen`, [T] float64 in nats per example.
+
+    The loss of a failed task is NaN.
 
     Args:
-      chosen: some of the candidates.
+      chosen: the task-specific modules, some of the candidates.
     """
     chosen = frozenset(chosen)
     if chosen not in self.losses:
@@ -65,13 +68,14 @@ class SetLosses:
     return self.losses[chosen]
 
   def sound(self) -> np.ndarray:
-    """Return the tasks [T] bool whose loss is finite for every set that has run."""
+    """Return for each task, [T] bool, whether its loss is finite for every set that has run."""
     return np.all(np.isfinite(np.stack([*self.losses.values()])), 0)
 
 
 def _program(spec: Spec, candidates: tuple[str, ...]) -> Program:
-  """Return (mask [M], shared, tasks) -> (losses [T], squares [T, M])."""
-  # A free module (sigma = inf) can be held too, so that its prior is not known before compiling.
+  """Return the function (mask [M], shared, tasks) -> (losses [T], squares [T, M])."""
+  # A free module (sigma = inf) is frozen in some sets. So the program must read at run time, from
+  # log sigma^2, whether the module has a prior.
   spec = spec._replace(free=frozenset())
   frozen: Frozen = frozenset(spec.sigma) - frozenset(candidates)
 
@@ -82,11 +86,13 @@ def _program(spec: Spec, candidates: tuple[str, ...]) -> Program:
     own = key_of(shared.key, item.number)
     mode = posterior_mode(spec.inner, model, key=own, end=item.end, info_at_end=False)
     moves = dict(zip(candidates, mask, strict=True)) | dict.fromkeys(frozen, jnp.array(False))
-    # 0 times a z that is not finite is not 0: L-BFGS may give one where nothing moves.
+    # Scale 0 is not enough: 0 * z is NaN if z is not finite, which L-BFGS may return in frozen
+    # modules.
     hold = lambda label, theta, p: jnp.where(moves[label], theta, p)
     theta = jax.tree.map(hold, spec.labels, mode.theta, phi)
     loss = mean_nll(model.likelihood, theta, item.task.val)
-    # A loss may be finite where the objective is not, as with a label out of range.
+    # The validation loss can be finite although the training objective is not, for example with a
+    # training label out of range. Such a task failed.
     sound = jnp.isfinite(mode.info.objective) | (mode.info.steps == 0) | ~jnp.any(mask)
     square = jax.tree.map(lambda t, p: jnp.sum(jnp.square(t - p)), theta, phi)
     by_module = gather(square, spec.labels)

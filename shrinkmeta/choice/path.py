@@ -1,4 +1,4 @@
-"""A nested path of sets of modules, from none to all, and statistics over paired tasks."""
+"""A nested path of sets of modules, from no module to all, and statistics paired over tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,17 +10,18 @@ Path = tuple[tuple[str, ...], ...]
 def greedy(
   loss_of: Callable[[Sequence[str]], float], candidates: Sequence[str], sizes: Mapping[str, int]
 ) -> Path:
-  """Return the sets (), (a,), (a, b), ...: each adds the module that lowers the loss most.
+  """Return the nested sets (), (a,), (a, b), ..., adding the module with the lowest loss each time.
 
-  Of modules that tie, the one with the fewest parameters is added first, then the first by path.
+  If two modules give the same loss, the module with fewer parameters comes first. If these numbers
+  are equal too, the first of `candidates` does.
 
   Args:
-    loss_of: modules -> their mean loss.
+    loss_of: a function of a set of task-specific modules that returns the mean loss of the set.
     candidates: the M modules, in the order of their paths.
     sizes: {module: number of parameters}.
 
   Returns:
-    M + 1 nested sets, each in the order of addition.
+    M + 1 nested sets. Each lists its modules in the order in which they were added.
 
   >>> greedy(lambda chosen: -len([m for m in chosen if m == "b"]), ("a", "b"), {"a": 1, "b": 1})
   ((), ('b',), ('b', 'a'))
@@ -36,11 +37,11 @@ def paired_error(losses: np.ndarray, other: np.ndarray) -> float:
   """Return the standard error of the mean of paired differences, sd / sqrt(T).
 
   Args:
-    losses: of T tasks [T].
-    other: of the same tasks [T].
+    losses: the losses of T tasks [T].
+    other: other losses of the same tasks [T].
 
   Returns:
-    a number, NaN for one task.
+    the standard error, or NaN for a single task.
 
   >>> paired_error(np.array([1.0, 3.0]), np.array([0.0, 0.0]))
   1.0
@@ -52,15 +53,16 @@ def paired_error(losses: np.ndarray, other: np.ndarray) -> float:
 
 
 def smallest_good(means: Sequence[float], errors: Sequence[float], tolerance: float | None) -> int:
-  """Return the number of the first set of a path that is about as good as the best.
+  """Return the position of the first set of a path whose loss is close enough to the best loss.
 
   Args:
-    means: the mean loss of every set.
-    errors: the standard error of each difference to the best.
-    tolerance: the largest difference to the best, in nats; None takes each set's error.
+    means: the mean loss of every set, in nats per example.
+    errors: the standard error of the difference between each set and the best set.
+    tolerance: the largest allowed difference to the best loss, in nats per example. None allows
+      each set its standard error.
 
   Returns:
-    a number on the path.
+    the position of the set on the path, from 0.
 
   >>> smallest_good([2.0, 1.1, 1.0], [0.3, 0.2, 0.0], None)
   1

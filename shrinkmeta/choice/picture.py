@@ -1,4 +1,4 @@
-"""A picture of the path and of what each module is worth."""
+"""Draw the loss along the path, and how much each module lowers the loss."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,15 @@ _ABOVE |= {"fontsize": 8, "frameon": False, "markerscale": 0.7}
 
 
 def draw(rows: Sequence[ModuleLoss], points: Sequence[CurvePoint], chosen: int) -> "Figure":
-  """Draw the loss along the path, and beside it what each module is worth alone and at last.
+  """Draw the loss along the path, and beside it two differences of loss for each module.
+
+  The first difference is the loss without task-specific modules minus the loss with only this
+  module. The second is the loss with all but this module minus the loss with all modules.
 
   Args:
-    rows: one a module.
-    points: from the empty set to all modules.
-    chosen: the number of the chosen set.
+    rows: a ModuleLoss for each module.
+    points: a CurvePoint for each set of the path, from the empty set to all modules.
+    chosen: the position of the chosen set in `points`.
 
   Returns:
     a matplotlib Figure.
@@ -46,7 +49,7 @@ def draw(rows: Sequence[ModuleLoss], points: Sequence[CurvePoint], chosen: int) 
 
 
 def _curve(ax: "Axes", points: Sequence[CurvePoint], chosen: int) -> None:
-  """Draw the mean loss of each set; the bars are paired standard errors to the best."""
+  """Draw the mean loss of each set, with its paired standard error to the best set as a bar."""
   x, loss = range(len(points)), [p.loss for p in points]
   errors = [p.error for p in points]
   ax.axhline(min(loss), color=_INK, linewidth=0.8, linestyle=":", label="best on the path")
@@ -63,7 +66,7 @@ def _curve(ax: "Axes", points: Sequence[CurvePoint], chosen: int) -> None:
 
 
 def _modules(ax: "Axes", rows: Sequence[ModuleLoss], points: Sequence[CurvePoint]) -> None:
-  """Draw what each module gains alone, and what the loss grows by without it."""
+  """Draw how far each module alone lowers the loss, and how far the loss rises without it."""
   none, every = points[0].loss, points[-1].loss
   y = list(range(len(rows)))
   alone = ([none - r.only for r in rows], [r.only_error for r in rows])

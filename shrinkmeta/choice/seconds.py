@@ -1,4 +1,4 @@
-"""How long tasks take to adapt a set of modules, with the others cut off."""
+"""Measure the time to adapt a set of modules, with the other modules cut off."""
 
 import statistics
 import time
@@ -21,18 +21,18 @@ def seconds_a_task(
 ) -> float:
   """Return the seconds that `learner.keep(state, chosen)` takes to adapt one task.
 
-  The program is compiled and run once before. Each run waits for its results.
+  A first run, which compiles the program, is not timed. Each timed run waits for its results.
 
   Args:
     learner: the learner.
     state: a state of this learner.
-    chosen: the modules that are task-specific; without any there is no work.
+    chosen: the task-specific modules. The time of the empty set is 0.
     batches: training data of T tasks, leaves [T, N, ...].
-    key: for the mini-batches of the inner loop, or None.
-    repeats: the number of runs.
+    key: a random key for the mini-batches of the inner loop, or None.
+    repeats: the number of timed runs.
 
   Returns:
-    the median over runs of (seconds of a run) / T; NaN without runs.
+    the median over runs of (seconds of a run) / T, or NaN if `repeats` is 0.
   """
   if not repeats:
     return float("nan")

@@ -1,4 +1,4 @@
-"""What is known of each module and of each set on the path, as NamedTuples and as text."""
+"""The measurements of each module and of each set on the path, as NamedTuples and as text."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,21 @@ from typing import NamedTuple
 
 
 class ModuleLoss(NamedTuple):
-  """How the loss depends on one module.
+  """The size of one module, how far adaptation moves it, and the losses with and without it.
+
+  Losses are means over tasks of the validation loss, in nats per example.
 
   Attributes:
-    module: its name.
-    sigma: sigma_m in the state; inf is free.
-    moved: root mean square of theta_hat - phi over its parameters and the tasks, with all modules
-      task-specific.
-    parameters: the number of its parameters.
-    bytes: of its parameters, for one task.
-    only: the mean loss with only this module task-specific, nats per example.
-    only_error: the paired standard error of `only` minus the loss with none.
-    without: the mean loss with all but this module task-specific, nats per example.
-    without_error: the paired standard error of `without` minus the loss with all.
+    module: the name of the module.
+    sigma: sigma_m in the state, in units of theta. 0 means frozen, inf means no prior.
+    moved: the root mean square of theta_hat - phi, in units of theta, over the tasks and the
+      parameters of the module, if all modules are task-specific. 0 for a frozen module.
+    parameters: the number of parameters of the module.
+    bytes: the size of these parameters for one task, in bytes.
+    only: the mean loss if only this module is task-specific.
+    only_error: the paired standard error of `only` minus the loss with no task-specific module.
+    without: the mean loss if all modules but this one are task-specific.
+    without_error: the paired standard error of `without` minus the loss with all modules.
   """
 
   module: str
@@ -36,14 +38,14 @@ class CurvePoint(NamedTuple):
   """One set of task-specific modules on the nested path.
 
   Attributes:
-    added: the module that this set has and the one before has not; None for the empty set.
-    modules: the task-specific modules, in the order of addition.
-    loss: the mean over tasks of the validation loss, nats per example.
-    error: the paired standard error of its difference to the best loss on the path.
-    share: of all parameters, those that are task-specific, 0 to 1.
+    added: the module that this set adds to the previous set. None for the empty set.
+    modules: the task-specific modules, in the order in which they were added.
+    loss: the mean over tasks of the validation loss, in nats per example.
+    error: the paired standard error of `loss` minus the best loss on the path.
+    share: the task-specific parameters as a share of all parameters, from 0 to 1.
     parameters: the number of task-specific parameters.
-    bytes: of these, for one task.
-    seconds: that one task takes to adapt, with the other modules cut off; NaN if not measured.
+    bytes: the size of the task-specific parameters of one task, in bytes.
+    seconds: the time to adapt one task with the other modules cut off. NaN if it was not measured.
   """
 
   added: str | None
@@ -57,13 +59,13 @@ class CurvePoint(NamedTuple):
 
 
 def table_text(rows: Sequence[ModuleLoss]) -> str:
-  """Write the modules as a plain-text table, one line each.
+  """Write the modules as a plain-text table, one line for each module.
 
   Args:
-    rows: one a module.
+    rows: a ModuleLoss for each module.
 
   Returns:
-    lines joined by newlines.
+    the text of the table.
   """
   head = ("module", "sigma", "rms(theta - phi)", "parameters", "bytes/task")
   head = (*head, "only it", "+-", "all but it", "+-")
@@ -76,14 +78,14 @@ def table_text(rows: Sequence[ModuleLoss]) -> str:
 
 
 def curve_text(points: Sequence[CurvePoint], chosen: int) -> str:
-  """Write the path as a plain-text table, one line a set; a star marks the chosen set.
+  """Write the path as a plain-text table, one line for each set, with a star at the chosen set.
 
   Args:
-    points: from the empty set to all modules.
-    chosen: the number of the chosen set.
+    points: a CurvePoint for each set of the path, from the empty set to all modules.
+    chosen: the position of the chosen set in `points`.
 
   Returns:
-    lines joined by newlines.
+    the text of the table.
   """
   timed = not all(math.isnan(p.seconds) for p in points)
   head = ("task-specific", "", "loss", "- best", "+-", "share", "bytes/task")
@@ -98,7 +100,7 @@ def curve_text(points: Sequence[CurvePoint], chosen: int) -> str:
 
 
 def _error(error: float) -> str:
-  """A standard error, or a dash where one task gives none."""
+  """Write a standard error, or a dash for NaN, the error of a single task."""
   return "-" if math.isnan(error) else f"{error:.4f}"
 
 
@@ -106,10 +108,10 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
   """Align the cells of a table: the first column to the left, the others to the right.
 
   Args:
-    cells: lines of equally many texts.
+    cells: the lines of the table. Every line has the same number of texts.
 
   Returns:
-    lines joined by newlines.
+    the text of the table.
 
   >>> print(aligned([("module", "loss"), ("head", "1.25")]))
   module  loss

@@ -1,4 +1,4 @@
 """The curvature C of the loss: products C v, the factor A with s C s = A^T A, and linear solvers.
 
-Products with K = P + s C s are `TaskModel.k_product`, in mode/task_model.py.
+`TaskModel.k_product` in mode/task_model.py computes products with K = P + s C s.
 """

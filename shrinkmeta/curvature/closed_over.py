@@ -1,8 +1,8 @@
-"""Turn the floats that a likelihood's functions close over into arguments, to differentiate them.
+"""Turn floats that the functions of a likelihood close over into arguments.
 
-A function with a custom derivative rule has derivatives in its arguments only. The scale of
-`sm.gaussian(predict, scale)` is no argument of predict or log_prob: the function that the user
-wrote holds it. Where it is traced, as under `jax.grad`, it has to become an argument.
+JAX differentiates a function with a custom derivative rule only with respect to its arguments. The
+scale of `sm.gaussian(predict, scale)` is not an argument of predict or log_prob: log_prob closes
+over it. If the scale is traced, as under `jax.grad`, it must become an argument.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,17 @@ Opened = Callable[[Consts], Likelihood]
 
 
 def open_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> tuple[Consts, Opened]:
-  """Return the traced floats that a likelihood closes over, and the likelihood as their function.
+  """Return the traced floats that a likelihood closes over, and a function that replaces them.
 
   Args:
-    likelihood: predict and log_prob.
-    theta: parameters of their shapes and dtypes; no value is read.
-    batch: data, likewise.
+    likelihood: the network and the density of the targets given its outputs.
+    theta: parameters. Only their shapes and dtypes are read.
+    batch: examples, leaves [N, ...]. Only their shapes and dtypes are read.
 
   Returns:
-    (values, rebuild): `rebuild(values)` is the likelihood, and `rebuild` of other values is the one
-    that closes over those. Without such values `rebuild` returns the likelihood itself.
+    (values, rebuild). values is a list of the traced floats. `rebuild(new)` is the likelihood with
+    the list `new` in place of `values`. If `values` is empty, `rebuild` returns the likelihood
+    itself.
 
   >>> def scaled(scale):
   ...   likelihood = Likelihood(lambda t, x: t * x, lambda f, y: -0.5 * ((y - f) / scale) ** 2)

@@ -2,9 +2,12 @@
 
     A = Lambda^(1/2) J s,   J = d f / d theta,   Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2
 
-A has R = N C rows, one for every output of every example, and D columns, one for every
-task-specific parameter. There are N examples with C outputs f_n [C] each. s is sigma, spread over
-the parameters.
+There are N examples with C outputs f_n [C] each, and D task-specific parameters. A is [R, D]: it
+has R = N C Jacobian rows, one for every output of every example. s is sigma, spread over the
+parameters.
+
+In the formula s C s = A^T A, the letter C is the curvature matrix. In shapes such as [N, C, C], it
+is the number of outputs of an example.
 """
 
 from collections.abc import Callable
@@ -25,11 +28,11 @@ PyTree = Any
 class Factor(NamedTuple):
   """The factor A = root J s, and the arrays that it is made of."""
 
-  a: jax.Array  # [R, D]
+  a: jax.Array  # [R, D] A
   rows: jax.Array  # [R, D] J s
-  lam: jax.Array  # [N, C, C]
-  root: jax.Array  # [N, C, C], root^T root = lam
-  negative: jax.Array  # [] bool: lam has a negative eigenvalue, which root cuts at 0
+  lam: jax.Array  # [N, C, C] Lambda
+  root: jax.Array  # [N, C, C] with root_n^T root_n = lam_n
+  negative: jax.Array  # [] bool: lam has a negative eigenvalue; root is made with 0 instead
 
 
 def whitened_factor(
@@ -39,13 +42,13 @@ def whitened_factor(
   scale: PyTree,
   batch: Batch,
 ) -> Factor:
-  """Return A at `part`.
+  """Return the factor A, with J and Lambda taken at the parameters `part`.
 
   Args:
-    likelihood: its log_prob gives Lambda.
+    likelihood: the likelihood, whose log_prob gives Lambda.
     outputs_of: part -> outputs [N, ...].
-    part: the parameters that move.
-    scale: s, a scalar for each leaf of `part`.
+    part: the task-specific parameters, a pytree of arrays [...].
+    scale: s, a scalar [] for each leaf of `part`.
     batch: the N examples.
   """
   outputs, rows = whitened_jacobian(outputs_of, part, scale)
@@ -57,7 +60,13 @@ def whitened_factor(
 def whitened_jacobian(
   outputs_of: Callable[[PyTree], jax.Array], part: PyTree, scale: PyTree
 ) -> tuple[jax.Array, jax.Array]:
-  """Return (outputs [N, ...], J s [R, D]), in forward mode if D < R, else in reverse mode."""
+  """Return (outputs [N, ...], J s [R, D]) at the parameters `part`.
+
+  J is computed in forward mode if D < R, otherwise in reverse mode.
+
+  Raises:
+    ValueError: if the outputs are not one array.
+  """
   zero, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, part))
 
   shift = lambda t, s, d: t + s * d
@@ -74,20 +83,21 @@ def whitened_jacobian(
 
 
 def by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:
-  """Multiply each example's block [N, C, C] with its rows [N C, D]."""
+  """Multiply the block of each example, [N, C, C], with its Jacobian rows, [N C, D]."""
   shape = (*blocks.shape[:2], rows.shape[1])
   with exact():
     return jnp.einsum("nij,njd->nid", blocks, rows.reshape(shape)).reshape(rows.shape)
 
 
 def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return the root of Lambda_n for every example, with negative eigenvalues replaced by 0.
+  """Return a matrix root of Lambda_n for every example n, with negative eigenvalues set to 0.
 
   Args:
-    lam: Lambda, symmetric [N, C, C].
+    lam: Lambda [N, C, C], symmetric.
 
   Returns:
-    (root [N, C, C], with root_n^T root_n = Lambda_n; [] bool, whether an eigenvalue was negative).
+    (root [N, C, C] with root_n^T root_n = Lambda_n, a bool []). The bool is True if an eigenvalue
+    is negative: see `indefinite`.
   """
   if jnp.dtype(lam.dtype).itemsize < 4:
     validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
@@ -97,24 +107,29 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def indefinite(values: jax.Array) -> jax.Array:
-  """Return [] bool: whether an eigenvalue is below 0 by more than rounding.
+  """Tell, as a bool [], whether an eigenvalue is below 0 by more than rounding.
 
-  If so, log_prob is not concave in the outputs.
+  If the eigenvalues are those of Lambda, log_prob is then not concave in the outputs.
+
+  Args:
+    values: the eigenvalues, of any shape.
   """
   return jnp.any(values < -1e-4 * jnp.max(values))
 
 
 def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:
-  """Return Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2, [N, C, C], and 0 for padding.
+  """Return Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2 of every example, [N, C, C].
+
+  Lambda_n is multiplied by the weight of example n, so it is 0 for padding.
 
   Args:
-    likelihood: its log_prob is differentiated.
-    outputs: f, [N, ...].
-    batch: the targets and the mask.
+    likelihood: the likelihood, whose log_prob is differentiated.
+    outputs: f, the outputs of the network [N, ...].
+    batch: the examples, of which the targets and the mask are used.
   """
   shape, n = outputs.shape[1:], outputs.shape[0]
   if batch.mask is not None:
-    outputs = without_padding(outputs, batch)  # 0 times an overflow is no number
+    outputs = without_padding(outputs, batch)  # 0 times an overflow would be NaN
   one = lambda x: jax.tree.map(lambda leaf: leaf[None], x)
   loss = lambda f, target: -_only(likelihood.log_prob(f.reshape(1, *shape), one(target)))
   lam = jax.vmap(jax.hessian(loss))(outputs.reshape(n, -1), batch.targets)
@@ -125,7 +140,7 @@ def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -
 
 
 def _only(log_prob: jax.Array) -> jax.Array:
-  """Return the number of one example."""
+  """Return the log-probability [] of a batch of one example, [1]."""
   if log_prob.shape != (1,):
     raise ValueError(
       "Likelihood.log_prob must return one number an example, and depend on that example alone: of "

@@ -1,8 +1,8 @@
 """Lanczos' method: approximate a symmetric operator by K ~ V^T T V, with T tridiagonal [k, k].
 
-The rows of V [k, D] are an orthonormal basis of the Krylov space of one start vector. Every new row
-is orthogonalised against all earlier rows, twice. Without this, rounding in float32 destroys the
-orthogonality once the first eigenvalue has converged.
+The vectors v, K v, K^2 v, ... span the Krylov space of a start vector v. The rows of V [k, D] are
+an orthonormal basis of this space. Every new row is orthogonalised twice against all earlier rows.
+Otherwise rounding in float32 destroys the orthogonality once the first eigenvalue has converged.
 """
 
 from collections.abc import Callable
@@ -16,28 +16,29 @@ from shrinkmeta.curvature.solvers import exact
 
 
 class Lanczos(NamedTuple):
-  """V [k, D] and T [k, k] with V K V^T = T, on the Krylov space of a start vector v."""
+  """V [k, D] and the tridiagonal T = V K V^T [k, k], for a start vector v."""
 
-  basis: jax.Array  # [k, D] V, orthonormal rows, the first v / |v|; 0 for a start of 0
-  alpha: jax.Array  # [k] diagonal of T; 1 for a start of 0
-  beta: jax.Array  # [k - 1] beside the diagonal; 0 where a Krylov space is exhausted
+  basis: jax.Array  # [k, D] V: orthonormal rows, of which the first is v / |v|; 0 if v = 0
+  alpha: jax.Array  # [k] the diagonal of T; 1 if v = 0
+  beta: jax.Array  # [k - 1] the entries beside the diagonal; 0 where a Krylov space is exhausted
 
   def eigh(self) -> tuple[jax.Array, jax.Array]:
-    """Eigenvalues [k] of T, ascending, and its eigenvectors as columns [k, k]."""
+    """Return the eigenvalues [k] of T, ascending, and the eigenvectors as columns [k, k]."""
     return jnp.linalg.eigh(jnp.diag(self.alpha) + jnp.diag(self.beta, 1) + jnp.diag(self.beta, -1))
 
 
 def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int) -> Lanczos:
-  """Build V and T by `steps` products with K, at most D of them.
+  """Return V and T, computed by `steps` products with K, or by D products if D is smaller.
 
-  The Krylov space of `start` has one direction for each eigenvalue, whatever its multiplicity. Once
-  that space is exhausted, Lanczos begins anew with a random direction orthogonal to all earlier
-  ones, with beta = 0 in between. So D steps find all eigenvectors of repeated eigenvalues too. The
-  blocks of T have no connection: what a function of T says about the start is still exact.
+  The Krylov space of `start` has at most one direction for each distinct eigenvalue of K. Once this
+  space is exhausted, the method continues with a random direction orthogonal to all earlier rows.
+  So D steps find all eigenvectors, also those of repeated eigenvalues. The entry of beta between
+  the old and the new direction is 0, so T falls into separate blocks. `start` lies in the span of
+  the first block: the other blocks do not affect start^T f(K) start.
 
   Args:
-    product: v -> K v.
-    start: [D].
+    product: v -> K v, for vectors [D].
+    start: the start vector [D].
     steps: the number of products.
   """
   validate.wide(start.dtype, "Lanczos' method")
@@ -47,7 +48,7 @@ def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: 
   norm = jnp.linalg.norm(start)
   alive = norm > 0
 
-  def cleared(w: jax.Array, basis: jax.Array) -> jax.Array:  # of what lies in the basis
+  def cleared(w: jax.Array, basis: jax.Array) -> jax.Array:  # w, orthogonal to the basis
     with exact():
       for _ in range(2):
         w = w - basis.T @ (basis @ w)
@@ -59,7 +60,7 @@ def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: 
     w = product(direction)
     with exact():
       alpha = direction @ w
-    size = jnp.maximum(size, jnp.linalg.norm(w))  # about |K|
+    size = jnp.maximum(size, jnp.linalg.norm(w))  # size estimates the norm |K|
     w = cleared(w, basis)
     beta = jnp.linalg.norm(w)
     goes_on = beta > small * size

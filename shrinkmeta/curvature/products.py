@@ -1,12 +1,12 @@
-"""Products C v with the curvature C of a loss l(f(theta)), without forming the D x D matrix C.
+"""Products C v with the curvature C of a loss l(f(theta)), without forming the matrix C.
 
     hessian:       C = d^2 l / d theta^2
     gauss_newton:  C = J^T Lambda J,   J = d f / d theta,   Lambda = d^2 l / d f^2
 
-Here f are the outputs of a network and l = -log p(D | f). Away from its optimum a network's Hessian
-is indefinite. The Gauss-Newton matrix is positive semi-definite wherever log p is concave in the
-outputs, as it is for the ready-made likelihoods. Products with K = P + s C s are
-`TaskModel.k_product`, in mode/task_model.py.
+Here f are the outputs of a network and l = -log p(D | f). Away from an optimum the Hessian of a
+network is indefinite. The Gauss-Newton matrix is positive semi-definite if log p is concave in the
+outputs, as it is for the ready-made likelihoods. `TaskModel.k_product` in mode/task_model.py
+computes products with K = P + s C s.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,18 @@ def curvature_product(
   loss_of: Callable[[jax.Array], jax.Array],
   theta: PyTree,
 ) -> Callable[[PyTree], PyTree]:
-  """Return v -> C v, linearised here once, so that each product is linear work.
+  """Return the function v -> C v, with C taken at theta.
+
+  The network is linearised here once. A product then only evaluates linear functions.
 
   Args:
     curvature: "hessian" or "gauss_newton".
-    outputs_of: theta -> f, of one task or of many.
-    loss_of: f -> l(f) [].
-    theta: where C is taken.
+    outputs_of: theta -> f, the outputs of one task or of many.
+    loss_of: f -> l(f) [], in nats.
+    theta: the point at which C is taken, a pytree of arrays [...].
 
   Returns:
-    a linear function from trees like theta to trees like theta.
+    A linear function from trees like theta to trees like theta.
   """
   if curvature == "hessian":
     return jax.linearize(jax.grad(lambda t: loss_of(outputs_of(t))), theta)[1]
@@ -51,22 +53,23 @@ def curvature_column(
   embed: Callable[[PyTree], PyTree],
   part: PyTree,
 ) -> Callable[[PyTree], PyTree]:
-  """Return v -> C v for a v that is 0 in the frozen modules; the result is on all of theta.
+  """Return the function v -> C v, in which v has entries only for the task-specific modules.
 
-  The solve needs only the block of C in which rows and columns are task-specific. The gradient with
-  respect to phi also needs the rows of the frozen modules, once for each task. These rows are those
-  of the exact Hessian, also under Gauss-Newton: J^T Lambda J would leave out how a frozen module
-  changes the derivative of the outputs with respect to the task-specific ones.
+  The result C v also has entries for the frozen modules. The linear solve does not need these
+  entries: it uses only the task-specific rows and columns of C. The gradient with respect to phi
+  needs them, once for each task. The rows of the frozen modules are those of the exact Hessian,
+  also with "gauss_newton". J^T Lambda J would leave out how a frozen module changes the derivative
+  of the outputs with respect to the task-specific modules.
 
   Args:
-    curvature: "hessian" or "gauss_newton", for the rows of the modules that move.
+    curvature: "hessian" or "gauss_newton", for the rows of the task-specific modules.
     outputs_of: theta -> f.
-    loss_of: f -> l(f) [].
-    embed: part -> theta, the leaves of `part` put into all of theta.
-    part: those leaves of theta where C is taken, None elsewhere.
+    loss_of: f -> l(f) [], in nats.
+    embed: part -> theta, which fills in the parameters of the frozen modules.
+    part: the task-specific parameters at which C is taken, with None in the frozen modules.
 
   Returns:
-    a linear function from trees like `part` to trees like theta.
+    A linear function from trees like `part` to trees like theta.
   """
 
   def outputs_and_gradient(part: PyTree) -> tuple[jax.Array, PyTree]:

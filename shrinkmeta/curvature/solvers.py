@@ -1,8 +1,11 @@
 """Solve K w = b for a symmetric K that is given by its products v -> K v.
 
-The loops stop at negative curvature instead of dividing by it. They return the iterate with the
-smallest residual |b - K w|. If K = I + s C s with C >= 0, no eigenvalue of K is below 1. The
-residual then bounds the error: |w - K^-1 b| <= |b - K w|. Each solver also returns a SolveInfo.
+`cg` and `neumann` are iterative. They return the iterate w with the smallest residual |b - K w|.
+`cg` stops at a direction of negative curvature, where a step would divide by a number of at most 0.
+`dual` computes w from singular values. Every solver also returns a SolveInfo.
+
+If K = I + s C s with a positive semi-definite C, no eigenvalue of K is below 1. The residual then
+bounds the error: |w - K^-1 b| <= |b - K w|.
 """
 
 import functools
@@ -23,13 +26,13 @@ Operator = Callable[[PyTree], PyTree]
 class _CG(NamedTuple):
   w: PyTree
   residual: PyTree  # b - K w
-  direction: PyTree
+  direction: PyTree  # p, the next search direction
   square: jax.Array  # [] |residual|^2
-  best: PyTree
-  best_square: jax.Array  # []
-  steps: jax.Array  # [] int32
-  negative: jax.Array  # [] bool
-  broken: jax.Array  # [] bool, a product was not finite
+  best: PyTree  # the w with the smallest residual until now
+  best_square: jax.Array  # [] |residual|^2 of `best`
+  steps: jax.Array  # [] int32, the number of products with K
+  negative: jax.Array  # [] bool: p^T K p was <= 0
+  broken: jax.Array  # [] bool: p^T K p was not finite
 
 
 def _vdot(a: PyTree, b: PyTree) -> jax.Array:
@@ -47,18 +50,21 @@ def _info(
 def cg(
   operator: Operator, b: PyTree, max_steps: int, tol: float, start: PyTree | None = None
 ) -> tuple[PyTree, SolveInfo]:
-  """Run conjugate gradients until |b - K w| <= tol |b|, `max_steps`, or p^T K p <= 0.
+  """Solve K w = b by conjugate gradients.
+
+  The loop stops at |b - K w| <= tol |b|, after `max_steps` products, at a search direction p with
+  p^T K p <= 0, or at a product that is not finite.
 
   Args:
     operator: v -> K v, for trees like b.
-    b: the right-hand side, leaves [...].
+    b: the right-hand side, a pytree of arrays [...].
     max_steps: the largest number of products with K.
     tol: the relative residual at which the loop stops.
-    start: w to begin from, like b; it costs one more product. None begins from 0. The loop begins
-      from 0 too unless |b - K start| < |b|.
+    start: the w to begin from, a tree like b. Its residual costs one of the products. The loop
+      begins from 0 if `start` is None, or if |b - K start| is not less than |b|.
 
   Returns:
-    (w like b, SolveInfo).
+    (w, a tree like b; SolveInfo). The residual is NaN if a product was not finite.
 
   References: Hestenes, Stiefel, 1952; Steihaug, The conjugate gradient method and trust regions
     in large scale optimization, 1983 (the stop at negative curvature).
@@ -106,10 +112,19 @@ def cg(
 
 
 def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTree, SolveInfo]:
-  """Sum the series w_k = sum_{i <= k} (I - K)^i b; arguments and results as for `cg`.
+  """Solve K w = b by the Neumann series w_k = sum_{i <= k} (I - K)^i b.
 
-  The series converges if the eigenvalues of K lie in (0, 2). That is rare for networks with a large
-  sigma. Keep the partial sum with the smallest residual, and report that residual.
+  The series converges if the eigenvalues of K lie in (0, 2). This is rare for networks with a large
+  sigma. The result is the partial sum with the smallest residual.
+
+  Args:
+    operator: v -> K v, for trees like b.
+    b: the right-hand side, a pytree of arrays [...].
+    max_steps: the largest number of products with K.
+    tol: the relative residual at which the loop stops.
+
+  Returns:
+    (w, a tree like b; SolveInfo).
   """
   norm2 = _vdot(b, b)
 
@@ -136,18 +151,23 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[
 def dual(
   a: jax.Array, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
 ) -> tuple[PyTree, SolveInfo]:
-  """Return w = (shift I + A^T A)^-1 b, by the singular values a of A = U diag(a) V.
+  """Solve (shift I + A^T A) w = b by the singular values a of A = U diag(a) V.
 
       w = (b - V^T V b) / shift + V^T (shift + a^2)^-1 V b
 
-  The smaller system with shift I + A A^T [R, R] takes less work. But its rounding error is the
-  float precision times the largest a^2, so in float32 it loses the small entries of w.
+  A solve of the smaller system with shift I + A A^T [R, R] would be less work. But its rounding
+  error is the float precision times the largest a^2, so in float32 it would lose the small entries
+  of w.
 
   Args:
-    a: A [R, D], R = N C rows; D the entries of b, flat.
-    operator: v -> (shift I + A^T A) v, used once, to measure the residual.
-    b: right-hand side, leaves [...].
+    a: A [R, D], with R = N C Jacobian rows, for N examples with C outputs.
+    operator: v -> (shift I + A^T A) v. One product measures the residual.
+    b: the right-hand side, a pytree of arrays [...] with D entries in all.
     shift: 1 + damping.
+    tol: the relative residual up to which the solve counts as converged.
+
+  Returns:
+    (w, a tree like b; SolveInfo).
   """
   flat, unravel = ravel_pytree(b)
   _, singular, basis = thin_svd(a)
@@ -159,24 +179,26 @@ def dual(
   return w, _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
 
 
-# On accelerators a product of float32 matrices is by default one of rounded ones, bfloat16 or TF32.
-# A network may bear that. An orthogonal basis does not: what is off by 1e-3 along a row counts as
-# much as the largest eigenvalue says.
+# A context in which JAX multiplies float32 matrices in float32. By default accelerators round them
+# to bfloat16 or TF32. A network tolerates this. Products with an orthogonal basis do not: an error
+# of 1e-3 along a basis vector counts as much as the largest eigenvalue
+# (docs/hazards.md#rounded-products).
 exact = functools.partial(jax.default_matmul_precision, "highest")
 
 
 def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return (U [R, K], singular values [K], V [K, D]) of A [R, D], with K = min(R, D).
+  """Return (U [R, k], the singular values [k], V [k, D]) of A [R, D], with k = min(R, D).
 
-  If D > R, a QR factorisation reduces A to [R, R] first. On a CPU this makes 25 x 112,000 twenty
-  times faster.
+  If D > R, a QR factorisation first reduces A to a matrix [R, R]. On a CPU the factorisation of a
+  25 x 112,000 matrix is then twenty times faster.
   """
   if a.shape[0] >= a.shape[1]:
     u, singular, v = jnp.linalg.svd(a, full_matrices=False)
     return u, singular, v
   q, _ = jnp.linalg.qr(a.T)
   with exact():
-    turned = a @ q  # R^T, but after Q: see `after`
+    # This is R^T of the QR factorisation. The product makes the SVD wait for q: see `after`.
+    turned = a @ q
     u, singular, v = jnp.linalg.svd(turned, full_matrices=False)
     return u, singular, v @ q.T
 
@@ -184,27 +206,25 @@ def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def after(first: PyTree, then: PyTree) -> PyTree:
   """Return `then`, but make XLA compute `first` before anything that uses the result.
 
-  The result is NaN if `first` has a NaN. This prevents a deadlock (jaxlib 0.10.2, CPU, under vmap):
-  a LAPACK call keeps a thread of XLA's pool while it waits for other threads of the pool. If as
-  many calls run at once as the machine has cores, all wait for ever. So no two factorisations may
-  run at the same time. An optimization_barrier does not order them.
+  If `first` has a NaN, all entries of the result are NaN. Two factorisations that run at the same
+  time can deadlock on a CPU, so one must wait for the other (docs/hazards.md#lapack-threads).
   """
   known = ~jnp.isnan(sum(jnp.sum(x) for x in jax.tree.leaves(first)))
   return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), then)
 
 
 def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Split vectors v into their part in the span of orthonormal vectors and the orthogonal rest.
+  """Split vectors v into a part in the span of orthonormal vectors and an orthogonal rest.
 
-  The projection is subtracted twice. After one subtraction a rounding error of v stays in the rest.
-  Along a direction with a large eigenvalue this error can exceed the true result.
+  The projection is subtracted twice. After one subtraction, rounding leaves an error in the rest
+  along the basis. Along a direction with a large eigenvalue this error can exceed the true result.
 
   Args:
-    v: [..., D].
-    basis: orthonormal rows [R, D].
+    v: the vectors [..., D].
+    basis: R orthonormal vectors, the rows of an array [R, D].
 
   Returns:
-    (the coordinates along the rows [..., R], the rest [..., D]).
+    (the coordinates of v along the basis [..., R], the rest [..., D]).
   """
   with exact():
     along = v @ basis.T

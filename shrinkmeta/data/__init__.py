@@ -1,1 +1,1 @@
-"""Where tasks come from: lists of tasks, drawn again and again in an order that a number fixes."""
+"""Sources of tasks for training: each epoch draws all tasks of a list, in a new random order."""

@@ -1,7 +1,8 @@
 """A source of tasks for `fit`, from tasks that are held in memory.
 
-Episode i is task p(i mod K) of K tasks, where p is a permutation that belongs to the epoch i // K.
-It depends on i and the key alone, so it is the same in a meta-batch of any size.
+Episode i is one draw of one task, i = 0, 1, 2, ... There are K tasks, and K episodes make an epoch.
+Episode i is task p(i mod K), where p is the random permutation of epoch i // K. An episode depends
+only on i and the key, so it is the same in a meta-batch of any size.
 """
 
 import functools
@@ -17,8 +18,8 @@ from shrinkmeta.checks.kinds import shown
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks, num_rows, weights
 
 PyTree = Any
-Source = Callable[[int, int], Task]  # (first, count) -> the tasks first to first + count - 1
-_ORDER, _SPLIT = 1, 2  # what a generator of random numbers is for
+Source = Callable[[int, int], Task]  # (first, count) -> episodes first to first + count - 1
+_ORDER, _SPLIT = 1, 2  # seed words: independent numbers for the order and for the splits
 
 
 def source(
@@ -29,28 +30,27 @@ def source(
   split: Literal["random", "fixed"] = "random",
   buckets: int | None = None,
 ) -> Source:
-  """Build a source that goes through tasks in memory, epoch after epoch, each in a new order.
+  """Build a source that draws every task in memory once an epoch, in a new order each epoch.
 
-  A Batch is the data of one task without a split. Its examples are drawn without replacement: rows
-  go to train and val, or, if the task has fewer, a share in the same proportion.
+  A Batch is the data of one task without a split. The source draws its train and val examples
+  without replacement. If the task has too few examples, all are split in the proportion of `rows`.
 
   Args:
-    tasks: a list with one Batch or one Task a task, leaves [N_t, ...], where N_t may differ; or one
-      Task with leaves [K, N, ...]. Examples of mask 0 are left out.
-    key: for the order and the splits.
-    rows: (examples of train, examples of val), the most of one task; needed for Batches. Of 0
-      examples of val, val is None, as for `reptile` and `empirical_bayes`. A Task is already split:
-      leave it None.
-    split: "random" draws the split of a Batch anew in every epoch; "fixed" keeps one.
-    buckets: the largest number of shapes [T, N, ...] that tasks are padded to, each of which
-      compiles a program. None pads all tasks to the longest. Padding has mask 0.
+    tasks: a list with one Batch or Task for each task, leaves [N_t, ...], where N_t may differ. Or
+      one Task with leaves [K, N, ...]. Examples with mask 0 are left out.
+    key: the key of the random order and the random splits.
+    rows: (train examples, val examples) to draw from a Batch. With 0 val examples, val is None,
+      which `reptile` and `empirical_bayes` accept. Leave `rows` None for Tasks: they are split.
+    split: "random" draws a new split of a Batch in every epoch. "fixed" keeps one split.
+    buckets: the largest number of shapes [N, ...] that tasks are padded to. A program compiles once
+      for each shape. None pads all tasks to the longest. Padding has mask 0.
 
   Returns:
     A function (first, count) -> Task with leaves [count, N, ...], for `fit`.
 
   Raises:
-    TypeError: an argument is of another type.
-    ValueError: tasks do not fit together, or one has too few examples; the message names it.
+    TypeError: if an argument is of another type.
+    ValueError: if tasks do not agree, or one has too few examples; the message names the task.
 
   Example:
     >>> batch = lambda n: Batch(jnp.ones([n, 2]), jnp.ones([n]))
@@ -79,13 +79,13 @@ def source(
   sizes = [_sizes(i, part, rows) for i, part in enumerate(parts)]
   lengths = _lengths(sizes, buckets or 1)
 
-  @functools.lru_cache(maxsize=4)  # a meta-batch may lie in two epochs
+  @functools.lru_cache(maxsize=4)  # a meta-batch may reach from one epoch into the next
   def epoch(number: int) -> tuple[jax.Array, np.ndarray]:
     own = jax.random.fold_in(key, number)
     return own, _random(own, _ORDER).permutation(len(parts))
 
   def episode(number: int) -> tuple[int, list[Batch]]:
-    """The number of the task and its one or two Batches."""
+    """Return the number of the task, and its Batches: train, and val if there is one."""
     own, order = epoch(number // len(parts))
     i = int(order[number % len(parts)])
     if rows is None:
@@ -106,7 +106,7 @@ def source(
 
 
 def _items(tasks: Any) -> Sequence[Any]:
-  """The tasks as a list of Batches or of Tasks, checked one by one."""
+  """Return the tasks as a list of Batches or of Tasks, after a check of each."""
   if isinstance(tasks, Task):
     check_tasks(tasks, needs_val=False)
     count = jax.tree.leaves(tasks)[0].shape[0]
@@ -128,13 +128,13 @@ def _items(tasks: Any) -> Sequence[Any]:
 
 
 def _named(i: int, task: Task) -> list[tuple[str, Batch]]:
-  """The Batches of a Task, each with its name."""
+  """Return the Batches of task i, each with its name for error messages."""
   both = [(f"tasks[{i}].train", task.train), (f"tasks[{i}].val", task.val)]
   return both[: 1 if task.val is None else 2]
 
 
 def _check_rows(rows: Any) -> None:
-  """Raise an error unless `rows` is (at least 1, at least 0)."""
+  """Raise an error unless `rows` is (an integer of at least 1, an integer of at least 0)."""
   if not isinstance(rows, (tuple, list)) or len(rows) != 2:
     raise TypeError(f"rows must be (examples of train, examples of val); got {shown(rows)}.")
   validate.integer("rows[0]", rows[0], least=1)
@@ -142,7 +142,7 @@ def _check_rows(rows: Any) -> None:
 
 
 def _kept(item: Batch | Task) -> list[Batch]:
-  """The Batches of a task as NumPy arrays, with a mask and without the examples of mask 0."""
+  """Return the Batches of a task as masked NumPy arrays, without the examples of mask 0."""
   found = []
   for batch in [item] if isinstance(item, Batch) else [part for part in item if part is not None]:
     mask = np.asarray(weights(batch))
@@ -152,7 +152,7 @@ def _kept(item: Batch | Task) -> list[Batch]:
 
 
 def _check_alike(parts: Sequence[Sequence[Batch]], whole: bool) -> None:
-  """Raise ValueError unless all tasks agree in structure, dtype and the axes after N."""
+  """Raise ValueError unless all tasks agree in structure, dtypes and the axes after N."""
   names = ("",) if whole else (".train", ".val")
   for k, part in enumerate(names[: len(parts[0])]):
     first = validate.leaves_with_names(parts[0][k])
@@ -169,7 +169,7 @@ def _check_alike(parts: Sequence[Sequence[Batch]], whole: bool) -> None:
 
 
 def _sizes(i: int, part: Sequence[Batch], rows: tuple[int, int] | None) -> tuple[int, int]:
-  """The examples of train and of val of one task."""
+  """Return (train examples, val examples), the two numbers of task i."""
   if rows is None:
     return num_rows(part[0]), num_rows(part[1]) if len(part) > 1 else 0
   (n, m), have = rows, num_rows(part[0])
@@ -184,10 +184,10 @@ def _sizes(i: int, part: Sequence[Batch], rows: tuple[int, int] | None) -> tuple
 
 
 def _lengths(sizes: Sequence[tuple[int, int]], buckets: int) -> list[tuple[int, int]]:
-  """At most `buckets` lengths (of train, of val) that tasks are padded to, the shortest first.
+  """Return at most `buckets` lengths (of train, of val) to pad tasks to, the shortest first.
 
-  Tasks in the order of their size are cut into groups of equal number. A length fits all tasks of
-  its group and of the groups before it.
+  Tasks are sorted by size and cut into `buckets` groups with about the same number of tasks. The
+  length of a group fits all tasks of this group and of the groups before it.
   """
   ordered = np.array(sorted(sizes, key=sum))
   most = np.maximum.accumulate(ordered)
@@ -196,12 +196,12 @@ def _lengths(sizes: Sequence[tuple[int, int]], buckets: int) -> list[tuple[int, 
 
 
 def _random(key: jax.Array, *numbers: int) -> np.random.Generator:
-  """A generator of random numbers that belongs to a key and some numbers."""
+  """Return a NumPy generator that a key and some numbers seed."""
   return np.random.default_rng([*np.ravel(jax.random.key_data(key)).tolist(), *numbers])
 
 
 def _stacked(batches: Sequence[Batch], n: int) -> Batch:
-  """Batches [N_t, ...] as one Batch [T, n, ...], padded with zeros."""
+  """Stack Batches [N_t, ...] in one Batch [T, n, ...], padded with zeros."""
 
   def stack(*leaves: np.ndarray) -> jax.Array:
     out = np.zeros((len(leaves), n, *leaves[0].shape[1:]), leaves[0].dtype)

@@ -1,1 +1,1 @@
-"""Devices: run tasks in blocks or over a mesh, place arrays, and measure the memory needed."""
+"""Devices: run tasks in blocks or over a mesh, place arrays, and report the memory they need."""

@@ -1,11 +1,14 @@
 """Run a function of one task on T tasks: at once, in sequence, in blocks, or over devices.
 
-On a CPU, `vmap` of a network needs T copies of every activation, which do not fit in a cache. It
-also turns a convolution with one kernel a task into XLA's grouped convolution, which is several
-times slower (docs/hazards.md#grouped-convolutions). The fast way there is one task at a time on
-each device of a mesh, with one host device a core. With few parameters most of the time goes into
-starting operations, and `vmap` starts them once for all tasks. On an accelerator `vmap` is the fast
-way. `experiments/benchmarks` measures these cases.
+On an accelerator `vmap` over the tasks is fastest. On a CPU it is fastest only for networks with
+few parameters: most of the time then goes into starting operations, and `vmap` starts each
+operation once for all tasks.
+
+For a larger network on a CPU, run one task at a time on each device of a mesh, with one host device
+per core. `vmap` is slower there for two reasons. It needs T copies of every activation, which do
+not fit in a cache. And it turns a convolution with a kernel for each task into XLA's grouped
+convolution, which is several times slower (docs/hazards.md#grouped-convolutions).
+`experiments/benchmarks` measures these cases.
 """
 
 from collections.abc import Callable
@@ -24,23 +27,23 @@ PyTree = Any
 Batching = Literal["auto", "vmap", "sequential"] | int
 TaskFunction = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
-# With "auto" on a CPU, tasks run in sequence if `shared` has more numbers than this. The limit lies
-# between a small MLP and a small convolutional network; it was not measured in a sweep.
+# With batching="auto" on a CPU, tasks run in sequence if `shared` has more numbers than this. The
+# limit lies between a small MLP and a small convolutional network. The best limit is not measured.
 _SMALL = 4_096
 
 
 def num_tasks(tasks: PyTree) -> int:
-  """The number T of tasks, known while tracing.
+  """Return the number T of tasks, after a check of the leaves.
 
   Args:
-    tasks: a pytree whose leaves are [T, ...], such as a `Task`.
+    tasks: a pytree with leaves [T, ...], such as a `Task`. They may be traced.
 
   Returns:
-    T.
+    T, an int.
 
   Raises:
-    TypeError: a leaf is not an array.
-    ValueError: there are no leaves, a leaf has no axis, or the leaves differ in T.
+    TypeError: if a leaf is not an array.
+    ValueError: if there are no leaves, a leaf has no axis, or T differs between leaves.
 
   >>> num_tasks({"inputs": jnp.ones([5, 3, 2]), "targets": jnp.ones([5, 3])})
   5
@@ -59,19 +62,19 @@ def num_tasks(tasks: PyTree) -> int:
 
 
 def leading(tasks: PyTree) -> int:
-  """The number T of tasks whose leaves [T, ...] were checked before."""
+  """Return the number T of tasks without the check of `num_tasks`; the leaves are [T, ...]."""
   return jax.tree.leaves(tasks)[0].shape[0]
 
 
 def check_batching(batching: Batching) -> None:
-  """Check the argument `batching`.
+  """Raise an error unless `batching` is a setting that `over_tasks` knows.
 
   Args:
-    batching: what was passed.
+    batching: the value of the argument.
 
   Raises:
-    TypeError: it is neither a string nor an integer.
-    ValueError: it is another string, or not positive.
+    TypeError: if `batching` is neither a string nor an integer.
+    ValueError: if `batching` is an unknown string, or an integer that is not positive.
 
   >>> check_batching(0)
   Traceback (most recent call last):
@@ -89,14 +92,14 @@ got 0.
 
 
 def check_mesh(mesh: Mesh | None) -> None:
-  """Check the argument `mesh`.
+  """Raise an error unless `mesh` is None or a Mesh with axes of type Auto.
 
   Args:
-    mesh: what was passed; None is one device.
+    mesh: the value of the argument. None means one device.
 
   Raises:
-    TypeError: it is neither a Mesh nor None.
-    ValueError: an axis is of another type than Auto.
+    TypeError: if `mesh` is neither a Mesh nor None.
+    ValueError: if an axis of the mesh is not of type Auto.
 
   >>> check_mesh(jax.devices())
   Traceback (most recent call last):
@@ -119,34 +122,34 @@ def over_tasks(
   mesh: Mesh | None = None,
   first: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> tuple[PyTree, PyTree]:
-  """Run f(shared, task) -> (a, b) on every task; add up the a, and stack the b.
+  """Run f(shared, task) -> (a_t, b_t) on every task t, sum the a_t, and stack the b_t.
 
       sum_t a_t,  [b_1, ..., b_T]
 
-  On a mesh, the only communication is one sum of a over the devices.
+  On a mesh with one axis, the only communication is one sum of the a_t over the devices.
 
   Args:
-    f: a function of one task, whose leaves have no axis T. It gets arrays through `shared` and not
-      by closure, so that each device of the mesh has its own copy.
+    f: (shared, task) -> (a_t, b_t). The leaves of the task have no axis T. f must get arrays
+      through `shared` and not by closure, so that each device of the mesh has its own copy.
     shared: a pytree of arrays [...] that all tasks share.
     tasks: a pytree with leaves [T, ...].
-    batching: how the tasks of one device run. "vmap": all at once. "sequential": one after another;
-      the sum is carried along, so that memory holds the a of one task. An integer: blocks of that
-      many tasks at once, one block after another. "auto": "sequential" for large networks on a
-      CPU, otherwise "vmap".
-    mesh: tasks are split over its first axis. If the size of that axis does not divide T, copies of
-      the first task fill it up; their a counts as 0 and their b is dropped. Arrays that
-      `place_state` cut along a second axis stay cut, and XLA adds the communication. None: one
-      device.
-    first: (shared, tasks) -> tasks, applied on each device to all its tasks before f. None: the
-      tasks as they are.
+    batching: how one device runs its tasks. "vmap": all at once. "sequential": one after another,
+      with a running sum, so that memory holds one a_t. An integer: blocks of that many tasks, one
+      block after another. "auto": "sequential" for large networks on a CPU, otherwise "vmap".
+    mesh: the devices, or None for one device. Tasks are split over the first axis. If the size of
+      this axis does not divide T, copies of the first task are appended. The a_t of a copy counts
+      as 0, and its b_t is dropped. Arrays that `place_state` cut along a second axis stay cut, and
+      XLA adds the communication that they need.
+    first: (shared, tasks) -> tasks. Each device applies it to all its tasks before f. None leaves
+      the tasks as they are.
 
   Returns:
-    (the sum of the a, with leaves as a has; the b with leaves [T, ...]).
+    (the sum of the a_t, the b_t with leaves [T, ...]).
 
   Raises:
-    TypeError: an argument is of another type.
-    ValueError: `batching` is unknown, the leaves differ in T, or an axis of the mesh is not Auto.
+    TypeError: if an argument is of another type.
+    ValueError: if `batching` is unknown, T differs between leaves, or an axis of the mesh is not of
+      type Auto.
 
   >>> total, each = over_tasks(lambda scale, x: (x, scale * x), 2.0, jnp.array([1.0, 2.0]))
   >>> float(total), each
@@ -171,7 +174,7 @@ def map_tasks(
   mesh: Mesh | None,
   first: Callable[[PyTree, PyTree], PyTree] | None,
 ) -> tuple[PyTree, PyTree]:
-  """Run `over_tasks` on arguments that were checked before."""
+  """Do what `over_tasks` does, without its checks of the arguments."""
   run = lambda shared, tasks: _local(f, shared, first(shared, tasks) if first else tasks, batching)
   if mesh is None:
     return run(shared, tasks)
@@ -183,9 +186,9 @@ def map_tasks(
   def shard(shared: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:
     a, b = run(shared, tasks)
     if len(mesh.axis_names) > 1:
-      return jax.lax.psum(a, axis), b  # leaf by leaf: leaves are cut along the other axis
+      return jax.lax.psum(a, axis), b  # not as one vector: leaves are cut along the other axis
     flat, unravel = ravel_pytree(_widened(a))
-    return _narrowed(unravel(jax.lax.psum(flat, axis)), a), b  # one vector, so one all-reduce
+    return _narrowed(unravel(jax.lax.psum(flat, axis)), a), b  # one vector: one all-reduce
 
   split, whole = PartitionSpec(axis), PartitionSpec()
   return jax.shard_map(
@@ -207,7 +210,11 @@ def _filled(
   first: Callable[[PyTree, PyTree], PyTree] | None,
   missing: int,
 ) -> tuple[PyTree, PyTree]:
-  """Run `over_tasks` with `missing` copies of the first task at the end, whose a counts as 0."""
+  """Do what `map_tasks` does, with `missing` copies of the first task appended.
+
+  Returns:
+    (the sum of the a_t, without those of the copies; the b_t with leaves [T + missing, ...]).
+  """
   count = leading(tasks)
   fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))])
   real = jnp.arange(count + missing) < count
@@ -223,7 +230,7 @@ def _filled(
 
 
 def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
-  """The number of tasks, out of `count`, that run at once on one device; see `over_tasks`."""
+  """Return how many of `count` tasks run at once on one device: see `over_tasks`."""
   if batching == "auto":
     size = sum(np.size(x) for x in jax.tree.leaves(shared))
     one_by_one = jax.default_backend() == "cpu" and size > _SMALL
@@ -234,7 +241,7 @@ def tasks_at_once(batching: Batching, shared: PyTree, count: int) -> int:
 
 
 def _widened(tree: PyTree) -> PyTree:
-  """Cast floats of 16 bits to 32: in bfloat16 a running sum of ones stops at 256."""
+  """Cast floats of 16 bits to 32, because a running sum of ones in bfloat16 stops at 256."""
 
   def wide(x: jax.typing.ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
@@ -252,7 +259,7 @@ def _narrowed(tree: PyTree, like: PyTree) -> PyTree:
 def _local(
   f: TaskFunction, shared: PyTree, tasks: PyTree, batching: Batching
 ) -> tuple[PyTree, PyTree]:
-  """Run `over_tasks` on one device."""
+  """Do what `map_tasks` does, on one device and without `first`."""
   count = leading(tasks)
   size = tasks_at_once(batching, shared, count)
   add_up = lambda a, b: (jax.tree.map(lambda x: jnp.sum(x, 0), a), b)

@@ -1,8 +1,9 @@
-"""Keys of random numbers that give the same numbers however a program is batched.
+"""Keys of random numbers whose draws do not depend on how the tasks are batched.
 
-Keys of the kind "rbg", usual on TPUs, are faster. But what such a key draws under `jax.vmap`
-depends on the other keys of the batch: task i would draw other numbers in another batch. Keys of
-the kind "threefry2x32", JAX's default, depend on nothing else.
+Keys of the kind "rbg", usual on TPUs, are faster. But under `jax.vmap` the numbers that such a key
+draws depend on the other keys of the batch (docs/hazards.md#rbg-keys). Task i would then draw other
+numbers in another batch. The draws of a key of the kind "threefry2x32", JAX's default, depend only
+on this key.
 """
 
 from typing import overload
@@ -18,11 +19,15 @@ def same_in_any_batch(key: jax.Array) -> jax.Array: ...
 def same_in_any_batch(key: jax.Array | None) -> jax.Array | None:
   """Return a key whose draws and folds are the same in any batch of tasks.
 
-  A threefry key is returned as it is. A threefry key is made from the words of any other key, once,
-  where the key comes in: before a task's number is folded into it, and before anything is drawn.
+  A threefry key is returned unchanged. For any other key the result is a threefry key, made from
+  the words of that key. Call this function once, on the key that the user passes: before the number
+  of a task is folded into the key, and before anything is drawn.
 
   Args:
-    key: of `jax.random.key`, or the uint32 array of `jax.random.PRNGKey`; None is returned.
+    key: a key of `jax.random.key`, or the uint32 array of `jax.random.PRNGKey`, or None.
+
+  Returns:
+    A key, or None if `key` is None.
 
   >>> key = jax.random.key(0)
   >>> same_in_any_batch(key) is key

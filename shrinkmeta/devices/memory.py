@@ -8,13 +8,14 @@ from shrinkmeta.checks import validate
 
 
 class ProgramCost(NamedTuple):
-  """What one call of a compiled program needs on one device.
+  """The memory and the operations that one call of a compiled program needs on one device.
 
   Attributes:
     arguments: bytes of the arguments.
-    outputs: bytes of the outputs, without those written over a donated argument.
+    outputs: bytes of the outputs, without outputs that reuse the memory of a donated argument.
     temporaries: bytes of the intermediate arrays.
-    flops: floating-point operations; a lower bound, because XLA counts the body of a loop once.
+    flops: the number of floating-point operations. It is a lower bound, because XLA counts the body
+      of a loop once (docs/hazards.md#loop-flops).
 
   >>> print(ProgramCost(arguments=3_000_000, outputs=1_000_000, temporaries=0, flops=2e9))
   4.0 MB a device (arguments 3.0 MB, outputs 1.0 MB, temporaries 0.0 MB), at least 2.00 GFLOP
@@ -27,11 +28,11 @@ class ProgramCost(NamedTuple):
 
   @property
   def bytes(self) -> int:
-    """The bytes that must fit on the device at once."""
+    """The number of bytes that must fit on the device at once."""
     return self.arguments + self.outputs + self.temporaries
 
   def __str__(self) -> str:
-    """One line, in megabytes (10^6 bytes) and GFLOP (10^9 operations), loops counted once."""
+    """Return one line, in megabytes (10^6 bytes) and GFLOP (10^9 operations)."""
     mega = lambda count: f"{count / 1e6:,.1f} MB"
     return (
       f"{mega(self.bytes)} a device (arguments {mega(self.arguments)}, outputs "
@@ -41,19 +42,16 @@ class ProgramCost(NamedTuple):
 
 
 def program_cost(compiled: jax.stages.Compiled) -> ProgramCost | None:
-  """The memory and the work of one call of a compiled program.
-
-  XLA counts the body of a loop once. The flops of a program with loops are a lower bound
-  (docs/hazards.md#loop-flops).
+  """Return the memory and the operations that one call of a compiled program needs.
 
   Args:
-    compiled: `jax.jit(f).lower(...).compile()`.
+    compiled: the program, the result of `jax.jit(f).lower(...).compile()`.
 
   Returns:
-    A ProgramCost, or None if the backend has no such analysis.
+    A ProgramCost, or None if the backend does not report the memory.
 
   Raises:
-    TypeError: `compiled` is a function that is not compiled, or another object.
+    TypeError: if `compiled` is a function that is not compiled, or another object.
 
   >>> import jax.numpy as jnp
   >>> program_cost(jax.jit(jnp.cumsum).lower(jnp.ones(256)).compile()).arguments

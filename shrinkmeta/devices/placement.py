@@ -1,8 +1,9 @@
 """Place arrays on devices: split tasks over the devices, and copy or cut the state.
 
-One device and a pod run the same program, `jax.jit(learner.update)`, on arrays placed here. The
-mesh has one axis, "tasks". A model that does not fit on one device needs a second axis, "model":
-rules say how large leaves of the state are cut along it, and XLA adds the communication.
+The same program, `jax.jit(learner.update)`, runs on one device and on many. The functions of this
+file place its arrays. The mesh has one axis, "tasks", over which the tasks are split. If the state
+does not fit on one device, the mesh has a second axis, "model". Rules then say how leaves of the
+state are cut along "model", and XLA adds the communication.
 """
 
 import re
@@ -25,20 +26,20 @@ Rules = Mapping[str, PartitionSpec]  # {regular expression on a leaf's path: how
 
 
 def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
-  """Build a mesh over devices, to be given to a learner as `mesh`.
+  """Build the mesh of devices that a learner takes as `mesh`.
 
   Args:
     devices: a list of JAX devices. None: all devices of all processes.
-    model: the number of devices that share one copy of the state, cut along the axis "model". The
-      tasks are split over the groups of that many devices. 1: no such axis; every device has a copy
-      of the state.
+    model: the number of devices in a group. The tasks are split over the groups. The devices of a
+      group hold one copy of the state together, cut along the axis "model". With 1 there is no
+      axis "model", and every device holds a copy of the state.
 
   Returns:
     A Mesh with the axis "tasks", and the axis "model" if `model` is more than 1.
 
   Raises:
-    TypeError: `devices` is not a list of devices, or `model` is not an integer.
-    ValueError: there are no devices, or `model` does not divide their number.
+    TypeError: if `devices` is not a list of devices, or `model` is not an integer.
+    ValueError: if there are no devices, or `model` does not divide their number.
 
   >>> task_mesh(jax.devices()[:1]).axis_names
   ('tasks',)
@@ -59,8 +60,8 @@ def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
   auto = (jax.sharding.AxisType.Auto,) * len(names)
   if len({device.process_index for device in devices}) == 1:
     return jax.make_mesh(shape, names, auto, devices=devices)
-  # make_mesh orders devices along a ring through the torus. The devices of one process are then not
-  # neighbours, and neither are its tasks (docs/hazards.md#device-order).
+  # `jax.make_mesh` would not place the devices of one process side by side, so the tasks of a
+  # process would not be side by side either (docs/hazards.md#device-order).
   by_process = sorted(devices, key=lambda device: device.process_index)
   return Mesh(np.array(by_process, object).reshape(shape), names, axis_types=auto)
 
@@ -70,18 +71,18 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
 
   Args:
     state: a pytree of arrays [...].
-    mesh: None leaves everything in its place.
-    rules: how leaves are cut along the axis "model", such as
-      {"head/kernel": PartitionSpec(None, "model")}. The first regular expression that is found in
-      a leaf's path applies; "phi/head/kernel" and "opt_state/phi/0/mu/head/kernel" are such paths.
+    mesh: the devices. None returns the state unchanged.
+    rules: {regular expression: how to cut a leaf}, such as
+      {"head/kernel": PartitionSpec(None, "model")}. A leaf follows the first rule whose expression
+      `re.search` finds in its path, such as "phi/head/kernel" or "opt_state/phi/0/mu/head/kernel".
       Leaves without a rule are copied to every device.
 
   Returns:
     The state with the same values.
 
   Raises:
-    TypeError: an argument is of another type.
-    ValueError: a rule matches no leaf, or does not fit a leaf that it matches.
+    TypeError: if an argument is of another type.
+    ValueError: if a rule matches no leaf, or does not fit a leaf that it matches.
 
   >>> place_state({"w": 1.0}, task_mesh(jax.devices()[:1]))
   {'w': Array(1., dtype=float32, weak_type=True)}
@@ -99,7 +100,8 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
     name = validate.path_name(path)
     for rule, spec in rules.items():
-      # Leaves [] are never cut: the path of a module's sigma contains the module's name.
+      # No rule applies to a scalar. A rule for a module also matches "log_sigma2/<module>", a
+      # scalar that cannot be cut.
       if jnp.ndim(leaf) and re.search(rule, name):
         met.add(rule)
         _check_rule(rule, spec, name, leaf, mesh)
@@ -127,20 +129,22 @@ def _check_rule(rule: str, spec: PartitionSpec, name: str, leaf: jax.Array, mesh
 
 
 def share_of_tasks(count: int, mesh: Mesh | None) -> tuple[int, int, int]:
-  """Say which of `count` tasks this process reads.
+  """Return which of `count` tasks this process must read.
 
-  Tasks are split over the axis "tasks" in order, the same number for every device.
+  The tasks are split in order over the axis "tasks" of the mesh. After padding, all devices along
+  this axis have the same number of tasks.
 
   Args:
-    count: the number of tasks of all processes.
-    mesh: None is one device.
+    count: the number of tasks of all processes together.
+    mesh: the devices, or None for one device.
 
   Returns:
-    (the index of the first task, the number of tasks to read, their number after padding).
+    (the index of the first task to read, the number of tasks to read, this number after padding).
 
   Raises:
-    TypeError: an argument is of another type.
-    ValueError: `count` is not positive, or the devices of this process are not neighbours.
+    TypeError: if an argument is of another type.
+    ValueError: if `count` is not positive, or the devices of this process are not side by side on
+      the mesh.
 
   >>> share_of_tasks(7, None)
   (0, 7, 7)
@@ -164,24 +168,25 @@ def share_of_tasks(count: int, mesh: Mesh | None) -> tuple[int, int, int]:
 def place_tasks(
   tasks: Tasks, mesh: Mesh | None, share: int | None = None, count: int | None = None
 ) -> Tasks:
-  """Make the tasks of this process a part of one array over all devices of the mesh.
+  """Place the tasks of this process on its devices, as part of arrays over the whole mesh.
 
   Args:
-    tasks: the T tasks that `share_of_tasks` gives to this process: a Task, or the Batch for
+    tasks: the T tasks that `share_of_tasks` assigns to this process: a Task, or the Batch for
       `learner.adapt_tasks`, leaves [T, N, ...]. If no padding tasks are needed, it may be any
       pytree with leaves [T, ...], such as a WarmStart.
-    mesh: None leaves the tasks in their place.
-    share: the number of tasks after padding; padding tasks without examples are added. None: T.
-    count: how many of `tasks` are real. None: all. 0: this process holds no real task and passes
-      one only as a template for padding.
+    mesh: the devices. None does not move the tasks.
+    share: the number of tasks of this process after padding. Padding tasks have no examples. None:
+      T, so that no task is appended.
+    count: the number of real tasks, the first of `tasks`. None: all are real. 0: this process holds
+      no real task and passes one only as a template for padding.
 
   Returns:
     The same tree, leaves [T', N, ...]. T' is the number of tasks of all processes, padding
     included.
 
   Raises:
-    TypeError: an argument is of another type.
-    ValueError: the leaves differ in T, or `count` or `share` does not fit T.
+    TypeError: if an argument is of another type.
+    ValueError: if T differs between leaves, or `count` or `share` does not fit T.
 
   >>> batch = Batch(jnp.ones([2, 3, 1]), jnp.ones([2, 3]))
   >>> place_tasks(Task(batch, batch), None, share=3).val.mask
@@ -199,7 +204,8 @@ def place_tasks(
       f"count is {count}; it must be at most the number of tasks, {total}, and at most share, "
       f"{share}."
     )
-  # All processes run one program. If one of them pads, all need masks.
+  # All processes must run the same program. If one of them pads, all need masks. A process does not
+  # know whether another one pads, so with several processes all have masks.
   if share > count or jax.process_count() > 1:
     wanted = "a shrinkmeta.Task, or a Batch, to be filled up"
     validate.instance("tasks", tasks, (Task, Batch), wanted)
@@ -208,27 +214,31 @@ def place_tasks(
     return tasks
   spec = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
   if jax.process_count() == 1:
-    # NumPy's memory would be shared (docs/hazards.md#shared-memory).
+    # `_own` copies, because JAX may share NumPy's memory (docs/hazards.md#shared-memory).
     return jax.device_put(_own(tasks), spec)
   local = lambda x: jax.make_array_from_process_local_data(spec, np.array(x))
   return jax.tree.map(local, tasks)
 
 
 def _own(tree: PyTree) -> PyTree:
-  """Copy NumPy's leaves: on a CPU JAX may share their memory with later writes."""
+  """Copy the leaves that are NumPy arrays.
+
+  On a CPU JAX may share the memory of a NumPy array. A later write to the NumPy array would then
+  change the JAX array (docs/hazards.md#shared-memory).
+  """
   return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, tree)
 
 
 def fill_tasks(tasks: Tasks, count: int, total: int) -> Tasks:
-  """Append tasks without examples: copies of the last task whose masks are 0.
+  """Append copies of the last task, with masks of 0, to make `total` tasks.
 
   Args:
     tasks: a Task or a Batch with leaves [T, N, ...].
-    count: how many of the T tasks are real; the masks of the others become 0.
+    count: the number of real tasks. The masks of all tasks after them become 0.
     total: the number of tasks to return.
 
   Returns:
-    The same with leaves [total, N, ...], and masks [total, N].
+    A Task or a Batch with leaves [total, N, ...], and masks [total, N].
 
   >>> batch = Batch(jnp.ones([1, 3, 1]), jnp.ones([1, 3]))
   >>> fill_tasks(Task(batch, None), 1, 2).train.mask

@@ -1,1 +1,1 @@
-"""Looking at a learner: is its gradient right, what has it found, how good is it?"""
+"""Inspect a learner: check its gradient, summarise its modules, measure its loss on new tasks."""

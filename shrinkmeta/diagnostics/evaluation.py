@@ -1,4 +1,4 @@
-"""How well a learner does on tasks it has not seen: a loss for each task, and how sure the mean is.
+"""Evaluate a learner on new tasks: the loss of each task, and the mean with its 95 % interval.
 
 T is the number of tasks, N the number of validation examples of one task.
 """
@@ -30,9 +30,9 @@ class Interval(NamedTuple):
       mean -+ t(0.975, T - 1) sd / sqrt(T)
 
   Attributes:
-    mean: NaN without tasks.
-    low: the lower end; NaN with fewer than two tasks.
-    high: the upper end.
+    mean: the mean; NaN without tasks.
+    low: the lower end of the interval; NaN with fewer than two tasks.
+    high: the upper end; NaN likewise.
 
   >>> print(Interval(0.5, 0.45, 0.55))
   0.5 [0.45, 0.55]
@@ -47,9 +47,10 @@ class Interval(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """What `evaluate` found; `print` shows the means in one line.
+  """The result of `evaluate`; `print` shows the means in one line.
 
-  A task failed if its loss is not finite. It counts in no mean, and the printed line says so.
+  A task failed if its loss is not finite. The mean loss and the mean accuracy leave failed tasks
+  out; `share_converged` does not. The printed line gives the number of failed tasks.
 
   Attributes:
     val_nll: [T] mean validation negative log-likelihood at theta_hat, nats per example.
@@ -97,7 +98,7 @@ class Evaluation(NamedTuple):
 
 
 class Difference(NamedTuple):
-  """What `paired` found: a minus b, task by task; `print` shows it in one line.
+  """The result of `paired`: a minus b, task by task; `print` shows it in one line.
 
   Attributes:
     loss: the mean difference of val_nll, nats per example. Below 0, a is better.
@@ -126,15 +127,15 @@ def evaluate(
 
       val_nll_t = -1/N sum_n log p(y_tn | x_tn, theta_hat_t)
 
-  The program compiles once for a learner and shapes of tasks, also over many calls. The programs of
-  the last 16 learners are kept.
+  The program compiles once for each learner, `steps` and shapes of tasks, also over many calls. The
+  programs of the last 16 learners are kept.
 
   Args:
-    learner: the learner. Tasks run by its batching and mesh.
+    learner: the learner. Tasks run with its batching and mesh.
     state: a state of this learner.
     tasks: T tasks, leaves [T, N, ...], with validation data.
     steps: replaces the learner's own number of inner steps.
-    key: needed with a batch_size of Inner only; consumed.
+    key: a random key, needed only with Inner.batch_size; consumed.
 
   Returns:
     An Evaluation; `paired` compares two of them.
@@ -172,8 +173,8 @@ def evaluate(
 def paired(a: Evaluation, b: Evaluation) -> Difference:
   """Compare two evaluations on the same tasks by their differences, task by task.
 
-  The interval of the differences is narrower than those of a and b where hard tasks are hard for
-  both.
+  If the same tasks are hard for both, the interval of the differences is narrower than the
+  intervals of a and b.
 
   Args:
     a: an Evaluation of T tasks.
@@ -183,7 +184,7 @@ def paired(a: Evaluation, b: Evaluation) -> Difference:
     The mean of a minus b, with its 95 % interval.
 
   Raises:
-    TypeError: an argument is no Evaluation.
+    TypeError: an argument is not an Evaluation.
     ValueError: a and b differ in the number of tasks.
 
   Example:
@@ -207,7 +208,7 @@ def paired(a: Evaluation, b: Evaluation) -> Difference:
 
 
 def _interval(values: np.ndarray) -> Interval:
-  """The mean of the finite values [T] and its 95 % interval."""
+  """Return the mean of the finite values among `values` [T], and its 95 % interval."""
   values = np.asarray(values, np.float64)
   values = values[np.isfinite(values)]
   if values.size == 0:
@@ -220,7 +221,7 @@ def _interval(values: np.ndarray) -> Interval:
 
 
 class _ById:
-  """A learner as the key of a cache: a learner equals itself alone."""
+  """A learner as the key of a cache; two keys are equal only if they have the same spec object."""
 
   def __init__(self, learner: MetaLearner):
     self.learner = learner
@@ -234,7 +235,7 @@ class _ById:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(key: _ById) -> Callable[..., Any]:
-  """Build the program of a learner: (state, tasks, key, steps) -> ([T], [T] or None, [T])."""
+  """Build (state, tasks, key, steps) -> (val_nll [T], accuracy [T] or None, converged [T])."""
   learner, spec = key.learner, key.learner.spec
 
   def one(shared: tuple[PyTree, PyTree], item: tuple[PyTree, Batch]) -> tuple[tuple[()], Any]:
@@ -256,7 +257,10 @@ def _compiled(key: _ById) -> Callable[..., Any]:
 
 
 def _accuracy(outputs: Any, batch: Batch) -> jax.Array | None:
-  """The share [] of examples whose largest logit is that of the target; None without logits."""
+  """Return the share [] of examples whose largest logit is that of the target.
+
+  Return None if the outputs are not logits: see `Evaluation.accuracy`.
+  """
   targets = batch.targets
   arrays = isinstance(targets, jax.Array) and isinstance(outputs, jax.Array)
   if not arrays or not jnp.issubdtype(targets.dtype, jnp.integer):

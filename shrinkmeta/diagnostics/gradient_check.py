@@ -1,8 +1,9 @@
-"""A check of the meta-gradient of a learner, for one model and a few tasks, before a long run.
+"""Check the meta-gradient of a learner on a few tasks, before a long run.
 
-It compares derivatives of the meta-loss, module by module: the one that `learner.meta_gradient`
-returns, central differences of the whole procedure, and, where it means something, the one through
-every inner step (in forward mode). A verdict says what the comparison shows.
+The check compares derivatives of the meta-loss, module by module: that of `learner.meta_gradient`,
+that of central differences of the whole computation, and that through every inner step, in forward
+mode. The last one is left out if the inner optimiser has a line search. A verdict sums up the
+result.
 """
 
 import math
@@ -30,7 +31,7 @@ class ModuleCheck(NamedTuple):
   module: str
   direction: str  # phi: "gradient" (the learner's, unit norm) or "random"; log_sigma2: "axis"
   learner: float  # the derivative by `learner.meta_gradient`
-  unrolled: float | None  # the derivative through every inner step; None where it means nothing
+  unrolled: float | None  # the derivative through every inner step; None with a line search
   differences: float  # the derivative by central differences
   unrolled_error: float | None  # |learner - unrolled| / |unrolled|
   error: float  # |learner - differences| / |differences|
@@ -41,7 +42,7 @@ class GradientCheck(NamedTuple):
   """The result of `check_meta_gradient`; `print` shows a table and, as its last line, the verdict.
 
   Attributes:
-    rows: one row of the table each.
+    rows: one ModuleCheck for each row of the table.
     verdict: begins with "fine", "off" or "unsure"; see `check_meta_gradient`.
   """
 
@@ -69,38 +70,39 @@ def check_meta_gradient(
   direction_key: jax.Array | None = None,
   constants: PyTree = None,
 ) -> GradientCheck:
-  """Compare the meta-gradient of a learner with other derivatives of the same loss, and judge it.
+  """Compare the meta-gradient of a learner with other derivatives of the same loss.
 
-  The differences belong to the program as it runs, with its inexact modes. For an implicit
-  algorithm the distance to them shows how far theta_hat is from the mode, how good the linear solve
-  is, and what the approximate curvature leaves out. The verdict is one of
+  Central differences measure the program as it runs, with inexact modes. For an algorithm with an
+  implicit gradient, the error has three sources: theta_hat is not exactly the mode, the linear
+  solve is not exact, and Gauss-Newton leaves out a part of the curvature. The verdict is one of
 
-  - "fine": every error is below a tolerance. It is 1e-3 in float64 and 3e-2 in float32, plus
-    the mean norm of grad J, at most 0.1, for an algorithm with an implicit gradient. That norm
-    bounds the distance of z to its mode where the curvature is positive.
-  - "off": a derivative differs by more than that. The line names the worst, and the likely reason.
-  - "unsure": an error is above the tolerance, but two step sizes give differences that are more
-    than a tenth of that error apart, so the differences may be wrong.
+  - "fine": every error is below the tolerance. The tolerance is 1e-3 in float64 and 3e-2 in
+    float32. For an algorithm with an implicit gradient, the mean norm of grad J is added, but at
+    most 0.1. This norm bounds |z - z_hat| if the curvature is positive semi-definite.
+  - "off": an error is above the tolerance. The verdict names the largest and its likely reason.
+  - "unsure": an error is above the tolerance, but the central differences may be wrong: with twice
+    the step they change by more than a tenth of that error. Or no derivative could be compared.
 
-  The derivative through every inner step is compared too, if all steps are run (Inner.tol is None)
-  by an optimiser without a line search. Elsewhere it can be far from the derivative of the point
-  where the loop ends, even if that point is exact.
+  The derivative through every inner step is shown too, unless the inner optimiser has a line
+  search. With a line search it can be far from the derivative of the point where the loop ends,
+  even if that point is exact. The verdict does not use it.
 
-  The entries of phi are NaN for reptile, whose phi follows no loss. The entries of sigma are NaN
-  for sigma_gradient="joint": that gradient lets phi follow sigma, and here phi is held.
+  For reptile the differences of phi are NaN, because its phi follows no loss. For
+  sigma_gradient="joint" those of sigma are NaN: the gradient lets phi follow sigma, but here phi is
+  held fixed.
 
-  One program compiles. It runs four times for every row.
+  The program of the meta-gradient compiles once. It runs four times for every row.
 
   Args:
     learner: the learner to check.
     state: the state at which the derivatives are compared.
     tasks: a few tasks, leaves [T, N, ...].
-    key: for Inner.batch_size and Implicit.batch_size; the same for all evaluations.
-    direction_key: for the random directions. None is jax.random.key(0).
+    key: a random key for Inner.batch_size and Implicit.batch_size. All evaluations use it.
+    direction_key: draws the random directions. None is jax.random.key(0).
     constants: replaces state.constants. None keeps them.
 
   Returns:
-    One row per parameter, module and direction, and the verdict.
+    A GradientCheck: one row for each parameter, module and direction, and the verdict.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.
@@ -130,13 +132,8 @@ def check_meta_gradient(
   grad, _, metrics = program(start)
   slopes = None
   if _unrolled_has_meaning(learner, start.phi):
-
-    @jax.jit
-    def slopes_along(state: MetaState, v: MetaParams) -> dict[str, jax.Array]:
-      losses = lambda params: of_state(_moved(state, params))[1]
-      return jax.jvp(losses, (MetaParams(state.phi, state.log_sigma2),), (v,))[1]
-
-    slopes = lambda v: slopes_along(state, v)
+    losses = lambda state: lambda params: of_state(_moved(state, params))[1]
+    slopes = jax.jit(lambda state, v: jax.jvp(losses(state), (start,), (v,))[1])
   dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
   rows = []
   for parameter, module, along, v in _directions(learner, start, grad, direction_key):
@@ -147,7 +144,7 @@ def check_meta_gradient(
     )
     differences, coarse = ((losses_at(a) - losses_at(-a)) / (2 * a) for a in (h, 2 * h))
     claimed = float(jnp.asarray(optax.tree.vdot(grad, v)))
-    unrolled = None if slopes is None else float(slopes(v)[parameter])
+    unrolled = None if slopes is None else float(slopes(state, v)[parameter])
     of_unrolled = None if unrolled is None else _relative(claimed, unrolled)
     numbers = (claimed, unrolled, differences, of_unrolled, _relative(claimed, differences))
     rows.append(ModuleCheck(parameter, module, along, *numbers, abs(differences - coarse)))
@@ -155,6 +152,7 @@ def check_meta_gradient(
 
 
 def _relative(claimed: float, truth: float) -> float:
+  """Return |claimed - truth| / |truth|."""
   return abs(claimed - truth) / max(abs(truth), 1e-300)
 
 
@@ -166,15 +164,16 @@ def _moved(state: MetaState, params: MetaParams) -> MetaState:
 def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Program:
   """Build state -> (gradient, {"phi": [], "log_sigma2": []}, metrics).
 
-  The dict holds the losses that the two parameters follow. One program gives all: another for the
-  losses alone would run faster, but take longer to compile than all its runs take here.
+  The dict holds the losses that phi and log sigma^2 follow. One program computes all three. A
+  second program for the losses alone would run faster, but its compilation would take longer than
+  all its runs here.
   """
   log_p_sigma = learner.spec.log_p_sigma
 
   def program(state: MetaState) -> tuple[MetaParams, dict[str, jax.Array], Metrics]:
     grad, metrics = learner.meta_gradient(state, tasks, key)
     followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
-    if log_p_sigma is not None:  # no reported loss holds it; its weight is that of `make_learner`
+    if log_p_sigma is not None:  # no loss of the metrics contains it; weighed as in `make_learner`
       followed -= log_p_sigma(state.log_sigma2) / _units(learner, tasks, metrics)
     if learner.spec.sigma_gradient == "joint":
       followed *= jnp.nan
@@ -184,7 +183,7 @@ def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Progra
 
 
 def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
-  """Whether the derivative through the steps is that of where they end: see the docstring above."""
+  """Return whether the inner optimiser has no line search: see `check_meta_gradient`."""
   searching = (
     optax.ScaleByLBFGSState,
     optax.ScaleByZoomLinesearchState,
@@ -197,7 +196,11 @@ def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
 
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
-  """What a prior on sigma is divided by []: the tasks that did not fail, or their val examples."""
+  """Return the divisor [] of log_p_sigma in the meta-loss.
+
+  For the evidence it is the number of tasks that did not fail, otherwise the number of their
+  validation examples.
+  """
   if learner.algorithm.phi == "evidence" or tasks.val is None:
     return metrics.num_sound
   count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.val)
@@ -205,12 +208,12 @@ def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
 
 
 def _only(labels: modules.Labels, tree: PyTree, module: str) -> PyTree:
-  """The tree, with every other module set to zero."""
+  """Return `tree` with every other module set to 0."""
   return jax.tree.map(lambda label, x: x if label == module else jnp.zeros_like(x), labels, tree)
 
 
 def _module_norm(learner: MetaLearner, start: MetaParams, parameter: str, module: str) -> float:
-  """The norm of one module of phi; 1 for log sigma^2."""
+  """Return the norm of one module of phi, or 1 for log sigma^2."""
   return (
     float(optax.tree.norm(_only(learner.labels, start.phi, module))) if parameter == "phi" else 1.0
   )
@@ -242,14 +245,14 @@ def _verdict(
   metrics: Metrics,
   dtype: jax.typing.DTypeLike,
 ) -> str:
-  """Judge the rows: one line that begins with "fine", "off" or "unsure"."""
+  """Return the verdict on the rows: one line that begins with "fine", "off" or "unsure"."""
   tolerance = _tolerance(learner, tasks, metrics, dtype)
   judged = [row for row in rows if math.isfinite(row.differences)]
   skipped = sorted({row.parameter for row in rows} - {row.parameter for row in judged})
   tail = f" Not compared: {', '.join(skipped)}, which has no loss here." if skipped else ""
   if not judged:
     return f"unsure: no derivative could be compared. {_reason(learner, metrics, dtype)}{tail}"
-  # A derivative near 0 is compared with the others of its parameter.
+  # Errors are relative. For a derivative near 0 the scale is 1 % of the largest of its parameter.
   largest = {row.parameter: 0.0 for row in judged}
   for row in judged:
     largest[row.parameter] = max(largest[row.parameter], abs(row.differences))
@@ -282,12 +285,15 @@ def _verdict(
 def _tolerance(
   learner: MetaLearner, tasks: Task, metrics: Metrics, dtype: jax.typing.DTypeLike
 ) -> float:
-  """The error that counts as none: by the precision, and by how far modes are from converged."""
+  """Return the largest relative error that passes.
+
+  It depends on the precision of `dtype`, and on how far the inner loops are from their modes.
+  """
   base = {8: 1e-3, 4: 3e-2}.get(jnp.dtype(dtype).itemsize, 0.2)
   if not learner.spec.has_mode:
     return base
   count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.train)
-  # K >= I in whitened coordinates, so |grad J| bounds |z - z_hat| there.
+  # In whitened coordinates K >= I if C >= 0. Then |grad J| bounds |z - z_hat|.
   norms = np.asarray(count * metrics.inner.grad_norm, np.float64)[~np.asarray(metrics.failed)]
   distance = float(norms.mean()) if norms.size else math.inf
   return base + (min(0.1, distance) if math.isfinite(distance) else 0.1)
@@ -296,7 +302,7 @@ def _tolerance(
 def _reason(
   learner: MetaLearner, metrics: Metrics, dtype: jax.typing.DTypeLike, unsure: bool = False
 ) -> str:
-  """The likely reason, in a sentence or two, for a gradient and differences that do not agree."""
+  """Return the likely reason why gradient and differences disagree, in a sentence or two."""
   spec, inner, solve = learner.spec, metrics.inner, metrics.solve
   sound = ~np.asarray(metrics.failed)
   share = lambda flags: f"{int(np.sum(~np.asarray(flags)[sound]))} of {int(sound.sum())}"

@@ -14,13 +14,13 @@ PyTree = Any
 
 
 class ModuleSummary(NamedTuple):
-  """The size, the sigma and the mean adaptation of one module.
+  """The size of one module, its sigma, and how far its adapted parameters are from phi.
 
   Attributes:
-    name: of the module.
-    size: number of parameters.
-    sigma: sigma_m, the standard deviation of theta_m around phi_m; 0 is frozen, inf is free.
-    moved: root mean square of theta_m - phi_m over parameters and tasks; nan without thetas.
+    name: the name of the module.
+    size: the number of parameters.
+    sigma: sigma_m, the standard deviation of theta_m around phi_m; 0: frozen, inf: no prior.
+    moved: the root mean square of theta_m - phi_m over parameters and tasks; nan without thetas.
   """
 
   name: str
@@ -32,7 +32,7 @@ class ModuleSummary(NamedTuple):
 def module_summary(
   labels: Labels, phi: PyTree, log_sigma2: Mapping[str, Any], thetas: PyTree | None = None
 ) -> tuple[ModuleSummary, ...]:
-  """Measure how far the adapted parameters of each module are from phi.
+  """Summarise each module: its size, its sigma, and how far its adapted parameters are from phi.
 
       moved_m = sqrt(mean over tasks t and parameters i of (theta_mti - phi_mi)^2)
 
@@ -40,13 +40,13 @@ def module_summary(
 
   Args:
     labels: a pytree of strings with the structure of phi.
-    phi: what all tasks share, a pytree of arrays [...].
+    phi: the parameters that all tasks share, a pytree of arrays [...].
     log_sigma2: {module: []}.
-    thetas: adapted parameters with leaves [T, ...], or None. A leaf that is None counts as phi;
+    thetas: adapted parameters with leaves [T, ...], or None. A leaf that is None counts as phi:
       `learner.adapt_tasks` returns None for frozen modules.
 
   Returns:
-    One ModuleSummary a module, in the order of the paths.
+    One ModuleSummary for each module, sorted by path in `labels`.
 
   Raises:
     TypeError, ValueError: labels, log_sigma2 or thetas do not fit phi.
@@ -83,10 +83,10 @@ def format_summary(summaries: Sequence[ModuleSummary]) -> str:
   """Write what `module_summary` returned as a plain-text table.
 
   Args:
-    summaries: one ModuleSummary a module.
+    summaries: one ModuleSummary for each module.
 
   Returns:
-    A text with one line a module, below the names of the columns.
+    A text with one line for each module, below a line with the names of the columns.
 
   Raises:
     TypeError: an entry is not a ModuleSummary.

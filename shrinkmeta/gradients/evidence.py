@@ -3,15 +3,17 @@
     log p(D | phi, sigma) ~ log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
 This is Laplace's approximation at the mode, with C the Gauss-Newton curvature. In whitened
-coordinates no normaliser of the prior is left over. It is exact for linear-Gaussian models: the
-hierarchical model is then a linear mixed model, this its marginal likelihood, and the maximum its
-maximum-likelihood fit. It needs no validation data.
+coordinates the normaliser of the prior cancels. The approximation is exact for linear-Gaussian
+models. The hierarchical model is then a linear mixed model, and the evidence is its marginal
+likelihood. The phi and sigma that maximise the evidence are the maximum-likelihood fit. The
+evidence needs no validation data.
 
-Gradient: at the mode the first two terms depend on (phi, sigma) as if z_hat were fixed. The third
-depends on theta_hat as well, whose own dependence is that of `implicit.py`. The result is exact for
-linear-Gaussian models, and with the exact Hessian; Gauss-Newton there is off by some tenths of a
-percent on a small network. (The gradient of phi and sigma from the validation loss is another one:
-`implicit.py`.)
+Gradient: z_hat maximises the sum of the first two terms. So the gradient of these terms in (phi,
+sigma) is that with z_hat held fixed. The third term also depends on theta_hat, and theta_hat
+depends on (phi, sigma): `implicit.py` has the derivative. The gradient of the approximation is
+exact for linear-Gaussian models. For other models it is exact if `Implicit.curvature` is "hessian".
+With "gauss_newton" it was off by some tenths of a percent on a small network. `implicit.py` also
+has the gradient of the validation loss, which is another objective.
 """
 
 import dataclasses
@@ -50,13 +52,15 @@ def _fit(model: TaskModel, theta: PyTree, z: PyTree) -> jax.Array:
 
 
 def _gradient_of_fit(model: TaskModel, g: PyTree, z: PyTree) -> MetaParams:
-  """Return the gradient of the fit with z held: g for phi, <s g, z> / 2 for log sigma^2.
+  """Return the gradient of `_fit` with z held: g for phi, <s g, z> / 2 for log sigma^2.
 
-  At the mode s g is z. At an inexact mode, z is the better of the two where the data dominate the
-  prior.
+  At the exact mode s g = z. At an inexact mode, z is more accurate than s g where the data dominate
+  the prior. So `balance` combines g and z.
 
   Args:
-    g: d fit / d theta, a tree like phi.
+    model: the task model.
+    g: the derivative of `_fit` with respect to theta, a tree like phi.
+    z: the mode, a part.
   """
   g = model.balance(g, z)
   half = jax.tree.map(lambda s, g, z: 0.5 * s * g * z, model.white.scale, model.cut(g), z)
@@ -71,20 +75,23 @@ def evidence_at(
   how: LogDet,
   key: jax.Array | None = None,
 ) -> tuple[jax.Array, MetaParams, EvidenceInfo, PyTree]:
-  """Return (log evidence [], its gradient, how it went, w) of one task, given its mode.
-
-  w solves K w = s g, a part, for g the determinant's derivative in theta_hat.
+  """Return the log evidence of one task and its gradient, given the mode.
 
   Args:
     model: the task model.
     mode: theta_hat and z_hat.
-    implicit: how the gradient through the mode is found.
-    how: how the determinant is found.
-    key: for a stochastic determinant; consumed.
+    implicit: how the gradient through the mode is computed.
+    how: how the determinant is computed.
+    key: draws the random vectors of a stochastic determinant; consumed.
+
+  Returns:
+    (the log evidence [] in nats, its gradient, an EvidenceInfo, w). w is a part and solves
+    K w = s g, where g is the derivative of log det K with respect to theta_hat.
   """
   fit, g = jax.value_and_grad(lambda theta: _fit(model, theta, mode.z))(mode.theta)
   grad = _gradient_of_fit(model, g, mode.z)
-  # Seen from theta_hat: phi of these parameters is theta_hat, and its gradient goes on through it.
+  # log det K is taken at theta_hat, so theta_hat is in the place of phi here. Its gradient in
+  # theta_hat then goes through the mode to phi and sigma.
   here = MetaParams(mode.theta, model.params.log_sigma2)
   determinant = jax.value_and_grad(lambda p: log_det(how, model.at(p), key), has_aux=True)
   (value, error), slope = determinant(here)
@@ -112,30 +119,30 @@ def log_evidence(
 
       log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  It is differentiable backwards in phi, log_sigma2, the float leaves of `batch` and what the
-  likelihood closes over. Second derivatives are not available. A parameter of the likelihood, such
-  as the scale of `sm.gaussian_with_scale`, is a module frozen at sigma = 0: its entry of phi has a
-  gradient as all others have.
+  The result is differentiable in reverse mode with respect to phi, log_sigma2, the float leaves of
+  `batch` and the arrays that the likelihood closes over. Second derivatives are not available. A
+  parameter of the likelihood, such as the scale of `sm.gaussian_with_scale`, is a module frozen at
+  sigma = 0. Its entry of phi has a gradient, like every other entry.
 
   Args:
     likelihood: predict and log_prob.
     labels: the module of every parameter.
     phi: the parameters that all tasks share.
     log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
-    batch: one task's data [N, ...], without the T axis; `jax.vmap` over it for many.
+    batch: one task's data [N, ...], without the T axis; for many tasks use `jax.vmap`.
     inner: how the mode is found. If the mode has an error e, the first two terms are too small by a
       multiple of e^2. The third term and the gradient are wrong by a multiple of e.
-    implicit: how the derivative of the mode is found.
-    log_det: how the determinant is found.
-    key: for a stochastic log-determinant and for inner.batch_size; consumed.
-    frozen: modules to leave out of the work, as for `map_estimate`.
+    implicit: how the derivative of the mode is computed.
+    log_det: how the determinant is computed.
+    key: a random key for a stochastic log-determinant and for inner.batch_size; consumed.
+    frozen: modules with sigma = 0, as for `map_estimate`.
     constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     (the log evidence [] in nats, an EvidenceInfo).
 
   Raises:
-    ValueError: a sigma that is known to be inf, or arguments that do not fit each other.
+    ValueError: a sigma is known to be inf, or the arguments do not fit each other.
     NotImplementedError: the gradient is differentiated again.
 
   >>> import jax.numpy as jnp
@@ -164,8 +171,8 @@ def differentiable_evidence(
 ) -> tuple[jax.Array, EvidenceInfo]:
   """Return `log_evidence` of a task model, with its gradient rule.
 
-  The gradient with respect to the data takes the derivative of the determinant in them, which is
-  spared where nobody asks for it.
+  The gradient with respect to the data needs the derivative of the determinant with respect to the
+  data. It is computed only if JAX differentiates with respect to the data.
   """
   mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
 
@@ -193,7 +200,7 @@ def differentiable_evidence(
     return (result, info._replace(solve=None)), (grad, kept)
 
   def of_data(params: MetaParams, data: Data, keys: Any, mode: Mode, w: PyTree) -> Data:
-    def held(data: Data) -> jax.Array:  # the evidence with theta_hat held
+    def held(data: Data) -> jax.Array:  # the evidence with theta_hat held fixed
       here = task(params, *data)
       determinant = log_det(how, here.around(mode.theta), keys[1])[0]
       return _fit(here, mode.theta, mode.z) - 0.5 * determinant

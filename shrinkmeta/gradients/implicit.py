@@ -1,26 +1,28 @@
 """The gradient through the posterior mode of one task, by the implicit function theorem.
 
 J(z) = -log p(D | theta) + P |z|^2 / 2 with theta = phi + s z, and s is sigma, spread over the
-parameters. At the mode, grad_z J = 0. With g = d loss / d theta, C the curvature of
--log p(D | theta) and
+parameters. At the mode, grad_z J = 0. Let g = d loss / d theta at the mode, let C be the curvature
+of -log p(D | theta), and let w solve
 
-    K w = s * g,                       K = P + s C s, P = 1 for finite sigma
+    K w = s * g,                       K = P + s C s, P = 1 for finite sigma.
 
-the derivatives of the loss at the mode are
+The derivatives of the loss at the mode are
 
     d/d phi = g - C (s * w),           d/d log sigma_m^2 = <w, z> over the entries of module m.
 
-They need the mode, not the path to it: memory does not grow with the number of inner steps, and
-any optimiser may find the mode. Nothing is divided by sigma. Other gradients of sigma: `joint.py`
-lets phi follow sigma, and `evidence.py` has that of the evidence.
+They need the mode, not the path to it. So memory does not grow with the number of inner steps, and
+any optimiser may find the mode. Nothing is divided by sigma. Two files have other gradients of
+sigma: in `joint.py` phi follows sigma, and in `evidence.py` sigma follows the evidence.
 
 The equation for w gives a second form, d/d phi = P w / s. Where the data dominate the prior, the
 first form subtracts two large, nearly equal vectors. Where sigma is small, the second form divides
 by a small number. `TaskModel.balance` combines both.
 
-Derivation of the second formula: theta moves with log sigma_m^2 as s z_m / 2 + s dz. Stationarity,
-s grad L + z = 0, gives (I + s C s) dz = z_m / 2 - s C s z_m / 2. Then g . s z_m / 2 equals
-w . (I + s C s) z_m / 2, and the sum of the two is w . z_m.
+Derivation of the formula for sigma: the derivative of theta with respect to log sigma_m^2 is
+s z_m / 2 + s dz. Here z_m is z in module m and 0 elsewhere, and dz is the derivative of the mode.
+Stationarity, s grad L + z = 0 with L = -log p(D | theta), gives
+(I + s C s) dz = z_m / 2 - s C s z_m / 2. So g . s dz = w . (z_m - s C s z_m) / 2, and
+g . s z_m / 2 = w . (z_m + s C s z_m) / 2. Their sum is w . z_m.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -61,8 +63,8 @@ def implicit_gradient(
 ) -> tuple[MetaParams, PyTree, SolveInfo]:
   """Return the gradient of a loss with respect to (phi, log sigma^2), through the mode of one task.
 
-  Modules held at phi are left out of the solve. They have their share of phi's gradient, which goes
-  through the exact Hessian's rows of these modules, under Gauss-Newton too.
+  The solve leaves frozen modules out. Their phi has a gradient nevertheless. It uses the rows of
+  the exact Hessian in these modules, also if `implicit.curvature` is "gauss_newton".
 
   Args:
     implicit: how the linear system is solved.
@@ -70,14 +72,14 @@ def implicit_gradient(
     z: the mode in whitened coordinates, a part.
     g: d loss / d theta at the mode, a tree like phi.
     start: w to begin CG from, a part.
-    key: for implicit.batch_size. It may be that of the mode's mini-batches: the draws are
-      independent of theirs.
+    key: draws the mini-batches of implicit.batch_size. It may be the key of the inner loop: these
+      draws are independent of those of the inner steps.
 
   Returns:
-    the gradient, w (a part), and how the solve went.
+    (the gradient, w as a part, the SolveInfo).
   """
   b, precision = model.scaled(model.cut(g)), model.white.precision
-  # Without a prior there is no sigma to depend on: precision 0.
+  # In modules without a prior p is 0, and so is the gradient of log sigma^2.
   d_sigma = lambda w: model.by_module(jax.tree.map(lambda p, w, z: p * w * z, precision, w, z))
   if implicit.solver == "identity":
     rest = (jnp.full([], x) for x in (0, False, False))
@@ -105,14 +107,15 @@ def implicit_gradient(
   u = model.scaled(w)
   curved = column(u)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
-  # The curvature along u: that of a sharp likelihood is more than one an example.
+  # The curvature along u. With a sharp likelihood it exceeds the number of examples.
   along, length = optax.tree.vdot(u, model.cut(curved)), optax.tree.vdot(u, u)
   along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
   direct = optax.tree.sub(g, curved)
   balanced = model.balance(direct, by_prior, jnp.maximum(model.count, along))
 
-  # Without a prior the system has no solution where the data leave entries open, and nothing says
-  # what s x is: theta stays at phi there, and x is what C does not reach of g.
+  # In modules without a prior, the second form does not exist: `by_prior` is 0. Use the first form
+  # alone. In directions that the data do not determine, theta_hat stays at phi, and the first form
+  # is the part of g that is outside the range of C.
   known = lambda p, d, x: d if p is None else jnp.where(p + implicit.damping > 0, x, d)
   none = lambda x: x is None
   d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=none)
@@ -133,16 +136,17 @@ def _dual(
   implicit: Implicit, here: TaskModel, operator: Linear, b: PyTree
 ) -> tuple[PyTree, SolveInfo]:
   """Solve K w = b by the singular values of A; `here` is the model around theta_hat."""
-  # The evidence's g comes from a factorisation of its own, which this one must wait for.
+  # For the evidence, b comes from another factorisation. The two must not run at the same time
+  # (docs/hazards.md#lapack-threads).
   factor = here.around(solvers.after(b, here.params.phi)).factor()
   free = jnp.any(jnp.stack([jnp.isposinf(v) for v in here.params.log_sigma2.values()]))
-  shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # see check_dual, for what it can know
+  shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # outside jit check_dual raises
   w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)
   return w, info._replace(negative_curvature=factor.negative)
 
 
 def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
-  """Draw the examples whose curvature is taken, [B, n, ...], weighted to estimate that of all."""
+  """Draw mini-batches [B, n, ...] whose curvatures sum to an estimate of that of all examples."""
   size, count = implicit.batch_size, implicit.num_batches
   assert size is not None
   if key is None:
@@ -154,7 +158,7 @@ def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Ba
     )
   drawn = draw_at_end(key, batch, size, count)
   mask = jnp.asarray(drawn.mask)
-  counted = lambda mask_: jnp.sum((mask_ != 0).astype(mask.dtype))  # examples, whatever they weigh
+  counted = lambda mask_: jnp.sum((mask_ != 0).astype(mask.dtype))  # examples, each counted once
   share = counted(weights(batch)) / divisor(counted(mask))
   return drawn._replace(mask=share * mask)
 
@@ -170,24 +174,25 @@ def differentiable_mode(
   key: jax.Array | None = None,
   end: Descent | None = None,
 ) -> tuple[PyTree, InnerInfo]:
-  """Return (theta_hat, info) of one task, differentiable backwards, once, by the implicit rule.
+  """Return (theta_hat, info) of one task, differentiable once, backwards, by the implicit rule.
 
   Args:
     inner: how the mode is found.
-    implicit: how its gradient is found.
-    model_of: (params, batch, consts) -> the task model. Its modules may not depend on these.
+    implicit: how the gradient of the mode is computed.
+    model_of: (params, batch, consts) -> the task model. Which modules are frozen must not depend on
+      these arguments.
     params: phi and log sigma^2.
     batch: the task's training data. The rule covers its float leaves.
     consts: the traced floats that the likelihood closes over: see `open_likelihood`.
-    steps: replaces inner.steps; no tuple.
+    steps: replaces inner.steps. A tuple is not allowed.
     key: for inner.batch_size and implicit.batch_size; consumed.
-    end: the end of the loop if it was run already.
+    end: the last state of the loop, if it was run before.
   """
 
-  # Only the part that moves leaves this function. Held leaves would be the same for all tasks of a
-  # vmap: JAX would sum their cotangent over tasks before `backward` runs, and then once more after
-  # it. So would a theta that is the same for all keys of a vmap, while `backward` draws by the key
-  # (docs/hazards.md#custom-vjp-cotangents).
+  # `find` returns only the task-specific part of theta. Frozen leaves have no task axis under vmap:
+  # JAX would sum their cotangents over tasks before `backward` runs, and once more after it
+  # (docs/hazards.md#custom-vjp-cotangents). Under a vmap over keys, theta may have no key axis,
+  # although `backward` draws with the key. So `zero` makes theta depend on the key.
   def find(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, ...]:
     model = model_of(params, batch, consts)
     key, end = given
@@ -229,7 +234,7 @@ def data_gradient(
   batch: Batch,
   consts: Consts,
 ) -> tuple[Batch, Consts]:
-  """Return the gradient through the mode with respect to the data and to what a likelihood holds.
+  """Return the gradient through the mode with respect to the data and the likelihood's floats.
 
       -<w, d/d data grad_z J>
 
@@ -241,9 +246,7 @@ def data_gradient(
     consts: the floats that the likelihood closes over.
   """
 
-  def stationarity(
-    batch: Batch, consts: list[jax.Array]
-  ) -> PyTree:  # grad_z J, a sum over examples
+  def stationarity(batch: Batch, consts: Consts) -> PyTree:  # grad_z J, a sum over examples
     model = model_of(batch, consts)
     of_z = jax.grad(lambda z: model.objective(z, batch))(z)
     return jax.tree.map(lambda x: model.n * x, of_z)
@@ -252,17 +255,16 @@ def data_gradient(
 
 
 def differentiable_once(name: str, gradient: PyTree) -> PyTree:
-  """Return a gradient whose own derivative is an error.
+  """Return `gradient`, and raise an error if it is differentiated again.
 
-  Differentiated again, the rule of the mode would be that of its solver's steps: a number, and a
-  wrong one.
+  Without the error JAX would differentiate the steps of the solver. The result would be wrong.
 
   Args:
-    name: the functions that the gradient belongs to, for the error.
-    gradient: what the backward pass returns.
+    name: the functions that the gradient belongs to, for the error message.
+    gradient: the result of a backward pass.
 
   Raises:
-    NotImplementedError: where the result is differentiated.
+    NotImplementedError: the result is differentiated.
   """
 
   @jax.custom_jvp
@@ -298,31 +300,29 @@ def map_estimate(
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat = argmax_theta log p(D | theta) + log p(theta | phi, sigma), for one task.
 
-  It is differentiable backwards in phi, log_sigma2, the float leaves of `batch` and what the
-  likelihood closes over, such as the scale of `sm.gaussian(predict, scale)`, by the implicit rule.
-  The derivative is that of the exact mode: `info` and the solver's residual say how far the result
-  is from it. Second derivatives are not available.
+  By the implicit rule, theta_hat is differentiable in reverse mode with respect to phi, log_sigma2,
+  the float leaves of `batch` and the floats that the likelihood closes over, such as the scale of
+  `sm.gaussian(predict, scale)`. The rule holds at the exact mode; `info` shows how near it is.
 
   Args:
     likelihood: predict and log_prob.
     labels: the module of every parameter.
     phi: the parameters that all tasks share.
-    log_sigma2: {module: [] log sigma_m^2}; -inf holds a module at phi, +inf takes its prior away.
-    batch: one task's training data [N, ...], without the T axis; `jax.vmap` over it for many.
+    log_sigma2: {module: [] log sigma_m^2}; -inf: frozen at phi, +inf: no prior.
+    batch: one task's training data [N, ...], without the T axis; for many tasks use `jax.vmap`.
     inner: how the mode is found.
-    implicit: how its gradient is found.
+    implicit: how the gradient of the mode is computed.
     steps: replaces inner.steps.
-    key: for inner.batch_size and implicit.batch_size; consumed.
-    frozen: modules to leave out of the work beside those whose log_sigma2 is known here to be
-      -inf; for use under jit, where log_sigma2 is not known.
+    key: a random key for inner.batch_size and implicit.batch_size; consumed.
+    frozen: modules with log_sigma2 = -inf, to be named under jit, where the value is not known.
     constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     (theta, info): a tree like phi, and an InnerInfo, whose derivative is zero.
 
   Raises:
-    ValueError: arguments that do not fit each other, or values that are not finite.
-    NotImplementedError: the gradient is differentiated again.
+    ValueError: the arguments do not fit each other, or a value is not finite.
+    NotImplementedError: second derivatives, which are not available.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm

@@ -1,26 +1,29 @@
 """The derivative of the validation loss with respect to sigma, through both phi_hat and theta_hat.
 
-Under l_MAP both levels are stationary: for the whole of phi and for every task,
+If phi follows l_MAP, the gradients in phi and in every z_t are 0 at the optimum:
 
     sum_t grad L_t(theta_t) - grad log p(phi) = 0,      s grad L_t(theta_t) + z_t = 0,
 
-with L_t = -log p(D_t | theta) and theta_t = phi + s z_t. (At sigma_m = inf there is no prior: the
-term z_t and the identity in K_tt below are absent.) The Jacobian of this system is an arrowhead:
-K_phiphi = sum_t C_t, K_phit = C_t s, K_tt = I + s C_t s, with C_t the curvature of L_t. (A prior on
-phi adds the curvature of -log p(phi) to K_phiphi.) With (a, b_1:T) solving
+with L_t = -log p(D_t | theta) and theta_t = phi + s z_t. The Jacobian K of these conditions is an
+arrowhead matrix. Its blocks are K_phiphi = sum_t C_t, K_phit = C_t s and K_tt = I + s C_t s, with
+C_t the curvature of L_t. Blocks that couple two tasks are 0. A prior on phi adds the curvature of
+-log p(phi) to K_phiphi. At sigma_m = inf there is no prior on theta: the term z_t and the identity
+in K_tt are absent. Let (a, b_1:T) solve
 
-    K (a, b_1:T) = (sum_t g_t, s g_1, ..., s g_T),      g_t = d loss / d theta_t,
+    K (a, b_1:T) = (sum_t g_t, s g_1, ..., s g_T),      g_t = d loss / d theta_t.
 
-the derivative of the loss is d/d log sigma_m^2 = sum_t <b_t, z_t> over the entries of module m:
-the formula of `implicit.py`, with b_t in place of w_t. A product with K is one product with C_t a
-task, of the direction a + s b_t, and one sum over tasks.
+The derivative of the loss is d/d log sigma_m^2 = sum_t <b_t, z_t> over the entries of module m.
+This is the formula of `implicit.py`, with b_t in place of w_t. A product with K takes one product
+of C_t with the direction a + s b_t for each task, and one sum over tasks.
 
 All of phi is an unknown of this system, frozen modules included. So Gauss-Newton approximates every
-block of K, which stays positive semi-definite; curvature="hessian" is exact.
+block of K, and K stays positive semi-definite. curvature="hessian" is exact.
 
-Derivation: the direct part is sum_t <g_t, s z_t>_m / 2, the indirect part
-- <a, C_t s z_t>_m / 2 + <b_t, z_t>_m / 2 - <b_t, s C_t s z_t>_m / 2 summed over t; row t of the
-system, multiplied by z_t on module m, turns the first, second and fourth into <b_t, z_t>_m / 2.
+Derivation: z_t stands for z_t on module m, with 0 elsewhere. The derivative has a direct part,
+sum_t <g_t, s z_t> / 2. Its indirect part is the sum over t of
+- <a, C_t s z_t> / 2 + <b_t, z_t> / 2 - <b_t, s C_t s z_t> / 2.
+The product of row t of the system with z_t shows that the direct part and the two terms with C_t
+add up to sum_t <b_t, z_t> / 2. The remaining term is the other half.
 """
 
 from collections.abc import Callable
@@ -51,20 +54,21 @@ def joint_sigma_gradient(
   *,
   log_p_phi: Callable[[PyTree], jax.Array] | None = None,
 ) -> tuple[dict[str, jax.Array], SolveInfo]:
-  """Return d loss / d log sigma^2, {module: []}, and how the one solve over all tasks went.
+  """Return d loss / d log sigma^2, {module: []}, and the SolveInfo of the one solve for all tasks.
 
   Args:
-    implicit: curvature, max_steps, tol and damping; CG solves. The system is singular along
-      directions of phi that no task's data determine. CG then stays out of them, as far as
-      rounding lets it; a damping or log_p_phi removes them.
-    model: the task model of any of the tasks: its phi, sigma and modules are those of all.
+    implicit: its curvature, max_steps, tol and damping. The solver is CG. The system is singular
+      along directions of phi that the data of no task determine. Except for rounding, CG does not
+      move along these directions. A damping or log_p_phi makes the system regular.
+    model: the task model of any one task. All tasks share its phi, sigma and modules.
     batches: training data, leaves [T, N, ...].
     z: the modes, trees like phi with None for frozen modules, leaves [T, ...].
-    g: d loss / d theta_t, trees like phi, leaves [T, ...]; 0 for a task that is to be left out.
-    log_p_phi: the prior under which phi is a mode.
+    g: d loss / d theta_t, trees like phi, leaves [T, ...]. Pass 0 for a task to leave out.
+    log_p_phi: phi -> [] the log prior of phi, or None.
   """
   phi, likelihood = model.params.phi, model.likelihood
-  # phi's block is larger than the tasks' by about the number of examples: balanced by r, a = r a'.
+  # K_phiphi is larger than K_tt by a factor of about `count`. To balance the blocks, the unknown is
+  # a' with a = r a'.
   count = jnp.sum(jax.vmap(lambda batch: num_examples(batch, model.n.dtype))(batches))
   r = jax.lax.rsqrt(divisor(count))
 

@@ -1,12 +1,12 @@
-"""The log-determinant of K = I + s C s, C the Gauss-Newton curvature: a part of the evidence.
+"""The log-determinant of K = I + s C s, with the Gauss-Newton curvature C: a term of the evidence.
 
-With A = Lambda^(1/2) J s [R, D], R = N C (examples times outputs), D task-specific parameters,
+Let A = Lambda^(1/2) J s [R, D], for R = N C outputs of all examples and D task-specific parameters:
 
     log det(I + s C s) = log det(I + A^T A) = sum_i log(1 + a_i^2),   a_i the singular values of A.
 
-If A is too large, stochastic Lanczos quadrature estimates tr log K = E v^T log(K) v, where v has
-random signs +1 and -1 as its entries. Each v takes a few products with K. The gradient is that of
-E w^T K v, with w = K^-1 v treated as a constant; w comes from the same Lanczos basis.
+If A is too large, stochastic Lanczos quadrature estimates tr log K = E v^T log(K) v. The entries of
+v are random signs, +1 or -1. Each v takes a few products with K. The gradient is that of E w^T K v,
+with w = K^-1 v treated as a constant; w comes from the same Lanczos basis.
 
 References: Ubaru, Chen, Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, 2017.
 """
@@ -29,14 +29,15 @@ PyTree = Any
 def log_det(
   how: LogDet, model: TaskModel, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Return (log det K [], its standard error [], which is 0 if exact), C taken at the model's phi.
+  """Return (log det K [], its standard error []), with C taken at the model's phi.
 
-  Differentiable in phi and log sigma^2. For a determinant at theta_hat pass `model.around(theta)`.
+  The standard error of the exact method is 0. The log-determinant is differentiable in phi and
+  log sigma^2. For the log-determinant at theta_hat pass `model.around(theta_hat)`.
 
   Args:
     how: the method and its settings.
     model: the task model.
-    key: for the random signs; consumed.
+    key: draws the random signs, and is consumed. The exact method needs none.
   """
   outputs = jax.eval_shape(model.outputs_at, model.part)
   if not isinstance(outputs, jax.ShapeDtypeStruct):
@@ -56,11 +57,14 @@ def log_det(
 
 
 def _exact(factor: Factor) -> jax.Array:
-  """Sum log(1 + a_i^2): forming A^T A would lose what is small beside its largest entry.
+  """Return sum_i log(1 + a_i^2) [], from the singular values a_i of A.
 
-  The gradient is tr K^-1 dK with K^-1 held, 2 tr (Lambda J s K^-1)^T d(J s) + tr (J s K^-1 s J^T)
-  dLambda. The gradient of singular vectors does not exist where two values agree.
+  Forming A^T A instead would lose eigenvalues that are small beside the largest one. The gradient
+  is tr K^-1 dK with K^-1 held fixed:
+
+      2 tr (Lambda J s K^-1)^T d(J s) + tr (J s K^-1 s J^T) dLambda
   """
+  # JAX's gradient of an SVD is NaN where two singular values agree: docs/hazards.md#svd-gradient.
   a, rows, root = jax.lax.stop_gradient((factor.a, factor.rows, factor.root))
   u, singular, v = thin_svd(a)
   square = jnp.square(singular)
@@ -74,11 +78,11 @@ def _exact(factor: Factor) -> jax.Array:
   of_rows = 2.0 * by_example(jnp.swapaxes(root, 1, 2), solved)
   slope = jnp.sum(of_rows * factor.rows) + jnp.sum(of_lam * factor.lam)
   value = jnp.sum(jnp.log1p(square)) + (slope - jax.lax.stop_gradient(slope))
-  return jnp.where(factor.negative, jnp.nan, value)  # log p not concave: C is no curvature
+  return jnp.where(factor.negative, jnp.nan, value)  # log p is not concave: A^T A is not s C s
 
 
 def _stochastic(how: LogDet, model: TaskModel, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Estimate tr log K by Lanczos quadrature from `how.probes` random signs."""
+  """Estimate tr log K by Lanczos quadrature: return (estimate [], standard error [])."""
   flat, unravel = ravel_pytree(model.part)
 
   def product_of(model: TaskModel) -> Any:
@@ -96,16 +100,17 @@ def _stochastic(how: LogDet, model: TaskModel, key: jax.Array) -> tuple[jax.Arra
   def quadrature(v: jax.Array) -> tuple[jax.Array, jax.Array]:  # v^T log(K) v and K^-1 v
     krylov = lanczos(held, v, how.steps)
     values, vectors = krylov.eigh()
-    concave = jnp.min(values) > 1.0 - 1e-4 * jnp.max(values)  # then those of K are 1 at least
+    # If log p is concave in the outputs, no eigenvalue of K is below 1.
+    concave = jnp.min(values) > 1.0 - 1e-4 * jnp.max(values)
     values = jnp.where(concave, jnp.maximum(values, 1.0), jnp.nan)
-    first = vectors[0]  # e_1 in the eigenvectors of T
+    first = vectors[0]  # the first entry of each eigenvector
     norm = jnp.linalg.norm(v)
     with exact():
       solution = norm * (vectors @ (first / values)) @ krylov.basis
     return norm**2 * jnp.sum(first**2 * jnp.log(values)), solution
 
   estimates, solutions = jax.lax.stop_gradient(jax.vmap(quadrature)(signs))
-  # Of value 0, and with the gradient of the log-determinant.
+  # slope - stop_gradient(slope) is 0, and has the gradient of the log-determinant.
   product = product_of(model)
   slope = jnp.mean(jax.vmap(lambda w, v: w @ product(v))(solutions, signs))
   value = jnp.mean(estimates) + (slope - jax.lax.stop_gradient(slope))

@@ -25,27 +25,27 @@ PyTree = Any
 
 
 class Item(NamedTuple):
-  """One task as a learner sees it."""
+  """One task of an update."""
 
-  number: jax.Array  # [] its place among the T tasks of the update
+  number: jax.Array  # [] the position of the task in the meta-batch
   task: Task
-  start: WarmStart | None
-  end: Descent | None  # where its loop ended, if it has been run already
+  start: WarmStart | None  # where its loop and its solve begin; None: at 0
+  end: Descent | None  # the last state of its loop, if it was run before
 
 
 class Ends(NamedTuple):
-  """What the joint gradient of sigma needs of every task."""
+  """The values of every task that the joint gradient of sigma needs."""
 
-  z: PyTree  # the mode, of the modules that move
-  g: PyTree  # d val_nll / d theta there
+  z: PyTree  # the mode, a tree with None in the frozen modules
+  g: PyTree  # d val_nll / d theta at the mode
 
 
 class TaskResult(NamedTuple):
-  """What one task adds, and how it went."""
+  """The gradient and the losses of one task, and how its inner loop and its solve ended."""
 
   grad: MetaParams
   val_nll: jax.Array  # [] nats per example; NaN without validation data
-  phi_loss: jax.Array  # [] what phi follows
+  phi_loss: jax.Array  # [] the loss that phi follows
   inner: InnerInfo
   solve: SolveInfo | None = None
   warm: WarmStart | None = None
@@ -56,7 +56,7 @@ PerTaskGradient = Callable[[Spec, TaskModel, Item, Any], TaskResult]
 
 
 def gradient_of(spec: Spec) -> PerTaskGradient:
-  """Return the function of this file that belongs to an algorithm."""
+  """Return the function of this file that computes the meta-gradient of an algorithm."""
   algorithm = spec.algorithm
   if algorithm.phi in ("pooled", "evidence"):
     return pooled if algorithm.phi == "pooled" else by_evidence
@@ -74,7 +74,7 @@ def unrolled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 
 
 def first_order(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
-  """Differentiate val_nll at theta = phi + s z with z held at z_hat."""
+  """Differentiate val_nll at theta = phi + s z, with z held fixed at z_hat."""
   mode = posterior_mode(spec.inner, model, key=key, info_at_end=False)
   loss = lambda params: _val_nll(model, model.at(params).theta(mode.z), item.task)
   nll, grad = jax.value_and_grad(loss)(model.params)
@@ -92,7 +92,11 @@ def reptile(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 
 
 def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
-  """Differentiate val_nll implicitly, for sigma and, where phi follows l_PLL, for phi too."""
+  """Differentiate val_nll through the mode by the implicit rule.
+
+  The rule gives sigma's gradient. It gives phi's gradient too if phi follows l_PLL. If phi follows
+  l_MAP, `_map_gradient` gives phi's gradient.
+  """
   start, follows_map = item.start, spec.algorithm.phi == "map"
   begin, needed = _from(item), spec.algorithm.phi != "map"
   mode = posterior_mode(spec.inner, model, key=key, info_at_end=needed, **begin)
@@ -107,7 +111,7 @@ def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult
 
 
 def joint(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
-  """Compute phi's gradient as `stationary` does; `joint.py` computes sigma's from all tasks."""
+  """Compute the gradient of -l_MAP for phi; `joint.py` computes sigma's from all tasks."""
   mode = posterior_mode(spec.inner, model, key=key, info_at_end=False, **_from(item))
   nll, g = jax.value_and_grad(lambda theta: _val_nll(model, theta, item.task))(mode.theta)
   d_phi, phi_loss, info = _map_gradient(spec, model, mode, key)
@@ -145,29 +149,32 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 
 
 def key_of_loop(spec: Spec, key: Any) -> Any:
-  """Return the key of a task's inner loop; the determinant of the evidence draws with another."""
+  """Return the key of a task's inner loop.
+
+  If phi follows the evidence, the key is split: the determinant draws with the other half.
+  """
   return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
 
 
 def _judged(model: TaskModel, mode: Mode, task: Task) -> tuple[jax.Array, Mode]:
-  """Return (val_nll at a mode [], the mode)."""
+  """Return (val_nll [] at a mode, the mode)."""
   return _val_nll(model, mode.theta, task), mode
 
 
 def _from(item: Item) -> dict[str, Any]:
-  """Return where a task's loop begins, or ended, as keywords of `posterior_mode`."""
+  """Return the keywords `start` and `end` of `posterior_mode` for one task."""
   return {"start": None if item.start is None else item.start.z, "end": item.end}
 
 
 def _val_nll(model: TaskModel, theta: PyTree, task: Task) -> jax.Array:
-  """Return the mean validation negative log-likelihood [], NaN without validation data."""
+  """Return the mean validation NLL [], nats per example; NaN without validation data."""
   if task.val is None:
     return absent(model.n.dtype)
   return mean_nll(model.likelihood, theta, task.val)
 
 
 def _only_z(item: Item, mode: Mode) -> WarmStart | None:
-  """Return a warm start for the mode alone: the solve begins at 0."""
+  """Return a warm start from which the loop begins at z_hat and the solve at 0, or None."""
   return None if item.start is None else WarmStart(mode.z, optax.tree.zeros_like(mode.z))
 
 
@@ -176,9 +183,12 @@ def _map_gradient(
 ) -> tuple[PyTree, jax.Array, InnerInfo]:
   """Return d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
 
-  At the mode it equals both -P z / s and grad -log p(D | theta), of which `balance` makes one. Also
-  returns the negative log joint without its normaliser [] and, because the gradient is at hand, how
-  the inner loop ended.
+  At the mode the gradient equals both -P z / s and the gradient of -log p(D | theta). `balance`
+  combines these two forms.
+
+  Returns:
+    (the gradient, a tree like phi; the negative log joint [] in nats without its normaliser; the
+    InnerInfo at the mode, which takes no further gradient).
   """
   mean, g = nll_and_gradient(spec.inner, model.unfrozen(), mode.theta, key)
   of_prior = jax.tree.map(lambda p, z: -p * z, model.white.precision, mode.z)

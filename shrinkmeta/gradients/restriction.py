@@ -3,9 +3,9 @@
     sum_t log p(D_t | phi, sigma) + P log(2 pi) / 2 - log det(sum_t F_t) / 2
     F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X,     X = d outputs / d the integrated entries of phi
 
-P is the number of entries of phi in the modules to integrate out, N C x P the shape of X. For a
-linear-Gaussian model these entries are then integrated out under a flat prior. At the phi that
-maximises it, the sum is the restricted log-likelihood.
+P is the number of entries of phi in the modules that are integrated out. X is [N C, P]. For a
+linear-Gaussian model, the term integrates these entries out under a flat prior. At the phi that
+maximises the sum of log evidences, that sum plus the term is the restricted log-likelihood.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,10 +44,10 @@ def restriction(
       P log(2 pi) / 2 - log det(sum_t F_t) / 2,   F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X
 
   P is the number of entries of phi in the modules `integrated`. X [N C, P] is the derivative of the
-  N C outputs with respect to them, and J [N C, D] that with respect to theta. Lambda is the
-  curvature of -log p in the outputs, and s is sigma. F_t [P, P] is the information of task t about
-  these entries. For models that are not linear-Gaussian this is Laplace's approximation, at theta =
-  phi. It is differentiable.
+  N C outputs with respect to these entries. J [N C, D] is their derivative with respect to theta.
+  Lambda is the curvature of -log p in the outputs, and s is sigma. F_t [P, P] is the information of
+  task t about the entries. For models that are not linear-Gaussian this is Laplace's approximation
+  at theta = phi. The result is differentiable.
 
   Args:
     likelihood: predict and log_prob.
@@ -57,14 +57,14 @@ def restriction(
     batches: training data, leaves [T, N, ...].
     integrated: the modules of phi to integrate out. Do not name a module of variance parameters,
       such as a log scale.
-    frozen: modules to leave out of the work, as for `map_estimate`.
+    frozen: modules with sigma = 0, as for `map_estimate`.
     constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     a number [] in nats.
 
   Raises:
-    ValueError: `integrated` names what is no module, or a sigma is known to be inf.
+    ValueError: `integrated` names a module that does not exist, or a sigma is known to be inf.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -89,7 +89,13 @@ def restriction(
 
 
 def restriction_of(model_of: Any, batches: Batch, integrated: Sequence[str]) -> jax.Array:
-  """Return `restriction` of tasks [T, ...] whose task models are `model_of(batch)`."""
+  """Return `restriction` of T tasks.
+
+  Args:
+    model_of: builds the task model of one task from its data.
+    batches: training data, leaves [T, N, ...].
+    integrated: the modules of phi to integrate out.
+  """
 
   def information(batch: Batch) -> jax.Array:
     model = model_of(batch)
@@ -102,8 +108,9 @@ def restriction_of(model_of: Any, batches: Batch, integrated: Sequence[str]) -> 
     lam = output_curvature(model.likelihood, outputs, batch)
     blocks = lambda v: v.reshape(*lam.shape[:2], -1)
     weigh = lambda v: jnp.einsum("nij,njd->nid", lam, blocks(v)).reshape(v.shape)
-    # X^T (Lambda^-1 + A A^T)^-1 X, the least of |X - A Z|^2_Lambda + |Z|^2: a sum of squares, where
-    # Woodbury's difference would lose in float32 what a large sigma leaves of it.
+    # With A = J s, X^T (Lambda^-1 + A A^T)^-1 X is the minimum of |X - A Z|^2_Lambda + |Z|^2 over
+    # Z, a sum of squares. Woodbury's formula would subtract two terms. With a large sigma they are
+    # nearly equal, and float32 would lose the difference.
     with exact():
       inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ weigh(rows)
       z = jnp.linalg.solve(inner, rows.T @ weigh(x))
@@ -112,7 +119,8 @@ def restriction_of(model_of: Any, batches: Batch, integrated: Sequence[str]) -> 
 
   total = jnp.sum(jax.vmap(information)(batches), 0)
   half = jnp.sum(jnp.log(jnp.diag(jnp.linalg.cholesky(total))))
-  # phi is NaN where `frozen` contradicts a traced sigma, which a linear model would not show.
+  # phi is NaN if `frozen` contradicts a traced sigma. The derivatives of a linear model do not
+  # depend on phi, so the NaN is added to the result here.
   phi = model_of(jax.tree.map(lambda x: x[0], batches)).params.phi
   contradicted = sum(jnp.sum(0.0 * p) for p in jax.tree.leaves(phi))
   return 0.5 * total.shape[0] * jnp.log(2 * jnp.pi) - half + contradicted

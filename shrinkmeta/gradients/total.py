@@ -35,24 +35,24 @@ class Shared(NamedTuple):
   """What all tasks of an update share."""
 
   params: MetaParams
-  key: jax.Array | None
+  key: jax.Array | None  # of the update
   constants: PyTree  # what `predict` takes as its third argument, or None
 
 
 def model_of(spec: Spec, shared: Shared, batch: Batch, frozen: Frozen) -> TaskModel:
-  """Return the task model of a learner on the training data of one task."""
+  """Return the task model of one task, given a learner's spec and the task's training data."""
   likelihood = with_constants(spec.likelihood, shared.constants)
   prior = spec.algorithm.prior
   return task_model(likelihood, spec.labels, shared.params, batch, frozen, spec.free, prior)
 
 
 def in_blocks(spec: Spec) -> bool:
-  """Return whether a task whose inner loop has ended gives its place in the block to the next."""
+  """Return whether tasks run in blocks in which a waiting task replaces one that has converged."""
   return isinstance(spec.batching, int) and spec.inner.tol is not None
 
 
 def key_of(key: jax.Array | None, number: jax.Array) -> jax.Array | None:
-  """Return the key of one task."""
+  """Return the key of the task at position `number` of the meta-batch, or None."""
   return None if key is None else jax.random.fold_in(key, number)
 
 
@@ -64,15 +64,15 @@ def theta_hat(
   steps: Steps,
   end: Descent | None = None,
 ) -> tuple[PyTree, InnerInfo]:
-  """Return (theta_hat, info) of one task, with the derivative that `learner.adapt` promises.
+  """Return (theta_hat, info) of one task, differentiable as documented in `learner.adapt`.
 
   Args:
-    spec: the learner's.
-    frozen: modules held at phi.
+    spec: the spec of the learner.
+    frozen: modules that stay at phi.
     shared: the parameters, the constants, and the key of this task.
     batch: the task's training data.
     steps: replaces inner.steps.
-    end: the end of its loop if it was run already.
+    end: the last state of the task's loop, if it was run before.
   """
   if not spec.has_mode or isinstance(steps, tuple):
     model = model_of(spec, shared, batch, frozen)
@@ -97,28 +97,29 @@ def run_first(
   shared: Shared,
   items: Item,
 ) -> Item:
-  """Run the inner loops of tasks in blocks; a task leaves its block when it has converged.
+  """Run the inner loops of T tasks in slots; a waiting task takes the slot of a converged one.
 
   Args:
-    spec: the learner's.
-    frozen: modules held at phi.
+    spec: the spec of the learner.
+    frozen: modules that stay at phi.
     steps: replaces inner.steps.
-    of_loop: a task's key -> the key that its loop draws with.
+    of_loop: the key of a task -> the key of its inner loop.
     shared: the parameters, the key of the update and the constants.
     items: leaves [T, ...].
 
   Returns:
-    the items with their ends.
+    the items, with the last state of each loop as `end`. If there is one slot, or one for every
+    task, the items are unchanged: their loops then run later.
   """
   params, key, _ = shared
   slots = tasks_at_once(spec.batching, shared, leading(items))
   if slots in (1, leading(items)):
-    return items  # no task waits for a place
+    return items  # a queue of tasks would save no steps
   own = lambda number: of_loop(key_of(key, number))
   keys = None if key is None else jax.vmap(own)(items.number)
   starts = None if items.start is None else items.start.z
   batches = items.task.train
-  if spec.has_mode:  # the implicit rule needs the ends, not the way there
+  if spec.has_mode:  # the implicit rule needs the modes, not the path to them
     params, batches, starts = jax.lax.stop_gradient((params, batches, starts))
   make = lambda batch: model_of(spec, shared._replace(params=params), batch, frozen)
   return items._replace(end=run_loops(spec.inner, make, batches, keys, starts, steps, slots))
@@ -132,15 +133,15 @@ def sums_over_tasks(
   warm: WarmStart | None,
   first: jax.typing.ArrayLike = 0,
 ) -> tuple[Sums, PerTask]:
-  """Run the algorithm's function on every task, by the learner's batching and mesh.
+  """Compute the meta-gradient of every task, and sum them with the learner's batching and mesh.
 
   Args:
-    spec: the learner's.
+    spec: the spec of the learner.
     shared: the parameters, the key of the update and the constants.
-    frozen: modules that need no work.
+    frozen: modules that stay at phi.
     tasks: leaves [T, N, ...].
-    warm: where the tasks begin, leaves [T, ...], or None.
-    first: the number of the first of these tasks among those of the meta-batch.
+    warm: where the inner loops and solves begin, leaves [T, ...], or None.
+    first: the position [] of the first of these tasks in the meta-batch.
   """
 
   def one(shared: Shared, item: Item) -> tuple[Any, Any]:
@@ -175,7 +176,7 @@ def sums_over_tasks(
 
 
 def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> tuple[Any, Any]:
-  """Return what a task adds to the sums, zeros if it failed, and what is reported of it."""
+  """Return (the terms of a task in the sums, 0 if the task failed; the report of the task)."""
   algorithm = spec.algorithm
   follows_objective = algorithm.phi in ("map", "evidence") and algorithm.sigma == "learned"
   dtype, counts = model.n.dtype, model.count[None]
@@ -183,7 +184,7 @@ def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> t
     counts = jnp.stack([model.count, num_examples(task.val, dtype)])
   judged = (result.grad, result.val_nll) if task.val is not None else result.grad
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
-  # A gradient may be finite where its objective is not, as with a label out of range.
+  # The gradient can be finite although the objective is not, as for a label out of range.
   inner_info = result.inner
   finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
   if follows_objective:
@@ -192,7 +193,7 @@ def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> t
   numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
   examples = jnp.sum(counts) if algorithm.phi == "pooled" else counts[-1]
   kept = (result.grad, result.val_nll, result.phi_loss, examples, jnp.ones([], jnp.int32))
-  # A task that failed begins anew, and has no part in a joint solve.
+  # A failed task begins at 0 in its next update, and does not enter a joint solve.
   again = (result.warm, result.ends)
   kept, (warm, ends) = jax.tree.map(
     lambda x: jnp.where(ok, x, jnp.zeros_like(x)), ((*kept, *numbers), again)
@@ -207,10 +208,11 @@ def _restricted(
   batches: Batch,
   sums: Sums,
 ) -> Sums:
-  """Return the sums with REML's term, of all tasks together."""
+  """Add REML's term to the sums; it depends on all tasks together."""
   term = lambda params: -restriction_of(functools.partial(make, params), batches, integrated)
   value, slope = jax.value_and_grad(term)(params)
-  # Not finite where the tasks together leave an integrated entry of phi open: no step then.
+  # The term is not finite if the tasks together do not determine an integrated entry of phi. Then
+  # the update takes no step.
   finite = [jnp.all(jnp.isfinite(x)) for x in (value, *jax.tree.leaves(slope))]
   determined = jnp.all(jnp.stack(finite))
   grad = jax.tree.map(
@@ -221,10 +223,10 @@ def _restricted(
 
 
 def _emptied(batches: Batch, failed: jax.Array) -> Batch:
-  """Return the batches [T, ...] without examples in tasks that failed [T].
+  """Return the batches, leaves [T, N, ...], with all examples masked in tasks that failed [T].
 
-  A failed task holds the examples of a sound one, masked: a network need not have a derivative at
-  inputs of 0.
+  The masked examples are those of a task that did not fail. Inputs of 0 would not do: a network may
+  have no derivative there.
   """
   of_task = lambda x: failed.reshape(-1, *[1] * (x.ndim - 1))
   sound = jnp.argmin(failed)

@@ -46,18 +46,18 @@ def make_learner(
     likelihood: predict and log_prob.
     labels: the module of every parameter.
     inner: how theta_hat is found.
-    implicit: how the gradient of theta_hat is found, if the algorithm has an implicit gradient.
+    implicit: how the implicit gradient is computed, if the algorithm has one.
     phi_optimizer: any optax optimiser, for phi.
     sigma_optimizer: any optax optimiser, for log sigma^2, if sigma is learned.
     init_sigma: sigma_m at the start: a number for all modules, or {module: number}. If sigma is
-      fixed, it keeps this value. A module that starts at 0 is frozen for good: it stays at phi, has
-      no task axis and no part in the inner loop. (Outside jit, so is one with log_sigma2 = -inf.)
+      fixed, it keeps this value. A module that starts at 0 is frozen for good: it stays at phi, and
+      the inner loop leaves it out. Outside jit, log_sigma2 = -inf in the state freezes one too.
     log_p_phi: a log density phi -> [], nats, subtracted from the meta-loss once per update. It is
       divided by the number of validation examples (pooled algorithms: of all examples; phi
       following l_MAP or the evidence: of tasks).
     log_p_sigma: a log density {module: log sigma_m^2} -> [], nats, subtracted too if sigma is
       learned. It is divided by the number of validation examples (evidence: of tasks).
-    log_det: how the determinant of the evidence is found.
+    log_det: how the determinant of the evidence is computed.
     restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
       models: see `sm.restriction`.
     sigma_gradient: "joint", "per_task" or "diagonal", for algorithms in which phi follows l_MAP:
@@ -70,7 +70,7 @@ def make_learner(
     the MetaLearner.
 
   Raises:
-    TypeError, ValueError: arguments of another type, or settings that do not fit each other.
+    TypeError, ValueError: an argument has the wrong type, or two settings contradict each other.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.make_learner(

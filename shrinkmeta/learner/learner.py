@@ -1,7 +1,9 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is the mean over tasks of the validation negative log-likelihood at theta_hat, of the
-training negative log joint, or of the negative log evidence. Failed tasks are left out and counted.
+The meta-loss is a mean over tasks. What it is the mean of depends on the algorithm: the validation
+negative log-likelihood at theta_hat, the training negative log joint, the negative log evidence, or
+the negative log-likelihood of all examples at phi. The mean leaves failed tasks out; the metrics
+count them.
 """
 
 import functools
@@ -25,10 +27,7 @@ from shrinkmeta.base import (
   check_state,
 )
 from shrinkmeta.checks import scalars, validate
-from shrinkmeta.config import (
-  Frozen,
-  Spec,
-)
+from shrinkmeta.config import Frozen, Spec
 from shrinkmeta.devices.batching import leading, map_tasks
 from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.per_task import Item
@@ -54,7 +53,7 @@ PyTree = Any
 
 
 def learner_of(spec: Spec) -> MetaLearner:
-  """Bind the functions of this file to a spec.
+  """Bind the functions of a learner to its spec.
 
   A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
   """
@@ -67,15 +66,14 @@ def init(spec: Spec, params: PyTree, constants: PyTree = None) -> MetaState:
 
   Args:
     params: the parameters of your network, a pytree of floats. They are copied.
-    constants: what `predict` takes as its third argument and nothing changes, such as the frozen
-      base of a network with adapters: a pytree of arrays of any dtype, or None. They are not
-      copied: a program that donates the state donates them too.
+    constants: what `predict` takes as its third argument, such as a frozen base: a pytree of arrays
+      of any dtype, or None. They are not copied, so donating the state donates them too.
 
   Returns:
-    a MetaState with phi = params, log sigma^2 at the learner's start, and fresh optimiser states.
+    a MetaState with phi = params, log sigma^2 of init_sigma, and fresh optimiser states.
 
   Raises:
-    TypeError: a constant is no array, or there are constants and `predict` takes none.
+    TypeError: a constant is no array, or `predict` takes no constants.
     ValueError: params are not finite floats of one dtype, or labels do not fit them.
 
   >>> import shrinkmeta as sm
@@ -85,7 +83,8 @@ def init(spec: Spec, params: PyTree, constants: PyTree = None) -> MetaState:
   """
   dtype = validate.parameters("params", params)
   modules.check_labels(spec.labels, params)
-  # Copies: donation never reaches the caller's arrays, and no step changes the type of a number.
+  # Copies: donating the state must not delete the caller's arrays (docs/hazards.md#donated-twice).
+  # One dtype: a step must not change it and compile again (docs/hazards.md#optimiser-dtypes).
   phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
   opt_state = OptState(spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2))
@@ -106,7 +105,7 @@ def update(
   """Take one step of phi and sigma on the tasks of one meta-batch.
 
   Args:
-    state: from `init`, or from the update before.
+    state: a MetaState of this learner, from `init` or from the previous update.
     tasks: T tasks, leaves [T, N, ...].
     key: a random key; do not use it again. It is needed only with a batch_size of Inner or
       Implicit, or with a stochastic log-determinant.
@@ -117,7 +116,7 @@ def update(
     (the next MetaState, Metrics).
 
   Raises:
-    TypeError, ValueError: tasks or a state that do not fit this learner.
+    TypeError, ValueError: `tasks` or `state` does not fit this learner.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -148,7 +147,7 @@ def meta_gradient(
     (the gradient in phi and log sigma^2, Metrics).
 
   Raises:
-    TypeError, ValueError: tasks or a state that do not fit this learner.
+    TypeError, ValueError: `tasks` or `state` does not fit this learner.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -181,7 +180,7 @@ def sums(
     (Sums, which add up leaf by leaf over micro-batches; PerTask, to be concatenated).
 
   Raises:
-    TypeError, ValueError: tasks or a state that do not fit this learner.
+    TypeError, ValueError: `tasks` or `state` does not fit this learner.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -199,7 +198,7 @@ def sums(
   if validate.known(jax.tree.leaves(tasks)[0]) is not None:
     check_targets(with_constants(spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if warm is not None:
-    frozen = spec.frozen  # as in no_start
+    frozen = spec.frozen  # as in no_start, so that the trees of `warm` fit
     part = moving(params.phi, spec.labels, frozen)
     warm_start.check_start(warm, part, leading(tasks), spec.has_mode)
   shared = Shared(params, same_in_any_batch(key), state.constants)
@@ -211,8 +210,8 @@ def adapt(
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat of one task.
 
-  Algorithms with an implicit gradient differentiate the result by the implicit rule, the others,
-  and a run that is recorded at a tuple of steps, through the steps.
+  If the algorithm has an implicit gradient, theta_hat is differentiated by the implicit rule.
+  Otherwise, or if `steps` is a tuple, it is differentiated through the inner steps.
 
   Args:
     state: a MetaState of this learner.
@@ -225,7 +224,7 @@ def adapt(
     (theta, like phi; InnerInfo). For a tuple of S steps all leaves are [S, ...].
 
   Raises:
-    TypeError, ValueError: a batch or a state that does not fit this learner.
+    TypeError, ValueError: `batch` or `state` does not fit this learner.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -250,7 +249,7 @@ def adapt_tasks(
   """Return theta_hat of T tasks, computed with the learner's batching and mesh.
 
   Frozen modules are not copied T times: the result has None in their place. `sm.merge(thetas,
-  state.phi)` fills them in. The result is differentiated by the rule of `adapt`.
+  state.phi)` fills them in. The result is differentiated as in `adapt`.
 
   Args:
     state: a MetaState of this learner.
@@ -262,7 +261,7 @@ def adapt_tasks(
     (thetas, InnerInfo), leaves [T, ...], or [T, S, ...] for a tuple of steps.
 
   Raises:
-    TypeError, ValueError: batches or a state that do not fit this learner.
+    TypeError, ValueError: `batches` or `state` does not fit this learner.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -293,7 +292,7 @@ def adapt_tasks(
 
 
 def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
-  """Return the warm start of tasks that have not been seen: zeros.
+  """Return the warm start of new tasks: zeros.
 
   Args:
     state: a MetaState of this learner.
@@ -303,7 +302,7 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
     a WarmStart, leaves [count, ...].
 
   Raises:
-    TypeError, ValueError: a state of another type, or a count that is no integer of at least 0.
+    TypeError, ValueError: `state` has the wrong type, or `count` is not an integer of at least 0.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.imaml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -316,20 +315,21 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
 
 
 def keep(spec: Spec, state: MetaState, modules: Sequence[str]) -> tuple[MetaLearner, MetaState]:
-  """Return the learner that goes on with some modules task-specific and the others frozen.
+  """Return a learner in which only some modules stay task-specific, and all others are frozen.
 
-  The algorithm and all settings stay. The others have sigma = 0 from now on: they are cut off
-  before tasks run. A warm start does not fit the new learner; begin with its `no_start`.
+  The algorithm and all settings stay the same. The frozen modules have sigma = 0 from now on. A
+  warm start of this learner does not fit the new one: call `no_start` of the new learner.
 
   Args:
     state: a MetaState of this learner, outside jit.
     modules: the modules that stay task-specific, such as those of `sm.choose_modules`.
 
   Returns:
-    (the new MetaLearner; its state, with this phi, step and optimisers, and sigma of `modules`).
+    (the new MetaLearner, its MetaState). The new state has the phi, the step and the optimiser
+    states of `state`, and the same sigma in `modules`.
 
   Raises:
-    TypeError, ValueError: a state that does not fit, no module, or one that does not move.
+    TypeError, ValueError: `state` does not fit, or `modules` is empty or names a frozen module.
   """
   _checked(spec, state)
   spec, state = keep_modules(spec, state, modules)
@@ -337,7 +337,7 @@ def keep(spec: Spec, state: MetaState, modules: Sequence[str]) -> tuple[MetaLear
 
 
 def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
-  """Return the parameters, after checks, and the modules that need no work."""
+  """Check `state`; return (its phi and log sigma^2, the frozen modules)."""
   if not isinstance(state, MetaState):
     check_state("state", state)
   known = modules.check_parameters(

@@ -17,7 +17,10 @@ PyTree = Any
 def gradient_from(
   spec: Spec, state: MetaState, sums: Sums, per_task: PerTask
 ) -> tuple[MetaParams, Metrics]:
-  """Return (the mean gradient of the tasks that did not fail, priors included; the metrics)."""
+  """Return (the gradient that an update follows, the metrics).
+
+  The gradient is the mean over the tasks that did not fail, plus the gradients of the priors.
+  """
   algorithm, dtype = spec.algorithm, sums.loss.dtype
   count = jnp.maximum(sums.sound, 1).astype(dtype)
   grad, loss, phi_loss, mean_inner, mean_solve = jax.tree.map(
@@ -54,22 +57,23 @@ def gradient_from(
 
 
 def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, Metrics]:
-  """Take the step of phi and sigma that the sums over all tasks of a meta-batch give.
+  """Take one step of phi and sigma from the sums over all tasks of a meta-batch.
 
-  Optimisers that want the loss (`reduce_on_plateau`, Polyak's step sizes) are given it as `value`:
-  metrics.phi_loss for phi; metrics.loss for sigma, or phi_loss where sigma follows the evidence.
+  Optimisers that need the loss (`reduce_on_plateau`, Polyak's step sizes) get it as `value`. For
+  phi it is metrics.phi_loss. For sigma it is metrics.loss, or metrics.phi_loss if sigma follows the
+  evidence.
 
   Args:
-    state: the MetaState that the sums were made at.
-    sums: of all tasks of the meta-batch.
-    per_task: likewise.
+    state: the MetaState at which the sums were computed.
+    sums: the Sums of all tasks of the meta-batch.
+    per_task: the PerTask of the same tasks.
 
   Returns:
-    (the next MetaState, Metrics). If no task is sound, or the gradient is not finite, only the
-    count of updates moves.
+    (the next MetaState, Metrics). If every task failed, or the gradient is not finite, only `step`
+    changes.
 
   Raises:
-    TypeError: an argument of another type.
+    TypeError: an argument has the wrong type.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -99,12 +103,14 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
     value = metrics.phi_loss if spec.algorithm.phi == "evidence" else metrics.loss
     sigma_step, sigma_opt = optimizer.update(slope, sigma_opt, log_s2, value=value, grad=slope)
     moved = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
-    # Frozen and free modules stay: with weight decay a step from -inf is NaN.
+    # Log sigma^2 = -inf and +inf stay as they are: with weight decay a step from there is NaN
+    # (docs/hazards.md#weight-decay-infinity).
     keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
     log_s2 = jax.tree.map(keep, log_s2, moved)
   new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
   state, constants = state._replace(constants=None), state.constants
-  # Nothing may move without a sound task, nor by a gradient that is not finite: a prior's, a sum's.
+  # Take no step if every task failed, or if the gradient is not finite. The gradients of the tasks
+  # in the sum are finite, but their sum and the gradient of a prior may not be.
   moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
   moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
   new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)

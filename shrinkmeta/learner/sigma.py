@@ -1,4 +1,4 @@
-"""sigma of every module at a learner's start: from `init_sigma`, or from an earlier learner."""
+"""Set the sigma at which a learner starts: from `init_sigma`, or from an earlier state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,37 +43,37 @@ def sigma_by_module(
 def keep_modules(spec: Spec, state: MetaState, kept: Sequence[str]) -> tuple[Spec, MetaState]:
   """Return the spec and the state in which all modules but `kept` have sigma = 0.
 
-  The state of both optimisers fits as it is: phi and log sigma^2 keep their structure.
+  The states of both optimisers still fit, because phi and log sigma^2 keep their structure.
 
   Args:
-    spec: the learner's.
+    spec: the spec of the learner.
     state: a state of this learner whose values are known.
     kept: the modules that stay task-specific, with the sigma that they have in `state`.
 
   Raises:
     TypeError: `kept` is not a sequence of names, or sigma is not known here.
-    ValueError: `kept` is empty, or names a module that does not exist or does not move.
+    ValueError: `kept` is empty, or names a module that does not exist or is frozen.
   """
   sigma = known_sigma(spec, state, "keep")
   check_kept(kept, sigma)
   left = {m: value if m in kept else 0.0 for m, value in sigma.items()}
   log_sigma2 = {
-    m: v if m in kept else jnp.where(jnp.isnan(v), v, -jnp.inf)  # on the device where v is
+    m: v if m in kept else jnp.where(jnp.isnan(v), v, -jnp.inf)  # on the device of v
     for m, v in state.log_sigma2.items()
   }
   return derive(spec._replace(sigma=left)), state._replace(log_sigma2=log_sigma2)
 
 
 def known_sigma(spec: Spec, state: MetaState, what: str) -> dict[str, float]:
-  """Return {module: sigma_m in a state}, 0 for modules that the learner holds at phi for good.
+  """Return {module: sigma_m in a state}, with 0 for modules that the learner freezes for good.
 
   Args:
-    spec: the learner's.
+    spec: the spec of the learner.
     state: a state of this learner.
-    what: the function that needs to know, for the message.
+    what: the function that needs sigma, for the error message.
 
   Raises:
-    TypeError: sigma is traced, or on another process.
+    TypeError: sigma is traced, or another process holds it.
   """
   sigma = {}
   for module in modules.names(spec.labels):
@@ -89,11 +89,11 @@ def known_sigma(spec: Spec, state: MetaState, what: str) -> dict[str, float]:
 
 
 def check_kept(kept: Any, sigma: Mapping[str, float]) -> None:
-  """Raises TypeError or ValueError unless `kept` names modules that move.
+  """Raise TypeError or ValueError unless `kept` names task-specific modules.
 
   Args:
-    kept: what was passed for the modules to keep.
-    sigma: {module: sigma_m}, 0 for frozen modules.
+    kept: the argument to check.
+    sigma: {module: sigma_m}, with 0 for frozen modules.
   """
   wanted = f"a sequence of modules, such as {tuple(sigma)[:1]!r}"
   if isinstance(kept, (str, Mapping)) or not isinstance(kept, (Sequence, set, frozenset)):

@@ -19,7 +19,7 @@ from shrinkmeta.model import modules
 PyTree = Any
 
 
-Known = Mapping[str, Any]  # {module: log sigma^2 where it is known, None while it is traced}
+Known = Mapping[str, Any]  # {module: log sigma^2, or None while it is traced}
 
 
 def frozen_modules(known: Known, also: Iterable[str] = ()) -> Frozen:
@@ -44,17 +44,17 @@ def as_built(
   labels: modules.Labels,
   built: Mapping[str, float],
 ) -> PyTree:
-  """Return phi, after a check that log sigma^2 agrees with the modules taken for frozen or free.
+  """Check that log sigma^2 agrees with the modules built as frozen or free, and return phi.
 
   Under jit the values of log sigma^2 are not known. If one contradicts `built`, the module's phi
-  becomes NaN at run time. Its tasks then count as failed, instead of being adapted wrongly.
+  becomes NaN at run time. All tasks then count as failed, instead of being adapted wrongly.
 
   Args:
     phi: the parameters that all tasks share.
     log_sigma2: {module: []}.
     known: {module: log sigma^2, or None while it is traced}.
     labels: the module of every parameter.
-    built: {module: sigma}, 0 or inf, of the modules that the program takes for frozen or free.
+    built: {module: sigma} of the modules that the program treats as frozen (0) or free (inf).
 
   Raises:
     ValueError: a known log sigma^2 contradicts `built`.
@@ -87,7 +87,15 @@ def freeze(
   labels: modules.Labels,
   also: Iterable[str],
 ) -> tuple[PyTree, Frozen]:
-  """Return `as_built` phi and the `frozen_modules` of a caller who names some of them."""
+  """Find the frozen modules, some of which the caller names; return (checked phi, their names).
+
+  Args:
+    phi: the parameters that all tasks share.
+    log_sigma2: {module: []}.
+    known: {module: log sigma^2, or None while it is traced}.
+    labels: the module of every parameter.
+    also: the modules that the caller names as frozen.
+  """
   also = modules.module_names("frozen", also, labels)
   frozen = frozen_modules(known, also)
   built = dict.fromkeys({*frozen, *also}, 0.0)
@@ -95,7 +103,7 @@ def freeze(
 
 
 def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
-  """Return a tree like `labels` with None in place of the leaves of frozen modules.
+  """Return `tree` with None in place of the leaves of frozen modules.
 
   >>> moving({"body": 1.0, "head": 2.0}, {"body": "body", "head": "head"}, frozenset({"body"}))
   {'body': None, 'head': 2.0}
@@ -104,12 +112,12 @@ def moving(tree: PyTree, labels: modules.Labels, frozen: Frozen) -> PyTree:
 
 
 def merge(part: PyTree, rest: PyTree) -> PyTree:
-  """Put the leaves of `part` where it has them, and those of `rest` elsewhere.
+  """Replace every None in `part` by the leaf of `rest` in the same place.
 
   Args:
-    part: a pytree of arrays, with None for modules that are not in it: what `learner.adapt_tasks`
-      returns.
-    rest: a pytree of arrays with the structure of the whole, such as `state.phi`.
+    part: a pytree of arrays with None for frozen modules, as `learner.adapt_tasks` returns it.
+    rest: a pytree of arrays, such as `state.phi`. It has the structure of `part`, with None counted
+      as a leaf.
 
   Returns:
     The whole pytree.
@@ -129,9 +137,9 @@ def merge(part: PyTree, rest: PyTree) -> PyTree:
 
 
 def _check_halves(part: PyTree, rest: PyTree, alike: bool) -> None:
-  """Raise an error unless both halves are pytrees of arrays, of one structure."""
+  """Raise TypeError or ValueError unless both are pytrees of arrays with one structure."""
   for name, tree in (("part", part), ("rest", rest)):
-    if tree is not None or not alike:  # None is a half of a pytree that is one array
+    if tree is not None or not alike:  # None is valid if the whole pytree is a single array
       parameter_tree(name, tree)
   if not alike:
     raise ValueError(

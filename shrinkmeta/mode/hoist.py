@@ -2,8 +2,8 @@
 
 If the first modules of a network are frozen and the batch is fixed, their outputs are constant
 features of the batch. `predict` is traced, and each operation that needs no task-specific parameter
-is evaluated at once. So the user need not say where the network splits, and branches that depend on
-the inputs alone are found too.
+is evaluated before the loop. So the user need not say where the network splits, and branches that
+depend on the inputs alone are found too.
 """
 
 from collections.abc import Callable
@@ -14,37 +14,44 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 PyTree = Any
 
-# Calls that are opened, so that a network compiled as a whole is cut inside; others are one step.
+# The primitives of compiled calls, and the parameter that holds the jaxpr of each. `hoist` splits
+# the operations inside these calls. Any other call counts as one operation. The names depend on the
+# version of JAX (docs/hazards.md#jaxpr-names).
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-# Larger than what they are made of: made again where they are needed, and not kept.
+# The outputs of these primitives are larger than their inputs. To save memory, g computes them
+# again instead of keeping them as features.
 _INFLATING = ("broadcast_in_dim", "iota")
 
 
 class _Later:
-  """Stands for a value that depends on the moving parameters."""
+  """A placeholder for a value that g receives or computes."""
 
 
 class _Step(NamedTuple):
+  """One operation of g."""
+
   eqn: JaxprEqn
-  inputs: list[Any]  # arrays, known now, or _Later
+  inputs: list[Any]  # arrays if they are known now, otherwise _Later
   outputs: list[_Later]
 
 
 class _Cut(NamedTuple):
-  later: list[_Step]  # in order
-  inflated: dict[int, tuple[JaxprEqn, list[Any], Any]]  # id of a known value -> how it was made
+  """The operations of g, and the known values that g computes again."""
+
+  later: list[_Step]  # in the order of evaluation
+  inflated: dict[int, tuple[JaxprEqn, list[Any], Any]]  # id of a value -> (eqn, inputs, the value)
 
 
 def hoist(
   f: Callable[[PyTree, PyTree], PyTree], moving: PyTree, inputs: PyTree
 ) -> tuple[Callable[[PyTree, PyTree], PyTree], list[jax.Array]]:
-  """Split f(moving, inputs) into features and a g with g(moving, features) = f(moving, inputs).
+  """Split f into features and a function g with g(moving, features) = f(moving, inputs).
 
   Args:
     f: a function of arrays. Arrays that it closes over count as fixed, like `inputs`.
-    moving: its first argument, the task-specific parameters. g takes any values of these shapes and
-      dtypes.
-    inputs: its second argument, fixed.
+    moving: the first argument of f, the task-specific parameters. g takes any values of these
+      shapes and dtypes.
+    inputs: the second argument of f, which stays fixed.
 
   Returns:
     (g, features), with features a list of arrays. They are differentiable in `inputs` and in the
@@ -73,7 +80,13 @@ def hoist(
 
 
 def _run(jaxpr: Jaxpr, consts: list[Any], args: list[Any], cut: _Cut) -> list[Any]:
-  """Evaluates what is known, notes down what is not; returns the values or their places."""
+  """Evaluate the operations whose inputs are known, and append the others to `cut.later`.
+
+  Operations with side effects are appended too.
+
+  Returns:
+    the outputs of `jaxpr`, each an array or a _Later.
+  """
   env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
   read = lambda v: v.val if isinstance(v, Literal) else env[v]
   for eqn in jaxpr.eqns:
@@ -89,14 +102,14 @@ def _run(jaxpr: Jaxpr, consts: list[Any], args: list[Any], cut: _Cut) -> list[An
     else:
       outputs = _evaluate(eqn, inputs)
       if eqn.primitive.name in _INFLATING:
-        # The value is held along: as long as it lives its id is its own.
+        # `cut` keeps the value alive, so that Python cannot give its id to another object.
         cut.inflated[id(outputs[0])] = eqn, inputs, outputs[0]
     env |= dict(zip(eqn.outvars, outputs, strict=True))
   return [read(v) for v in jaxpr.outvars]
 
 
 def _inflate(x: Any, cut: _Cut) -> Any:
-  """The place of a value that is made again, or x itself."""
+  """Return x, or a placeholder if g computes x again; append that operation to `cut.later`."""
   if id(x) not in cut.inflated:
     return x
   eqn, inputs, _ = cut.inflated[id(x)]
@@ -106,6 +119,7 @@ def _inflate(x: Any, cut: _Cut) -> Any:
 
 
 def _evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
-  with eqn.ctx.manager:  # where the equation was traced: device placement, metadata
+  """Evaluate one equation, and return its outputs."""
+  with eqn.ctx.manager:  # the context of the trace: device placement and metadata
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
   return list(outputs) if eqn.primitive.multiple_results else [outputs]

@@ -22,35 +22,36 @@ from shrinkmeta.model.tasks import Batch, num_rows, weights
 
 PyTree = Any
 Steps = int | jax.Array | tuple[int, ...] | None
-_AT_END = 2**32 - 1  # folded into a key whose inner step i draws with i folded in
+# Inner step i folds i into the key of its draws. Draws outside the steps fold in this number.
+_AT_END = 2**32 - 1
 
 
 class Mode(NamedTuple):
-  """theta_hat of one task and how it was found."""
+  """The mode of one task, and how the inner loop ended."""
 
-  theta: PyTree  # all of it
-  z: PyTree  # of the modules that move; None for the others
+  theta: PyTree  # theta_hat, a whole tree
+  z: PyTree  # z_hat, a tree with None in the frozen modules
   info: InnerInfo
 
 
 class Descent(NamedTuple):
-  """The state of one task's loop."""
+  """The state of the inner loop of one task."""
 
   z: PyTree
   opt_state: optax.OptState
-  step: jax.Array  # [] int32
-  done: jax.Array  # [] bool, the tolerance was met at z
-  objective: jax.Array  # [] J / N where the last step began
-  grad_norm: jax.Array  # [] there; NaN without Inner.tol
+  step: jax.Array  # [] int32, steps made
+  done: jax.Array  # [] bool: z meets Inner.tol
+  objective: jax.Array  # [] J / N at the start of the last step, nats per example
+  grad_norm: jax.Array  # [] norm of grad J / N at the same point; NaN if Inner.tol is None
 
 
 class Loop(NamedTuple):
-  """One task's loop: its beginning, a step, many steps, and its report. Pure functions."""
+  """The inner loop of one task, as pure functions."""
 
-  begin: Callable[[PyTree | None], Descent]
-  step: Callable[[Descent], Descent]
-  run: Callable[[Descent, int | jax.Array], Descent]  # to that step, or until done
-  info: Callable[[Descent], InnerInfo]  # at z, on all examples
+  begin: Callable[[PyTree | None], Descent]  # z to begin from, or None for 0 -> the first state
+  step: Callable[[Descent], Descent]  # one inner step
+  run: Callable[[Descent, int | jax.Array], Descent]  # runs until that step, or until done
+  info: Callable[[Descent], InnerInfo]  # the report, measured at z on all examples
 
 
 def posterior_mode(
@@ -65,21 +66,22 @@ def posterior_mode(
 ) -> Mode:
   """Find z_hat = argmin J and theta_hat = phi + s z_hat, for one task.
 
-  With full batches, the outputs of frozen modules are computed once and not in every step.
+  If every step uses all examples, the outputs of frozen modules are computed once, before the loop.
 
   Args:
     inner: the optimiser and its steps.
     model: the task model.
-    key: consumed by the mini-batches; needed with inner.batch_size, else ignored.
-    steps: replaces inner.steps. An int fixes the program and can be differentiated backwards. A
-      traced int does not recompile. An increasing tuple [S] records one run at those steps.
-    start: z to begin from; None is 0, theta = phi.
-    end: the end of this loop if it was run already; then only its report is made.
-    info_at_end: False reports the objective and gradient of the start of the last step. They are
-      already known, so this costs nothing.
+    key: draws the mini-batches, and is consumed. It is needed only with inner.batch_size.
+    steps: replaces inner.steps. With an int, each number compiles a program, which JAX can
+      differentiate backwards if inner.tol is None. With a traced int, one program serves all
+      numbers. A tuple of S increasing ints records one run at each of those steps.
+    start: z to begin from. None begins from z = 0, where theta = phi.
+    end: the last state of this loop, if it was run before. The loop is then not run again.
+    info_at_end: False reports the objective and gradient norm at the start of the last step. They
+      are already known, so this costs nothing.
 
   Returns:
-    the Mode; for a tuple of steps every leaf leads with [S].
+    the Mode; for a tuple of S steps its leaves are [S, ...].
   """
   steps = inner.steps if steps is None else checked_steps(steps)
   fixed_batch = model.frozen and inner.batch_size is None
@@ -97,7 +99,7 @@ def posterior_mode(
 
 
 def _record(task: Loop, begin: Descent, steps: tuple[int, ...]) -> tuple[PyTree, InnerInfo]:
-  """Return (z, info) of one run at each of the steps [S]."""
+  """Run the loop once, and return (z, info) at each of the S steps, leaves [S, ...]."""
 
   def segment(at: Descent, until: jax.Array) -> tuple[Descent, tuple[PyTree, InnerInfo]]:
     at = task.run(at, until)
@@ -107,7 +109,7 @@ def _record(task: Loop, begin: Descent, steps: tuple[int, ...]) -> tuple[PyTree,
 
 
 def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
-  """Return the loop of `inner` on one task; arguments as for `posterior_mode`."""
+  """Build the inner loop of one task; the arguments are those of `posterior_mode`."""
   batch = model.batch
   if inner.batch_size is not None and key is None:
     raise ValueError("Inner.batch_size draws mini-batches: pass key=jax.random.key(...) along.")
@@ -117,8 +119,8 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
       "choose a smaller size, or None for the full batch."
     )
   optimizer = optax.with_extra_args_support(inner.optimizer)
-  # The optimiser moves theta in modules with sigma = inf, so that weight decay and norms are those
-  # of theta. In the others it moves z.
+  # In modules with sigma = inf the optimiser moves theta, so that its weight decay and norms refer
+  # to theta. In all other modules it moves z.
   free = lambda module: module in model.free or jnp.isposinf(model.params.log_sigma2[module])
   shift = lambda p, v, sign, free: (
     v + sign * p if free is True else jnp.where(free, v + sign * p, v)
@@ -167,7 +169,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 
   step = jax.checkpoint(step) if inner.remat else step
   if inner.tol is None:
-    # A number of steps that is known can be differentiated backwards.
+    # JAX can differentiate a fori_loop backwards only if both bounds are Python integers.
     first = lambda at, until: 0 if isinstance(until, int) else at.step
     steps = lambda _, at: step(at)
     last = lambda until: until if isinstance(until, int) else jnp.asarray(until, jnp.int32)
@@ -178,9 +180,9 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 
 
 def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
-  """The value [] of what a program does not compute: NaN.
+  """Return NaN [], the value of a number that a program does not compute.
 
-  It is inf while `jax_debug_nans` is set: that flag stops a program at any NaN.
+  While the flag `jax_debug_nans` is set, return inf: the flag stops a program at any NaN.
   """
   debug = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
   return jnp.full([], jnp.inf if debug else jnp.nan, dtype)
@@ -196,10 +198,10 @@ def nll_and_gradient(
   the size that the steps used.
 
   Args:
-    inner: its batch_size.
+    inner: its batch_size is the size of a mini-batch. None takes all examples at once.
     model: the task model.
-    part: theta, in the modules that move.
-    key: that of the loop.
+    part: theta, a tree with None in the frozen modules.
+    key: the key of the inner loop.
   """
   if inner.batch_size is None or key is None:
     loss = lambda part: mean_nll(model.likelihood, model.whole(part), model.batch)
@@ -217,26 +219,30 @@ def nll_and_gradient(
 
 
 def draw(key: jax.Array, batch: Batch, size: int) -> Batch:
-  """Draw `size` examples of `batch` without replacement; padding only once the examples run out."""
+  """Draw `size` examples of `batch` without replacement.
+
+  Padding is drawn only if the batch has fewer than `size` examples.
+  """
   return jax.tree.map(lambda x: x[0], _draw_batches(key, batch, size, 1))
 
 
 def draw_at_end(key: jax.Array, batch: Batch, size: int, count: int | None = None) -> Batch:
-  """Draw mini-batches [count, size, ...] without replacement, for a task whose steps use `key`.
+  """Draw mini-batches [count, size, ...] without replacement, independent of the inner steps.
 
   Args:
-    key: that of the steps; these draws are independent of theirs.
+    key: the key of the inner loop. These draws are independent of those of its steps.
     batch: all examples [N, ...].
-    size: examples of a mini-batch.
-    count: the number of mini-batches; None takes as many as hold all examples. The last is filled
-      up with examples of the first, of weight 0: statistics of a mini-batch then see examples, and
-      no sum counts an example twice.
+    size: the number of examples in a mini-batch.
+    count: the number of mini-batches. None takes enough mini-batches for all examples. The last one
+      is filled up with examples of the first, which get the weight 0. So batch statistics see real
+      examples, and no sum counts an example twice.
   """
   count = -(-num_rows(batch) // size) if count is None else count
   return _draw_batches(jax.random.fold_in(key, _AT_END), batch, size, count)
 
 
 def _draw_batches(key: jax.Array, batch: Batch, size: int, count: int) -> Batch:
+  """Draw mini-batches [count, size, ...]: examples, then padding, then repeats of weight 0."""
   n = num_rows(batch)
   own = jnp.float32 if batch.mask is None else jnp.result_type(batch.mask)
   mask = weights(batch, jnp.promote_types(own, jnp.float32))
@@ -249,7 +255,7 @@ def _draw_batches(key: jax.Array, batch: Batch, size: int, count: int) -> Batch:
 
 
 def checked_steps(steps: Any) -> int | jax.Array | tuple[int, ...]:
-  """Return a number of steps, or the steps to record, after a check.
+  """Check a number of steps, or a tuple of steps to record, and return it.
 
   Args:
     steps: an integer, an integer array [], which may be traced, or a tuple of increasing integers.

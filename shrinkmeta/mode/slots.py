@@ -1,9 +1,10 @@
-"""Loops of many tasks at once, in which a task that is finished makes room for the next.
+"""Run the inner loops of many tasks at once; a task that has finished makes room for the next.
 
-`vmap` of a loop that may stop early runs until the slowest of its tasks stops, and the steps of the
-others are thrown away. Here a fixed number of slots step together. A finished task leaves its slot
-to a waiting one, so that all T tasks take about (sum of their steps) / slots steps instead of
-(longest loop of a block) for every block.
+`vmap` of a loop that may stop early runs until the slowest task stops. The steps that it makes for
+the other tasks meanwhile are thrown away. Here a fixed number of slots step together, with one task
+in each slot. When a task finishes, a waiting task takes its slot. So T tasks take about
+(sum of their steps) / slots steps. With `vmap`, every block of tasks would take as many steps as
+its slowest task.
 """
 
 from collections.abc import Callable
@@ -31,12 +32,12 @@ def run_loops(
 ) -> Descent:
   """Run the inner loops of T tasks, `slots` at a time; a converged task is replaced by the next.
 
-  Here the outputs of frozen modules are computed in every step, unlike in `posterior_mode`: keeping
-  them would need extra memory for every slot.
+  Unlike `posterior_mode`, this function computes the outputs of frozen modules in every step.
+  Keeping them would need extra memory for every slot.
 
   Args:
     inner: the optimiser, its steps and its tolerance.
-    model_of: the data of one task -> its task model.
+    model_of: builds the task model of one task from its data.
     batches: training data, leaves [T, N, ...].
     keys: [T] keys for mini-batches, or None.
     starts: z to begin from, leaves [T, ...], or None for 0.
@@ -44,8 +45,8 @@ def run_loops(
     slots: how many loops run at once.
 
   Returns:
-    the end of each loop without its optimiser's state, leaves [T, ...]: the argument `end` of
-    `posterior_mode`.
+    the last state of each loop, leaves [T, ...], without the state of its optimiser. The argument
+    `end` of `posterior_mode` takes the last state of one task.
   """
   until = inner.steps if steps is None else steps
 
@@ -71,18 +72,18 @@ def drain(
   tasks: PyTree,
   slots: int,
 ) -> tuple[PyTree, jax.Array]:
-  """Runs every task's loop to its end.
+  """Run the loop of every task to its end.
 
   Args:
-    begin: task -> state where its loop begins.
-    unfinished: state -> bool [], whether to step on.
-    step: (task, state) -> state.
-    keep: state -> what is kept of it in the end.
-    tasks: leaves lead with [T].
+    begin: task -> the first state of its loop.
+    unfinished: state -> bool [], whether the loop makes another step.
+    step: (task, state) -> the next state.
+    keep: the last state of a loop -> the part of it that is returned.
+    tasks: leaves [T, ...].
     slots: how many loops run at once.
 
   Returns:
-    what was kept, leaves [T, ...], and the number of steps that the block took [].
+    (the kept parts, leaves [T, ...]; the number of steps [] that the slots made together).
   """
   count = jax.tree.leaves(tasks)[0].shape[0]
   slots = min(slots, count)
@@ -90,7 +91,7 @@ def drain(
   choose = lambda which, new, old: jax.tree.map(
     lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
   )
-  index = jnp.arange(slots)  # the task in each slot; `count` where there is none left
+  index = jnp.arange(slots)  # the task in each slot; `count` in an empty slot
   state = jax.vmap(begin)(pick(index))
   kept = jax.eval_shape(jax.vmap(keep), state)
   kept = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), kept)
@@ -107,7 +108,7 @@ def drain(
 
     state, steps = jax.lax.while_loop(all_busy, advance, (state, steps))
     left = taken & ~jax.vmap(unfinished)(state)
-    at = jnp.where(left, index, count)  # a row out of range is dropped
+    at = jnp.where(left, index, count)  # `count` is out of range: `set` drops these values
     kept = jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop"), kept, jax.vmap(keep)(state))
     index = jnp.where(left, jnp.minimum(waiting + jnp.cumsum(left) - 1, count), index)
     state = choose(left, jax.vmap(begin)(pick(index)), state)

@@ -47,34 +47,40 @@ class TaskModel:
   white: Whitening  # s and P
   batch: Batch  # D, without the T axis
   count: jax.Array  # [] N, the number of examples in D
-  n: jax.Array  # [] N to divide a sum over D by: 1 where no example counts
-  frozen: Frozen  # modules held at phi
-  free: Frozen  # modules without a prior, known to be so before anything is compiled
-  prior: bool  # False: sigma^2 is a step size and nothing else
+  n: jax.Array  # [] the divisor of a sum over D: N, or 1 if no example counts
+  frozen: Frozen  # modules that stay at phi
+  free: Frozen  # modules with sigma = inf, known before compilation
+  prior: bool  # False: no prior, sigma^2 is only a step size
 
-  # Which parameters: another point, other data.
+  # The same task model with other parameters or on other data.
 
   def at(self, params: MetaParams) -> "TaskModel":
-    """The same task seen from other (phi, sigma)."""
+    """Return the same task with other phi and sigma."""
     white = _whitening(params, self.cut(self.labels), self.free, self.prior)
     return dataclasses.replace(self, params=params, part=self.cut(params.phi), white=white)
 
   def around(self, theta: PyTree) -> "TaskModel":
-    """The same task with theta in the place of phi, so that z = 0 is theta and C is taken there."""
+    """Return the same task with theta in the place of phi.
+
+    Then theta(0) = theta, and C is taken at theta.
+    """
     params = self.params._replace(phi=theta)
     return dataclasses.replace(self, params=params, part=self.cut(theta))
 
   def on(self, batch: Batch) -> "TaskModel":
-    """The same parameters on other data."""
+    """Return the task model with the same parameters on other data."""
     count = num_examples(batch, self.count.dtype)
     return dataclasses.replace(self, batch=batch, count=count, n=divisor(count))
 
   def unfrozen(self) -> "TaskModel":
-    """The same task with no module cut off: parts are whole trees."""
+    """Return the same task with no module treated as frozen: its parts are whole trees."""
     return task_model(self.likelihood, self.labels, self.params, self.batch, prior=self.prior)
 
   def hoisted(self) -> "TaskModel":
-    """The same task without its frozen modules: their outputs on D are computed here, once."""
+    """Return the same task with the outputs of its frozen modules on D in place of the inputs.
+
+    The outputs are computed here, once.
+    """
     outputs_of = lambda part, inputs: self.likelihood.predict(self.whole(part), inputs)
     predict, features = hoist(outputs_of, self.part, self.batch.inputs)
     return dataclasses.replace(
@@ -86,50 +92,56 @@ class TaskModel:
       frozen=frozenset(),
     )
 
-  # theta(z) and the trees of the moving part.
+  # theta(z), and conversions between parts and whole trees.
 
   def theta_part(self, z: PyTree) -> PyTree:
-    """phi + s z, a part."""
+    """Return phi + s z, a part."""
     return jax.tree.map(lambda p, s, v: p + s * v, self.part, self.white.scale, z)
 
   def whole(self, part: PyTree) -> PyTree:
-    """All of theta: a part, and phi where it has None."""
+    """Return the whole tree: `part`, with phi in the frozen modules."""
     return merge(part, self.params.phi) if self.frozen else part
 
   def theta(self, z: PyTree) -> PyTree:
-    """phi + s z, a whole tree: the leaves of frozen modules are those of phi."""
+    """Return phi + s z, a whole tree with phi in the frozen modules."""
     return self.whole(self.theta_part(z))
 
   def scaled(self, v: PyTree) -> PyTree:
-    """s v, for a part v."""
+    """Return s v for a part v."""
     return jax.tree.map(jnp.multiply, self.white.scale, v)
 
   def cut(self, tree: PyTree) -> PyTree:
-    """The part of a tree like phi."""
+    """Return the part of a tree like phi: None replaces the leaves of frozen modules."""
     return moving(tree, self.labels, self.frozen) if self.frozen else tree
 
   def by_module(self, part: PyTree) -> dict[str, jax.Array]:
-    """{module: the sum of a part's entries []}, 0 for modules that do not move."""
+    """Return {module: [] the sum of the entries of `part`}, with 0 for frozen modules."""
     zero = {m: jnp.zeros([], jnp.result_type(v)) for m, v in self.params.log_sigma2.items()}
     return zero | modules.gather(part, self.cut(self.labels))
 
   # J and its gradient.
 
   def objective(self, z: PyTree, batch: Batch) -> jax.Array:
-    """J / N []: the mean NLL of `batch` plus the prior's term divided by the N of D."""
+    """Return J / N [], nats per example, with the likelihood estimated from `batch`.
+
+    The prior's term is divided by the N of D, not by the number of examples in `batch`.
+    """
     nll = self._share(batch) * mean_nll(self.likelihood, self.theta(z), batch)
     return nll + self._neg_log_prior(z) / self.n
 
   def value_and_grad(self, z: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
-    """(J / N [], its gradient in z), the likelihood estimated from `batch`."""
+    """Return (J / N [], its gradient in z), with the likelihood estimated from `batch`."""
     share = self._share(batch)
     loss = lambda part: share * mean_nll(self.likelihood, self.whole(part), batch)
     return self.with_prior(z, *jax.value_and_grad(loss)(self.theta_part(z)))
 
   def with_prior(self, z: PyTree, nll: jax.Array, g: PyTree) -> tuple[jax.Array, PyTree]:
-    """(J / N [], s g + P z / N): the prior's half of the gradient needs no autodiff.
+    """Add the prior to a mean NLL and its gradient: return (J / N [], s g + P z / N).
+
+    The gradient of the prior's term is P z, so it needs no automatic differentiation.
 
     Args:
+      z: a part.
       nll: the mean negative log-likelihood [] at theta(z).
       g: its gradient with respect to theta, a part.
     """
@@ -138,10 +150,11 @@ class TaskModel:
     return nll + self._neg_log_prior(z) / self.n, grad
 
   def _share(self, batch: Batch) -> jax.Array | float:
-    """How many examples of D a batch stands for beside what its own weights say [].
+    """Return the factor [] that makes the mean NLL of `batch` an unbiased estimate of that of D.
 
-    Every example is drawn with the same probability. So the loss of a batch of heavy examples is
-    more than their mean, by their mean weight over that of all.
+    Mini-batches draw every example with the same probability, regardless of its weight. But
+    `mean_nll` divides by the weights of the batch. The factor is the mean weight of an example in
+    `batch`, divided by the mean weight of an example in D.
     """
     if batch is self.batch or self.batch.mask is None:
       return 1.0
@@ -149,40 +162,46 @@ class TaskModel:
     return _mean_weight(batch, dtype) / _mean_weight(self.batch, dtype)
 
   def _neg_log_prior(self, z: PyTree) -> jax.Array:
-    """P |z|^2 / 2 []."""
+    """Return P |z|^2 / 2 []."""
     half = lambda p, v: 0.0 if _is_none(p) else 0.5 * p * jnp.sum(jnp.square(v))
     return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(half, self.white.precision, z))))
 
-  # The curvature C at phi, and K.
+  # Products with K, and with the curvature C at phi.
 
   def product(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
-    """v -> C v on the moving part, C taken at phi: expand `around` theta first."""
+    """Return v -> C v for parts v, with C taken at phi.
+
+    For C at theta call `around(theta)` first.
+    """
     loss_of = lambda outputs: -masked_log_prob(self.likelihood, outputs, self.batch)
     return curvature_product(curvature, self.outputs_at, loss_of, self.part)
 
   def column(self, curvature: Curvature) -> Callable[[PyTree], PyTree]:
-    """v -> C v, a tree like phi, C taken at phi; rows of frozen modules are the exact Hessian's."""
+    """Return v -> C v from parts to trees like phi, with C taken at phi.
+
+    The rows of C in frozen modules are those of the exact Hessian: see `curvature_column`.
+    """
     outputs_of = lambda theta: self.likelihood.predict(theta, self.batch.inputs)
     loss_of = lambda outputs: -masked_log_prob(self.likelihood, outputs, self.batch)
     return curvature_column(curvature, outputs_of, loss_of, self.whole, self.part)
 
   def outputs_at(self, part: PyTree) -> jax.Array:
-    """The outputs on D [N, ...]."""
+    """Return the outputs on D [N, ...]."""
     return self.likelihood.predict(self.whole(part), self.batch.inputs)
 
   def k_product(self, v: PyTree, curved: PyTree, damping: float = 0.0) -> PyTree:
-    """(K + damping) v = (P + damping) v + s C (s v), for `curved` = C (s v), both parts."""
+    """Return (K + damping) v = (P + damping) v + s C (s v), for a part v and `curved` = C (s v)."""
     row = lambda p, s, c, v: (p + damping) * v + s * c
     return jax.tree.map(row, self.white.precision, self.white.scale, curved, v)
 
   def factor(self) -> Factor:
-    """A with s C s = A^T A, the Gauss-Newton C taken at phi."""
+    """Return the factor A of s C s = A^T A, with the Gauss-Newton C taken at phi."""
     return whitened_factor(
       self.likelihood, self.outputs_at, self.part, self.white.scale, self.batch
     )
 
   def balance(self, direct: PyTree, scaled: PyTree, c: jax.Array | None = None) -> PyTree:
-    """Return one x from two inexact forms of it, x = `direct` and s x = `scaled`.
+    """Combine two inexact forms of one quantity x: x = `direct` and s x = `scaled`.
 
         x = (direct + c s scaled) / (1 + c s^2)
 
@@ -193,8 +212,8 @@ class TaskModel:
 
     Args:
       direct: a tree like phi. Leaves of frozen modules are returned unchanged.
-      scaled: a part, s x as the prior's term gives it; 0 where there is no prior.
-      c: [] about the curvature of all examples; None takes the number of examples.
+      scaled: a part, s x computed from the prior's term. It is 0 in modules without a prior.
+      c: [] a rough size of the curvature C. None takes the number of examples N.
     """
     c = self.count if c is None else c
 
@@ -221,8 +240,9 @@ def task_model(
     labels: the module of every parameter.
     params: phi, and log sigma^2 {module: []}.
     batch: D, without the T axis.
-    frozen: modules held at phi.
-    free: modules known to have sigma = inf, whatever params say.
+    frozen: modules that stay at phi.
+    free: modules with sigma = inf, known before compilation. Their log sigma^2 in `params` is
+      ignored.
     prior: False drops the prior: see `whitening`.
   """
   part, names = params.phi, labels
@@ -235,18 +255,18 @@ def task_model(
 
 
 def _whitening(params: MetaParams, names: modules.Labels, free: Frozen, prior: bool) -> Whitening:
-  """Return the coordinates of the modules `names`."""
+  """Return the whitening of a part whose labels are `names`."""
   dtype = jnp.result_type(jax.tree.leaves(params.phi)[0])
   log_sigma2: Mapping[str, Any] = dict(params.log_sigma2) | dict.fromkeys(free, math.inf)
   return whitening(log_sigma2, names, dtype, prior)
 
 
 def _mean_weight(batch: Batch, dtype: Any) -> jax.Array:
-  """Return the mean weight [] of the examples, padding left out."""
+  """Return the mean weight [] of the examples that are not padding."""
   mask = weights(batch, dtype)
   return divisor(jnp.sum(mask)) / divisor(jnp.sum((mask != 0).astype(dtype)))
 
 
 def _is_none(precision: jax.Array | float) -> bool:
-  """Tell whether there is no prior for sure: see `Whitening`."""
+  """Return whether the prior is known to be absent before compilation: see `Whitening`."""
   return isinstance(precision, float) and precision == 0.0

@@ -1,4 +1,4 @@
-"""Warm starts: a cold one for tasks not seen before, and the check that one fits a model."""
+"""Make the warm start of new tasks, and check that a warm start fits a model."""
 
 from typing import Any
 
@@ -12,13 +12,27 @@ PyTree = Any
 
 
 def no_start(part: PyTree, count: int) -> WarmStart:
-  """Return the cold start of `count` tasks: zeros [count, ...], like the moving part of phi."""
+  """Return the start of `count` new tasks: zeros [count, ...], like the task-specific part of phi.
+
+  Args:
+    part: phi, with None in the frozen modules.
+    count: the number of tasks.
+  """
   zeros = lambda: jax.tree.map(lambda p: jnp.zeros((count, *p.shape), p.dtype), part)
-  return WarmStart(zeros(), zeros())  # two trees, because a buffer may be donated once
+  # z and w need arrays of their own: JAX cannot donate one array twice
+  # (docs/hazards.md#donated-twice).
+  return WarmStart(zeros(), zeros())
 
 
 def check_start(warm: WarmStart, part: PyTree, count: int, has_mode: bool = True) -> None:
-  """Raises TypeError or ValueError unless `warm` fits the moving part of phi and `count` tasks."""
+  """Raise TypeError or ValueError unless `warm` fits the algorithm, the model and the tasks.
+
+  Args:
+    warm: the warm start to check.
+    part: phi, with None in the frozen modules.
+    count: the number of tasks.
+    has_mode: whether the algorithm has an implicit gradient.
+  """
   if not has_mode:
     raise ValueError(
       "A warm start is for algorithms with an implicit gradient: imaml, sigma_imaml, "

@@ -36,7 +36,7 @@ def whitening(
   dtype: jax.typing.DTypeLike,
   prior: bool = True,
 ) -> Whitening:
-  """Return the coordinates for log_sigma2 {module: []}, differentiable at -inf and +inf too.
+  """Return the coordinates for log_sigma2 {module: []}, also differentiable at -inf and +inf.
 
   With prior=False sigma only sets the unit of z: gradient descent of rate a in z is gradient
   descent of rate a sigma^2 in theta.
@@ -56,4 +56,5 @@ def whitening(
 
 
 def _is_free(log_s2: jax.typing.ArrayLike) -> bool:
+  """Return whether sigma is known to be inf before compilation."""
   return isinstance(log_s2, float) and log_s2 == math.inf

@@ -1,1 +1,1 @@
-"""The model: tasks, what they share, and the densities p(D | theta), p(theta | phi, sigma)."""
+"""The model: tasks, modules of parameters, the densities p(D | theta), p(theta | phi, sigma)."""

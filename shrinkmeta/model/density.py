@@ -3,8 +3,8 @@
     p(phi, theta_1:T, D | sigma) = p(phi) prod_m prod_t N(theta_mt | phi_m, sigma_m^2 I)
                                           prod_t prod_n p(y_tn | x_tn, theta_t)
 
-There are T tasks and M modules (m). Example n of task t has the inputs x_tn and the targets y_tn. N
-is the number of examples of a task, padding included.
+There are T tasks (index t) and M modules (index m). Example n of task t has the inputs x_tn and the
+targets y_tn. N is the number of examples of one task, padding included.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,26 +25,26 @@ PyTree = Any
 def log_prior(
   theta: PyTree, phi: PyTree, log_sigma2: Mapping[str, jax.typing.ArrayLike], labels: modules.Labels
 ) -> jax.Array:
-  """The log density of one task's parameters given what all tasks share.
+  """Return the log prior density of one task's parameters, given phi and sigma.
 
       log p(theta | phi, sigma) = sum_m log N(theta_m; phi_m, sigma_m^2 I)
 
-  The normaliser is included. A frozen module (log sigma^2 = -inf) is a point mass at phi_m: it adds
-  0 if theta_m equals phi_m, and makes the density -inf otherwise. A free module (log sigma^2 =
-  +inf) has an improper flat prior and adds 0. The gradients of both are 0.
+  The normaliser is included. The prior of a frozen module (log sigma^2 = -inf) is a point mass at
+  phi_m. The module adds 0 if theta_m equals phi_m; otherwise the log density is -inf. A free module
+  (log sigma^2 = +inf) has an improper flat prior and adds 0. The gradients of both terms are 0.
 
   Args:
-    theta: parameters of one task, a pytree with leaves [...] as phi has.
-    phi: what all tasks share, a pytree of arrays.
-    log_sigma2: {module: []}; -inf is frozen and +inf is free.
-    labels: a pytree of strings with the structure of phi, the module of every leaf.
+    theta: the parameters of one task, a pytree with the structure and shapes of phi.
+    phi: the parameters that all tasks share, a pytree of arrays [...].
+    log_sigma2: {module: []}. A module is frozen at -inf and free at +inf.
+    labels: the module of every leaf, a pytree of strings with the structure of phi.
 
   Returns:
-    [], nats.
+    The log density [], in nats.
 
   Raises:
-    TypeError: an argument is of another type.
-    ValueError: theta, labels or log_sigma2 do not fit phi.
+    TypeError: if an argument is of another type.
+    ValueError: if theta, labels or log_sigma2 do not fit phi.
 
   >>> theta, phi = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.zeros(2)}
   >>> log_prior(theta, phi, {"body": 0.0}, {"w": "body"})  # -1 / 2 - log(2 pi)
@@ -59,9 +59,10 @@ def log_prior(
     t, p = jnp.asarray(t), jnp.asarray(p)
     log_s2 = jnp.asarray(log_s2, t.dtype)
     frozen, free = jnp.isneginf(log_s2), jnp.isposinf(log_s2)
-    # Both branches of `where` are differentiated: 0 in place of inf keeps their gradients finite.
+    # JAX differentiates both branches of `where`. With inf in the branch that is not used, its
+    # gradient is NaN and spoils the sum, so 0 takes the place of inf.
     safe = jnp.where(jnp.isinf(log_s2), 0.0, log_s2)
-    z = (t - p) * jnp.exp(-0.5 * safe)  # exp(-safe) overflows sooner
+    z = (t - p) * jnp.exp(-0.5 * safe)  # not (t - p)^2 exp(-safe): it overflows at a larger sigma
     normal = -0.5 * jnp.sum(jnp.square(z) + safe + jnp.log(2 * jnp.pi))
     at_phi = jnp.where(jnp.all(t == p), 0.0, -jnp.inf)
     return jnp.where(frozen, at_phi, jnp.where(free, 0.0, normal))
@@ -71,21 +72,21 @@ def log_prior(
 
 
 def log_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
-  """The log density of one task's examples given its parameters.
+  """Return the log density of one task's examples, given the parameters of the task.
 
       log p(D | theta) = sum_n mask_n log p(y_n | x_n, theta)
 
   Args:
-    likelihood: what the network predicts and how it is compared with the targets.
-    theta: parameters of one task, a pytree of arrays.
-    batch: leaves [N, ...].
+    likelihood: the network and the density of the targets given its outputs.
+    theta: the parameters of one task, a pytree of arrays [...].
+    batch: the examples, leaves [N, ...].
 
   Returns:
-    [], nats; a sum, not a mean.
+    The log density [], in nats. It is a sum over the examples, not a mean.
 
   Raises:
-    TypeError: an argument, or what `predict` returns, is of another type.
-    ValueError: shapes do not fit, or the batch holds NaN or infinite numbers.
+    TypeError: if an argument, or the result of `predict`, is of another type.
+    ValueError: if shapes do not fit, or the batch holds NaN or infinite numbers.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> linear = gaussian(lambda theta, x: x * theta["slope"])
@@ -100,21 +101,23 @@ def log_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.A
 
 
 def log_predictive(likelihood: Likelihood, thetas: PyTree, batches: Batch) -> jax.Array:
-  """The predictive log-likelihood of validation examples, from which sigma is learned.
+  """Return the predictive log-likelihood of the validation examples of T tasks.
 
       l_PLL = sum_t log p(D_t^val | theta_t)
 
+  Algorithms with a learned sigma maximise l_PLL over sigma, except `empirical_bayes`.
+
   Args:
-    likelihood: what the network predicts and how it is compared with the targets.
-    thetas: adapted parameters, a pytree with leaves [T, ...].
-    batches: validation examples, leaves [T, N, ...].
+    likelihood: the network and the density of the targets given its outputs.
+    thetas: the adapted parameters of the tasks, a pytree with leaves [T, ...].
+    batches: the validation examples of the tasks, leaves [T, N, ...].
 
   Returns:
-    [], nats.
+    The log-likelihood [], in nats. It is a sum over tasks and examples.
 
   Raises:
-    TypeError: an argument, or what `predict` returns, is of another type.
-    ValueError: shapes do not fit, or a batch holds NaN or infinite numbers.
+    TypeError: if an argument, or the result of `predict`, is of another type.
+    ValueError: if shapes do not fit, or a batch holds NaN or infinite numbers.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> linear = gaussian(lambda theta, x: x * theta["slope"])
@@ -146,30 +149,30 @@ def log_joint(
   batches: Batch,
   log_p_phi: Callable[[PyTree], jax.Array] | None = None,
 ) -> jax.Array:
-  """The log density of the whole model.
+  """Return the log joint density of phi, the task parameters and the data, given sigma.
 
       log p(phi, theta_1:T, D | sigma) =
           log p(phi) + sum_t log p(theta_t | phi, sigma) + sum_t log p(D_t | theta_t)
 
-  As a function of (theta, phi, sigma) together it grows without bound as sigma -> 0 with theta =
-  phi. Therefore sigma is learned from `log_predictive` instead.
+  Do not maximise this density over (theta, phi, sigma) together: it grows without bound as
+  sigma -> 0 at theta = phi. Therefore sigma is learned from `log_predictive` instead.
 
   Args:
-    likelihood: what the network predicts and how it is compared with the targets.
-    labels: a pytree of strings with the structure of phi, the module of every leaf.
-    phi: what all tasks share, a pytree of arrays [...].
-    thetas: parameters of the tasks, a pytree with leaves [T, ...].
-    log_sigma2: {module: []}; -inf is frozen and +inf is free.
-    batches: training examples, leaves [T, N, ...].
-    log_p_phi: phi -> log p(phi) [], such as `priors.normal(scale)`; None: a flat prior, which adds
-      0.
+    likelihood: the network and the density of the targets given its outputs.
+    labels: the module of every leaf, a pytree of strings with the structure of phi.
+    phi: the parameters that all tasks share, a pytree of arrays [...].
+    thetas: the parameters of the tasks, a pytree with leaves [T, ...].
+    log_sigma2: {module: []}. A module is frozen at -inf and free at +inf.
+    batches: the training examples of the tasks, leaves [T, N, ...].
+    log_p_phi: phi -> log p(phi) [], such as `priors.normal(scale)`. None is a flat prior, which
+      adds 0.
 
   Returns:
-    [], nats.
+    The log density [], in nats.
 
   Raises:
-    TypeError: an argument, or what `predict` returns, is of another type.
-    ValueError: shapes do not fit, or a batch holds NaN or infinite numbers.
+    TypeError: if an argument, or the result of `predict`, is of another type.
+    ValueError: if shapes do not fit, or a batch holds NaN or infinite numbers.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> linear, batches = gaussian(lambda theta, x: x * theta["w"]), Batch(*jnp.ones([2, 2, 3]))

@@ -2,8 +2,9 @@
 
 N is the number of examples, C the number of classes.
 
-To add a likelihood: a constructor here, such as `poisson`. CONTRIBUTING.md, "Add a likelihood",
-lists the exports and tests that go with it. docs/own_models.md shows one without a change here.
+To add a likelihood to the library, write a function such as `poisson` in this file. The section
+"Add a likelihood" of CONTRIBUTING.md lists the exports and tests to add. docs/own_models.md shows
+how users write a likelihood of their own.
 """
 
 import math
@@ -26,16 +27,16 @@ Predict = Callable[..., jax.Array]
 class Likelihood(NamedTuple):
   """A likelihood in two functions: the network, and the density of the targets given its outputs.
 
-  The Gauss-Newton curvature needs the two separately.
-
       log p(y_n | x_n, theta) = log_prob(predict(theta, inputs), targets)_n
 
+  The Gauss-Newton curvature needs the derivatives of the two functions separately.
+
   Attributes:
-    predict: (theta, inputs) -> outputs [N, ...]; theta is a pytree of parameters, the leaves of
+    predict: (theta, inputs) -> outputs [N, ...]. theta is a pytree of parameters. The leaves of
       inputs are [N, ...]. A network with constants, such as a frozen base, takes them as a third
       argument: (theta, inputs, constants) -> outputs.
-    log_prob: (outputs [N, ...], targets) -> [N]; the leaves of targets are [N, ...]. Entry n may
-      depend on example n alone.
+    log_prob: (outputs [N, ...], targets) -> [N], in nats. The leaves of targets are [N, ...]. Entry
+      n of the result must depend on example n only.
 
   >>> laplace = Likelihood(lambda theta, x: x * theta["slope"], lambda f, y: -jnp.abs(y - f))
   >>> laplace.log_prob(laplace.predict({"slope": 2.0}, jnp.ones(2)), jnp.zeros(2))
@@ -50,11 +51,11 @@ def check_likelihood(name: str, likelihood: Any) -> None:
   """Raise TypeError unless `likelihood` is a Likelihood of two functions.
 
   Args:
-    name: the argument, as the caller knows it.
-    likelihood: what was passed.
+    name: the name of the argument, for the error message.
+    likelihood: the value of the argument.
 
   Raises:
-    TypeError: it is something else, such as the network's function alone.
+    TypeError: if `likelihood` is something else, such as the function of the network alone.
 
   >>> check_likelihood("likelihood", gaussian(lambda theta, x: x * theta["slope"]))
   """
@@ -74,24 +75,25 @@ _PREDICT = "(theta, inputs) -> outputs [N, ...]"
 
 
 def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:
-  """The log density of one task's examples given the network's outputs.
+  """Return the log density of one task's examples, given the outputs of the network.
 
       sum_n mask_n log p(y_n | outputs_n)
 
-  The outputs and targets of padding are replaced by 0 before log_prob. Otherwise an overflow on
+  On padding, outputs and targets are set to 0 before log_prob is called. Otherwise an overflow on
   padding would make the gradient NaN (0 * inf), and a label on padding could be out of range.
 
   Args:
-    likelihood: its log_prob is called.
-    outputs: what `predict` returned, leaves [N, ...].
-    batch: leaves [N, ...].
+    likelihood: the likelihood, whose log_prob is called.
+    outputs: the result of `predict`, leaves [N, ...].
+    batch: the examples, leaves [N, ...].
 
   Returns:
-    [], nats.
+    The log density [], in nats. It is a sum over the examples.
 
   Raises:
-    TypeError: `predict` returned something other than arrays, or a tuple that log_prob cannot read.
-    ValueError: outputs or log-probabilities are not one for each example.
+    TypeError: if `predict` returned something other than arrays, or a tuple that log_prob cannot
+      read.
+    ValueError: if `predict` or log_prob did not return one entry for each example.
   """
   want = jnp.shape(jax.tree.leaves(batch.targets)[0])[:1]
   if not isinstance(outputs, jax.Array) or jnp.shape(outputs)[:1] != want:
@@ -105,19 +107,20 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
   if batch.mask is None:
     return jnp.sum(log_prob)
   mask = weights(batch, log_prob.dtype)
-  return jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))  # NaN on padding counts 0
+  return jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))  # padding adds 0, not NaN
 
 
 def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
   """Return the mean over examples of -log p(y_n | x_n, theta), nats per example [].
 
   Args:
-    likelihood: predict and log_prob.
-    theta: the parameters of one task.
-    batch: its examples, without the T axis.
+    likelihood: the network and the density of the targets given its outputs.
+    theta: the parameters of one task, a pytree of arrays [...].
+    batch: the examples of the task, leaves [N, ...].
 
   Raises:
-    ValueError: data or predict promote the outputs to another dtype than that of theta.
+    ValueError: if the log density has another dtype than theta, because the data or `predict`
+      promote it.
   """
   log_p = masked_log_prob(likelihood, likelihood.predict(theta, batch.inputs), batch)
   dtype = jnp.result_type(jax.tree.leaves(theta)[0])
@@ -132,7 +135,7 @@ def mean_nll(likelihood: Likelihood, theta: PyTree, batch: Batch) -> jax.Array:
 
 
 def without_padding(tree: PyTree, batch: Batch) -> PyTree:
-  """Return `tree`, leaves [N, ...], with 0 in the entries of padding."""
+  """Return `tree`, leaves [N, ...], with the entries of padding set to 0."""
   if batch.mask is None:
     return tree
   keep = weights(batch, bool)
@@ -141,24 +144,25 @@ def without_padding(tree: PyTree, batch: Batch) -> PyTree:
 
 
 def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
-  """A normal density of the targets around the network's outputs.
+  """Return the likelihood of targets that are normal around the outputs of the network.
 
       y ~ N(f, scale^2),  log p = -((y - f) / scale)^2 / 2 - log scale - log(2 pi) / 2
 
-  summed over the axes [...] after N.
+  log p is summed over the axes [...] after N.
 
   Args:
     predict: (theta, inputs) -> f [N, ...], the mean.
-    scale: the standard deviation, in the unit of y: one number [], or one for each output, an array
-      that broadcasts against [...]. A standard deviation of each example is data and belongs in the
-      targets: let targets be (values, scales) and write `Likelihood(predict, log_prob)`.
+    scale: the standard deviation of y, in the unit of y. It is one number [], or an array that
+      broadcasts against [...], with one number for each output. If every example has a standard
+      deviation of its own, these are data: let targets be (values, scales) and write
+      `Likelihood(predict, log_prob)`.
 
   Returns:
-    A Likelihood whose targets are [N, ...], of the shape of the outputs.
+    A Likelihood whose targets are [N, ...], with the shape of the outputs.
 
   Raises:
-    TypeError: `predict` is not a function, or `scale` is not an array.
-    ValueError: a scale is not positive.
+    TypeError: if `predict` is not a function, or `scale` is not an array.
+    ValueError: if a scale is not positive.
 
   >>> likelihood = gaussian(lambda theta, x: x * theta["slope"], scale=0.5)
   >>> likelihood.log_prob(jnp.zeros(2), jnp.array([0.0, 0.5]))
@@ -186,22 +190,22 @@ def gaussian(predict: Predict, scale: jax.typing.ArrayLike = 1.0) -> Likelihood:
 
 
 def categorical(predict: Predict) -> Likelihood:
-  """A categorical density of integer labels, given logits.
+  """Return the likelihood of integer labels, given the logits that the network returns.
 
       y ~ Categorical(softmax(f)),  log p = f_y - log sum_c exp f_c
 
-  summed over the axes [...] between N and C.
+  log p is summed over the axes [...] between N and C.
 
   Args:
     predict: (theta, inputs) -> f, logits [N, ..., C].
 
   Returns:
-    A Likelihood whose targets are integers [N, ...] from 0 to C - 1. A label out of range is a
-    ValueError outside jit. Under jit it makes the log-probability of that example NaN, and the
-    learners report its task as failed and leave it out.
+    A Likelihood whose targets are integers [N, ...] from 0 to C - 1. Outside jit, log_prob raises
+    ValueError if a label is out of range. Under jit the log-probability of the example is then NaN,
+    and learners report its task as failed and leave the task out.
 
   Raises:
-    TypeError: `predict` is not a function.
+    TypeError: if `predict` is not a function.
 
   >>> likelihood = categorical(lambda theta, x: x @ theta["kernel"])
   >>> likelihood.log_prob(jnp.zeros([2, 4]), jnp.array([0, 3]))
@@ -227,30 +231,33 @@ def categorical(predict: Predict) -> Likelihood:
       )
     targets = labels_of(targets)
     valid = (targets >= 0) & (targets < classes)
-    # A label out of range chooses all classes, times NaN, so that the gradient is NaN as well.
+    # For a label out of range the sum over all classes is multiplied by NaN. The gradient with
+    # respect to every logit is then NaN too.
     chosen = jax.nn.one_hot(targets, classes, dtype=bool) | ~valid[..., None]
-    picked = jnp.sum(jnp.where(chosen, log_softmax(outputs), 0.0), -1)  # logits may be -inf
+    # `where` and not a product: a logit may be -inf, and 0 * -inf is NaN.
+    picked = jnp.sum(jnp.where(chosen, log_softmax(outputs), 0.0), -1)
     return sum_trailing(picked * jnp.where(valid, 1.0, jnp.nan))
 
   return Likelihood(predict, log_prob)
 
 
 def bernoulli(predict: Predict) -> Likelihood:
-  """A Bernoulli density of binary targets, given logits.
+  """Return the likelihood of binary targets, given the logits that the network returns.
 
       y ~ Bernoulli(sigmoid(f)),  log p = y f - log(1 + exp f)
 
-  summed over the axes [...] after N.
+  log p is summed over the axes [...] after N.
 
   Args:
     predict: (theta, inputs) -> f, logits [N, ...].
 
   Returns:
-    A Likelihood whose targets are [N, ...], from 0 to 1. A target out of range, such as a label -1,
-    is a ValueError outside jit, and under jit makes the log-probability of that example NaN.
+    A Likelihood whose targets are numbers [N, ...] from 0 to 1. Outside jit, log_prob raises
+    ValueError if a target is out of range, such as a label -1. Under jit the log-probability of the
+    example is then NaN.
 
   Raises:
-    TypeError: `predict` is not a function.
+    TypeError: if `predict` is not a function.
 
   >>> bernoulli(lambda theta, x: x @ theta["kernel"]).log_prob(jnp.zeros(2), jnp.array([0, 1]))
   Array([-0.693, -0.693], dtype=float32)
@@ -266,21 +273,21 @@ def bernoulli(predict: Predict) -> Likelihood:
 
 
 def poisson(predict: Predict) -> Likelihood:
-  """A Poisson density of counts, given log rates.
+  """Return the likelihood of counts, given the log rates that the network returns.
 
       y ~ Poisson(exp f),  log p = y f - exp f - log y!
 
-  summed over the axes [...] after N.
+  log p is summed over the axes [...] after N.
 
   Args:
     predict: (theta, inputs) -> f, log rates [N, ...].
 
   Returns:
-    A Likelihood whose targets are [N, ...], at least 0. A negative target is a ValueError outside
-    jit, and under jit makes the log-probability of that example NaN.
+    A Likelihood whose targets are numbers [N, ...] of at least 0. Outside jit, log_prob raises
+    ValueError if a target is negative. Under jit the log-probability of the example is then NaN.
 
   Raises:
-    TypeError: `predict` is not a function.
+    TypeError: if `predict` is not a function.
 
   >>> poisson(lambda theta, x: x @ theta["kernel"]).log_prob(jnp.zeros(2), jnp.array([0, 2]))[1]
   Array(-1.693, dtype=float32)

@@ -1,7 +1,8 @@
 """Modules: sets of parameters that share one shrinkage variance sigma_m^2.
 
-Labels are a pytree of strings with the structure of the parameters, as for
-`optax.multi_transform`. A quantity of each module, such as log sigma^2, is a dict {module: []}.
+Labels say which module every parameter belongs to. They are a pytree of strings with the structure
+of the parameters, as for `optax.multi_transform`. A quantity with one value for each module, such
+as log sigma^2, is a dict {module: []}.
 """
 
 import re
@@ -21,9 +22,10 @@ Labels = Any  # a pytree of str with the structure of the parameters
 
 
 def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:
-  """Name the module of every leaf by its key path; the path of an nnx.Variable is its own."""
+  """Return labels in which `rule` turns the key path of a leaf into the name of its module."""
   parameter_tree("params", params)
-  # Its leaves would all be called "value" (docs/hazards.md#nnx-variables).
+  # An nnx.Variable counts as a leaf. Otherwise every path would end in "value"
+  # (docs/hazards.md#nnx-variables).
   variable = lambda node: isinstance(node, nnx.Variable)
 
   def label(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -33,16 +35,18 @@ def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:
 
 
 def by_leaf(params: PyTree) -> Labels:
-  """Make every array a module of its own, named by its path, such as "Conv_0/kernel".
+  """Return labels in which every array is a module of its own.
+
+  The name of a module is the path of its array, such as "Conv_0/kernel".
 
   Args:
-    params: a pytree of arrays [...], or of their shapes.
+    params: the parameters, a pytree of arrays [...] or of jax.ShapeDtypeStructs.
 
   Returns:
     Labels, a pytree of strings with the structure of params.
 
   Raises:
-    TypeError: `params` holds something other than arrays.
+    TypeError: if `params` holds something other than arrays.
 
   >>> by_leaf({"body": {"w": 1.0, "b": 0.0}})
   {'body': {'b': 'body/b', 'w': 'body/w'}}
@@ -51,18 +55,19 @@ def by_leaf(params: PyTree) -> Labels:
 
 
 def by_layer(params: PyTree) -> Labels:
-  """Make every layer a module: the arrays with the same parent, such as kernel and bias.
+  """Return labels in which every layer is a module.
 
-  The parent's path names the module. An array without a parent is a module of its own.
+  A layer is the set of arrays with the same parent in the pytree, such as a kernel and a bias. The
+  name of the module is the path of the parent. An array without a parent is a module of its own.
 
   Args:
-    params: a pytree of arrays [...], or of their shapes.
+    params: the parameters, a pytree of arrays [...] or of jax.ShapeDtypeStructs.
 
   Returns:
     Labels, a pytree of strings with the structure of params.
 
   Raises:
-    TypeError: `params` holds something other than arrays.
+    TypeError: if `params` holds something other than arrays.
 
   >>> by_layer({"body": {"w": 1.0, "b": 0.0}, "head": [2.0, 3.0]})
   {'body': {'b': 'body', 'w': 'body'}, 'head': ['head', 'head']}
@@ -71,19 +76,19 @@ def by_layer(params: PyTree) -> Labels:
 
 
 def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
-  """Name the module of every array by the first rule that matches its path.
+  """Return labels in which the first rule that matches an array's path names its module.
 
   Args:
-    params: a pytree of arrays [...], or of their shapes.
-    rules: {regular expression: module}, tried in order with `re.search` on paths such as
+    params: the parameters, a pytree of arrays [...] or of jax.ShapeDtypeStructs.
+    rules: {regular expression: module}. `re.search` tries the rules in order on paths such as
       "Conv_0/kernel". A last rule ".*" matches every path.
 
   Returns:
     Labels, a pytree of strings with the structure of params.
 
   Raises:
-    TypeError: `params` holds something other than arrays, or `rules` is not a dict of strings.
-    ValueError: a path that no rule matches, or a rule that is not a regular expression.
+    TypeError: if `params` holds something other than arrays, or `rules` is not a dict of strings.
+    ValueError: if no rule matches a path, or a rule is not a regular expression.
 
   >>> by_path({"conv": {"w": 1.0}, "out": {"w": 1.0}}, {"^out/": "head", ".*": "body"})
   {'conv': {'w': 'body'}, 'out': {'w': 'head'}}
@@ -111,10 +116,10 @@ def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
 
 
 def names(labels: Labels) -> tuple[str, ...]:
-  """Return the modules, sorted by path, with numbers inside a path compared as numbers.
+  """Return the names of the modules, sorted by the paths of their parameters.
 
-  This is the order of the layers in the network only if their names sort in that order. "decoder"
-  sorts before "encoder".
+  Numbers inside a path are compared as numbers. The result is not always the order of the layers in
+  the network: "decoder" sorts before "encoder".
 
   Args:
     labels: a pytree of strings.
@@ -123,13 +128,13 @@ def names(labels: Labels) -> tuple[str, ...]:
     The names of the modules, each once.
 
   Raises:
-    TypeError: a label is not a string.
+    TypeError: if a label is not a string.
 
   >>> names({"layer_10": "layer_10", "layer_9": "layer_9"})
   ('layer_9', 'layer_10')
   """
   validate.labels("labels", labels)
-  # Every second part is a number. ASCII digits alone: int() knows no superscripts.
+  # Every second part is a number, written in ASCII digits.
   parts = lambda name: enumerate(re.split(r"([0-9]+)", name))
   natural = lambda name: [int(part) if i % 2 else part for i, part in parts(name)]
   paths = sorted(validate.leaves_with_names(labels), key=lambda item: natural(item[0]))
@@ -140,13 +145,13 @@ def check_labels(labels: Labels, params: PyTree, name: str = "params") -> None:
   """Check that `labels` has one string for every array of `params`.
 
   Args:
-    labels: what was passed for the labels.
+    labels: the labels that the caller passed.
     params: the parameters, a pytree of arrays [...].
-    name: `params`, as the caller knows it.
+    name: the name of `params`, for the error message.
 
   Raises:
-    TypeError: a label is not a string, or the containers differ (a tuple for a list).
-    ValueError: a path is in one of the two alone.
+    TypeError: if a label is not a string, or if the containers differ, such as a tuple and a list.
+    ValueError: if a path is in only one of the two pytrees.
   """
   validate.labels("labels", labels)
   parameter_tree(name, params)
@@ -171,20 +176,20 @@ def check_labels(labels: Labels, params: PyTree, name: str = "params") -> None:
 def check_parameters(
   name: str, phi: PyTree, sigma_name: str, log_sigma2: Mapping[str, Any], labels: Labels
 ) -> dict[str, np.ndarray | None]:
-  """Check phi, labels and log sigma^2 against each other, and return what is known of log sigma^2.
+  """Check that phi, labels and log sigma^2 fit each other, and return the known log sigma^2.
 
-  This runs at every call of a learner, so it makes a fast check first. Only if that fails does it
-  run the slow checks that name the mistake.
+  Learners call this function every time, so it makes a fast check of types and structures first.
+  Only if this check fails does it run the slow checks, whose errors name the mistake.
 
   Args:
-    name: phi, as the caller knows it.
+    name: the name of phi, for the error message.
     phi: the parameters, a pytree of floats of one dtype.
-    sigma_name: log_sigma2, as the caller knows it.
+    sigma_name: the name of log_sigma2, for the error message.
     log_sigma2: {module: []}.
-    labels: a pytree of strings with the structure of phi.
+    labels: the module of every leaf, a pytree of strings with the structure of phi.
 
   Returns:
-    {module: the value of log sigma^2, or None while it is traced}.
+    {module: the value of log sigma^2, or None if the value is traced}.
 
   Raises:
     TypeError, ValueError: see `check_labels`, `check_modules` and `validate.parameters`.
@@ -216,13 +221,13 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
   """Check that `values` is a dict with one number for each module.
 
   Args:
-    name: the argument, as the caller knows it.
-    values: what was passed, {module: []}.
+    name: the name of the argument, for the error message.
+    values: the value of the argument, {module: []}.
     labels: a pytree of strings.
 
   Raises:
-    TypeError: `values` is not a dict, or a value is not a number.
-    ValueError: a module is missing or unknown, or a value is NaN or has a shape.
+    TypeError: if `values` is not a dict, or a value is not a number.
+    ValueError: if a module is missing or unknown, or a value is NaN or not a scalar.
   """
   hint = f"Write {{{names(labels)[0]!r}: 0.0, ...}}, one number for each module."
   validate.instance(name, values, Mapping, "a dict {module: scalar}", hint)
@@ -245,19 +250,19 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
 
 
 def module_names(name: str, value: Any, labels: Labels) -> tuple[str, ...]:
-  """Return a collection of modules as a tuple, or raise an error.
+  """Return a collection of module names as a tuple, or raise an error.
 
   Args:
-    name: the argument, as the caller knows it.
-    value: what was passed.
+    name: the name of the argument, for the error message.
+    value: the value of the argument.
     labels: a pytree of strings.
 
   Returns:
-    The names.
+    The names, in the order in which they were passed.
 
   Raises:
-    TypeError: `value` is not a collection of strings.
-    ValueError: an entry is no module.
+    TypeError: if `value` is not a collection of strings.
+    ValueError: if an entry is not the name of a module.
 
   >>> module_names("frozen", "head", {"w": "head"})
   Traceback (most recent call last):
@@ -274,14 +279,17 @@ def module_names(name: str, value: Any, labels: Labels) -> tuple[str, ...]:
 
 
 def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Array]:
-  """Refuse modules without a prior, log sigma^2 = +inf: raise ValueError, or return NaN under jit.
+  """Return log sigma^2, or raise an error if a module has no prior, log sigma^2 = +inf.
 
   Args:
     log_sigma2: {module: []}.
-    what: the name of the quantity that needs a prior on theta, for the message.
+    what: the name of the quantity that needs a prior on theta, for the error message.
 
   Returns:
-    {module: []}.
+    {module: []}. Under jit, where no value is known, +inf becomes NaN.
+
+  Raises:
+    ValueError: if a known log sigma^2 is +inf.
   """
   for module, value in log_sigma2.items():
     if (number := validate.known(value)) is not None and number == jnp.inf:
@@ -294,14 +302,14 @@ def finite_sigma(log_sigma2: Mapping[str, Any], what: str) -> dict[str, jax.Arra
 
 
 def spread(values: Mapping[str, Any], labels: Labels) -> PyTree:
-  """Give every leaf the value of its module.
+  """Return a pytree in which every leaf is the value of its module.
 
   Args:
     values: {module: []}.
-    labels: a pytree of strings with the structure of the parameters.
+    labels: the module of every leaf, a pytree of strings.
 
   Returns:
-    A pytree of scalars with the structure of the parameters.
+    A pytree of scalars with the structure of labels.
 
   >>> spread({"body": 1.0}, {"w": "body", "b": "body"})
   {'b': 1.0, 'w': 1.0}
@@ -310,14 +318,14 @@ def spread(values: Mapping[str, Any], labels: Labels) -> PyTree:
 
 
 def gather(tree: PyTree, labels: Labels) -> dict[str, jax.Array]:
-  """Sum all entries of each module; this is the transpose of `spread`.
+  """Return the sum of all entries of each module.
 
   Args:
     tree: a pytree of arrays [...] with the structure of labels.
-    labels: a pytree of strings.
+    labels: the module of every leaf, a pytree of strings.
 
   Returns:
-    {module: []}, sorted by name.
+    {module: []}, sorted by the name of the module.
 
   >>> gather({"w": jnp.ones(3), "b": jnp.ones([])}, {"w": "body", "b": "body"})
   {'body': Array(4., dtype=float32)}

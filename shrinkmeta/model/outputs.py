@@ -1,7 +1,7 @@
-"""What a network returns, checked against the targets that it is compared with.
+"""Check the outputs of a network against the targets.
 
-N is the number of examples. Only types, shapes and dtypes are read, so that nothing is left of the
-checks in a compiled program; `in_range`, `labels_of` and `log_softmax` alone compute.
+N is the number of examples. The checks read only types, shapes and dtypes, so they add nothing to a
+compiled program. Only `in_range`, `labels_of` and `log_softmax` compute arrays.
 """
 
 from typing import Any
@@ -18,18 +18,18 @@ PyTree = Any
 
 
 def check_outputs(outputs: PyTree, count: int) -> None:
-  """Check that every leaf of what `predict` returned leads with [N].
+  """Check that every leaf of the outputs has the shape [N, ...].
 
-  A Likelihood of the user's own may have outputs in a dict or in a tuple, if its log_prob reads
-  them.
+  The outputs may be a dict or a tuple of arrays. A Likelihood of the user's own may return them, if
+  its log_prob can read them.
 
   Args:
-    outputs: what `predict` returned.
+    outputs: the result of `predict`.
     count: N, the number of examples in the batch.
 
   Raises:
-    TypeError: there are no outputs, or a leaf is no array.
-    ValueError: a leaf has another number of examples.
+    TypeError: if there are no outputs, or a leaf is not an array.
+    ValueError: if a leaf has another number of examples.
 
   >>> check_outputs({"mean": jnp.ones([4, 2])}, 4)
   >>> check_outputs(jnp.ones([1, 4]), 4)
@@ -53,14 +53,14 @@ float32[1, 4].
 
 
 def one_array(name: str, value: Any) -> None:
-  """Raise TypeError unless `value` is one array, and say what to do about a tuple or a dict.
+  """Raise TypeError unless `value` is one array.
 
   Args:
     name: "outputs" or "targets".
-    value: what `predict` returned, or what the batch holds.
+    value: the result of `predict`, or the targets of the batch.
 
   Raises:
-    TypeError: it is a tuple, a dict, or another object.
+    TypeError: if `value` is a tuple, a dict or another object. The message says what to do.
 
   >>> one_array("outputs", (jnp.ones(3), {"batch_stats": jnp.ones(2)}))
   Traceback (most recent call last):
@@ -86,7 +86,20 @@ module.apply(variables, inputs, mutable=False).
 
 
 def in_range(targets: jax.Array, dtype: Any, most: float, what: str) -> jax.Array:
-  """Return the targets [N, ...] as floats; one outside [0, most] is an error, or NaN under jit."""
+  """Return the targets [N, ...] as floats, after a check that they lie in [0, most].
+
+  Args:
+    targets: the targets [N, ...].
+    dtype: the floating dtype of the result.
+    most: the largest target allowed.
+    what: words for the allowed range, for the error message.
+
+  Returns:
+    The targets [N, ...]. Under jit, where no value is known, a target out of range becomes NaN.
+
+  Raises:
+    ValueError: if a known target is out of range.
+  """
   if (value := validate.known(targets)) is not None and ((value < 0) | (value > most)).any():
     raise ValueError(f"targets must be {what}; got {value.min()} to {value.max()}.")
   y = jnp.asarray(targets).astype(dtype)
@@ -94,48 +107,51 @@ def in_range(targets: jax.Array, dtype: Any, most: float, what: str) -> jax.Arra
 
 
 def labels_of(targets: jax.typing.ArrayLike) -> jax.Array:
-  """Widen integers [...] to 32 bits at least: compared with a uint8, 256 classes would be 0.
+  """Return integer labels [...] in a dtype of at least 32 bits.
 
-  See docs/hazards.md#narrow-integers.
+  In a comparison with uint8 labels JAX would turn the number of classes, 256, into 0
+  (docs/hazards.md#narrow-integers).
   """
   targets = jnp.asarray(targets)
   return targets if targets.dtype.itemsize >= 4 else targets.astype(jnp.int32)
 
 
 def log_softmax(logits: jax.Array) -> jax.Array:
-  """The log-probabilities [..., C] of logits [..., C], with an accurate second derivative.
+  """Return the log-probabilities [..., C] of logits f [..., C], with an accurate second derivative.
 
-      log p_c = u_c - log(1 + sum_{c != m} exp u_c),   u = f - f_m,   m the largest logit
+      log p_c = u_c - log(1 + sum_{k != m} exp u_k),   u = f - f_m,   m the class of the largest f
 
-  The second derivative of `jax.nn.log_softmax` subtracts p_m^2 from p_m. Where p_m is nearly 1 only
-  rounding is left of that difference, and the curvature may become negative. Here no probability
-  that is squared is larger than 1/2.
+  The second derivative of `jax.nn.log_softmax` contains p_m - p_m^2. If p_m is nearly 1, rounding
+  dominates this difference, and the curvature may become negative. In the formula above, only
+  probabilities of at most 1/2 are squared.
   """
   largest = jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=bool)
   top = jnp.sum(jnp.where(largest, logits, 0.0), -1, keepdims=True)
-  u = logits - top  # at m: 0, or NaN where f_m is infinite
+  u = logits - top  # at m: 0, or NaN if f_m is infinite
   u = jnp.where(largest, jax.lax.stop_gradient(u), u)
   others = jnp.sum(jnp.where(largest, 0.0, jnp.exp(u)), -1, keepdims=True)
   return u - jnp.log1p(others)
 
 
 def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> None:
-  """Let `likelihood.log_prob` check the values of the targets of T tasks, before they are traced.
+  """Check the values of the targets of T tasks by a call of `likelihood.log_prob`.
 
-  The ready-made densities refuse a target out of range where its value is known. Under jit, where
-  no value is known, the task counts as failed.
+  The log_prob of a ready-made likelihood raises an error for a known target out of range. Once the
+  targets are traced, no value is known, and a wrong target only makes its task count as failed. So
+  learners call this check first.
 
   Args:
-    likelihood: a Likelihood; its `predict` is traced, for the shape of the outputs.
-    name: of the tasks, as the caller knows them.
+    likelihood: a Likelihood. Its `predict` is traced to find the shape of the outputs.
+    name: the name of the tasks, for the error message.
     tasks: a Task or a Batch, leaves [T, N, ...].
-    phi: the parameters. Where they are traced, nothing is checked.
+    phi: the parameters. If they are traced, nothing is checked.
 
   Raises:
-    ValueError: what `log_prob` raises, with the name of the part.
+    ValueError: if `log_prob` raises ValueError. The message then begins with the name of the part,
+      such as tasks.train.
   """
   if any(validate.known(x) is None for x in jax.tree.leaves(phi)):
-    return  # under a trace, in which no value is known
+    return  # jit or grad traces this call, so no value is known
   parts = {"train": tasks.train, "val": tasks.val} if isinstance(tasks, Task) else {"": tasks}
   for part, batch in parts.items():
     if batch is None or any(validate.known(x) is None for x in jax.tree.leaves(batch)):
@@ -143,7 +159,8 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
     outputs = jax.eval_shape(
       lambda phi, inputs: jax.vmap(likelihood.predict, (None, 0))(phi, inputs), phi, batch.inputs
     )
-    leading = jax.tree.leaves(batch.targets)[0].shape[:2]  # in NumPy: a trace may be under way
+    leading = jax.tree.leaves(batch.targets)[0].shape[:2]
+    # NumPy and not JAX: inside a trace the results of JAX would be traced, and have no values.
     mask = np.ones(leading, bool) if batch.mask is None else np.asarray(batch.mask) != 0
     targets = jax.tree.map(lambda y, keep=mask: np.asarray(y)[keep], batch.targets)
     flat = lambda f, keep=mask: jax.ShapeDtypeStruct((keep.sum(), *f.shape[2:]), f.dtype)

@@ -1,8 +1,8 @@
 """Priors on sigma, {module: sigma_m}, and on phi, the parameters that all tasks share.
 
-A prior on sigma is a function of log_sigma2, {module: []}, that returns sum_m log p(sigma_m) [],
-in nats. The density is that of sigma itself, not of its logarithm. A module that is frozen (sigma =
-0) or free (sigma = inf) is not estimated and adds 0.
+A prior on sigma is a function. Its argument is log_sigma2, {module: []}. Its result is
+sum_m log p(sigma_m) [], in nats. The density is that of sigma itself, not that of log sigma. A
+frozen module (sigma = 0) or a free one (sigma = inf) has no sigma to estimate and adds 0.
 """
 
 import math
@@ -20,7 +20,11 @@ SigmaPrior = Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array]
 
 
 def _sum_over_modules(log_density: Callable[[jax.Array], jax.Array]) -> SigmaPrior:
-  """Sum a log density, a function of log sigma_m^2 [M], over the modules that are estimated."""
+  """Return the prior that sums a log density over the modules whose sigma is estimated.
+
+  Args:
+    log_density: log sigma_m^2 [M] -> log p(sigma_m) [M].
+  """
 
   def log_p(log_sigma2: Mapping[str, jax.typing.ArrayLike]) -> jax.Array:
     validate.instance("log_sigma2", log_sigma2, Mapping, "a dict {module: scalar}")
@@ -36,7 +40,7 @@ def _sum_over_modules(log_density: Callable[[jax.Array], jax.Array]) -> SigmaPri
 
 
 def flat() -> SigmaPrior:
-  """No preference: log p(sigma) = 0, an improper density.
+  """Return the flat prior on sigma, the improper density log p(sigma) = 0.
 
   Returns:
     log_sigma2 {module: []} -> 0 [].
@@ -48,21 +52,22 @@ def flat() -> SigmaPrior:
 
 
 def log_normal(median: float = 1.0, spread: float = 1.0) -> SigmaPrior:
-  """A log-normal prior, which keeps every sigma_m within a few factors of the median.
+  """Return a log-normal prior on sigma, which keeps every sigma_m near the median.
 
       log sigma_m ~ N(log median, spread^2)
       log p(sigma) = -((log sigma - log median) / spread)^2 / 2 - log(sigma spread) - log(2 pi) / 2
 
   Args:
-    median: of sigma_m, in the unit of theta.
-    spread: standard deviation of log sigma_m.
+    median: the median of sigma_m, in the unit of theta.
+    spread: the standard deviation of log sigma_m. With spread = 1, about two thirds of the
+      sigma_m lie within a factor of e of the median.
 
   Returns:
-    log_sigma2 {module: []} -> sum_m log p(sigma_m) [].
+    log_sigma2 {module: []} -> sum_m log p(sigma_m) [], in nats.
 
   Raises:
-    TypeError: an argument is not a number.
-    ValueError: an argument is not positive and finite.
+    TypeError: if an argument is not a number.
+    ValueError: if an argument is not positive and finite.
 
   >>> log_normal()({"head": 0.0})  # -log(2 pi) / 2
   Array(-0.919, dtype=float32)
@@ -77,7 +82,7 @@ def log_normal(median: float = 1.0, spread: float = 1.0) -> SigmaPrior:
 
 
 def half_cauchy(scale: float = 1.0) -> SigmaPrior:
-  """The half-Cauchy prior of the horseshoe: most sigma_m are small, and a few may be large.
+  """Return the half-Cauchy prior of the horseshoe: most sigma_m are small, and a few may be large.
 
       sigma_m ~ C+(0, scale),  log p(sigma) = log(2 / (pi scale)) - log(1 + sigma^2 / scale^2)
 
@@ -85,11 +90,11 @@ def half_cauchy(scale: float = 1.0) -> SigmaPrior:
     scale: the median of sigma_m, in the unit of theta.
 
   Returns:
-    log_sigma2 {module: []} -> sum_m log p(sigma_m) [].
+    log_sigma2 {module: []} -> sum_m log p(sigma_m) [], in nats.
 
   Raises:
-    TypeError: `scale` is not a number.
-    ValueError: `scale` is not positive and finite.
+    TypeError: if `scale` is not a number.
+    ValueError: if `scale` is not positive and finite.
 
   References: Gelman, Prior distributions for variance parameters in hierarchical models, 2006;
     Carvalho, Polson, Scott, The horseshoe estimator for sparse signals, 2010.
@@ -106,7 +111,7 @@ def half_cauchy(scale: float = 1.0) -> SigmaPrior:
 
 
 def exponential(scale: float = 1.0) -> SigmaPrior:
-  """An exponential prior, which pulls every sigma_m to 0 with a constant force.
+  """Return an exponential prior on sigma, which pulls all sigma_m to 0 with the same force.
 
       log p(sigma) = -sigma / scale - log scale
 
@@ -114,11 +119,11 @@ def exponential(scale: float = 1.0) -> SigmaPrior:
     scale: the mean of sigma_m, in the unit of theta.
 
   Returns:
-    log_sigma2 {module: []} -> sum_m log p(sigma_m) [].
+    log_sigma2 {module: []} -> sum_m log p(sigma_m) [], in nats.
 
   Raises:
-    TypeError: `scale` is not a number.
-    ValueError: `scale` is not positive and finite.
+    TypeError: if `scale` is not a number.
+    ValueError: if `scale` is not positive and finite.
 
   References: Simpson et al., Penalising model component complexity, 2017, section 3.
 
@@ -130,20 +135,20 @@ def exponential(scale: float = 1.0) -> SigmaPrior:
 
 
 def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax.Array]:
-  """A normal prior on phi.
+  """Return a normal prior on phi.
 
       log p(phi) = sum_i log N(phi_i; centre_i, scale^2)
 
   Args:
     scale: the standard deviation, in the unit of phi.
-    centre: a pytree of arrays with the structure of phi; None is 0.
+    centre: the mean, a pytree of arrays with the structure of phi. None is a mean of 0.
 
   Returns:
-    phi -> log p(phi) [], the sum over all parameters.
+    phi -> log p(phi) [], in nats, the sum over all parameters.
 
   Raises:
-    TypeError: `scale` is not a number, or `centre` not a pytree of arrays.
-    ValueError: `scale` is not positive and finite.
+    TypeError: if `scale` is not a number, or `centre` is not a pytree of arrays.
+    ValueError: if `scale` is not positive and finite.
 
   >>> normal(1.0)({"w": jnp.zeros(2)})  # -log(2 pi)
   Array(-1.838, dtype=float32)

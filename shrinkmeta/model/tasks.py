@@ -1,7 +1,7 @@
 """The data of a task: one batch of examples for adaptation, and one for validation.
 
-In few-shot learning `train` is called the support set and `val` the query set. T is the number of
-tasks and N the number of examples of one task, padding included.
+Papers on few-shot learning call `train` the support set and `val` the query set. T is the number of
+tasks. N is the number of examples of one task, padding included.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,16 @@ PyTree = Any
 class Batch(NamedTuple):
   """N examples of one task.
 
-  A batch of tasks has a leading axis T on every leaf.
+  If a Batch holds T tasks, every leaf has a leading axis T.
 
-  Tasks of unequal size are padded to one N, and `mask` tells examples from padding. Padding must be
-  finite (zeros, say), because the network reads it before the mask removes it.
+  Tasks of unequal size are padded to the same N, and `mask` tells examples from padding. Padding
+  must be finite, for example zeros, because the network reads it before the mask removes it.
 
   Attributes:
-    inputs: pytree whose leaves are [N, ...].
-    targets: pytree whose leaves are [N, ...].
-    mask: [N], 1 for an example and 0 for padding, or a float weight >= 0. None: every weight is 1.
+    inputs: a pytree with leaves [N, ...].
+    targets: a pytree with leaves [N, ...].
+    mask: [N], the weight of every example: 1 for an example, 0 for padding, or another float >= 0.
+      None gives every example the weight 1.
 
   >>> Batch(jnp.ones([4, 3]), jnp.ones([4])).mask is None
   True
@@ -42,12 +43,12 @@ class Batch(NamedTuple):
 class Task(NamedTuple):
   """The data of one task.
 
-  A batch of tasks has a leading axis T on every leaf.
+  If a Task holds T tasks, every leaf has a leading axis T.
 
   Attributes:
     train: the examples that theta is adapted on, leaves [N, ...].
-    val: the examples of the validation loss, which sigma and phi follow; leaves [N', ...]. N' may
-      differ from N. `reptile` and `empirical_bayes` need no validation examples and accept None.
+    val: the examples of the validation loss, leaves [N', ...]. N' may differ from N. `reptile` and
+      `empirical_bayes` do not need validation examples and accept None.
 
   >>> train, val = Batch(jnp.ones([4, 3]), jnp.ones([4])), Batch(jnp.ones([9, 3]), jnp.ones([9]))
   >>> num_rows(Task(train, val).val)
@@ -59,19 +60,20 @@ class Task(NamedTuple):
 
 
 def num_rows(batch: Batch) -> int:
-  """The number N of examples of a batch [N, ...], padding included; known while tracing."""
+  """Return the number N of examples of a batch [N, ...], padding included, as an int."""
   return jax.tree.leaves(batch.targets)[0].shape[0]
 
 
 def weights(batch: Batch, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-  """The weights of the examples, which are ones if the batch has no mask.
+  """Return the weights of the examples.
 
   Args:
-    batch: leaves [N, ...].
-    dtype: of the result; None: the mask's dtype, but float32 at least.
+    batch: the examples, leaves [N, ...].
+    dtype: the dtype of the result. None: the dtype of the mask, promoted with float32; float32
+      if there is no mask.
 
   Returns:
-    [N].
+    The weights [N], which are ones if the batch has no mask.
   """
   if batch.mask is None:
     return jnp.ones([num_rows(batch)], jnp.float32 if dtype is None else dtype)
@@ -79,14 +81,14 @@ def weights(batch: Batch, dtype: jax.typing.DTypeLike | None = None) -> jax.Arra
 
 
 def num_examples(batch: Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """The sum [] of the weights of a batch [N, ...], which is its number of examples."""
+  """Return the number of examples of a batch [N, ...], the sum [] of their weights."""
   return jnp.sum(weights(batch, dtype))
 
 
 def divisor(count: jax.Array) -> jax.Array:
-  """The number that a sum over `count` examples is divided by.
+  """Return the number [] that divides a sum over `count` [] examples to give their mean.
 
-  It is `count` [], or 1 if no example counts; the sum is 0 then.
+  It is `count`, or 1 if `count` is 0. The sum over no examples is 0, so its mean is then 0.
   """
   return jnp.where(count > 0, count, jnp.ones_like(count))
 
@@ -97,18 +99,19 @@ def stack_batches(batches: Sequence[Batch], rows: int | None = None) -> Batch:
   This function reads the values of the arrays, so it does not run under jit.
 
   Args:
-    batches: one Batch a task, leaves [N_t, ...]. The axes after N_t, the dtypes and the structures
-      must agree.
+    batches: a list with one Batch for each task, leaves [N_t, ...]. The axes after N_t, the dtypes
+      and the structures must agree.
     rows: the number N of examples that every task is padded to. None: the least power of two that
-      holds the longest task. Batches of tasks of many sizes then have few shapes, and each shape
-      compiles once.
+      is at least the length of the longest task. The results then have few different shapes, and a
+      program compiles once for each shape.
 
   Returns:
     A Batch with leaves [T, N, ...] and a mask [T, N].
 
   Raises:
-    TypeError: `batches` is not a list of Batches, or `rows` is not an integer.
-    ValueError: there is no task, N is less than the longest task, or the tasks do not fit together.
+    TypeError: if `batches` is not a list of Batches, or `rows` is not an integer.
+    ValueError: if there is no task, N is less than the length of the longest task, or the tasks do
+      not agree.
 
   >>> tasks = [Batch(jnp.ones([n, 2]), jnp.ones([n])) for n in (1, 3)]
   >>> stack_batches(tasks).mask
@@ -139,16 +142,17 @@ def stack_tasks(tasks: Sequence[Task], rows: int | None = None) -> Task:
   """Stack tasks of unequal size in one Task, padded with zeros and masked.
 
   Args:
-    tasks: each with leaves [N_t, ...].
-    rows: the number of examples that `train` and `val` are both padded to. None chooses it for each
-      of the two separately. See `stack_batches`.
+    tasks: a list of Tasks, each with leaves [N_t, ...].
+    rows: the number of examples that `train` and `val` are both padded to. None chooses a number
+      for each of the two separately: see `stack_batches`.
 
   Returns:
-    A Task with leaves [T, N, ...]; val is None if no task has one.
+    A Task with leaves [T, N, ...]. val is None if no task has validation examples.
 
   Raises:
-    TypeError: `tasks` is not a list of Tasks.
-    ValueError: some tasks have a val and others have none, or see `stack_batches`.
+    TypeError: if `tasks` is not a list of Tasks.
+    ValueError: if val is None in some tasks and not in others, or for the reasons of
+      `stack_batches`.
 
   >>> tasks = [Task(Batch(jnp.ones([n, 2]), jnp.ones([n])), None) for n in (1, 3)]
   >>> stack_tasks(tasks).train.inputs.shape
@@ -167,18 +171,19 @@ def stack_tasks(tasks: Sequence[Task], rows: int | None = None) -> Task:
 
 
 def check_batch(name: str, batch: Batch, lead: tuple[str, ...] = ("N",)) -> None:
-  """Check that every leaf of a batch leads with the same axes and holds finite numbers.
+  """Check that all leaves of a batch have the same leading axes and hold finite numbers.
 
-  Types and shapes are checked while tracing too. Values are checked only outside jit.
+  Types and shapes are always checked. Values are checked only outside jit.
 
   Args:
-    name: the argument, as the caller knows it.
-    batch: what was passed.
-    lead: the leading axes, ("N",) for one task and ("T", "N") for a batch of tasks.
+    name: the name of the argument, for the error message.
+    batch: the value of the argument.
+    lead: the names of the leading axes, ("N",) for one task and ("T", "N") for T tasks.
 
   Raises:
-    TypeError: not a Batch, or a leaf is not an array.
-    ValueError: wrong shapes, NaN or infinite numbers, negative weights, a task without examples.
+    TypeError: if `batch` is not a Batch, or a leaf is not an array.
+    ValueError: if shapes do not fit, an entry is NaN or infinite, a weight is not allowed, or a
+      task has no example.
 
   >>> check_batch("batch", Batch(jnp.ones([4, 3]), jnp.ones([5])))
   Traceback (most recent call last):
@@ -223,11 +228,11 @@ def check_inputs(inputs: PyTree) -> None:
   """Check that `inputs` is a pytree of arrays [N, ...].
 
   Args:
-    inputs: what was passed.
+    inputs: the value of the argument.
 
   Raises:
-    TypeError: a leaf is not an array.
-    ValueError: there are no leaves, or a leaf has no axis.
+    TypeError: if a leaf is not an array.
+    ValueError: if there are no leaves, or a leaf has no axis.
 
   >>> check_inputs([])
   Traceback (most recent call last):
@@ -245,7 +250,10 @@ def check_inputs(inputs: PyTree) -> None:
 
 
 def _check_mask(name: str, mask: np.ndarray) -> None:
-  """Raise ValueError if a weight [N] or [T, N] is not allowed, or a task has no example."""
+  """Raise ValueError if a mask [N] or [T, N] has a wrong weight, or a task has no example.
+
+  Weights must be at least 0. Those of an integer mask must be 0 or 1.
+  """
   whole = np.issubdtype(mask.dtype, np.integer)
   if (mask < 0).any() or (whole and (mask > 1).any()):
     raise ValueError(
@@ -259,16 +267,16 @@ def _check_mask(name: str, mask: np.ndarray) -> None:
 
 
 def check_tasks(tasks: Task, needs_val: bool = True) -> None:
-  """Check a batch of tasks.
+  """Check that `tasks` is a Task with leaves [T, N, ...] and finite numbers.
 
   Args:
-    tasks: what was passed; its leaves must lead with [T, N, ...].
-    needs_val: False if the algorithm uses no validation examples; val may then be None.
+    tasks: the value of the argument. Its leaves must be [T, N, ...].
+    needs_val: whether the algorithm needs validation examples. If it does not, val may be None.
 
   Raises:
-    TypeError: not a Task of Batches.
-    ValueError: val is None though it is needed, train and val have different T, or see
-      `check_batch`.
+    TypeError: if `tasks` is not a Task of Batches.
+    ValueError: if val is None but needed, if T differs between train and val, or for the reasons
+      of `check_batch`.
 
   >>> check_tasks(Task(Batch(jnp.ones([2, 4]), jnp.ones([2, 4])), None))
   Traceback (most recent call last):
@@ -290,7 +298,7 @@ def check_tasks(tasks: Task, needs_val: bool = True) -> None:
 
 
 def _batch_hint(name: str, value: Any) -> str:
-  """What to do about a value that is no Batch."""
+  """Say what to do about a value that is not a Batch."""
   if isinstance(value, Task):
     return f"Pass one part of it: {name}.train or {name}.val."
   if isinstance(value, (list, tuple)) and value and all(isinstance(x, Batch) for x in value):
@@ -299,14 +307,14 @@ def _batch_hint(name: str, value: Any) -> str:
 
 
 def _task_hint(value: Any) -> str:
-  """What to do about a value that is no Task."""
+  """Say what to do about a value that is not a Task."""
   if isinstance(value, (list, tuple)) and value and all(isinstance(x, Task) for x in value):
     return "Stack them: sm.stack_tasks(tasks)."
   return "Give the examples to adapt on and those to validate on: sm.Task(train, val)."
 
 
 def _check_list(name: str, items: Any, of: str) -> None:
-  """Raise unless `items` is a list or tuple, no NamedTuple, with at least one item."""
+  """Raise an error unless `items` is a list or tuple with an item, and not a Batch or Task."""
   if not isinstance(items, Sequence) or isinstance(items, (str, Batch, Task)):
     raise TypeError(f"{name} must be a list with one {of} a task; got {shown(items)}.")
   if not items:
@@ -314,7 +322,7 @@ def _check_list(name: str, items: Any, of: str) -> None:
 
 
 def _check_alike(part: str, trees: Sequence[PyTree]) -> None:
-  """Raise ValueError unless the leaves of all tasks [N_t, ...] agree in all but N_t."""
+  """Raise ValueError unless structure, dtypes and axes after N_t agree in leaves [N_t, ...]."""
   first = jax.tree.structure(trees[0])
   for i, tree in enumerate(trees):
     if jax.tree.structure(tree) != first:

@@ -82,23 +82,23 @@ def _num_arguments(predict: Predict) -> int | None:
 
 
 def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelihood:
-  """Compute the network in another precision, such as bfloat16, and nothing else.
+  """Return a likelihood whose network is computed in another precision, such as bfloat16.
 
-  Floating leaves of theta, of the inputs and of the constants are cast to `dtype` before `predict`.
-  Constants that have the dtype already cost nothing. The outputs are cast back to theta's dtype.
-  Gradients and curvature products follow through these casts, and parameters, log_prob and solves
-  keep their dtype.
+  The floating leaves of theta, of the inputs and of the constants are cast to `dtype` before
+  `predict`. The outputs are cast back to the dtype of theta. Gradients and curvature products go
+  through these casts. All else, such as the parameters, log_prob and linear solves, keeps its
+  dtype.
 
   Args:
-    likelihood: with outputs [N, ...].
-    dtype: a floating dtype.
+    likelihood: a Likelihood with outputs [N, ...].
+    dtype: the floating dtype in which `predict` is computed.
 
   Returns:
     A Likelihood with outputs of the same shapes.
 
   Raises:
-    TypeError: not a Likelihood, or not a dtype.
-    ValueError: the dtype is not floating.
+    TypeError: if `likelihood` is not a Likelihood, or `dtype` is not a dtype.
+    ValueError: if the dtype is not floating.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> half = in_precision(gaussian(lambda theta, x: x * theta["slope"]), jnp.bfloat16)
@@ -126,24 +126,25 @@ def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelih
 def gaussian_with_scale(
   predict: Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]],
 ) -> Likelihood:
-  """A normal density whose standard deviation s is predicted by the network or learned.
+  """Return the likelihood of normal targets whose standard deviation s is predicted or learned.
 
       y ~ N(f, s^2),  outputs [N, ..., 2]: (f / s^2, -1 / (2 s^2))
 
-  The outputs are the natural parameters. log p is concave in them, so that Gauss-Newton stays
-  positive semi-definite. `mean_and_scale` turns them into (f, s). While s is held fixed, the
-  variance of f is s^4 times the variance of f / s^2.
+  The outputs are the natural parameters of the normal density. log p is concave in them, so the
+  Gauss-Newton curvature is positive semi-definite. `mean_and_scale` turns the outputs into (f, s).
+  If s is known, the variance of f is s^4 times the variance of the output f / s^2.
 
   Args:
-    predict: (theta, inputs) -> (f [N, ...], log s); log s broadcasts against f. If log s is a
-      parameter of its own, give its module sigma = 0: all tasks then share it, and it is learned as
-      part of phi.
+    predict: (theta, inputs) -> (f [N, ...], log s). log s broadcasts against f. If log s is a
+      parameter, make it a module of its own with sigma = 0. All tasks then share log s, and it is
+      learned as part of phi.
 
   Returns:
-    A Likelihood whose targets are [N, ...], of the shape of f.
+    A Likelihood whose targets are [N, ...], with the shape of f.
 
   Raises:
-    TypeError: `predict` is not a function, or does not return a pair.
+    TypeError: if `predict` is not a function. The predict of the result raises TypeError if the
+      user's `predict` does not return a pair of arrays.
 
   >>> predict = lambda theta, x: (x * theta["slope"], theta["log_scale"])
   >>> likelihood = gaussian_with_scale(predict)
@@ -160,7 +161,7 @@ def gaussian_with_scale(
       )
     f, log_s = jnp.asarray(pair[0]), pair[1]
     precision = jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype))
-    precision = jnp.maximum(precision, 4 * jnp.finfo(f.dtype).tiny)  # outputs of 0 mean padding
+    precision = jnp.maximum(precision, 4 * jnp.finfo(f.dtype).tiny)  # not 0, which means padding
     precision = jnp.broadcast_to(precision, f.shape)
     return jnp.stack([f * precision, -0.5 * precision], -1)
 
@@ -174,17 +175,17 @@ def gaussian_with_scale(
 
 
 def mean_and_scale(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The mean and the standard deviation in the outputs of `gaussian_with_scale`.
+  """Return the mean and the standard deviation that the outputs of `gaussian_with_scale` encode.
 
   Args:
-    outputs: [N, ..., 2], (f / s^2, -1 / (2 s^2)).
+    outputs: [N, ..., 2], the natural parameters (f / s^2, -1 / (2 s^2)).
 
   Returns:
-    (f [N, ...], s [N, ...]); (0, 1) for padding, whose outputs are 0.
+    (f [N, ...], s [N, ...]). For padding, whose outputs are 0, (f, s) is (0, 1).
 
   Raises:
-    TypeError: not an array.
-    ValueError: the last axis does not have two entries.
+    TypeError: if `outputs` is not an array.
+    ValueError: if the last axis does not have two entries.
 
   >>> mean_and_scale(jnp.array([[3.0, -0.5]]))
   (Array([3.], dtype=float32), Array([1.], dtype=float32))
@@ -193,5 +194,5 @@ def mean_and_scale(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
   if jnp.ndim(outputs) == 0 or jnp.shape(outputs)[-1] != 2:
     raise ValueError(f"outputs must have the shape [N, ..., 2]; got {jnp.shape(outputs)}.")
   precision = -2.0 * outputs[..., 1]
-  precision = jnp.where(precision == 0, 1.0, precision)  # padding, which is 0
+  precision = jnp.where(precision == 0, 1.0, precision)  # the outputs of padding are 0
   return outputs[..., 0] / precision, jax.lax.rsqrt(precision)

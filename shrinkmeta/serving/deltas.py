@@ -1,9 +1,9 @@
 """The adapted parameters of many tasks, in their task-specific modules, tied to one phi.
 
 `Deltas` holds theta and not the difference theta - phi. In floating point phi + (theta - phi) is
-not theta: the subtraction rounds wherever theta and phi differ by more than a factor of two. theta
-itself comes back to the bit, and serving needs no addition. Files that store rounded numbers store
-theta - phi, because an error relative to the difference is smaller (`files.py`).
+not theta: the subtraction can round if theta and phi differ by more than a factor of two. A stored
+theta comes back to the bit, and serving needs no addition. Files with rounded numbers (`files.py`)
+store theta - phi, because a rounding error relative to the difference is smaller.
 """
 
 import dataclasses
@@ -26,14 +26,15 @@ from shrinkmeta.model import modules
 PyTree = Any
 TaskId = str | int
 
-_DIGESTS: dict[int, tuple[weakref.ref[jax.Array], str]] = {}  # of arrays that are still alive
+# {id(array): (reference to the array, its fingerprint)}, while the array is alive.
+_DIGESTS: dict[int, tuple[weakref.ref[jax.Array], str]] = {}
 
 
 class About:
-  """The static data of `Deltas`: ids, labels and fingerprint. Two are equal if all three are.
+  """The static data of `Deltas`: the ids, the labels and the fingerprint.
 
-  JAX compares these objects when it looks up a compiled program, so a comparison takes constant
-  time after the first.
+  Two objects are equal if all three are equal. JAX compares the objects when it looks up a compiled
+  program. So each object stores a hash, and only the first comparison takes longer.
   """
 
   def __init__(
@@ -45,12 +46,12 @@ class About:
 
   @functools.cached_property
   def positions(self) -> dict[TaskId, int]:
-    """{id: its place on the axis T}."""
+    """The position of each task on the axis T, {id: position}."""
     return {task: place for place, task in enumerate(self.ids or ())}
 
   @functools.cached_property
   def digest(self) -> bytes:
-    """A hash of all of it."""
+    """The SHA-256 hash of the ids, the labels and the fingerprint."""
     labels = validate.leaves_with_names(self.labels)
     text = repr((self.ids, labels, sorted(self.fingerprint.items())))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -67,16 +68,16 @@ class About:
 class Deltas:
   """The adapted parameters of T tasks: the leaves of their task-specific modules only.
 
-  A pytree whose leaves are those of `thetas`: `jax.device_put`, `jax.grad` and `jax.tree.map`
-  apply. The whole parameters of task t are
+  Deltas are a pytree with the leaves of `thetas`. So `jax.device_put`, `jax.grad` and
+  `jax.tree.map` accept them. The whole parameters of task t are
   `sm.merge(jax.tree.map(lambda x: x[t], deltas.thetas), state.phi)`.
 
   The ids belong to the structure of the pytree. A jitted function that takes Deltas therefore
-  compiles again for other ids; `anonymous()` leaves them out and avoids that.
+  compiles again for other ids. `anonymous()` leaves out the ids and so avoids this.
 
   Attributes:
-    thetas: the structure of phi; leaves [T, ...] where a module is task-specific, None where it is
-      frozen.
+    thetas: a tree with the structure of phi. Leaves are [T, ...] in task-specific modules and None
+      in frozen ones.
     about: the ids, the labels, and the fingerprint of the phi from which the tasks were adapted.
   """
 
@@ -85,7 +86,7 @@ class Deltas:
 
   @property
   def ids(self) -> tuple[TaskId, ...] | None:
-    """The T ids in order; None after `anonymous()`."""
+    """The T ids in order, or None after `anonymous()`."""
     return self.about.ids
 
   @property
@@ -95,7 +96,7 @@ class Deltas:
 
   @property
   def fingerprint(self) -> dict[str, str]:
-    """{path: dtype, shape and SHA-256} of every leaf of the phi that the tasks adapted from."""
+    """{path: dtype, shape, SHA-256} of each leaf of the phi from which the tasks were adapted."""
     return self.about.fingerprint
 
   @property
@@ -104,7 +105,7 @@ class Deltas:
     return jax.tree.leaves(self.thetas)[0].shape[0]
 
   def anonymous(self) -> "Deltas":
-    """Return the same parameters without ids, so that one program serves any other T tasks.
+    """Return the same parameters without ids, so that one compiled program serves any T tasks.
 
     Returns:
       Deltas whose `ids` is None.
@@ -119,13 +120,13 @@ class Deltas:
     return Deltas(self.thetas, About(None, self.labels, self.fingerprint))
 
   def index(self, ids: Iterable[TaskId]) -> np.ndarray:
-    """The places of tasks on the axis T, for `sm.predict_tasks`.
+    """Return the positions of tasks on the axis T, for `sm.predict_tasks`.
 
     Args:
-      ids: N ids; an id may occur several times.
+      ids: N ids. An id may occur several times.
 
     Returns:
-      [N] int32.
+      the positions, [N] int32.
 
     Example:
       >>> import jax.numpy as jnp, shrinkmeta as sm
@@ -135,8 +136,8 @@ class Deltas:
       array([1, 0, 1], dtype=int32)
 
     Raises:
-      KeyError: an id that is not here.
-      ValueError: these Deltas are anonymous.
+      KeyError: these Deltas do not have an id.
+      ValueError: these Deltas are anonymous, or `ids` is empty.
       TypeError: `ids` is a single string, or has an entry that is neither a string nor an integer.
     """
     if self.ids is None:
@@ -150,13 +151,14 @@ class Deltas:
 def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable[TaskId]) -> Deltas:
   """Collect the adapted parameters of T tasks.
 
-  The result is tied to `state.phi` by a fingerprint, a SHA-256 of the bytes of every leaf:
-  `save_deltas`, `load_deltas` and `predict_tasks` refuse another phi. Call this outside jit.
+  The result has a fingerprint of `state.phi`, a SHA-256 of the bytes of every leaf. By this
+  fingerprint `save_deltas`, `load_deltas` and `predict_tasks` refuse another phi. Call this
+  function outside jit.
 
   Args:
     learner: the learner that adapted the tasks.
-    state: the state from which it adapted them.
-    thetas: the first result of `learner.adapt_tasks`; leaves [T, ...], None in frozen modules.
+    state: the state from which the learner adapted them.
+    thetas: the first result of `learner.adapt_tasks`, leaves [T, ...], None in frozen modules.
     ids: T different strings or integers.
 
   Returns:
@@ -164,8 +166,8 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
 
   Raises:
     TypeError: `learner`, `state` or an id has the wrong type.
-    ValueError: `thetas` does not fit `state.phi` or has a number that is not finite, or `ids` has
-      repetitions or another length than T.
+    ValueError: `thetas` does not fit `state.phi` or has a number that is not finite, or `ids` are
+      not T different ids.
 
   Example:
     >>> import jax.numpy as jnp, shrinkmeta as sm
@@ -197,7 +199,7 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
 def _check_leaves(
   leaves: Mapping[str, Any], phi: PyTree, labels: modules.Labels, ids: tuple[TaskId, ...]
 ) -> None:
-  """Raises ValueError unless `leaves` are those of whole modules of phi, with a leading axis T."""
+  """Raise ValueError unless `leaves` are whole modules of phi with a leading axis T."""
   shared, module = dict(validate.leaves_with_names(phi)), dict(validate.leaves_with_names(labels))
   if not leaves:
     raise ValueError("thetas has no arrays: every module is frozen, so the tasks own nothing.")
@@ -232,12 +234,17 @@ def _check_leaves(
 
 
 def with_structure(phi: PyTree, leaves: Mapping[str, Any]) -> PyTree:
-  """The structure of phi with the given leaves, and None where there is none."""
+  """Return a tree with the structure of phi, the leaves {path: leaf}, and None elsewhere."""
   return jax.tree_util.tree_map_with_path(lambda at, _: leaves.get(validate.path_name(at)), phi)
 
 
 def task_ids(name: str, ids: Iterable[TaskId]) -> tuple[TaskId, ...]:
-  """`ids` as a tuple of str and int. Raises TypeError for any other type, ValueError for none."""
+  """Return `ids` as a tuple of str and int.
+
+  Raises:
+    TypeError: an id has another type, or `ids` is not a sequence.
+    ValueError: `ids` is empty.
+  """
   if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
     raise TypeError(f"{name} must be a sequence of strings or integers; got {ids!r}.")
 
@@ -255,20 +262,20 @@ def task_ids(name: str, ids: Iterable[TaskId]) -> tuple[TaskId, ...]:
 
 
 def check_known(wanted: Iterable[TaskId], known: Any, holder: str) -> None:
-  """Raises KeyError if an id of `wanted` is not in `known`."""
+  """Raise KeyError if an id of `wanted` is not in `known`."""
   if unknown := [task for task in dict.fromkeys(wanted) if task not in known]:
     more = f" and {len(unknown) - 1} more ids" if len(unknown) > 1 else ""
     raise KeyError(f"{unknown[0]!r}{more}: unknown to {holder}. Adapt and save the task first.")
 
 
 def check_deltas(name: str, deltas: Any) -> None:
-  """Raises TypeError unless `deltas` are Deltas."""
+  """Raise TypeError unless `deltas` are Deltas."""
   hint = "Collect them: sm.deltas(learner, state, thetas, ids)."
   validate.instance(name, deltas, Deltas, "shrinkmeta.Deltas", hint)
 
 
 def fingerprint(state: MetaState | PyTree) -> dict[str, str]:
-  """{path: dtype, shape, SHA-256 of the bytes} of every leaf of state.phi and state.constants.
+  """Return {path: dtype, shape, SHA-256} for every leaf of state.phi and state.constants.
 
   Args:
     state: a MetaState, or phi alone.
@@ -280,12 +287,12 @@ def fingerprint(state: MetaState | PyTree) -> dict[str, str]:
 
 
 def check_fingerprint(have: Mapping[str, str], want: Mapping[str, str], holder: str) -> None:
-  """Raises ValueError if two fingerprints differ.
+  """Raise ValueError if two fingerprints differ.
 
   Args:
-    have: of what `holder` was adapted from.
-    want: of the state at hand.
-    holder: for the message, such as "These Deltas".
+    have: the fingerprint of the state from which `holder` was adapted.
+    want: the fingerprint of the current state.
+    holder: the subject of the error message, such as "These Deltas".
   """
   differ = [name for name in {**want, **have} if have.get(name) != want.get(name)]
   if differ:
@@ -299,7 +306,7 @@ def check_fingerprint(have: Mapping[str, str], want: Mapping[str, str], holder: 
 
 
 def _print(name: str, leaf: Any) -> str:
-  """dtype, shape and SHA-256 of one array. jax.Arrays never change: each is hashed once."""
+  """Return the dtype, shape and SHA-256 of an array as text; hash each jax.Array only once."""
   cached = isinstance(leaf, jax.Array)
   if cached and id(leaf) in _DIGESTS:
     return _DIGESTS[id(leaf)][1]

@@ -1,10 +1,10 @@
-"""Deltas on disk: safetensors shards and one index. A reader can load some of the tasks alone.
+"""Deltas on disk: safetensors shards and one index, from which a reader can load some tasks only.
 
-A shard holds the leaves of its K tasks, each as one tensor, and a checksum of each task and leaf:
+A shard holds one tensor for each leaf of its K tasks, and a checksum for each task and leaf:
 
-  theta/PATH       [K, ...]  theta, of phi's dtype, where nothing is rounded
+  theta/PATH       [K, ...]  theta in the dtype of phi, if nothing is rounded
   difference/PATH  [K, ...]  theta - phi, bfloat16 or int8
-  scale/PATH       [K]       float32; int8 only: theta - phi = scale * difference
+  scale/PATH       [K]       float32, for int8 only: theta - phi = scale * difference
   crc32            [K, L]    of the id, the path and the bytes; L paths in the order of the index
 
 A save writes new shards, waits until they are on disk, and then replaces the index. Shards never
@@ -51,30 +51,30 @@ def save_deltas(
   wait: float = 60.0,
   shard_bytes: int = 1 << 28,
 ) -> None:
-  """Add tasks to a folder, which is made if it does not exist.
+  """Add tasks to a folder, and make the folder if it does not exist.
 
   The tasks become visible all at once, at the end of the call. A process that is killed earlier
   leaves the folder as it was. One process writes at a time; others may read meanwhile.
 
-  Each call writes the whole index, about 30 bytes a task and its id: save many tasks in one call.
-  An overwritten task takes space until all tasks of its shard are overwritten; then the shard is
-  deleted. To free that space at once, load all tasks and save them with `overwrite=True`.
+  Each call writes the whole index, with about 30 bytes and the id of each task. So save many tasks
+  in one call. An overwritten task takes space until all tasks of its shard are overwritten and the
+  shard is deleted. To free the space at once, load all tasks and save them with `overwrite=True`.
 
   Args:
-    folder: holds tasks that were adapted from one phi.
-    deltas: T tasks.
-    state: the state from which they were adapted; needed with `dtype`.
-    dtype: None stores theta to the bit. "bfloat16" and "int8" store theta - phi, rounded, in a half
-      and a quarter of the bytes of float32. int8 has one scale for each task and leaf,
+    folder: the folder. All its tasks must have been adapted from one phi.
+    deltas: the T tasks to save.
+    state: the state from which the tasks were adapted. It is needed with `dtype`.
+    dtype: None stores theta to the bit. "bfloat16" and "int8" store theta - phi, rounded. They take
+      1/2 and 1/4 of the bytes of float32. int8 has one scale for each task and leaf,
       max|theta - phi| / 127. `rounding_loss` measures the cost in nats per example.
-    overwrite: replace tasks that the folder already has; False refuses them.
-    wait: seconds to wait for another process that writes to the folder.
-    shard_bytes: the largest size of a shard in bytes; a shard has at least one task.
+    overwrite: True replaces tasks that the folder already has. False raises an error for them.
+    wait: the longest time to wait for another process that writes to the folder, in seconds.
+    shard_bytes: the largest size of a shard in bytes. A shard has at least one task.
 
   Raises:
     TypeError, ValueError: an argument does not fit; the folder belongs to another phi; the folder
       already has one of the ids, and `overwrite` is False.
-    TimeoutError: another process still writes.
+    TimeoutError: another process still writes after `wait` seconds.
     OSError: the folder cannot be written to, or its index is damaged.
     ImportError: safetensors is not installed.
 
@@ -151,7 +151,7 @@ def _check_deltas_and_dtype(deltas: Any, dtype: Any) -> None:
 
 
 def _index_for_writing(folder: pathlib.Path, about: Mapping[str, Any]) -> Index:
-  """The folder's index, after checks; a new one in a folder that has none."""
+  """Return the folder's index after checks, or write and return a new one if there is none."""
   try:
     index = delta_index.read_index(folder)
   except FileNotFoundError:
@@ -178,7 +178,7 @@ def _shard(
   phi: Mapping[str, np.ndarray],
   dtype: Rounding | None,
 ) -> dict[str, np.ndarray]:
-  """The tensors of one shard, checksums included."""
+  """Return the tensors of one shard, checksums included."""
   tensors, columns = {}, []
   texts = [delta_index.encoded(task) for task in ids]
   for path in sorted(leaves):
@@ -189,7 +189,10 @@ def _shard(
 
 
 def _checksums(texts: Sequence[bytes], path: str, parts: Sequence[np.ndarray]) -> np.ndarray:
-  """CRC-32 [K] uint32 of each task's id, path and bytes: a row in a wrong place is found too."""
+  """Return the CRC-32 [K] uint32 of each task's id, path and bytes.
+
+  The id and the path reveal bytes that belong to another task or leaf.
+  """
   name = b"\0" + path.encode("utf-8", "surrogatepass") + b"\0"
   sums = [zlib.crc32(name, zlib.crc32(text)) for text in texts]
   for x in parts:
@@ -204,22 +207,22 @@ def load_deltas(
 ) -> Deltas:
   """Load tasks from a folder, reading only the bytes of these tasks from the shards.
 
-  The index stays in memory between calls, about 30 bytes a task and its id, and is read again when
-  it has changed.
+  The index stays in memory between calls, with about 30 bytes and the id of each task. It is read
+  again after it has changed.
 
   Args:
-    folder: as written by `save_deltas`.
+    folder: a folder that `save_deltas` wrote.
     state: the state from which the tasks were adapted.
-    ids: which tasks, and in which order; None is all, in the order in which they were first saved.
+    ids: the tasks to load, in this order. None loads all tasks, in the order of their first save.
 
   Returns:
-    Deltas of these tasks. Where nothing was rounded they are equal to the saved ones to the bit.
+    Deltas of these tasks, equal to the saved ones to the bit if nothing was rounded.
 
   Raises:
     KeyError: the folder does not have an id.
-    ValueError: the folder belongs to another phi (the message names the leaf), holds no task, or is
-      not of deltas; `ids` has repetitions.
-    OSError: a file is missing, damaged or truncated; the message names the file and the tensor.
+    ValueError: the folder belongs to another phi (the message names the leaf), holds no task, or
+      has files that are not deltas. Or `ids` has repetitions.
+    OSError: a file is missing, damaged or truncated. The message names the file and the tensor.
     ImportError: safetensors is not installed.
 
   Example:
@@ -244,7 +247,7 @@ def load_deltas(
     index = delta_index.read_index(folder)
     try:
       return _load(folder, index, state, prints, wanted)
-    except FileNotFoundError:  # overwritten by a writer meanwhile, or lost
+    except FileNotFoundError:  # a writer has replaced this shard meanwhile, or the shard is lost
       if delta_index.read_index(folder).about["next"] == index.about["next"]:
         raise
 
@@ -256,7 +259,7 @@ def _load(
   prints: Mapping[str, str],
   wanted: tuple[TaskId, ...] | None,
 ) -> Deltas:
-  """`load_deltas` by one index."""
+  """Load tasks by an index that has been read, for `load_deltas`."""
   check_fingerprint(index.about["fingerprint"], prints, f"The deltas in {folder}")
   if index.num_tasks == 0:
     raise ValueError(f"{folder} holds no task yet. Save some with sm.save_deltas.")
@@ -289,14 +292,23 @@ def _read_shard(
   into: np.ndarray,
   leaves: Mapping[str, np.ndarray],
 ) -> None:
-  """Reads rows [K], ascending, of a shard, checks them, and writes them to leaves[path][into]."""
+  """Read K rows of a shard, check them, and write them to leaves[path][into].
+
+  Args:
+    file: the shard.
+    rows: the rows to read, [K], ascending.
+    ids: the ids of their tasks, K of them.
+    phi: {path: phi}.
+    into: the positions of the tasks on the first axis of `leaves`, [K].
+    leaves: {path: array [T, ...]}, which is changed.
+  """
   library = delta_index.safetensors()
   texts = [delta_index.encoded(task) for task in ids]
-  runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)  # of neighbours: a slice each
+  runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)  # one slice for each run
   slices = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
   name = "its header"
   try:
-    # Memory-mapped: by "pread" safetensors 0.8.0 reads the whole tensor for one row of it.
+    # With "pread" safetensors 0.8.0 reads a whole tensor for one of its rows; "mmap" does not.
     with library.safe_open(file, "np", backend="mmap") as opened:
       names = set(opened.keys())
       if "crc32" not in names:
@@ -327,7 +339,7 @@ def _read_shard(
 
 
 def _rows(opened: Any, name: str, slices: Sequence[slice]) -> np.ndarray:
-  """Some rows of a tensor: slices along its first axis, ascending, as one array."""
+  """Return rows of a tensor as one array; ascending slices of the first axis choose them."""
   tensor = opened.get_slice(name)
   shape, last = tensor.get_shape(), slices[-1].stop - 1
   if not shape or shape[0] <= last:

@@ -1,14 +1,15 @@
-"""The index of a folder of deltas: the shard, and the row of the shard, that hold each task.
+"""The index of a folder of deltas, which names the shard and the row of each task.
 
-The index is one safetensors file. Writing a folder means writing new shards and then replacing the
-index, so a reader sees the old index or the new one and never a part of a write.
+The index is one safetensors file. A save writes new shards and then replaces the index. So a reader
+sees the old index or the new one, and never a part of a save.
 
-  keys    [K] uint64     a hash of each id, by which ids are found
-  places  [K, 2] uint32  the number of the shard, and the row in it
+  keys    [K] uint64     a hash of each id, for the search of ids
+  places  [K, 2] uint32  the number of the shard, and the row in the shard
   ends    [K] uint64     where the text of each id ends in `text`
   text    [B] uint8      all ids, UTF-8: "s" before a string, "i" before an integer
 
-Its metadata describe the tasks (`about`, JSON) and hold a SHA-256 of all of the above.
+The metadata of the file describe the tasks (`about`, JSON) and hold a SHA-256 of `about` and of all
+arrays.
 """
 
 import contextlib
@@ -27,38 +28,38 @@ import numpy as np
 
 from shrinkmeta.serving.deltas import TaskId
 
-FORMAT = 1  # a new number for every change that older code cannot read
+FORMAT = 1  # increase it with every change that older code cannot read
 INDEX, LOCK = "deltas.index.safetensors", "deltas.lock"
 _SHARD = re.compile(r"deltas-(\d{10})\.safetensors(\.tmp)?")
 _ARRAYS = ("keys", "places", "ends", "text")
 
 
 class Index(NamedTuple):
-  """K tasks in the order in which they were first saved."""
+  """The index of K tasks, in the order in which they were first saved."""
 
   about: dict[str, Any]  # format, fingerprint, labels, moving: [path], next: a free shard number
   keys: np.ndarray  # [K] uint64
   places: np.ndarray  # [K, 2] uint32
   ends: np.ndarray  # [K] uint64
   text: np.ndarray  # [B] uint8
-  order: np.ndarray  # [K] uint32, the order that sorts `keys`; made when the file is read
+  order: np.ndarray  # [K] uint32: keys[order] is sorted; not in the file
 
   @property
   def num_tasks(self) -> int:
-    """K."""
+    """The number of tasks K."""
     return len(self.keys)
 
   def id_text(self, position: int) -> bytes:
-    """The text of one id."""
+    """Return the text of the id at a position."""
     start = int(self.ends[position - 1]) if position else 0
     return self.text[start : int(self.ends[position])].tobytes()
 
   def ids(self) -> tuple[TaskId, ...]:
-    """All ids, in order."""
+    """Return all ids, in order."""
     return tuple(_decoded(self.id_text(i)) for i in range(self.num_tasks))
 
   def find(self, ids: Sequence[TaskId]) -> np.ndarray:
-    """The positions [N] int64 of ids, -1 for those that are not here."""
+    """Return the positions of N ids in the index, [N] int64, -1 for unknown ids."""
     texts = [encoded(task) for task in ids]
     keys = _keys(texts)
     first = np.searchsorted(self.keys, keys, sorter=self.order)
@@ -73,7 +74,10 @@ class Index(NamedTuple):
     return found
 
   def updated(self, ids: Sequence[TaskId], places: np.ndarray, next_shard: int) -> "Index":
-    """The index after tasks were written to `places` [N, 2]; ids that are here move."""
+    """Return the index after tasks were written to `places` [N, 2].
+
+    Known ids get their new place. New ids are appended.
+    """
     positions = self.find(ids)
     old = self.places.copy()
     old[positions[positions >= 0]] = places[positions >= 0]
@@ -90,7 +94,7 @@ class Index(NamedTuple):
 
 
 def empty_index(about: Mapping[str, Any]) -> Index:
-  """An index of no task."""
+  """Return an index without tasks."""
   none = lambda *shape: np.zeros(shape, np.uint64)
   about = dict(about) | {"format": FORMAT, "next": 0}
   return _sorted(about, none(0), none(0, 2).astype(np.uint32), none(0), none(0).astype(np.uint8))
@@ -104,7 +108,7 @@ def _sorted(
 
 
 def encoded(task: TaskId) -> bytes:
-  """The text of an id; the strings "1" and the integer 1 differ."""
+  """Return the text of an id; the string "1" and the integer 1 have different texts."""
   return (f"s{task}" if isinstance(task, str) else f"i{task}").encode("utf-8", "surrogatepass")
 
 
@@ -119,26 +123,26 @@ def _keys(texts: Sequence[bytes]) -> np.ndarray:
 
 
 def shard_path(folder: pathlib.Path, number: int) -> pathlib.Path:
-  """The file of a shard. Its name holds nothing of an id."""
+  """Return the path of a shard; its name reveals no id."""
   return folder / f"deltas-{number:010d}.safetensors"
 
 
 def write_index(folder: pathlib.Path, index: Index) -> None:
-  """Replaces the index of the folder, in one step."""
+  """Replace the index of the folder in one step."""
   arrays = {name: getattr(index, name) for name in _ARRAYS}
   about = json.dumps(index.about, sort_keys=True)
   publish(folder / INDEX, arrays, {"about": about, "sha256": _digest(about, arrays)})
 
 
 def read_index(folder: pathlib.Path) -> Index:
-  """The index of the folder, from memory if its file was read before and has not changed.
+  """Return the index of the folder, from memory if its file has not changed since the last read.
 
-  A changed file has another header, because the header holds a checksum of the whole.
+  The header holds a checksum of the whole file. So another header means that the file has changed.
 
   Raises:
     FileNotFoundError: the folder has no index.
     OSError: the index is damaged or truncated.
-    ValueError: the file is no index of deltas, or has a newer format.
+    ValueError: the file is not an index of deltas, or has a newer format.
   """
   path = folder / INDEX
   try:
@@ -154,7 +158,7 @@ def read_index(folder: pathlib.Path) -> Index:
 
 @functools.lru_cache(maxsize=4)
 def _read_index(path: pathlib.Path, header: bytes, size: int) -> Index:
-  del header, size  # they only tell files apart
+  del header, size  # keys of the cache: they differ between versions of the file
   library = safetensors()
   try:
     with library.safe_open(path, "np") as file:
@@ -190,10 +194,10 @@ def _digest(about: str, arrays: Mapping[str, np.ndarray]) -> str:
 def publish(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-  """Writes a safetensors file so that it is on disk, and whole, before its name is taken.
+  """Write a safetensors file under a temporary name, wait until it is on disk, and rename it.
 
-  Arrays are made contiguous first: safetensors 0.8.0 writes the memory of a transposed,
-  Fortran-ordered or sliced array as it lies, in the wrong order, and raises no error
+  So a file called `path` is always whole. Arrays are made contiguous first, because safetensors
+  0.8.0 writes transposed, Fortran-ordered or sliced arrays in the wrong order without an error
   (docs/hazards.md#safetensors-layout).
   """
   library = safetensors()
@@ -220,7 +224,7 @@ def _synchronise(path: pathlib.Path) -> None:
 
 
 def remove_unused(folder: pathlib.Path, index: Index) -> None:
-  """Deletes shards that the index does not name: of writes that were killed, or overwritten."""
+  """Delete shards that the index does not name: left by killed saves, or overwritten."""
   used = set(np.unique(index.places[:, 0]).tolist())
   for path in folder.iterdir():
     match = _SHARD.fullmatch(path.name)
@@ -229,17 +233,17 @@ def remove_unused(folder: pathlib.Path, index: Index) -> None:
 
 
 def has_shards(folder: pathlib.Path) -> bool:
-  """Whether a shard lies in the folder."""
+  """Return whether the folder has a shard."""
   return any(_SHARD.fullmatch(path.name) for path in folder.iterdir())
 
 
 @contextlib.contextmanager
 def writing(folder: pathlib.Path, wait: float) -> Iterator[None]:
-  """Holds the folder's lock, so that one process writes at a time; a killed process releases it.
+  """Hold the folder's lock, so that one process writes at a time; a killed process releases it.
 
   Args:
-    folder: is made if it does not exist.
-    wait: seconds to wait for another writer.
+    folder: the folder. It is made if it does not exist.
+    wait: the longest time to wait for another writer, in seconds.
 
   Raises:
     TimeoutError: another process still writes after `wait` seconds.
@@ -272,7 +276,7 @@ def writing(folder: pathlib.Path, wait: float) -> Iterator[None]:
 
 
 def safetensors() -> Any:
-  """The package safetensors, imported when files are first read or written."""
+  """Return the package safetensors, which is imported at the first read or write."""
   try:
     importlib.import_module("safetensors.numpy")
     return importlib.import_module("safetensors")

@@ -1,4 +1,4 @@
-"""Predictions for examples of different tasks in one batch."""
+"""Predict examples of different tasks in one batch."""
 
 from typing import Any
 
@@ -36,31 +36,31 @@ def predict_tasks(
 
   theta_t has the adapted parameters of task t in task-specific modules, and phi in frozen ones.
 
-  The parameters of frozen modules have no example axis: such a dense layer is one matrix product
-  over all N examples, and such a convolution is one convolution of a batch of N. The parameters of
-  task-specific modules are gathered to [N, ...], which takes N times their bytes. Such a dense
-  layer becomes a batched product, and such a convolution a grouped one.
+  Parameters of frozen modules have no example axis. A frozen dense layer is one matrix product over
+  all N examples, and a frozen convolution is one convolution of a batch of N. Parameters of
+  task-specific modules are gathered to [N, ...], which takes N times their bytes. A task-specific
+  dense layer is a batched product, and a task-specific convolution is a grouped convolution.
 
   `predict` sees each example alone, as a batch of one. An example may have axes of its own, such as
   the tokens of a sequence: [N, tokens, ...]. If `predict` treats consecutive entries of the leading
   axis as one example, give them an axis of their own first. A layer that normalises by batch
-  statistics sees one example only. It uses the pixels or tokens of that example. If there are none,
-  it normalises over a single number, which removes the layer's input. Networks with such layers
-  predict differently here than in a batch. Use running statistics instead, or normalise over the
-  axes of an example.
+  statistics sees one example only: it normalises over the pixels or tokens of this example. Without
+  such axes it normalises a single number, which removes the layer's input. Networks with such
+  layers predict differently here than in a batch. Use running statistics instead, or normalise over
+  the axes of an example.
 
-  `index` may be traced, so one compiled program serves every mixture of tasks. Each N is another
-  program: pad `index` and `inputs` to few sizes, such as powers of two, as the example does. The
-  result is differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be cut over devices
-  along the axis T; XLA then adds the communication.
+  `index` may be traced, so one compiled program serves every mixture of tasks. Each N needs a
+  program of its own: pad `index` and `inputs` to few sizes, such as powers of two, as the example
+  does. The result is differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be split
+  over devices along the axis T. XLA then adds the communication.
 
   Args:
-    likelihood: `likelihood.predict(theta, inputs)` returns outputs that lead with the axis of
-      `inputs`.
+    likelihood: the model. The outputs of `likelihood.predict(theta, inputs)` must have the leading
+      axis of `inputs`.
     state: the state from which the tasks were adapted. Its phi alone serves too, if there are no
       constants.
-    deltas: T tasks.
-    index: [N] integers in [0, T), the place of each example's task in `deltas`; see `Deltas.index`.
+    deltas: the adapted parameters of T tasks.
+    index: [N] integers in [0, T), the position of each example's task: see `Deltas.index`.
     inputs: N examples, leaves [N, ...].
 
   Returns:
@@ -69,8 +69,8 @@ def predict_tasks(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: shapes do not fit; `deltas` belong to another phi (outside jit, where the values of
-      phi are known); an index that is known is outside [0, T).
+    ValueError: shapes do not fit, `deltas` belong to another phi, or an index is outside [0, T).
+      The last two are checked only if the values are known, which is outside jit.
 
   Example:
     >>> import jax, jax.numpy as jnp, shrinkmeta as sm
@@ -119,7 +119,7 @@ def predict_tasks(
 
 
 def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:
-  """Raises an error unless `deltas` fit phi, and come from it where its values are known."""
+  """Raise an error unless `deltas` fit phi and, if its values are known, come from it."""
   whole = isinstance(state, MetaState)
   phi = state.phi if whole else state
   shared = dict(validate.leaves_with_names(phi))
@@ -144,7 +144,7 @@ def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:
 
 
 def _checked_index(index: Any, num_tasks: int) -> jax.Array:
-  """`index` as an array [N] of integers, in [0, T) where it is known."""
+  """Return `index` as an array [N] of integers, after a check that known entries are in [0, T)."""
   shape, dtype = jnp.shape(index), jnp.result_type(index)
   if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
     raise ValueError(
@@ -162,7 +162,7 @@ def _checked_index(index: Any, num_tasks: int) -> jax.Array:
 
 
 def _check_rows(inputs: PyTree, rows: int) -> None:
-  """Raise an error unless all leaves lead with N = `rows`."""
+  """Raise an error unless every leaf has the leading axis N = `rows`."""
   check_inputs(inputs)
   for name, leaf in validate.leaves_with_names(inputs, "inputs"):
     if jnp.shape(leaf)[:1] != (rows,):

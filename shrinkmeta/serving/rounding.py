@@ -1,4 +1,4 @@
-"""Store a task in fewer bytes: theta - phi rounded to bfloat16 or int8, and the cost in nats."""
+"""Round theta - phi to bfloat16 or int8, which takes fewer bytes, and measure the loss in nats."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -25,17 +25,20 @@ from shrinkmeta.serving.deltas import (
 PyTree = Any
 Rounding = Literal["bfloat16", "int8"]
 
-# What is stored of one leaf: the names of its tensors.
+# {dtype: the names of the tensors that are stored for one leaf}.
 PARTS = {None: ("theta",), "bfloat16": ("difference",), "int8": ("difference", "scale")}
 
 
 def rounded_parts(
   path: str, theta: np.ndarray, phi: np.ndarray | None, dtype: Rounding | None
 ) -> list[np.ndarray]:
-  """Return the arrays to store: theta [K, ...]; or theta - phi, for int8 with a scale [K].
+  """Return the arrays to store for one leaf of K tasks.
+
+  Without phi this is theta [K, ...]. With phi it is theta - phi [K, ...] in bfloat16, or
+  (theta - phi) / scale in int8 and the scale [K].
 
   Raises:
-    ValueError: theta - phi overflows.
+    ValueError: theta - phi overflows in the dtype.
   """
   if phi is None:
     return [theta]
@@ -54,7 +57,7 @@ def rounded_parts(
 
 
 def restored(parts: Sequence[np.ndarray], phi: np.ndarray) -> np.ndarray:
-  """theta [K, ...] from what `rounded_parts` stored as a difference, and perhaps a scale."""
+  """Return theta [K, ...] from the rounded difference and, for int8, the scale [K]."""
   difference = parts[0].astype(np.float64)
   if len(parts) > 1:
     difference *= parts[1].astype(np.float64).reshape(-1, *[1] * phi.ndim)
@@ -64,7 +67,7 @@ def restored(parts: Sequence[np.ndarray], phi: np.ndarray) -> np.ndarray:
 def theta_of(
   parts: Sequence[np.ndarray], stored: tuple[str, ...], phi: np.ndarray
 ) -> np.ndarray | None:
-  """theta from the tensors of one leaf, or None if they are not what `rounded_parts` makes."""
+  """Return theta from the tensors of one leaf, or None if they are not those of `rounded_parts`."""
   if stored not in PARTS.values() or parts[0].shape[1:] != phi.shape:
     return None
   if stored == ("theta",):
@@ -76,7 +79,7 @@ def theta_of(
 
 
 def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str, np.ndarray]:
-  """{path: phi} of the leaves that move, after a check that it is the phi of `deltas`."""
+  """Return {path: phi} for the leaves of `deltas`, or raise an error if phi is not theirs."""
   if state is None:
     raise ValueError(
       f"state is None. dtype={dtype!r} stores theta - phi: pass the state the tasks adapted from."
@@ -95,14 +98,14 @@ def rounding_loss(
     loss_t = (1 / N_t) sum_n [log p(y_tn | x_tn, theta_t) - log p(y_tn | x_tn, rounded theta_t)]
 
   Args:
-    likelihood: of the learner that adapted the tasks.
-    state: the state from which they were adapted.
+    likelihood: the likelihood of the learner that adapted the tasks.
+    state: the state from which the tasks were adapted.
     deltas: T tasks, not rounded.
-    batches: examples that were not used for adaptation; leaves [T, N, ...].
+    batches: examples that were not used for adaptation, leaves [T, N, ...].
     dtype: "bfloat16" or "int8", as for `save_deltas`.
 
   Returns:
-    [T]; positive where rounding makes the predictions worse.
+    the loss of each task, [T]. It is positive if rounding makes the predictions worse.
 
   Raises:
     TypeError, ValueError: an argument does not fit.

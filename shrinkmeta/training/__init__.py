@@ -1,1 +1,1 @@
-"""The training loop: updates, callbacks, checkpoints, and early stops."""
+"""The training loop with its updates, callbacks, checkpoints and early stops."""

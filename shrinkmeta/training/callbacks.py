@@ -1,4 +1,4 @@
-"""Callbacks: what a training run reports, to a list, a terminal, TensorBoard or a file.
+"""Callbacks, which write the log records of a training run to a list, a terminal or a file.
 
 `fit` makes one log record for each update and calls the callbacks in process 0 only.
 """
@@ -22,9 +22,9 @@ class Callback(NamedTuple):
 
   Attributes:
     begin: begin(first, steps). `first` is the first step of this run: 0, or the step of the
-      checkpoint that it continues from. `steps` is the number of steps in all.
-    record: record(step, log_record), after each step, in order. The log record is {name: float}.
-    end: end(), after the last step, and also if an error ends the run.
+      checkpoint from which the run continues. `steps` is the number of steps of all runs together.
+    record: record(step, log_record), once for each step, in order. The log record is {name: float}.
+    end: end(), after the last step. `fit` also calls it if an error ends the run.
 
   Example:
     >>> begin = lambda first, steps: print("steps", first, "to", steps - 1)
@@ -70,11 +70,11 @@ def recorder(records: MutableSequence[Any]) -> Callback:
 
 
 def progress_bar(name: str = "fit") -> Callback:
-  """Show a progress bar, with the loss and the time left: on stderr, or in the cell of a notebook.
+  """Show a progress bar with the loss and the time left.
 
-  The bar shows phi_loss where there is no validation loss, and the share of converged inner loops
-  where the log record has it. The rate and the time left leave out the first update, which
-  compiles.
+  The bar is on stderr, or in the cell of a notebook. It shows phi_loss if there is no validation
+  loss, and the share of converged inner loops if the log record has it. The rate and the time left
+  do not count the first update, which includes compilation.
 
   Args:
     name: the words before the bar.
@@ -84,7 +84,7 @@ def progress_bar(name: str = "fit") -> Callback:
 
   Raises:
     ImportError: tqdm is not installed.
-    TypeError: `name` is no string.
+    TypeError: `name` is not a string.
 
   Example:
     >>> callback = progress_bar("train")
@@ -97,7 +97,7 @@ def progress_bar(name: str = "fit") -> Callback:
     import tqdm.auto
   except ImportError as error:
     raise ImportError("progress_bar needs tqdm: pip install tqdm.") from error
-  bars: list[tuple[Any, int]] = []  # each with the first step of its run
+  bars: list[tuple[Any, int]] = []  # (a bar, the first step of its run)
 
   def begin(first: int, steps: int) -> None:
     options = {"initial": first, "total": steps, "unit": "step", "dynamic_ncols": True}
@@ -106,7 +106,7 @@ def progress_bar(name: str = "fit") -> Callback:
   def record(step: int, log_record: LogRecord) -> None:
     bar, first = bars[-1]
     bar.set_postfix(_shown(log_record), refresh=False)
-    if step == first:  # count the updates after this one, from now on
+    if step == first:  # restart the clock, so that the rate leaves out the first update
       bar.n = bar.initial = bar.last_print_n = step + 1
       bar.unpause()
       bar.refresh()
@@ -117,7 +117,7 @@ def progress_bar(name: str = "fit") -> Callback:
 
 
 def _shown(log_record: LogRecord) -> dict[str, str]:
-  """What a progress bar shows of a log record, {name: text}."""
+  """Return the numbers of a log record that a progress bar shows, {name: text}."""
   no_loss = math.isnan(log_record["loss"]) and "phi_loss" in log_record
   name = "phi_loss" if no_loss else "loss"
   shown = {name: f"{log_record[name]:.3f}"}
@@ -129,19 +129,19 @@ def _shown(log_record: LogRecord) -> dict[str, str]:
 def tensorboard(folder: Path) -> Callback:
   """Write every finite number of a log record as a scalar for TensorBoard.
 
-  A run that continues from a checkpoint replaces what it had written after that checkpoint.
+  A run that continues from a checkpoint replaces the scalars of all later steps.
 
   Args:
-    folder: where the event files go. It is made if it is missing, and a leading ~ is expanded. The
-      URLs gs://... and s3://... are passed on to tensorboardX, which writes to buckets itself.
+    folder: the folder for the event files. It is made if it is missing, and a leading ~ is
+      expanded. The URLs gs://... and s3://... are allowed, because tensorboardX writes to buckets.
 
   Returns:
     A callback for `fit`.
 
   Raises:
     ImportError: tensorboardX is not installed.
-    TypeError: `folder` is no path.
-    ValueError: raised by `begin` if `folder` is a URL of another kind.
+    TypeError: `folder` is not a path.
+    ValueError: `folder` is another kind of URL. `begin` raises this error.
 
   Example:
     >>> import tempfile
@@ -177,19 +177,19 @@ def tensorboard(folder: Path) -> Callback:
 def json_lines(path: Path) -> Callback:
   """Write every log record as one line of JSON.
 
-  A run that continues from step n keeps the lines of the steps before n and drops the others. The
-  finished file is then that of an uninterrupted run.
+  A run that continues from step n keeps the lines of the steps before n and deletes the others. So
+  the finished file has one line for each step, as after an uninterrupted run.
 
   Args:
-    path: the file. Its folder is made if it is missing, and a leading ~ is expanded. Numbers that
-      are not finite are written as null.
+    path: the file. Its folder is made if it is missing, and a leading ~ is expanded. The file has
+      null for numbers that are not finite.
 
   Returns:
     A callback for `fit`.
 
   Raises:
-    TypeError: `path` is no path.
-    ValueError: raised by `begin`, before the first update, if `path` is a URL.
+    TypeError: `path` is not a path.
+    ValueError: `path` is a URL. `begin` raises this error, before the first update.
 
   Example:
     >>> import tempfile
@@ -232,11 +232,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     path: the file.
 
   Returns:
-    The log records in order, with null read as NaN. A last line that a killed run did not finish is
-    left out. The list is empty if there is no such file.
+    The log records in order, with NaN for null. The list leaves out a last line that a killed run
+    did not finish. It is empty if the file does not exist.
 
   Raises:
-    TypeError: `path` is no path.
+    TypeError: `path` is not a path.
     ValueError: `path` is a URL.
 
   Example:
@@ -249,7 +249,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
-  """The lines of a file that end with a newline."""
+  """Return the lines of a file that end with a newline, or [] if the file does not exist."""
   with contextlib.suppress(FileNotFoundError):
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]

@@ -30,14 +30,15 @@ FORMAT = 1  # version of the description; increase it with every change that old
 
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
 
-# Errors that say nothing about the file: no permission, too many open files, a server that is away.
+# Error numbers of temporary causes, such as no permission or too many open files. The file may be
+# intact.
 _TEMPORARY = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
               errno.ETIMEDOUT)  # fmt: skip
-_STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # the same, from tensorstore
+_STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # tensorstore's words for them
 
 
 def plain_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Convert the settings to what JSON can store: tuples to lists, NumPy's scalars to Python's.
+  """Convert settings to types of JSON: tuples to lists, scalars of NumPy and JAX to numbers.
 
   Raises:
     TypeError: a setting is not plain data.
@@ -58,29 +59,30 @@ def describe(
   meta_batch: int | None = None,
   constants: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Describe what a checkpoint and the run that continues from it must have in common.
+  """Describe the properties that a checkpoint and a run that continues from it must share.
 
   Args:
     learner: the learner of the run.
-    state: its state; only dtypes and shapes matter.
+    state: a state of this learner. Only its dtypes and shapes matter.
     settings: `Checkpoints.settings`.
     meta_batch: the number of tasks per update. It fixes which tasks the next update sees. None
       skips this check.
     constants: `describe_constants` of what is not stored with the state.
 
   Returns:
-    The description, as JSON reads it back.
+    The description, in types that JSON reads back unchanged.
   """
   arrays = {
     name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     for name, leaf in named(state).items()
   }
-  # The state holds a learned sigma. A fixed, frozen or free sigma is a choice of the run.
+  # The state holds the learned sigmas. The description adds the sigmas that the user chose: fixed,
+  # frozen (0) or free (inf).
   learned = learner.algorithm.sigma == "learned"
   chosen = {m: s for m, s in learner.spec.sigma.items() if not learned or s in (0.0, math.inf)}
   return {
     "format": FORMAT,
-    # The algorithm. The key keeps its first name, so that older checkpoints can be read.
+    # The algorithm. Its key is still called "row", so that older checkpoints can be read.
     "row": [*learner.algorithm[:3], *(() if learner.algorithm.prior else ("no prior",))],
     "sigma": {module: f"{sigma:g}" for module, sigma in chosen.items()},
     "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
@@ -123,7 +125,7 @@ def describe_constants(constants: PyTree) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-  """List how the description of a checkpoint differs from the wanted one, a sentence each."""
+  """List the differences between the description of a checkpoint and the wanted description."""
   if saved["row"] != wanted["row"]:
     return [f"it was written by the algorithm {saved['row']}, and this learner is {wanted['row']}"]
   found = []
@@ -152,7 +154,7 @@ def check_description(
 ) -> None:
   """Raise ValueError if a checkpoint belongs to another run, or to a newer version of the format.
 
-  Only its description is compared. Its arrays are read later and may turn out to be damaged.
+  The function compares descriptions only. The arrays are read later and can still be damaged.
   """
   if found["format"] > FORMAT:
     raise ValueError(
@@ -169,7 +171,7 @@ def check_description(
 
 
 def finished_steps(folder: pathlib.Path) -> list[int]:
-  """List the steps of the finished checkpoints in a folder, ascending."""
+  """List the steps of the finished checkpoints in a folder, in ascending order."""
   return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
 
 
@@ -177,7 +179,7 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
   """Read the description that orbax wrote as JSON into the folder `path`.
 
   Raises:
-    ValueError: it has changed since it was written.
+    ValueError: the description has changed since it was written.
   """
   description = json.loads((path / "metadata").read_text(encoding="utf-8"))
   if description.pop("digest") != digest(description):
@@ -191,7 +193,7 @@ def digest(description: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-  """Return {package: version} of what wrote a checkpoint."""
+  """Return {package: version} of the installed packages that write checkpoints."""
   found = {}
   for package in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -200,15 +202,16 @@ def versions() -> dict[str, str]:
 
 
 def fingerprints(state: PyTree) -> dict[str, int]:
-  """Compute a number of 32 bits from every bit of every leaf; jit it.
+  """Compute a 32-bit fingerprint of every leaf, from all of its bits.
 
-  A damaged file can decode to wrong numbers without an error (docs/hazards.md#orbax-errors).
-  The number is a sum modulo 2^32 of the array's words, each times an odd number that depends on
-  its place. The sum does not depend on how devices share the array. It changes if a single bit
-  changes, because an odd factor has an inverse.
+  A damaged file can decode to wrong numbers without an error (docs/hazards.md#orbax-errors). The
+  fingerprint of an array is a sum modulo 2^32 of its words of up to 32 bits. Each word is first
+  multiplied by an odd number that depends on the place of the word. The sum does not depend on how
+  devices share the array. A change of one bit changes the sum, because an odd factor has an inverse
+  modulo 2^32. Call this function under `jax.jit`.
 
   Returns:
-    {path: number []}.
+    {path: uint32 []}.
   """
   return {name: _fingerprint(leaf) for name, leaf in named(state).items()}
 
@@ -230,7 +233,7 @@ def _fingerprint(leaf: jax.Array) -> Any:
 
 
 def named(state: PyTree) -> dict[str, jax.Array]:
-  """Return {path: leaf}, with random keys as the integers that they hold."""
+  """Return {path: leaf}, with each random key replaced by its integers."""
   plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
   return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
 
@@ -251,10 +254,10 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
   """Try to read a part of a checkpoint, in every process, and agree on whether it is damaged.
 
   Returns:
-    (result, "") if no process failed; otherwise (None, what went wrong in this process).
+    (the result, "") if no process failed. Otherwise (None, a message about this process).
 
   Raises:
-    OSError: the part cannot be read for now, and the error does not say that it is damaged.
+    OSError: reading failed in some process for a temporary cause. The part may be intact.
   """
   result, error, temporary = None, "", False
   try:
@@ -294,7 +297,7 @@ def check_writable(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
-  """Add to an error of writing what the user can do, and where training would continue."""
+  """Add advice to an error of writing, and the step from which training would continue."""
   try:
     yield
   except (OSError, ValueError, RuntimeError) as error:
@@ -324,6 +327,6 @@ def put_aside(folder: pathlib.Path, damaged: Mapping[int, str]) -> None:
 
 
 def _unused(path: pathlib.Path) -> pathlib.Path:
-  """The path, or the first of path.1, path.2, ... that does not exist."""
+  """Return `path`, or path.1, path.2, ...: the first of them that does not exist."""
   candidates = (path if i == 0 else path.with_name(f"{path.name}.{i}") for i in range(1_000_000))
   return next(candidate for candidate in candidates if not candidate.exists())

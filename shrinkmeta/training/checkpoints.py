@@ -2,7 +2,7 @@
 
 A checkpoint is a folder named after its step. Orbax writes it under another name and renames it at
 the end, so a killed process leaves no half-written checkpoint. `checkpoint_format.py` adds a
-description, so that a damaged checkpoint and one of another model are found.
+description, which reveals damaged checkpoints and checkpoints of another model.
 """
 
 import contextlib
@@ -43,22 +43,22 @@ _FINGERPRINTS = jax.jit(fingerprints)
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-  """Where `fit` keeps states, how often and how many.
+  """The folder in which `fit` saves states, how often it saves, and how many it keeps.
 
   Attributes:
     folder: a folder for this run alone, made if it is missing. A leading ~ is expanded. A bucket
       must be mounted: `fit` and `restore` refuse URLs such as gs://... before any work.
     every: steps between two checkpoints. The last step is saved too, and so is the step at which
       SIGTERM stops a run.
-    keep: how many of the latest checkpoints stay. The one with the best evaluation stays as well.
+    keep: the number of latest checkpoints that stay. The one with the best evaluation stays too.
     asynchronous: whether training continues while files are written.
     constants: whether the constants of the state are stored too. If not, a checkpoint holds their
       fingerprints, and the state to continue from must have the same constants.
     settings: plain data that must be the same when a run continues, such as learning rates and
-      seeds. The state does not show them.
+      seeds. The state does not hold them.
 
   Raises:
-    TypeError: a value of the wrong type.
+    TypeError: a value has the wrong type.
     ValueError: a number is below 1.
 
   Example:
@@ -95,9 +95,9 @@ class Store(NamedTuple):
 
   Attributes:
     save: save(state, value=None) starts to write the state. `value` is its evaluation; smaller is
-      better. One that is not finite is kept from orbax (docs/hazards.md#orbax-nan-metrics).
-    restore: restore(state) returns the newest readable state, or None, and renames damaged
-      checkpoints.
+      better. Orbax gets no value that is not finite (docs/hazards.md#orbax-nan-metrics).
+    restore: restore(state) returns the newest readable state, or None if there is no checkpoint.
+      It renames damaged checkpoints.
     best: best() returns (step, value) of the best evaluated state, or None.
     finish: finish() waits until everything is on disk.
   """
@@ -117,20 +117,20 @@ def restore(
   """Read a state that `fit` saved.
 
   Args:
-    checkpoints: as `fit` got them, with the same `settings`.
+    checkpoints: the Checkpoints that `fit` got, with the same `settings`.
     learner: the learner of the run.
-    state: a state of `learner.init(params)`. It gives the structure and the devices; the arrays
-      are replaced by the saved ones.
-    step: the step after which the state was saved. "best" is the state that `fit(best=...)` kept.
-      None is the newest readable one.
+    state: a state of `learner.init(params)`. The result has the structure of `state` and lies on
+      the same devices.
+    step: the step after which the state was saved. "best" reads the state that `fit(best=...)`
+      kept. None reads the newest readable state.
 
   Returns:
-    The state, placed on the devices of `state`. None if the folder has no checkpoint.
+    The saved state, or None if the folder has no checkpoint.
 
   Raises:
-    TypeError: an argument of the wrong type.
-    ValueError: the checkpoint belongs to another model or other settings, or there is no such step.
-    OSError: the checkpoint is damaged.
+    TypeError: an argument has the wrong type.
+    ValueError: the checkpoint is of another model or other settings, or no such step was saved.
+    OSError: the checkpoint is damaged or cannot be read now.
 
   Example:
     >>> import tempfile, optax, jax.numpy as jnp, shrinkmeta as sm
@@ -170,20 +170,20 @@ def restore(
 def opened(
   checkpoints: Checkpoints, learner: MetaLearner, meta_batch: int | None = None
 ) -> Iterator[Store]:
-  """Open the folder in every process of a run; on leaving, everything is on disk.
+  """Open the folder in every process of a run, and wait at the end until all is on disk.
 
   Args:
-    checkpoints: the folder and how it is used.
+    checkpoints: the folder, and how often and how many states to save.
     learner: the learner of the run.
     meta_batch: as in `describe`.
   """
-  _orbax()  # if it is missing, say so before any work
+  _orbax()  # if orbax is not installed, raise the error before any work
   folder = _absolute(checkpoints)
   check_writable(folder)
-  # Made at its first use. Damaged checkpoints are put aside before that, and a run that is refused
-  # makes no manager: it would delete what another run is writing here.
+  # `restore` renames damaged checkpoints before the first use makes the manager. A refused run has
+  # no manager, because the manager would delete files that another run is writing here.
   manager = functools.cache(lambda: _manager(folder, checkpoints))
-  values: dict[int, float] = {}  # what was handed to `save`: the same in every process
+  values: dict[int, float] = {}  # {step: value given to `save`}, equal in all processes
   started: list[int] = []  # the steps whose save has started
   described = describing(learner, checkpoints.settings, checkpoints.constants, meta_batch)
 
@@ -197,7 +197,7 @@ def opened(
     args = _orbax().args
     what = args.Composite(**{_STATE: args.StandardSave(named(state)), _ABOUT: args.JsonSave(about)})
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
-    finish()  # orbax would wait here as well, but blame this step for an error of the previous one
+    finish()  # orbax waits too, but would report an error of the previous step as this one's
     started.append(step)
     with explained(folder, step):
       manager().save(step, args=what, metrics=metrics)
@@ -214,7 +214,7 @@ def opened(
 
   def best() -> tuple[int, float] | None:
     step = manager().best_step()
-    if step in values:  # on disk only after the save: docs/hazards.md#orbax-late-metrics
+    if step in values:  # orbax has it only after the save: docs/hazards.md#orbax-late-metrics
       return step, values[step]
     if step is None or (metrics := manager().metrics(step)) is None:
       return None
@@ -240,7 +240,7 @@ def _absolute(checkpoints: Checkpoints) -> pathlib.Path:
 
 
 def _manager(folder: pathlib.Path, checkpoints: Checkpoints) -> Any:
-  """Orbax's manager of the folder, which keeps the latest states and the best one."""
+  """Make orbax's manager of the folder, which keeps the latest states and the best one."""
   ocp = _orbax()
   policies = ocp.checkpoint_managers
   options = ocp.CheckpointManagerOptions(
@@ -279,7 +279,7 @@ def _orbax() -> Any:
 
 
 def _value_of(metrics: Mapping[str, float]) -> float:
-  """What orbax maximises: a small value is good."""
+  """Return minus the value: orbax maximises this number, and a small value is good."""
   return -metrics["value"]
 
 
@@ -294,7 +294,7 @@ def _newest_readable(
   wanted: Mapping[str, Any],
   by_value: bool,
 ) -> tuple[MetaState | None, dict[int, str]]:
-  """The state of the last step that can be read, and {later step: what is wrong with it}.
+  """Return the newest readable state or None, and {later step: the error of its checkpoint}.
 
   Args:
     folder: of the checkpoints.
@@ -304,7 +304,7 @@ def _newest_readable(
     by_value: whether the checkpoint holds the constants.
 
   Raises:
-    OSError: there are checkpoints, and none can be read.
+    OSError: there are checkpoints, but none can be read.
   """
   damaged, state = {}, stored(whole, by_value)
   for step in reversed(steps):

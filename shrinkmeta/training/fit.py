@@ -1,8 +1,9 @@
-"""The training loop, the same on a laptop and on a pod.
+"""The training loop, which runs unchanged on a laptop and on a pod.
 
 Update i sees the tasks i * meta_batch to (i + 1) * meta_batch - 1 of the source, for any number of
-devices and processes; each process asks the source for its own share. A run that was stopped
-continues from its last checkpoint. On the same devices it ends with the same bits.
+devices and processes. Each process asks the source for its own share. A run that was stopped
+continues from its last checkpoint. On the same devices it then ends with the same bits as a run
+that was not stopped.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from shrinkmeta.training.records import Reporter, reporting
 from shrinkmeta.training.stopping import Watchdog, stop_signals
 
 PyTree = Any
-Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: a number}
+Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: number}
 
 
 def fit(
@@ -53,43 +54,44 @@ def fit(
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks, the seconds, and the share of inner loops that
-  converged. Failed tasks and unconverged loops are warned of.
+  converged. `fit` warns once if tasks fail, and once if few loops of an implicit gradient converge.
 
-  Ctrl-C ends the run after the update under way: the state is saved, if there are `checkpoints`,
-  and returned, for another `fit` to continue from. A second Ctrl-C interrupts at once.
+  Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
+  `checkpoints`, and returns it. Another `fit` can continue from it. A second Ctrl-C stops at once.
 
   Args:
     learner: the learner.
     state: a state of `learner.init(params)`, or any later one. It is copied, never donated; its
       constants are neither. With `checkpoints`, the newest state in the folder replaces it.
     tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
-      It must return the same tasks for the same numbers. If learner.spec.mesh does not divide the
-      tasks evenly, padding tasks are added, which count as 0. A list of Tasks, or a Task with
-      leaves [K, N, ...], is drawn from in a new order each epoch: see `shrinkmeta.source`.
-    steps: the number of updates, those of earlier runs included.
+      It must return the same tasks for the same numbers. If the devices of learner.spec.mesh cannot
+      share the tasks evenly, `fit` adds padding tasks, which count as 0. `tasks` may also be a list
+      of Tasks, or a Task with leaves [K, N, ...], in a new order each epoch: see `sm.source`.
+    steps: the number of updates of all runs together, earlier runs included.
     meta_batch: the number of tasks per update.
-    micro_batches: the number of parts in which the tasks of an update are drawn, placed and run,
-      one after another, if they do not fit into memory at once. It divides `meta_batch`.
-    key: folded with the step, for a learner that draws (a batch_size, a stochastic log_det).
-    evaluate: evaluate(state) returns {name: number}, in every process. The numbers join the log
-      record as "eval/<name>". The next update overwrites the state's arrays: copy what you keep.
+    micro_batches: the number of parts into which the tasks of an update are split; it divides
+      `meta_batch`. The parts run one after another, so only one of them must fit into memory.
+    key: a random key, needed if the learner draws (batch_size, log_det). Each update folds its step
+      into the key.
+    evaluate: evaluate(state) returns {name: number}, in every process. The log record has every
+      number as "eval/<name>". The next update overwrites the state's arrays: copy what you keep.
     evaluate_every: the number of updates between two evaluations.
-    best: a name that `evaluate` returns. The state with the smallest value is kept, for
-      `restore(checkpoints, learner, state, "best")`.
-    callbacks: called with the log record of every step, in process 0.
-    checkpoints: where states are kept, or None.
-    rules: how large leaves are cut over the mesh's axis "model": see `place_state`.
-    stall_seconds: the longest time for an update, in seconds, compilation apart. A longer one ends
-      the process with exit code 1 and the tracebacks of all threads.
+    best: a name that `evaluate` returns. The state with the smallest value is kept, and
+      `restore(checkpoints, learner, state, "best")` reads it.
+    callbacks: process 0 calls them with the log record of every step.
+    checkpoints: where and how often to save states, or None.
+    rules: how large leaves are cut along the axis "model" of the mesh: see `place_state`.
+    stall_seconds: the longest time of an update in seconds, without compilation. A longer update,
+      except the first one, ends the process with exit code 1 and the tracebacks of all threads.
 
   Returns:
     The state after the last update.
 
   Raises:
-    TypeError, ValueError: an argument is wrong; the message names it.
+    TypeError, ValueError: an argument is wrong. The message names it.
     FloatingPointError: every task of an update failed, or its gradient is not finite.
     MemoryError: an update needs more memory than the device has, by XLA's analysis.
-    SystemExit: with code 143 on SIGTERM, after the state is saved.
+    SystemExit: SIGTERM ended the run, after the state was saved. The exit code is 143.
 
   Example:
     >>> import shrinkmeta as sm
@@ -124,18 +126,18 @@ def fit(
 
 
 class _Evaluation(NamedTuple):
-  """What `fit` evaluates, and how often."""
+  """The function that evaluates a state, and how often `fit` calls it."""
 
   function: Evaluate | None
   every: int  # updates
   best: str | None
 
   def due(self, done: int) -> bool:
-    """Whether the state after `done` updates is evaluated."""
+    """Return whether to evaluate the state after `done` updates."""
     return self.function is not None and done % self.every == 0
 
   def __call__(self, state: MetaState) -> dict[str, float]:
-    """The numbers {"eval/<name>": float}, and an error if they are none or lack the best."""
+    """Return {"eval/<name>": float}, or raise an error if a value or the name `best` is wrong."""
     assert self.function is not None
     found = self.function(state)
     validate.instance("evaluate(state)", found, Mapping, "a dict {name: number}")
@@ -151,24 +153,24 @@ class _Evaluation(NamedTuple):
 
 
 def _number(value: Any) -> float:
-  """A number of Python, NumPy or JAX as a float; TypeError for text and for arrays with axes."""
+  """Convert a number of Python, NumPy or JAX to a float; raise TypeError for other values."""
   if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
     raise TypeError(f"{type(value).__name__} is no number")
   return float(value)
 
 
 class _Saving(NamedTuple):
-  """Where `fit` saves states, and how often."""
+  """The store in which `fit` saves states, and how often it does."""
 
   store: Store | None
   every: int  # updates
 
   def scheduled(self, done: int) -> bool:
-    """Whether the state after `done` updates is saved in any case."""
+    """Return whether the state after `done` updates is saved on schedule."""
     return self.store is not None and done % self.every == 0
 
   def due(self, done: int, value: float | None) -> bool:
-    """Whether the state after `done` updates, evaluated as `value`, is saved."""
+    """Return whether to save the state after `done` updates: on schedule, or if it is the best."""
     if self.store is None or value is None or self.scheduled(done):
       return self.scheduled(done)
     best = self.store.best()
@@ -192,12 +194,12 @@ def _loop(
     if step > first:
       watchdog.start()
     state, record = update(state, step)
-    reporter.flush()  # the record of the last step: an accelerator is busy with this one by now
+    reporter.flush()  # read the last step's record while an accelerator computes this step
     reporter.hold(step, record)
     evaluates = evaluation.due(done)
     # On a CPU two programs with a collective must not run at once: the host devices share one
     # thread pool and could wait for each other (docs/hazards.md#host-device-collectives). On an
-    # accelerator the work below would wait for the update without a watchdog.
+    # accelerator the work below needs the new state. Wait for it here, while the watchdog counts.
     if on_cpu or evaluates or saving.scheduled(done) or done == steps:
       jax.block_until_ready(record)
     watchdog.stop()
@@ -212,7 +214,7 @@ def _loop(
       if due or last:
         saving.store.save(state, value)
       if last:
-        saving.store.finish()  # still inside `stop_signals`, so that a signal waits for it
+        saving.store.finish()  # inside `stop_signals`, so that a signal does not cut it short
     if stop is not None:
       name = signal.Signals(stop).name
       logging.warning("%s: stopped after step %d (%d of %d done).", name, step, done, steps)
@@ -223,15 +225,16 @@ def _loop(
 
 
 def _first_step(state: MetaState, steps: int) -> int:
-  """The step that a run to `steps` begins at; ValueError if the state is past it."""
+  """Return the first step of the run; raise ValueError if the state is past `steps`."""
   if (first := int(state.step)) > steps:
     raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
   return first
 
 
 def _copied(state: MetaState) -> MetaState:
-  """The state, copied except for its constants."""
-  # Updates donate the state; the caller keeps their arrays (docs/hazards.md#donated-twice).
+  """Copy the state, except for its constants."""
+  # An update deletes the arrays of its state. The copy keeps the caller's arrays alive
+  # (docs/hazards.md#donated-twice).
   copy = lambda x: x.copy() if isinstance(x, jax.Array) else jnp.array(x, jnp.result_type(x))
   constants = jax.tree.map(jnp.asarray, state.constants)
   return jax.tree.map(copy, state._replace(constants=None))._replace(constants=constants)
@@ -247,7 +250,7 @@ def _check_types(
   rules: Any,
   stall_seconds: Any,
 ) -> None:
-  """Raise TypeError or ValueError if an argument of `fit` is not what its name says."""
+  """Raise TypeError or ValueError if an argument of `fit` has a wrong type or value."""
   check_learner("learner", learner)
   check_state("state", state)
   if not isinstance(tasks, (Task, list, tuple)):
@@ -260,7 +263,7 @@ def _check_types(
     )
   scalars.key("key", key)
   many = "a sequence of shrinkmeta.Callback, such as [shrinkmeta.recorder(records)]"
-  if isinstance(callbacks, Callback):  # itself a tuple, of three functions
+  if isinstance(callbacks, Callback):  # a Callback is a tuple too, of three functions
     raise TypeError(f"callbacks must be {many}; got one Callback: put it into a list.")
   validate.instance("callbacks", callbacks, Sequence, many)
   for i, callback in enumerate(callbacks):
@@ -281,11 +284,11 @@ def _check_types(
 
 
 def _source(tasks: Source | Sequence[Task] | Task, key: jax.Array | None) -> Source:
-  """The tasks as a function (first, count) -> Task."""
+  """Return the tasks as a function (first, count) -> Task."""
   if not isinstance(tasks, (Task, list, tuple)):
     return cast(Source, tasks)
   key = jax.random.key(0) if key is None else key
-  # Updates fold their number into the key, and none is as large as this one.
+  # Updates fold their step into the key. This number is above every step, so the draws differ.
   return source(cast(Any, tasks), key=jax.random.fold_in(key, 2**32 - 1))
 
 

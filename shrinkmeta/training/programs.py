@@ -1,7 +1,7 @@
-"""What an update runs: draw its tasks, place them on the devices, and call compiled programs.
+"""Run an update: draw its tasks, place them on the devices, and call compiled programs.
 
-With micro_batches = 1 that is one program. Otherwise one program runs for each part of the tasks,
-another adds the parts' sums, and a third updates the state.
+With micro_batches = 1 an update runs one program. Otherwise a first program runs for each part of
+the tasks, a second adds the sums of the parts, and a third updates the state.
 """
 
 from collections.abc import Callable
@@ -40,21 +40,21 @@ def build_update(
   Args:
     learner: the learner.
     state: a state that is placed on the devices. The new states are placed in the same way.
-    source: gives the tasks.
+    source: the function (first, count) -> Task.
     meta_batch: the number of tasks per update.
-    micro_batches: the number of parts in which they run; it divides `meta_batch`.
-    key: folded with the step. None if the learner draws nothing.
-    watchdog: stopped while a program compiles.
+    micro_batches: the number of parts in which the tasks run. It divides `meta_batch`.
+    key: a random key, into which each update folds its step. None if the learner draws nothing.
+    watchdog: the watchdog of the run. It does not count while a program compiles.
 
   Returns:
-    update(state, step) -> (state, log record), the log record as `measured` returns it. The old
+    update(state, step) -> (new state, log record). The log record is that of `measured`. The old
     state is donated.
   """
   count = meta_batch // micro_batches
   draw = _drawing(source, learner.spec.mesh, count)
   key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
-  # The new state takes the place of the old one, on the same devices. Constants are another
-  # argument: they are not donated, and no program returns a copy of them.
+  # The new state overwrites the old one and keeps its placement. Constants are another argument:
+  # they are not donated, and no program returns a copy of them.
   constants = state.constants
   options: dict[str, Any] = {"donate_argnums": 0}
   if learner.spec.mesh is not None:
@@ -86,8 +86,8 @@ def build_update(
   part = compile_per_shape(part, watchdog, _advice(learner))
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   finish = jax.jit(finish, **options)
-  # On a CPU one program with a collective runs at a time: see `fit`, and
-  # docs/hazards.md#host-device-collectives.
+  # On a CPU two programs with a collective must not run at once, as in `fit`
+  # (docs/hazards.md#host-device-collectives).
   wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
 
   def in_parts(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
@@ -104,7 +104,7 @@ def build_update(
 
 
 def _drawing(source: Source, mesh: jax.sharding.Mesh | None, count: int) -> Callable[[int], Task]:
-  """Build draw(first): this process' share of `count` tasks, placed and padded."""
+  """Build draw(first), which draws, pads and places this process's share of `count` tasks."""
   offset, mine, share = share_of_tasks(count, mesh)
 
   def drawn(first: int, wanted: int) -> Task:
@@ -132,12 +132,12 @@ def compile_per_shape(
 
   Args:
     f: the function.
-    watchdog: stopped while a program compiles.
-    advice: what to do if a program needs more memory than the device has.
-    **options: those of `jax.jit`.
+    watchdog: the watchdog of the run. It does not count while a program compiles.
+    advice: what the user can do if a program needs more memory than the device has.
+    **options: options of `jax.jit`.
 
   Returns:
-    A function like `f`.
+    A function with the arguments and results of `f`.
   """
   programs: dict[Any, jax.stages.Compiled] = {}
 
@@ -155,7 +155,7 @@ def compile_per_shape(
 
 
 def _advice(learner: MetaLearner) -> str:
-  """What to do if an update needs more memory than the device has."""
+  """Return what the user can do if an update needs more memory than the device has."""
   if learner.spec.sees_all_tasks:
     return "One term joins all tasks of an update: use a smaller meta_batch, or more devices"
   return (
@@ -165,7 +165,7 @@ def _advice(learner: MetaLearner) -> str:
 
 
 def _log_memory(needed: ProgramCost | None, advice: str) -> None:
-  """Log the memory of a program; raise MemoryError if the device has less."""
+  """Log the memory that a program needs, and raise MemoryError if the device has less."""
   logging.info("An update needs %s.", needed or "an amount of memory this backend does not report")
   limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
   if needed is not None and limit is not None and needed.bytes > limit:

@@ -1,4 +1,4 @@
-"""The log record of an update: how it is measured, when it is read, what it warns of."""
+"""Collect the log record of each update, pass it to the callbacks, and warn of problems in it."""
 
 import contextlib
 import math
@@ -18,10 +18,10 @@ PyTree = Any
 
 
 def measured(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
-  """Collect the numbers of one update that are logged.
+  """Collect the numbers that one update logs.
 
   Args:
-    learner: the learner that made the update.
+    learner: the learner of the run.
     state: the state after the update.
     metrics: the metrics of the update.
 
@@ -50,7 +50,7 @@ def measured(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[s
 
 
 def _has_convergence(learner: MetaLearner) -> bool:
-  """Whether the learner's metrics say if an inner loop converged: others do not know the norm."""
+  """Return whether the metrics report convergence, which needs the inner loop's gradient norm."""
   return learner.spec.has_mode or learner.spec.inner.tol is not None
 
 
@@ -60,7 +60,7 @@ class Warnings:
   Args:
     learner: the learner.
     meta_batch: the number of tasks per update.
-    updates: the number of updates of this run. Convergence is judged by the first 20 of them.
+    updates: the number of updates of this run. The warning about convergence uses the first 20.
   """
 
   def __init__(self, learner: MetaLearner, meta_batch: int, updates: int):
@@ -70,11 +70,11 @@ class Warnings:
     self._told_of_failures = False
 
   def see(self, step: int, numbers: Mapping[str, float]) -> None:
-    """Look at the log record of an update, and warn if there is a reason to.
+    """Check the log record of an update, and log a warning if tasks failed or few loops converged.
 
     Args:
       step: the number of the update.
-      numbers: its log record.
+      numbers: the log record of the update.
     """
     failed = int(numbers["failed"])
     if 0 < failed < self._meta_batch and not self._told_of_failures:
@@ -95,7 +95,7 @@ class Warnings:
         self._judge_convergence(numbers)
 
   def _judge_convergence(self, numbers: Mapping[str, float]) -> None:
-    """Warn if less than half of the inner loops of the first updates converged."""
+    """Log a warning if fewer than half of the inner loops of the first updates converged."""
     share, tol = sum(self._converged) / self._wanted, self._inner.tol
     if share < 0.5:
       logging.warning(
@@ -112,10 +112,10 @@ class Warnings:
 
 
 class Reporter:
-  """Hand the log records of a run to its callbacks, one update late where that saves time.
+  """Pass the log records of a run to its callbacks, one update late on an accelerator.
 
-  Reading a number from an accelerator waits for the update that computes it. So the loop holds the
-  record of an update until it has started the next one.
+  Reading a number from an accelerator waits for the update that computes it. So the training loop
+  holds the log record of an update until it has started the next update.
   """
 
   def __init__(self, callbacks: Sequence[Callback], meta_batch: int, warnings: Warnings | None):
@@ -124,14 +124,16 @@ class Reporter:
     self._last = time.perf_counter()
 
   def hold(self, step: int, record: PyTree) -> None:
-    """Keep the record of `step`, a dict of scalars [] on the device, without reading it."""
+    """Keep the log record of `step`, {name: scalar []} on the device, without reading it."""
     self._held = step, record
 
   def flush(self, extra: Mapping[str, float] | None = None) -> None:
-    """Read the record that is held, if any, add `extra` to it and call the callbacks.
+    """Read the held log record, add `extra` to it, and call the callbacks.
+
+    Without a held log record the method does nothing.
 
     Raises:
-      FloatingPointError: every task of that update failed, or its gradient is not finite.
+      FloatingPointError: every task of the update failed, or its gradient is not finite.
     """
     if self._held is None:
       return
@@ -152,9 +154,9 @@ class Reporter:
 def reporting(
   learner: MetaLearner, callbacks: Sequence[Callback], first: int, steps: int, meta_batch: int
 ) -> Iterator[Reporter]:
-  """Call `begin` of every callback, yield a Reporter, and call `end` also after an error.
+  """Call `begin` of every callback, yield a Reporter, and call `end`, even after an error.
 
-  Only process 0 calls callbacks and warns: elsewhere the Reporter does neither.
+  Only process 0 calls callbacks and warns. In other processes the Reporter does neither.
   """
   called, warnings = (), None
   if jax.process_index() == 0:
@@ -167,9 +169,9 @@ def reporting(
 
 
 def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> None:
-  """Raise FloatingPointError if the update of `step` could not move the state."""
+  """Raise FloatingPointError if every task of `step` failed or its gradient is not finite."""
   if numbers["failed"] == meta_batch:
-    # Why eps_root: docs/hazards.md#adam-root.
+    # docs/hazards.md#adam-root explains why Adam needs eps_root.
     raise FloatingPointError(
       f"No task of step {step} had a finite loss and gradient, so there is nothing to learn from. "
       "Lower the inner step size or init_sigma, and look for NaN in the tasks; a gradient through "

@@ -1,4 +1,4 @@
-"""Early stops: SIGTERM and Ctrl-C end a run after its current step, a watchdog one that stalls."""
+"""Early stops: SIGTERM and Ctrl-C end a run after its step, and a watchdog ends a stalled run."""
 
 import contextlib
 import faulthandler
@@ -14,26 +14,26 @@ from jax.experimental import multihost_utils
 
 
 class Watchdog:
-  """End the process, with exit code 1 and all tracebacks, if a step takes too long.
+  """End the process if a step takes too long, with exit code 1 and the tracebacks of all threads.
 
   Call `start` before a step and `stop` after it.
 
   Args:
-    seconds: the longest time between `start` and `stop`. None never ends the process.
+    seconds: the longest time between `start` and `stop`, in seconds. None sets no limit.
   """
 
   def __init__(self, seconds: float | None):
     self.seconds, self._watching = None if seconds is None else float(seconds), False
 
   def start(self) -> None:
-    """Start to count the seconds of a step."""
+    """Start to count the time of a step."""
     if self.seconds is not None:
       self._watching = True
-      stderr = 2  # the file descriptor: a program may have replaced sys.stderr
+      stderr = 2  # the file descriptor, because a program may have replaced sys.stderr
       faulthandler.dump_traceback_later(self.seconds, exit=True, file=stderr)
 
   def stop(self) -> bool:
-    """Stop to count, and return whether the watchdog was counting."""
+    """Stop counting, and return whether the watchdog was counting."""
     watched, self._watching = self._watching, False
     if watched:
       faulthandler.cancel_dump_traceback_later()
@@ -42,14 +42,16 @@ class Watchdog:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], int | None]]:
-  """Catch SIGTERM and Ctrl-C, and yield a function that says whether to stop after a given step.
+  """Catch SIGTERM and Ctrl-C, and yield a function that tells the loop whether to stop.
 
-  The function returns the signal to stop for, or None. It gives the same answer in every process.
-  If SIGTERM comes and nobody asks the function afterwards, SIGTERM is raised again on leaving. A
-  second Ctrl-C raises KeyboardInterrupt at once. A handler of Ctrl-C other than Python's own stays
-  in its place, and so does every handler if there are several processes.
+  stopped(step) returns the number of the signal that ends the run after `step`, or None. The answer
+  is the same in every process. If SIGTERM arrives after the last call of `stopped`, the context
+  raises it again at its end. A second Ctrl-C raises KeyboardInterrupt at once.
+
+  If the program has its own handler of Ctrl-C, that handler stays. With several processes all
+  handlers stay, and only SIGTERM ends a run. Outside the main thread no signal ends a run.
   """
-  if jax.process_count() > 1:  # JAX's own service makes all processes stop at the same step
+  if jax.process_count() > 1:  # JAX's service lets all processes stop at the same step
     reached = multihost_utils.reached_preemption_sync_point
     yield lambda step: signal.SIGTERM if reached(step) else None
     return
@@ -62,13 +64,13 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   def stopped(step: int) -> int | None:
     nonlocal acted_on
     acted_on = bool(received)
-    return max(received, default=None)  # SIGTERM, 15, before SIGINT, 2
+    return max(received, default=None)  # SIGTERM (15) takes precedence over SIGINT (2)
 
   def interrupted(number: int, frame: FrameType | None) -> None:
     if number in received:
       signal.default_int_handler(number, frame)
     received.add(number)
-    with contextlib.suppress(RuntimeError):  # the signal came while something was being written
+    with contextlib.suppress(RuntimeError):  # the signal interrupted another log message
       logging.warning("Ctrl-C: fit stops after this step. Press Ctrl-C again to interrupt at once.")
 
   handlers: dict[int, Any] = {signal.SIGTERM: lambda number, frame: received.add(number)}
@@ -80,5 +82,5 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
-    if signal.SIGTERM in received and not acted_on:  # it came after the last step
+    if signal.SIGTERM in received and not acted_on:  # it came after the last call of `stopped`
       signal.raise_signal(signal.SIGTERM)

@@ -39,17 +39,17 @@ def calibration(
   mask: jax.Array | None = None,
   bins: int = 15,
 ) -> Calibration:
-  """Accuracy, negative log-likelihood, Brier score and expected calibration error.
+  """Compute accuracy, negative log-likelihood, Brier score and expected calibration error.
 
   The confidence of a prediction is its largest probability. The calibration error sorts predictions
-  by confidence into bins b of equal width over (0, 1]:
+  by confidence into bins b of equal width over (0, 1], with N_b predictions in bin b:
 
       ece = sum_b N_b / N |accuracy of bin b - mean confidence of bin b|
 
   Args:
     log_probabilities: [N, C]; logits are normalised.
-    targets: [N] integers from 0 to C - 1, the right classes. One out of range is a ValueError
-      outside jit; under jit all four figures become NaN.
+    targets: [N] integers from 0 to C - 1, the right classes. Outside jit a class out of range
+      raises ValueError. Under jit it makes all four results NaN.
     mask: [N], 0 for examples that do not count, or weights. None: all examples count once.
     bins: the number of bins.
 
@@ -59,7 +59,7 @@ def calibration(
 
   Raises:
     TypeError: an argument is not an array, or `bins` is not an integer.
-    ValueError: wrong shapes, targets that are not integers, or negative weights.
+    ValueError: the shapes are wrong, the targets are not integers, or a weight is negative.
 
   References: Brier, 1950; Guo, Pleiss, Sun, Weinberger, On calibration of modern neural networks,
     arXiv 1706.04599.
@@ -112,27 +112,27 @@ def coverage(
   level: float = 0.95,
   mask: jax.Array | None = None,
 ) -> jax.Array:
-  """The share of targets within the central interval of N(mean, sd^2).
+  """Return the share of targets within the central interval of N(mean, sd^2).
 
       |target - mean| <= sd * Phi^-1((1 + level) / 2)
 
   Calibrated predictions cover a share of about `level`.
 
   Args:
-    mean: [N, ...], of the predictions.
-    sd: [N, ...], standard deviation, in the unit of the targets.
+    mean: [N, ...], the means of the predictions.
+    sd: [N, ...], their standard deviations, in the unit of the targets.
     targets: [N, ...].
-    level: between 0 and 1.
+    level: the probability of the interval, between 0 and 1.
     mask: [N, ...], 0 for targets that do not count, or weights; axes after the first may have the
       size 1. None: all targets count once.
 
   Returns:
-    []. It is NaN if a mean, sd or target that counts is NaN, or if such an sd is negative; it is 0
-    if no target counts.
+    A number []. It is NaN if a mean, sd or target that counts is NaN, or if an sd that counts is
+    negative. It is 0 if no target counts.
 
   Raises:
     TypeError: an argument is not an array, or `level` is not a number.
-    ValueError: wrong shapes, a level out of range, or negative weights.
+    ValueError: the shapes are wrong, the level is out of range, or a weight is negative.
 
   >>> coverage(jnp.zeros(2), jnp.ones(2), jnp.array([1.9, 2.0]))
   Array(0.5, dtype=float32)
@@ -156,7 +156,10 @@ def coverage(
 
 
 def _weights(mask: Any, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """The mask as floats of the shape `shape`, or ones; an error if it does not fit."""
+  """Return `mask` as floats of the shape `shape`, or ones if it is None.
+
+  Raise TypeError or ValueError if `mask` does not fit the shape or has a negative weight.
+  """
   dtype = like.dtype if jnp.issubdtype(like.dtype, jnp.floating) else jnp.result_type(float)
   if mask is None:
     return jnp.ones(shape, dtype)
@@ -175,6 +178,9 @@ def _weights(mask: Any, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _total(weights: jax.Array) -> jax.Array:
-  """What a weighted sum is divided by: the sum of the weights, 1 if that is 0, NaN if it is NaN."""
+  """Return the divisor [] of a weighted sum: the sum of the weights, or 1 if that is 0.
+
+  If a weight is NaN, so is the divisor.
+  """
   total = jnp.sum(weights)
   return jnp.where(jnp.isnan(total), jnp.nan, divisor(total))

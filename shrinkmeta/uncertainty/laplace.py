@@ -49,19 +49,19 @@ def posterior(
     phi: the parameters that all tasks share.
     log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
     theta: the mode, from `map_estimate` or `learner.adapt`.
-    batch: the data that theta was found on, without the T axis; `jax.vmap` for many tasks.
-    rank: number of Lanczos steps, and of directions; None is exact where A, N C x D, has at most
-      `limit` entries, and 64 else.
-    limit: the number of entries of A up to which the posterior is exact.
-    key: of the vector from which Lanczos begins; None is `jax.random.key(0)`.
+    batch: the data of the task, without the T axis; for many tasks use `jax.vmap`.
+    rank: the number of Lanczos steps, which is the number of directions. None: exact if A [N C, D]
+      has at most `limit` entries, otherwise 64.
+    limit: the largest number of entries of A for which rank=None is exact.
+    key: draws the vector from which Lanczos begins; None is `jax.random.key(0)`.
     constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
     a Posterior.
 
   Raises:
-    TypeError, ValueError: an argument of another type, arguments that do not fit each other, or a
-      sigma that is known to be inf.
+    TypeError, ValueError: an argument has the wrong type, the arguments do not fit each other, or a
+      sigma is known to be inf.
 
   >>> import jax, jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -98,14 +98,14 @@ def posterior(
 
 
 def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:
-  """Return (V [R, D], lambda [R]) by the singular values of A."""
+  """Return (V [R, D], lambda [R]) from the singular value decomposition of A."""
   factor = model.factor()
   _, singular, basis = thin_svd(factor.a)
   return basis, jnp.where(factor.negative, jnp.nan, jnp.square(singular))
 
 
 def _low_rank(model: TaskModel, rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Return (V [rank, D], lambda [rank]) by `rank` products with s C s."""
+  """Return (V [rank, D], lambda [rank]) from `rank` products with s C s."""
   flat, unravel = ravel_pytree(model.part)
   curved = model.product("gauss_newton")
 

@@ -3,10 +3,10 @@
     z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z,   C the Gauss-Newton curvature.
 
 s is sigma, spread over the parameters. Write s C s = V^T diag(lambda) V with orthonormal rows of V
-[R, D]. The posterior variance of z is 1 / (1 + lambda_i) along row i of V, and the prior's, 1, in
-all others. (V, lambda) come from a singular value decomposition of A = Lambda^(1/2) J s. If A
-is too large, Lanczos' method finds some of the directions: the total variance is then too large,
-although the variance along one direction may be too small.
+[R, D]. The posterior variance of z is 1 / (1 + lambda_i) along row i of V, and 1 orthogonal to all
+rows, as in the prior. (V, lambda) come from a singular value decomposition of A = Lambda^(1/2) J s.
+If A is too large, Lanczos' method finds some of the directions. The total variance is then too
+large, although the variance along one direction may be too small.
 """
 
 from collections.abc import Callable
@@ -42,13 +42,13 @@ class Predictive(NamedTuple):
 
 @struct.dataclass
 class Posterior:
-  """The posterior of one task, a pytree: `jax.vmap` of `posterior` gives that of T tasks."""
+  """The posterior of one task, a pytree: `jax.vmap` of `posterior` gives those of T tasks."""
 
-  theta: PyTree  # the mode, all of it
-  scale: PyTree  # s, a scalar a leaf; None for frozen modules
+  theta: PyTree  # the mode, a tree like phi
+  scale: PyTree  # s, one scalar [] for each leaf; None for frozen modules
   basis: jax.Array  # [R, D] V
   eigenvalues: jax.Array  # [R] lambda >= 0
-  batch: Batch  # the data that it was found on; read where a covariance is differentiated
+  batch: Batch  # the data of the task; only a derivative of a covariance reads them
   predict: Callable[..., jax.Array] = struct.field(pytree_node=False)
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
   constants: PyTree = None  # what predict takes as its third argument, or None
@@ -57,14 +57,14 @@ class Posterior:
     """Draw theta n times.
 
     Args:
-      key: of jax.random; consumed.
+      key: a random key; consumed.
       n: the number of draws.
 
     Returns:
       a tree like phi, leaves [n, ...].
 
     Raises:
-      TypeError, ValueError: an argument is of another type, or `n` is less than 1.
+      TypeError, ValueError: an argument has the wrong type, or `n` is less than 1.
 
     >>> import jax.numpy as jnp
     >>> import shrinkmeta as sm
@@ -85,10 +85,10 @@ class Posterior:
 
         f(theta_hat) + J s (z - z_hat)
 
-    This costs one gradient for every output of every example. They are taken one after another.
+    This costs one gradient for every output of every example, taken one example after another.
 
-    The covariance is differentiable, also where s C s has equal eigenvalues or is singular: its
-    derivative is that of J s (I + s C s)^-1 s J^T with the covariance's own inverse.
+    The covariance is differentiable, also where s C s has equal eigenvalues or is singular. Its
+    derivative uses (I + s C s)^-1, and no derivative of an eigenvector.
 
     Args:
       inputs: what `predict` takes, leaves [N, ...].
@@ -128,11 +128,11 @@ class Posterior:
   def outputs(self, key: jax.Array, inputs: PyTree, n: int, linearised: bool = True) -> jax.Array:
     """Draw the outputs n times, of the linearised network or of the network itself.
 
-    The Gauss-Newton posterior belongs to the linearised network. The network itself, at a draw far
-    from theta_hat, mostly predicts worse.
+    The Gauss-Newton posterior belongs to the linearised network. At draws far from theta_hat, the
+    network itself mostly predicts worse.
 
     Args:
-      key: of jax.random; consumed.
+      key: a random key; consumed.
       inputs: what `predict` takes, leaves [N, ...].
       n: the number of draws.
       linearised: False takes the network itself.
@@ -141,7 +141,7 @@ class Posterior:
       [n, N, ...].
 
     Raises:
-      TypeError, ValueError: an argument is of another type, or `n` is less than 1.
+      TypeError, ValueError: an argument has the wrong type, or `n` is less than 1.
 
     >>> import jax.numpy as jnp
     >>> import shrinkmeta as sm
@@ -168,7 +168,7 @@ class Posterior:
     """Return the log of the mean over n draws of p(y | f), for every example.
 
     Args:
-      key: of jax.random; consumed.
+      key: a random key; consumed.
       batch: examples, leaves [N, ...].
       n: the number of draws.
       linearised: as for `outputs`.
@@ -177,7 +177,7 @@ class Posterior:
       [N] in nats; 0 for padding.
 
     Raises:
-      TypeError, ValueError: an argument is of another type, or `n` is less than 1.
+      TypeError, ValueError: an argument has the wrong type, or `n` is less than 1.
 
     >>> import jax.numpy as jnp
     >>> import shrinkmeta as sm
@@ -190,21 +190,21 @@ class Posterior:
     check_batch("batch", batch)
     f = self.outputs(key, batch.inputs, n, linearised)
     log_p = jax.vmap(lambda f: self.log_prob(*without_padding((f, batch.targets), batch)))(f)
-    # XLA on CPUs loses a NaN, the mark of a label out of range, in a sum of exponentials.
+    # log_p is NaN if a label is out of range. XLA can lose it: docs/hazards.md#logsumexp-nan.
     mean = jnp.where(
       jnp.isnan(log_p).any(0), jnp.nan, jax.scipy.special.logsumexp(log_p, 0) - jnp.log(n)
     )
     return without_padding(mean, batch)
 
   def _covariance(self) -> Callable[[jax.Array], jax.Array]:
-    """Return rows R [C, D] of J s -> R K^-1 R^T [C, C], K = I + s C s, differentiable by K^-1.
+    """Return a function from rows R [C, D] of J s to R K^-1 R^T [C, C], with K = I + s C s.
 
-    Eigenvectors have no derivative where two eigenvalues agree, but K^-1 has:
+    Eigenvectors have no derivative where two eigenvalues agree, but K^-1 has one:
 
         d(K^-1 v) = K^-1 (dv - dK K^-1 v)
 
-    `custom_linear_solve` applies this rule to derivatives of any order. (A custom_jvp would lose
-    its rule where `lax.map` is differentiated twice.)
+    `custom_linear_solve` applies this rule to derivatives of any order. A custom_jvp would lose its
+    rule in the second derivative of `lax.map`.
     """
     likelihood = Likelihood(self._predict, self.log_prob)
     part, rest = self._cut()
@@ -215,7 +215,7 @@ class Posterior:
 
     def k(rows: jax.Array) -> jax.Array:  # R K [C, D]
       outputs, vjp = jax.vjp(outputs_of, part)
-      # J v by J^T: a network with a custom_vjp of its own has no forward mode.
+      # J v is the transpose of J^T u: a network with a custom_vjp has no forward mode.
       jvp = jax.linear_transpose(lambda u: vjp(u)[0], outputs)
       output_hessian = jax.linearize(jax.grad(loss_of), outputs)[1]
       scaled = lambda v: jax.tree.map(jnp.multiply, self.scale, v)
@@ -232,7 +232,7 @@ class Posterior:
       w = jax.lax.custom_linear_solve(k, rows, solve, symmetric=True)
       with exact():
         value = off @ off.T + (along / (1.0 + values)[None]) @ along.T  # a sum of squares
-        slope = 0.5 * (rows @ w.T + w @ rows.T)  # the same number, with derivatives
+        slope = 0.5 * (rows @ w.T + w @ rows.T)  # the same value, with derivatives
       return value + (slope - jax.lax.stop_gradient(slope))
 
     return covariance
@@ -242,14 +242,14 @@ class Posterior:
     return with_constants(likelihood, self.constants).predict(theta, inputs)
 
   def _cut(self) -> tuple[PyTree, PyTree]:
-    """theta of the modules that move, and of the others."""
+    """Return theta in the task-specific modules, and theta in the frozen modules."""
     none = lambda x: x is None
     part = jax.tree.map(lambda s, t: None if s is None else t, self.scale, self.theta, is_leaf=none)
     rest = jax.tree.map(lambda s, t: t if s is None else None, self.scale, self.theta, is_leaf=none)
     return part, rest
 
   def _deviations(self, key: jax.Array, n: int) -> PyTree:
-    """n draws of s (z - z_hat), leaves [n, ...]: (I + s C s)^(-1/2) on standard normal noise."""
+    """Draw s (z - z_hat) = s (I + s C s)^(-1/2) e n times, leaves [n, ...], with e ~ N(0, I)."""
     flat, unravel = ravel_pytree(self._cut()[0])
     noise = jax.random.normal(same_in_any_batch(key), (n, flat.size), flat.dtype)
     change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
