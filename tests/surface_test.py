@@ -80,7 +80,7 @@ def test_algorithms(name):
 def test_learner_arguments():
   labels = {"w": "w"}
   learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), labels)
-  assert arguments(learner.init) == ["params"]
+  assert arguments(learner.init) == ["params", "constants"]
   assert arguments(learner.update)[:2] == ["state", "tasks"]
   assert arguments(learner.meta_gradient)[:2] == ["state", "tasks"]
   assert arguments(learner.adapt)[:3] == ["state", "batch", "steps"]

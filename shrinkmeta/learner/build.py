@@ -39,7 +39,9 @@ def make_learner(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build the learner of an algorithm. `sm.maml`, `sm.sigma_imaml`, ... call this with defaults.
+  """Build the learner of an algorithm.
+
+  `sm.maml`, `sm.sigma_imaml`, ... call this function with the defaults of their algorithm.
 
   Args:
     algorithm: a line of `sm.FAMILY`, or one of your own.

@@ -45,9 +45,13 @@ def with_constants(likelihood: Likelihood, constants: PyTree) -> Likelihood:
     likelihood: its predict takes `constants` as a third argument, unless they are None.
     constants: a pytree of arrays of any dtype, or None.
 
+  Returns:
+    A Likelihood whose predict is (theta, inputs) -> predict(theta, inputs, constants).
+
   Raises:
     TypeError: predict takes constants and there are none, or there are and it takes none.
 
+  >>> from shrinkmeta.model.likelihood import gaussian
   >>> scaled = gaussian(lambda theta, x, constants: x * theta["w"] * constants["unit"])
   >>> with_constants(scaled, {"unit": jnp.array(2.0)}).predict({"w": 3.0}, jnp.ones(1))
   Array([6.], dtype=float32)

@@ -74,15 +74,13 @@ def predict_tasks(
 
   Example:
     >>> import jax, jax.numpy as jnp, shrinkmeta as sm
-    >>> from shrinkmeta.serving.deltas import deltas
-    >>> from shrinkmeta.serving.predict import predict_tasks
     >>> params = {"level": jnp.zeros(()), "slope": jnp.ones(2)}
     >>> likelihood = sm.gaussian(lambda p, x: x @ p["slope"] + p["level"], scale=1.0)
     >>> learner = sm.hand_picked(likelihood, sm.by_leaf(params), task_specific=["level"])
     >>> state = learner.init(params)
     >>> thetas = {"level": jnp.array([10.0, 20.0]), "slope": None}
-    >>> own = deltas(learner, state, thetas, ["ann", "bob"])
-    >>> serve = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
+    >>> own = sm.deltas(learner, state, thetas, ["ann", "bob"])
+    >>> serve = jax.jit(lambda *arguments: sm.predict_tasks(likelihood, *arguments))
     >>> index, inputs = own.index(["bob", "ann", "bob"]), jnp.ones([3, 2])
     >>> rows = 1 << (len(index) - 1).bit_length()  # 4, to which 3 rows are padded
     >>> pad = lambda x: jnp.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)])
@@ -101,7 +99,6 @@ def predict_tasks(
   take = lambda x: (
     jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
   )
-
   constants = state.constants if isinstance(state, MetaState) else None
   predict = with_constants(likelihood, constants).predict
 
