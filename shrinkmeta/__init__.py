@@ -28,7 +28,7 @@ from shrinkmeta.gradients.evidence import log_evidence
 from shrinkmeta.gradients.implicit import map_estimate
 from shrinkmeta.gradients.restriction import restriction
 from shrinkmeta.learner.build import make_learner
-from shrinkmeta.mode.frozen import merge
+from shrinkmeta.mode.frozen import merge, task_axes
 from shrinkmeta.model import priors
 from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior
 from shrinkmeta.model.likelihood import (
@@ -50,6 +50,7 @@ from shrinkmeta.model.variants import (
   in_precision,
   mean_and_scale,
   with_constants,
+  with_randomness,
 )
 from shrinkmeta.serving.deltas import Deltas, deltas
 from shrinkmeta.serving.files import load_deltas, save_deltas
@@ -78,9 +79,9 @@ __all__ = (
   "Batch", "Task", "num_tasks", "source", "stack_batches", "stack_tasks",
   # Likelihoods.
   "Likelihood", "bernoulli", "categorical", "gaussian", "gaussian_with_scale",
-  "in_precision", "mean_and_scale", "poisson", "with_constants",
+  "in_precision", "mean_and_scale", "poisson", "with_constants", "with_randomness",
   # Modules: which parameters share one sigma.
-  "Labels", "by_layer", "by_leaf", "by_path", "merge",
+  "Labels", "by_layer", "by_leaf", "by_path", "merge", "task_axes",
   "ModuleSummary", "format_summary", "module_summary",
   # Densities and priors.
   "log_joint", "log_likelihood", "log_predictive", "log_prior", "priors",

@@ -198,6 +198,7 @@ class MetaLearner(NamedTuple):
   sums: Callable[..., tuple[Sums, PerTask]]
   apply: Callable[[MetaState, Sums, PerTask], tuple[MetaState, Metrics]]
   keep: Callable[..., tuple["MetaLearner", MetaState]]
+  refresh: Callable[..., MetaState]
   spec: Spec
 
   @property

@@ -20,8 +20,12 @@ from shrinkmeta.mode.optimise import Descent, Mode, absent, nll_and_gradient, po
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import mean_nll
 from shrinkmeta.model.tasks import Task, divisor, num_examples
+from shrinkmeta.model.variants import is_random, with_key
 
 PyTree = Any
+
+# What is folded into a task's key for a random network on validation and on pooled data.
+_VALIDATION, _POOLED = 2**32 - 2, 2**32 - 3
 
 
 class Item(NamedTuple):
@@ -68,7 +72,7 @@ def gradient_of(spec: Spec) -> PerTaskGradient:
 def unrolled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate val_nll at theta_hat backwards through the inner steps."""
   mode_at = lambda params: posterior_mode(spec.inner, model.at(params), key=key, info_at_end=False)
-  judged = lambda params: _judged(model, mode_at(params), item.task)
+  judged = lambda params: _judged(model, mode_at(params), item.task, key)
   (nll, mode), grad = jax.value_and_grad(judged, has_aux=True)(model.params)
   return TaskResult(grad, nll, nll, mode.info)
 
@@ -76,7 +80,7 @@ def unrolled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 def first_order(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate val_nll at theta = phi + s z, with z held fixed at z_hat."""
   mode = posterior_mode(spec.inner, model, key=key, info_at_end=False)
-  loss = lambda params: _val_nll(model, model.at(params).theta(mode.z), item.task)
+  loss = lambda params: _val_nll(model, model.at(params).theta(mode.z), item.task, key)
   nll, grad = jax.value_and_grad(loss)(model.params)
   return TaskResult(grad, nll, nll, mode.info)
 
@@ -133,12 +137,16 @@ def by_evidence(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResul
 
 def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate the mean NLL of all examples, train and val together, at theta = phi."""
-  del spec, key
+  del spec
   counts = [num_examples(part, model.n.dtype) for part in item.task]
+  keys: Any = (None, None)
+  if key is not None and is_random(model.likelihood):
+    keys = jax.random.split(jax.random.fold_in(key, _POOLED))
+  networks = [with_key(model.likelihood, own) for own in keys]
 
   def loss(phi: PyTree) -> jax.Array:
-    parts = zip(counts, item.task, strict=True)
-    total = sum(n * mean_nll(model.likelihood, phi, part) for n, part in parts)
+    parts = zip(counts, networks, item.task, strict=True)
+    total = sum(n * mean_nll(network, phi, part) for n, network, part in parts)
     return total / divisor(jnp.asarray(sum(counts)))
 
   phi, log_sigma2 = model.params
@@ -156,9 +164,11 @@ def key_of_loop(spec: Spec, key: Any) -> Any:
   return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
 
 
-def _judged(model: TaskModel, mode: Mode, task: Task) -> tuple[jax.Array, Mode]:
+def _judged(
+  model: TaskModel, mode: Mode, task: Task, key: jax.Array | None
+) -> tuple[jax.Array, Mode]:
   """Return (val_nll [] at a mode, the mode)."""
-  return _val_nll(model, mode.theta, task), mode
+  return _val_nll(model, mode.theta, task, key), mode
 
 
 def _from(item: Item) -> dict[str, Any]:
@@ -166,11 +176,15 @@ def _from(item: Item) -> dict[str, Any]:
   return {"start": None if item.start is None else item.start.z, "end": item.end}
 
 
-def _val_nll(model: TaskModel, theta: PyTree, task: Task) -> jax.Array:
+def _val_nll(
+  model: TaskModel, theta: PyTree, task: Task, key: jax.Array | None = None
+) -> jax.Array:
   """Return the mean validation NLL [], nats per example; NaN without validation data."""
   if task.val is None:
     return absent(model.n.dtype)
-  return mean_nll(model.likelihood, theta, task.val)
+  if key is not None and is_random(model.likelihood):
+    key = jax.random.fold_in(key, _VALIDATION)
+  return mean_nll(with_key(model.likelihood, key), theta, task.val)
 
 
 def _only_z(item: Item, mode: Mode) -> WarmStart | None:

@@ -26,7 +26,7 @@ from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model.tasks import Batch, Task, num_examples, weights
-from shrinkmeta.model.variants import with_constants
+from shrinkmeta.model.variants import deterministic, with_constants
 
 PyTree = Any
 
@@ -41,7 +41,9 @@ class Shared(NamedTuple):
 
 def model_of(spec: Spec, shared: Shared, batch: Batch, frozen: Frozen) -> TaskModel:
   """Return the task model of one task, given a learner's spec and the task's training data."""
-  likelihood = with_constants(spec.likelihood, shared.constants)
+  implicit = spec.has_mode or spec.algorithm.phi == "evidence"
+  likelihood = deterministic(spec.likelihood) if implicit else spec.likelihood
+  likelihood = with_constants(likelihood, shared.constants)
   prior = spec.algorithm.prior
   return task_model(likelihood, spec.labels, shared.params, batch, frozen, spec.free, prior)
 

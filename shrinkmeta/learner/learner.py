@@ -41,13 +41,14 @@ from shrinkmeta.gradients.total import (
 )
 from shrinkmeta.learner.meta_step import apply, gradient_from
 from shrinkmeta.learner.sigma import keep_modules
+from shrinkmeta.learner.statistics import refresh
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
-from shrinkmeta.model.variants import with_constants
+from shrinkmeta.model.variants import warn_without_key, with_constants
 
 PyTree = Any
 
@@ -57,7 +58,8 @@ def learner_of(spec: Spec) -> MetaLearner:
 
   A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
   """
-  functions = (init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply, keep)
+  main = (init, update, adapt, meta_gradient, adapt_tasks)
+  functions = (*main, no_start, sums, apply, keep, refresh)
   return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
@@ -108,7 +110,7 @@ def update(
     state: a MetaState of this learner, from `init` or from the previous update.
     tasks: T tasks, leaves [T, N, ...].
     key: a random key; do not use it again. It is needed only with a batch_size of Inner or
-      Implicit, or with a stochastic log-determinant.
+      Implicit, a stochastic log-determinant, or `sm.with_randomness`.
     warm: where the inner loops and solves begin, leaves [T, ...]; only for algorithms with an
       implicit gradient. `metrics.warm` then holds the starts for these tasks' next update.
 
@@ -195,6 +197,7 @@ def sums(
     scalars.key("key", key)
   if not isinstance(first, int) or first:
     first = scalars.count("first", first)
+  warn_without_key(spec.likelihood, key, spec.algorithm.gradient == "implicit")
   if validate.known(jax.tree.leaves(tasks)[0]) is not None:
     check_targets(with_constants(spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if warm is not None:
@@ -216,9 +219,8 @@ def adapt(
   Args:
     state: a MetaState of this learner.
     batch: the task's training data [N, ...], without the T axis.
-    steps: replaces Inner.steps. A tuple of S increasing ints records one run at each of those
-      steps.
-    key: a random key, needed only with a batch_size of Inner or Implicit; do not use it again.
+    steps: replaces Inner.steps. A tuple of S increasing ints records one run at these steps.
+    key: a random key, needed only with a batch_size of Inner or Implicit, or a random network.
 
   Returns:
     (theta, like phi; InnerInfo). For a tuple of S steps all leaves are [S, ...].
@@ -317,16 +319,15 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
 def keep(spec: Spec, state: MetaState, modules: Sequence[str]) -> tuple[MetaLearner, MetaState]:
   """Return a learner in which only some modules stay task-specific, and all others are frozen.
 
-  The algorithm and all settings stay the same. The frozen modules have sigma = 0 from now on. A
-  warm start of this learner does not fit the new one: call `no_start` of the new learner.
+  All settings stay the same. The frozen modules have sigma = 0 from now on. A warm start of this
+  learner does not fit the new one: call `no_start` of the new learner.
 
   Args:
     state: a MetaState of this learner, outside jit.
     modules: the modules that stay task-specific, such as those of `sm.choose_modules`.
 
   Returns:
-    (the new MetaLearner, its MetaState). The new state has the phi, the step and the optimiser
-    states of `state`, and the same sigma in `modules`.
+    (the new MetaLearner; its MetaState: `state` with sigma = 0 in the frozen modules).
 
   Raises:
     TypeError, ValueError: `state` does not fit, or `modules` is empty or names a frozen module.

@@ -136,6 +136,31 @@ def merge(part: PyTree, rest: PyTree) -> PyTree:
   return jax.tree.map(lambda x, y: y if x is None else x, part, rest, is_leaf=none)
 
 
+def task_axes(part: PyTree, rest: PyTree) -> PyTree:
+  """Return the in_axes of `jax.vmap` over the tasks of `merge(part, rest)`.
+
+  Args:
+    part: leaves [T, ...], with None for frozen modules, as `learner.adapt_tasks` returns it.
+    rest: what the tasks share, such as `state.phi`.
+
+  Returns:
+    A tree like `rest`: 0 if the leaf has the axis T, None if the tasks share it.
+
+  Raises:
+    TypeError: an argument is not a pytree of arrays.
+    ValueError: the structures differ.
+
+  >>> import jax.numpy as jnp
+  >>> thetas, phi = {"body": None, "head": jnp.arange(3.0)}, {"body": jnp.array(2.0), "head": 0.0}
+  >>> f = jax.vmap(lambda theta: theta["body"] * theta["head"], (task_axes(thetas, phi),))
+  >>> f(merge(thetas, phi)).tolist()
+  [0.0, 2.0, 4.0]
+  """
+  merge(part, rest)  # the checks
+  leaves, structure = jax.tree.flatten(part, is_leaf=lambda x: x is None)
+  return structure.unflatten([None if leaf is None else 0 for leaf in leaves])
+
+
 def _check_halves(part: PyTree, rest: PyTree, alike: bool) -> None:
   """Raise TypeError or ValueError unless both are pytrees of arrays with one structure."""
   for name, tree in (("part", part), ("rest", rest)):

@@ -5,8 +5,9 @@
 The optimiser sees J / N, the objective per example, so that step sizes do not depend on N.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,12 @@ from shrinkmeta.config import Inner
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, num_rows, weights
+from shrinkmeta.model.variants import is_random, with_key
 
 PyTree = Any
+
+# What is folded into a task's key for the draws of a random network; steps are smaller.
+_NETWORK = 2**32 - 1
 Steps = int | jax.Array | tuple[int, ...] | None
 # Inner step i folds i into the key of its draws. Draws outside the steps fold in this number.
 _AT_END = 2**32 - 1
@@ -84,7 +89,8 @@ def posterior_mode(
     the Mode; for a tuple of S steps its leaves are [S, ...].
   """
   steps = inner.steps if steps is None else checked_steps(steps)
-  fixed_batch = model.frozen and inner.batch_size is None
+  random = key is not None and is_random(model.likelihood)
+  fixed_batch = model.frozen and inner.batch_size is None and not random
   task = loop(inner, model.hoisted() if fixed_batch else model, key)
 
   if isinstance(steps, tuple):
@@ -128,6 +134,11 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
   leaf = lambda sign: lambda m, p, v: None if p is None else shift(p, v, sign, free(m))
   moved = lambda z, sign=1.0: jax.tree.map(leaf(sign), model.labels, model.part, z)
 
+  random = key is not None and is_random(model.likelihood)
+  # A stream of keys of its own: mini-batches are drawn with fold_in(key, step).
+  own: Any = jax.random.fold_in(cast(Any, key), _NETWORK) if random else None
+  drawn = lambda step: with_key(model.likelihood, jax.random.fold_in(own, step))
+
   def begin(start: PyTree | None) -> Descent:
     z: PyTree = optax.tree.zeros_like(model.part) if start is None else start
     none = absent(model.n.dtype)
@@ -144,8 +155,9 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     mini = batch
     if inner.batch_size is not None and key is not None:
       mini = draw(jax.random.fold_in(key, at.step), batch, inner.batch_size)
-    value, grad = model.value_and_grad(at.z, mini)
-    objective = lambda params: model.objective(moved(params, -1.0), mini)
+    here = dataclasses.replace(model, likelihood=drawn(at.step)) if random else model
+    value, grad = here.value_and_grad(at.z, mini)
+    objective = lambda params: here.objective(moved(params, -1.0), mini)
     updates, opt_state = optimizer.update(
       grad, at.opt_state, moved(at.z), value=value, grad=grad, value_fn=objective
     )

@@ -1,8 +1,9 @@
-"""Variants of likelihoods: constants, lower precision, and a Gaussian with a predicted scale."""
+"""Variants of likelihoods: constants, random networks, lower precision, a predicted scale."""
 
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,10 @@ class WithConstants:
 
   def __init__(self, predict: Predict, constants: PyTree):
     self.predict, self.constants = predict, jax.lax.stop_gradient(constants)
+    self.random = getattr(predict, "random", False)
 
-  def __call__(self, theta: PyTree, inputs: PyTree) -> jax.Array:
-    return self.predict(theta, inputs, self.constants)
+  def __call__(self, theta: PyTree, inputs: PyTree, **key: jax.Array) -> jax.Array:
+    return self.predict(theta, inputs, self.constants, **key)
 
 
 def with_constants(likelihood: Likelihood, constants: PyTree) -> Likelihood:
@@ -78,11 +80,103 @@ def _num_arguments(predict: Predict) -> int | None:
     parameters = inspect.signature(predict).parameters.values()
   except (TypeError, ValueError):
     return None
+  parameters = [p for p in parameters if p.name != "key"]  # of a random network
   positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
   if any(p.kind == p.VAR_POSITIONAL for p in parameters):
     return None
   needed = [p for p in positional if p.default is p.empty]
   return len(needed) if len(needed) == len(positional) else None
+
+
+class Random:
+  """A function predict(theta, inputs, [constants,] key=None) of a random network.
+
+  Attributes:
+    predict: the function. Without a key it is the deterministic network.
+    random: True, by which `is_random` knows it.
+  """
+
+  random = True
+
+  def __init__(self, predict: Predict):
+    self.predict = predict
+    functools.update_wrapper(self, predict)
+
+  def __call__(self, *arguments: PyTree, key: jax.Array | None = None) -> jax.Array:
+    return self.predict(*arguments) if key is None else self.predict(*arguments, key=key)
+
+
+def with_randomness(likelihood: Likelihood) -> Likelihood:
+  """Say that `predict` takes a random key, as a network with dropout does.
+
+      predict(theta, inputs, key=None),   or predict(theta, inputs, constants, key=None)
+
+  Without a key, predict must return the outputs of the deterministic network. With a key it draws,
+  for example, a dropout mask. Algorithms without an implicit gradient (`maml`, `fomaml`, `reptile`,
+  `sigma_maml`, `fine_tuning`, ...) make a key for every task, inner step and validation batch from
+  the key of `learner.update`, `adapt` or `adapt_tasks`. No key is used twice. Without a key they
+  use the deterministic network, and `update` warns.
+
+  A posterior mode belongs to one function. So algorithms with an implicit gradient or the evidence
+  (`imaml`, `sigma_imaml`, `sigma_reptile`, `empirical_bayes`) and all functions of one task use the
+  deterministic network. `sm.evaluate` and `sm.predict_tasks` use it too.
+
+  Args:
+    likelihood: its predict has the keyword `key`, with the default None.
+
+  Returns:
+    A Likelihood that learners pass keys to.
+
+  Raises:
+    TypeError: not a Likelihood, or predict has no keyword `key` with the default None.
+
+  >>> from shrinkmeta.model.likelihood import gaussian
+  >>> def predict(theta, x, key=None):
+  ...   keep = 1.0 if key is None else jax.random.bernoulli(key, 0.5, x.shape) / 0.5
+  ...   return (x * keep) @ theta["w"]
+  >>> likelihood = with_randomness(gaussian(predict))
+  >>> likelihood.predict({"w": jnp.ones(4)}, jnp.ones((1, 4)))
+  Array([4.], dtype=float32)
+  """
+  check_likelihood("likelihood", likelihood)
+  try:
+    key = inspect.signature(likelihood.predict).parameters.get("key")
+  except (TypeError, ValueError):
+    key = None
+  if key is None or key.default is not None:
+    raise TypeError(
+      "predict must have the keyword key=None: predict(theta, inputs, key=None), or predict(theta, "
+      f"inputs, constants, key=None); got {shown(likelihood.predict)}."
+    )
+  return likelihood._replace(predict=Random(likelihood.predict))
+
+
+def is_random(likelihood: Likelihood) -> bool:
+  """Return whether `predict` takes a key: see `with_randomness`."""
+  return getattr(likelihood.predict, "random", False)
+
+
+def deterministic(likelihood: Likelihood) -> Likelihood:
+  """Return the likelihood of the deterministic network, which takes no key."""
+  predict = likelihood.predict
+  return likelihood._replace(predict=predict.predict) if isinstance(predict, Random) else likelihood
+
+
+def warn_without_key(likelihood: Likelihood, key: jax.Array | None, mode: bool) -> None:
+  """Warn if a random network runs without a key; with a mode it is deterministic by intent."""
+  if key is None and not mode and is_random(likelihood):
+    warnings.warn(
+      "predict is a random network (sm.with_randomness), and there is no key: the deterministic "
+      "network is used. Pass one: learner.update(state, tasks, key), or sm.fit(..., key=key).",
+      stacklevel=4,
+    )
+
+
+def with_key(likelihood: Likelihood, key: jax.Array | None) -> Likelihood:
+  """Return the likelihood of a random network at one key; any other likelihood is unchanged."""
+  if key is None or not is_random(likelihood):
+    return likelihood
+  return likelihood._replace(predict=functools.partial(likelihood.predict, key=key))
 
 
 def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelihood:
@@ -117,14 +211,14 @@ def in_precision(likelihood: Likelihood, dtype: jax.typing.DTypeLike) -> Likelih
     return jax.tree.map(lambda x: jnp.asarray(x, dtype) if floating(x) else x, tree)
 
   @functools.wraps(likelihood.predict)
-  def predict(theta: PyTree, inputs: PyTree, *constants: PyTree) -> jax.Array:
+  def predict(theta: PyTree, inputs: PyTree, *constants: PyTree, **key: jax.Array) -> jax.Array:
     if not (leaves := jax.tree.leaves(theta)):
       raise ValueError(f"theta has no arrays; got {shown(theta)}.")
     wide = jnp.result_type(leaves[0])
-    outputs = likelihood.predict(cast(theta), cast(inputs), *cast(constants))
+    outputs = likelihood.predict(cast(theta), cast(inputs), *cast(constants), **key)
     return jax.tree.map(lambda x: x.astype(wide), outputs)
 
-  return likelihood._replace(predict=predict)
+  return likelihood._replace(predict=Random(predict) if is_random(likelihood) else predict)
 
 
 def gaussian_with_scale(

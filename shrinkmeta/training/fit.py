@@ -22,6 +22,7 @@ from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.paths import local_path
 from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
+from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
@@ -48,6 +49,7 @@ def fit(
   callbacks: Sequence[Callback] = (),
   checkpoints: Checkpoints | None = None,
   rules: Rules | None = None,
+  refresh: Statistics | None = None,
   stall_seconds: float | None = None,
 ) -> MetaState:
   """Update the state until `state.step` is `steps`.
@@ -81,6 +83,9 @@ def fit(
     callbacks: process 0 calls them with the log record of every step.
     checkpoints: where and how often to save states, or None.
     rules: how large leaves are cut along the axis "model" of the mesh: see `place_state`.
+    refresh: (phi, inputs, constants) -> the constants that change, such as running averages; called
+      on the tasks of an update after its step: see `learner.refresh`. `micro_batches` must be 1,
+      and `checkpoints` must store the constants: Checkpoints(constants=True).
     stall_seconds: the longest time of an update in seconds, without compilation. A longer update,
       except the first one, ends the process with exit code 1 and the tracebacks of all threads.
 
@@ -108,6 +113,7 @@ def fit(
   _check_types(learner, state, tasks, key, callbacks, checkpoints, rules, stall_seconds)
   _check_parts(learner, meta_batch, micro_batches)
   _check_evaluation(evaluation, checkpoints)
+  _check_refresh(refresh, state, micro_batches, checkpoints)
   with contextlib.ExitStack() as stack:
     state = place_state(_copied(state), learner.spec.mesh, rules)
     store = None
@@ -121,7 +127,7 @@ def fit(
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
     options = (meta_batch, micro_batches, key, watchdog)
-    update = build_update(learner, state, _source(tasks, key), *options)
+    update = build_update(learner, state, _source(tasks, key), *options, refresh)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
 
 
@@ -304,6 +310,21 @@ def _check_parts(learner: MetaLearner, meta_batch: int, micro_batches: int) -> N
       'sigma_gradient="joint" and restricted join all tasks of an update in one term: '
       f"micro_batches must be 1; got {micro_batches}."
     )
+
+
+def _check_refresh(
+  refresh: Any, state: MetaState, micro_batches: int, checkpoints: Checkpoints | None
+) -> None:
+  """Raise TypeError or ValueError if running statistics cannot be refreshed."""
+  if refresh is None:
+    return
+  validate.function("refresh", refresh, "(phi, inputs [N, ...], constants) -> constants, or None")
+  if state.constants is None:
+    raise ValueError("refresh changes constants: pass learner.init(params, constants=...).")
+  if micro_batches > 1:
+    raise ValueError(f"refresh needs micro_batches=1; got {micro_batches}.")
+  if checkpoints is not None and not checkpoints.constants:
+    raise ValueError("refresh changes constants: store them, Checkpoints(folder, constants=True).")
 
 
 def _check_evaluation(evaluation: _Evaluation, checkpoints: Checkpoints | None) -> None:

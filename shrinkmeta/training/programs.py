@@ -17,6 +17,7 @@ from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_tasks, share_of_tasks
+from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.model.tasks import Task
 from shrinkmeta.training.records import measured
 from shrinkmeta.training.stopping import Watchdog
@@ -34,6 +35,7 @@ def build_update(
   micro_batches: int,
   key: jax.Array | None,
   watchdog: Watchdog,
+  refresh: Statistics | None = None,
 ) -> Update:
   """Build the function that draws the tasks of a step and updates the state.
 
@@ -45,6 +47,7 @@ def build_update(
     micro_batches: the number of parts in which the tasks run. It divides `meta_batch`.
     key: a random key, into which each update folds its step. None if the learner draws nothing.
     watchdog: the watchdog of the run. It does not count while a program compiles.
+    refresh: makes the new constants of a task: see `learner.refresh`. None: they never change.
 
   Returns:
     update(state, step) -> (new state, log record). The log record is that of `measured`. The old
@@ -54,24 +57,29 @@ def build_update(
   draw = _drawing(source, learner.spec.mesh, count)
   key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
   # The new state overwrites the old one and keeps its placement. Constants are another argument:
-  # they are not donated, and no program returns a copy of them.
-  constants = state.constants
+  # they are not donated, and no program returns a copy of those that never change.
   options: dict[str, Any] = {"donate_argnums": 0}
   if learner.spec.mesh is not None:
-    placed = jax.tree.map(lambda x: x.sharding, state._replace(constants=None))
-    options["out_shardings"] = (placed, None)
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    record = None if refresh is None else (None, placed.constants)
+    options["out_shardings"] = (placed._replace(constants=None), record)
 
   def whole(state: MetaState, constants: PyTree, tasks: Task) -> tuple[MetaState, PyTree]:
     state = state._replace(constants=constants)
     state, metrics = learner.update(state, tasks, key_at(state))
-    return state._replace(constants=None), measured(learner, state, metrics)
+    record = measured(learner, state, metrics)
+    if refresh is not None:
+      record = (record, learner.refresh(state, tasks, refresh).constants)
+    return state._replace(constants=None), record
 
   if micro_batches == 1:
     update = compile_per_shape(whole, watchdog, _advice(learner), **options)
 
     def at_once(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
-      tasks = draw(step * meta_batch)
+      tasks, constants = draw(step * meta_batch), state.constants
       state, record = update(state._replace(constants=None), constants, tasks)
+      if refresh is not None:
+        record, constants = record
       return state._replace(constants=constants), record
 
     return at_once
@@ -97,8 +105,8 @@ def build_update(
       sums, per_task = wait(part(state, draw(first + start), np.int32(start)))
       total = add(total, sums)
     # The log record holds no value of a single task, so the last part's PerTask is enough.
-    state, record = finish(state._replace(constants=None), total, per_task)
-    return state._replace(constants=constants), record
+    new, record = finish(state._replace(constants=None), total, per_task)
+    return new._replace(constants=state.constants), record
 
   return in_parts
 

@@ -1,0 +1,92 @@
+"""Refresh running statistics, such as those of batch norm, from the tasks of a meta-batch.
+
+No parameter of a task depends on them, and no gradient reaches them: they are constants that change
+between updates.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shrinkmeta.base import MetaState, check_state
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import shown
+from shrinkmeta.config import Spec
+from shrinkmeta.devices.batching import map_tasks
+from shrinkmeta.model.tasks import Batch, Task, divisor, num_examples
+
+PyTree = Any
+Statistics = Callable[[PyTree, PyTree, PyTree], PyTree]  # (phi, inputs, constants) -> constants
+
+
+def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -> MetaState:
+  """Return the state with constants that are refreshed from the training inputs of tasks.
+
+      constants <- mean_t statistics(phi, inputs_t, constants)
+
+  The mean is over the tasks that have examples and whose result is finite, on all devices. Without
+  such a task the constants stay as they are. theta_hat of a task is not used: all tasks share the
+  statistics of the network at phi.
+
+  Args:
+    state: a MetaState of this learner, with constants.
+    tasks: T tasks, leaves [T, N, ...]. Padding within a task reaches `statistics`.
+    statistics: (phi, inputs [N, ...], constants) -> the new constants of one task, all or, if they
+      are a dict, the entries that change: {"batch_stats": ...}.
+
+  Returns:
+    the MetaState with the new constants, in the dtypes of the old ones.
+
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: there are no constants, or `statistics` returns other entries or shapes.
+
+  >>> import shrinkmeta as sm
+  >>> centred = lambda theta, x, constants: (x - constants["mean"]) * theta["w"]
+  >>> learner = sm.maml(sm.gaussian(centred), {"w": "w"})
+  >>> state = learner.init({"w": 1.0}, constants={"mean": jnp.array(0.0)})
+  >>> batch = sm.Batch(jnp.full((3, 4), 2.0), jnp.ones((3, 4)))
+  >>> half = lambda phi, x, constants: {"mean": 0.5 * constants["mean"] + 0.5 * jnp.mean(x)}
+  >>> learner.refresh(state, sm.Task(batch, batch), half).constants["mean"]
+  Array(1., dtype=float32)
+  """
+  check_state("state", state)
+  validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)")
+  validate.function("statistics", statistics, "(phi, inputs [N, ...], constants) -> constants")
+  if state.constants is None:
+    raise ValueError("state has no constants to refresh: learner.init(params, constants=...).")
+
+  def one(shared: tuple[PyTree, PyTree], batch: Batch) -> tuple[Any, tuple[()]]:
+    new = statistics(shared[0], batch.inputs, shared[1])
+    _check_alike(new, shared[1])
+    leaves = jax.tree.leaves(new)
+    ok = num_examples(batch, jnp.float32) > 0
+    ok &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    return (jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), new), ok.astype(int)), ()
+
+  shared = jax.lax.stop_gradient((state.phi, state.constants))
+  (total, count), _ = map_tasks(one, shared, tasks.train, spec.batching, spec.mesh, None)
+  old = _entries(state.constants, total)
+  mean = lambda x, c: jnp.where(count > 0, x / divisor(count), c).astype(c.dtype)
+  new = jax.tree.map(mean, total, old)
+  partial = isinstance(state.constants, dict)
+  return state._replace(constants={**state.constants, **new} if partial else new)
+
+
+def _entries(constants: PyTree, some: PyTree) -> PyTree:
+  """The entries of a dict of constants that `some` has; all of any other tree."""
+  return {name: constants[name] for name in some} if isinstance(constants, dict) else constants
+
+
+def _check_alike(new: PyTree, constants: PyTree) -> None:
+  """Raise ValueError unless `new` has the structure and shapes of entries of the constants."""
+  known = isinstance(constants, dict)
+  if known and not (isinstance(new, dict) and new and set(new) <= set(constants)):
+    raise ValueError(
+      f"statistics must return entries of the constants, {sorted(constants)}; it returned "
+      f"{shown(new)}."
+    )
+  old = _entries(constants, new)
+  validate.same_shapes("statistics(phi, inputs, constants)", new, "constants", old)
