@@ -83,9 +83,9 @@ class InnerInfo(NamedTuple):
   the mini-batch of that step. `objective` is NaN if no step was made. If Inner.tol is None,
   `grad_norm` is NaN and `converged` is False.
 
-  `fine_tuning` and `no_adaptation` have no inner steps. Their metrics hold the loss of phi on the
-  train and val examples of the task, nats per example, and the norm of its gradient with respect to
-  phi. `steps` is 0 and `converged` is False.
+  Updates of `fine_tuning` and `no_adaptation` make no inner steps. In their metrics `objective` is
+  the loss of phi on the train and val examples of the task, nats per example, and `grad_norm` is
+  the norm of its gradient with respect to phi. `steps` is 0 and `converged` is False.
   """
 
   steps: jax.Array  # [] int32, the number of inner steps made

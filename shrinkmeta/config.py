@@ -60,9 +60,9 @@ class Inner:
       A loop that may stop early can be differentiated in forward mode and implicitly, but not
       backwards through its steps. With `batch_size` all steps are run, because the gradient of one
       mini-batch says too little about J.
-    batch_size: None uses all examples in every step. A number draws that many without replacement
-      in every step, with a key that the caller passes. Use a decreasing rate: the gradient of a
-      mini-batch is not 0 at the mode; a constant rate ends in noise. InnerInfo uses all examples.
+    batch_size: None uses all examples. A number draws that many examples in every step, without
+      replacement, with a key that the caller passes. Use a decreasing step size: the gradient of a
+      mini-batch is not 0 at the mode, so with a constant step size theta never comes to rest.
     remat: recompute each step in a backward pass through the steps instead of storing it.
 
   >>> Inner(optax.sgd(0.1), steps=5).steps
@@ -110,10 +110,10 @@ class Implicit:
     batch_size: None computes the curvature from all examples. A number computes it from
       `num_batches` mini-batches of that size, drawn for each solve with a key that the caller
       passes, and scales it to all N. Batch statistics are then those of the mini-batches.
-    num_batches: the number of these mini-batches. None takes all examples. With 1 the cost of a
-      solve does not grow with N. The noise of the draw averages out over tasks, but a bias stays:
-      in directions that no drawn example determines, w is that of "identity". Every product
-      linearises several mini-batches in turn: this needs the memory of one, and 1.5 times the work.
+    num_batches: the number of these mini-batches. None takes all examples. With 1 the cost does not
+      grow with N. The noise of the draw averages out over tasks, but a bias stays: w is s g along
+      directions that no drawn example determines. With more than 1, each product linearises the
+      mini-batches one after another, in the memory of one, with 1.5 times the work.
 
   >>> Implicit(solver="dual").max_steps
   30
@@ -158,7 +158,7 @@ class Implicit:
 class LogDet:
   """How log det K, K = I + s C s, is computed.
 
-  s C s = A^T A with A = Lambda^(1/2) J s [R, D], for R outputs (N C) and D adapted parameters.
+  s C s = A^T A. A [R, D] has a row for each output of each example: see curvature/jacobian.py.
 
   Attributes:
     method: "exact": by the singular values of A. "lanczos": an estimate from random vectors, with a

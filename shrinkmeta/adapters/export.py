@@ -63,8 +63,8 @@ def peft(
   Raises:
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
-    ValueError: a kernel has no name, two kernels have one name, PEFT would confuse two names, or
-      PEFT cannot hold the adapters.
+    ValueError: a kernel has no name, two kernels have one name, one name ends with another name
+      (PEFT would confuse the two), or PEFT cannot hold the adapters.
 
   Example, for one task and a network of `jax.lax.scan` over its two layers:
     >>> import pytest; _ = pytest.importorskip("safetensors")
@@ -145,11 +145,12 @@ def merged(
     folder: the folder to make.
     params: the base network's parameters, or `lora.Base(params, A)`.
     adapters: the adapters of one task.
-    names: {path of our parameter: name of the tensor, or (name, permutation of its axes)}. "{i}" in
-      the name of a stack becomes the number of the layer, and the permutation is that of one layer.
-      A PyTorch linear layer's weight [out, in] is ("...weight", (1, 0)), and a convolution's weight
-      [out, in, height, width] is ("...weight", (3, 2, 0, 1)). None keeps our paths, with "." in
-      place of "/".
+    names: {path of our parameter: name of the tensor, or (name, permutation)}. The file holds
+      `jnp.transpose(parameter, permutation)`. A PyTorch linear layer's weight [out, in] is
+      ("...weight", (1, 0)), and a convolution's weight [out, in, height, width] is
+      ("...weight", (3, 2, 0, 1)). For a stack of layers, "{i}" in the name becomes the number of
+      the layer, and the permutation leaves out the axis of layers. None keeps our paths, with "."
+      in place of "/".
     alpha: the alpha of `lora.attach`.
     config: the contents of config.json, for example transformers' configuration as a dict. None
       writes no such file.

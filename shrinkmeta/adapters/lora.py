@@ -176,8 +176,9 @@ def attach(
 
   Under vmap over T adapters no [T, in, out] array exists, with one exception: JAX makes one if a
   cond or the index of a layer depends on the task's adapters. The outputs have derivatives of any
-  order in adapters and inputs. With B = 0 they equal those of the base network to the bit. Under
-  jit and in loops the compiler orders the sums, and they agree up to rounding (1e-6 in float32).
+  order in adapters and inputs. With B = 0 they equal the outputs of the base network. Outside jit
+  and loops the two are equal to the bit. Under jit and in loops the compiler orders the sums, and
+  the two agree up to rounding (1e-6 in float32).
 
   The products with A and B use the wider dtype of the two operands. If the network casts a kernel
   before a product, A and B are cast too. The outputs keep the network's dtype.

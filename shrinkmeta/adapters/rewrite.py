@@ -4,7 +4,7 @@ An equation without a kernel runs unchanged. Operations that rearrange or cast a
 rules of `low_rank`. A matrix product or convolution with a kernel becomes the sum of the base
 product and the low-rank part:
 
-    x W  ->  x W + (x a) b
+    x W  ->  x W + (x a) b,   a = A,   b = (alpha / r) B
 
 The bodies of calls and loops are rewritten too. If a function with a custom derivative takes a
 kernel, its custom rule is dropped, because the rule does not know a and b. JAX then differentiates

@@ -154,8 +154,9 @@ def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
   Args:
     adapters: adapters from `init`.
     paths: a regular expression, which `re.search` looks for in the paths of the kernels. A kernel
-      that it finds is split if its A and its B have at least 3 axes. Choose an expression that does
-      not find kernels with 3 axes and no layers.
+      that it finds is split if its A and its B have at least 3 axes. A kernel without layers can
+      have such an A and B, for example one with axes "iioo". Choose an expression that does not
+      find it.
 
   Returns:
     The adapters, with {"[0]": {"A", "B"}, "[1]": ...} instead of {"A", "B"}. `attach` and `merge`

@@ -200,7 +200,7 @@ def fine_tuning(
   batching: Batching = "auto",
   mesh: Mesh | None = None,
 ) -> MetaLearner:
-  """Build fine-tuning, which adapts the modules of new tasks only and not during training.
+  """Build fine-tuning, which trains phi without adaptation and adapts all modules of a new task.
 
       in training: phi follows mean_t log p(D_t | phi) / N_t
       on a new task: theta_hat = L steps from phi, in all modules

@@ -287,10 +287,10 @@ def meta_sgd(
   """Build MAML with a learned step size for each module.
 
   Meta-SGD is sigma_maml without the prior. Nothing pulls theta back to phi, and only the small
-  number of steps limits overfitting. Let a be the step size of `inner`. Plain gradient descent in z
-  moves theta by a sigma_m^2 times the gradient in theta, so a sigma_m^2 is the step size of module
-  m. Other optimisers scale differently: Adam moves theta by about a sigma_m, and this step does not
-  depend on the size of the gradient.
+  number of steps limits overfitting. Let alpha be the step size of `inner`. Plain gradient descent
+  in z moves theta by alpha sigma_m^2 times the gradient in theta. So the step size of module m is
+  alpha sigma_m^2. Other optimisers scale differently: Adam moves theta by about alpha sigma_m, and
+  this step does not depend on the size of the gradient.
 
   Args:
     likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.

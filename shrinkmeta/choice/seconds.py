@@ -1,4 +1,4 @@
-"""Measure the time to adapt a set of modules, with the other modules cut off."""
+"""Measure the time to adapt a set of modules, with all other modules frozen."""
 
 import statistics
 import time

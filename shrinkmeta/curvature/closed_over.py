@@ -1,4 +1,4 @@
-"""Turn floats that the functions of a likelihood close over into arguments.
+"""Turn floats in the closures of a likelihood's functions into arguments of these functions.
 
 JAX differentiates a function with a custom derivative rule only with respect to its arguments. The
 scale of `sm.gaussian(predict, scale)` is not an argument of predict or log_prob: log_prob closes

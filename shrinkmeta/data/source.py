@@ -33,14 +33,16 @@ def source(
   """Build a source that draws every task in memory once an epoch, in a new order each epoch.
 
   A Batch is the data of one task without a split. The source draws its train and val examples
-  without replacement. If the task has too few examples, all are split in the proportion of `rows`.
+  without replacement. If the task has fewer examples than `rows` asks for, all are split in the
+  proportion of `rows`.
 
   Args:
     tasks: a list with one Batch or Task for each task, leaves [N_t, ...], where N_t may differ. Or
       one Task with leaves [K, N, ...]. Examples with mask 0 are left out.
     key: the key of the random order and the random splits.
     rows: (train examples, val examples) to draw from a Batch. With 0 val examples, val is None,
-      which `reptile` and `empirical_bayes` accept. Leave `rows` None for Tasks: they are split.
+      which `reptile` and `empirical_bayes` accept. Leave `rows` None for Tasks: they already have
+      train and val.
     split: "random" draws a new split of a Batch in every epoch. "fixed" keeps one split.
     buckets: the largest number of shapes [N, ...] that tasks are padded to. A program compiles once
       for each shape. None pads all tasks to the longest. Padding has mask 0.
@@ -50,7 +52,8 @@ def source(
 
   Raises:
     TypeError: if an argument is of another type.
-    ValueError: if tasks do not agree, or one has too few examples; the message names the task.
+    ValueError: if tasks do not agree, or a Batch has fewer than two examples (one, with 0 val
+      examples); the message names the task.
 
   Example:
     >>> batch = lambda n: Batch(jnp.ones([n, 2]), jnp.ones([n]))

@@ -177,8 +177,8 @@ def place_tasks(
     mesh: the devices. None does not move the tasks.
     share: the number of tasks of this process after padding. Padding tasks have no examples. None:
       T, so that no task is appended.
-    count: the number of real tasks, the first of `tasks`. None: all are real. 0: this process holds
-      no real task and passes one only as a template for padding.
+    count: the number of real tasks, which come first in `tasks`. None: all are real. 0: this
+      process holds no real task and passes one only as a template for padding.
 
   Returns:
     The same tree, leaves [T', N, ...]. T' is the number of tasks of all processes, padding

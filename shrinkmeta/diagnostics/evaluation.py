@@ -127,8 +127,8 @@ def evaluate(
 
       val_nll_t = -1/N sum_n log p(y_tn | x_tn, theta_hat_t)
 
-  The program compiles once for each learner, `steps` and shapes of tasks, also over many calls. The
-  programs of the last 16 learners are kept.
+  The program compiles at the first call with a learner, a number `steps` and shapes of tasks. Later
+  calls with the same three reuse it. The programs of the last 16 learners are kept.
 
   Args:
     learner: the learner. Tasks run with its batching and mesh.

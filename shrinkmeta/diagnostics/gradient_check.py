@@ -1,9 +1,9 @@
 """Check the meta-gradient of a learner on a few tasks, before a long run.
 
-The check compares derivatives of the meta-loss, module by module: that of `learner.meta_gradient`,
-that of central differences of the whole computation, and that through every inner step, in forward
-mode. The last one is left out if the inner optimiser has a line search. A verdict sums up the
-result.
+For each module, the check compares three derivatives of the meta-loss: the one that
+`learner.meta_gradient` returns, central differences of the whole computation, and forward-mode
+differentiation through every inner step. The last one is left out if the inner optimiser has a line
+search. A verdict sums up the result.
 """
 
 import math
@@ -72,9 +72,10 @@ def check_meta_gradient(
 ) -> GradientCheck:
   """Compare the meta-gradient of a learner with other derivatives of the same loss.
 
-  Central differences measure the program as it runs, with inexact modes. For an algorithm with an
-  implicit gradient, the error has three sources: theta_hat is not exactly the mode, the linear
-  solve is not exact, and Gauss-Newton leaves out a part of the curvature. The verdict is one of
+  Central differences measure the program as it runs: they use the theta_hat that the inner loop
+  reaches, not the exact mode. For an algorithm with an implicit gradient, the error has three
+  sources: theta_hat is not exactly the mode, the linear solve is not exact, and Gauss-Newton leaves
+  out a part of the curvature. The verdict is one of
 
   - "fine": every error is below the tolerance. The tolerance is 1e-3 in float64 and 3e-2 in
     float32. For an algorithm with an implicit gradient, the mean norm of grad J is added, but at
@@ -87,9 +88,9 @@ def check_meta_gradient(
   search. With a line search it can be far from the derivative of the point where the loop ends,
   even if that point is exact. The verdict does not use it.
 
-  For reptile the differences of phi are NaN, because its phi follows no loss. For
-  sigma_gradient="joint" those of sigma are NaN: the gradient lets phi follow sigma, but here phi is
-  held fixed.
+  For reptile the differences of phi are NaN, because reptile does not compute the loss of phi. For
+  sigma_gradient="joint" the differences of sigma are NaN: the gradient includes how the optimum of
+  phi changes with sigma, but the differences hold phi fixed.
 
   The program of the meta-gradient compiles once. It runs four times for every row.
 

@@ -2,14 +2,16 @@
 
     log p(D | phi, sigma) ~ log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-This is Laplace's approximation at the mode, with C the Gauss-Newton curvature. In whitened
+Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
+Gauss-Newton curvature; K = I + s C s. This is Laplace's approximation at the mode. In whitened
 coordinates the normaliser of the prior cancels. The approximation is exact for linear-Gaussian
 models. The hierarchical model is then a linear mixed model, and the evidence is its marginal
 likelihood. The phi and sigma that maximise the evidence are the maximum-likelihood fit. The
 evidence needs no validation data.
 
-Gradient: z_hat maximises the sum of the first two terms. So the gradient of these terms in (phi,
-sigma) is that with z_hat held fixed. The third term also depends on theta_hat, and theta_hat
+Gradient: z_hat maximises the sum of the first two terms. So their gradient is computed with z_hat
+held fixed: it is g for phi and <s g, z_hat> / 2 over module m for log sigma_m^2, where g is
+d log p(D | theta) / d theta at the mode. The third term also depends on theta_hat, and theta_hat
 depends on (phi, sigma): `implicit.py` has the derivative. The gradient of the approximation is
 exact for linear-Gaussian models. For other models it is exact if `Implicit.curvature` is "hessian".
 With "gauss_newton" it was off by some tenths of a percent on a small network. `implicit.py` also
@@ -119,10 +121,12 @@ def log_evidence(
 
       log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  The result is differentiable in reverse mode with respect to phi, log_sigma2, the float leaves of
-  `batch` and the arrays that the likelihood closes over. Second derivatives are not available. A
-  parameter of the likelihood, such as the scale of `sm.gaussian_with_scale`, is a module frozen at
-  sigma = 0. Its entry of phi has a gradient, like every other entry.
+  Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
+  Gauss-Newton curvature. The result is differentiable in reverse mode with respect to phi,
+  log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over. Second
+  derivatives are not available. Put a parameter of the likelihood, such as the scale of
+  `sm.gaussian_with_scale`, into a module with sigma = 0. Its entry of phi has a gradient, like all
+  other entries.
 
   Args:
     likelihood: predict and log_prob.

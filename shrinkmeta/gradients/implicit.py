@@ -12,7 +12,7 @@ The derivatives of the loss at the mode are
 
 They need the mode, not the path to it. So memory does not grow with the number of inner steps, and
 any optimiser may find the mode. Nothing is divided by sigma. Two files have other gradients of
-sigma: in `joint.py` phi follows sigma, and in `evidence.py` sigma follows the evidence.
+sigma: `joint.py` also goes through the optimal phi, and `evidence.py` has those of the evidence.
 
 The equation for w gives a second form, d/d phi = P w / s. Where the data dominate the prior, the
 first form subtracts two large, nearly equal vectors. Where sigma is small, the second form divides
@@ -302,7 +302,8 @@ def map_estimate(
 
   By the implicit rule, theta_hat is differentiable in reverse mode with respect to phi, log_sigma2,
   the float leaves of `batch` and the floats that the likelihood closes over, such as the scale of
-  `sm.gaussian(predict, scale)`. The rule holds at the exact mode; `info` shows how near it is.
+  `sm.gaussian(predict, scale)`. The rule is exact only at the exact mode; `info` shows how near
+  theta is to the mode.
 
   Args:
     likelihood: predict and log_prob.
@@ -314,7 +315,7 @@ def map_estimate(
     implicit: how the gradient of the mode is computed.
     steps: replaces inner.steps.
     key: a random key for inner.batch_size and implicit.batch_size; consumed.
-    frozen: modules with log_sigma2 = -inf, to be named under jit, where the value is not known.
+    frozen: modules with log_sigma2 = -inf. Name them under jit, where the value is not known.
     constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:

@@ -16,11 +16,12 @@ The derivative of the loss is d/d log sigma_m^2 = sum_t <b_t, z_t> over the entr
 This is the formula of `implicit.py`, with b_t in place of w_t. A product with K takes one product
 of C_t with the direction a + s b_t for each task, and one sum over tasks.
 
-All of phi is an unknown of this system, frozen modules included. So Gauss-Newton approximates every
-block of K, and K stays positive semi-definite. curvature="hessian" is exact.
+The unknown a covers all of phi, frozen modules included. With "gauss_newton" every block of K is
+approximated, the blocks of frozen modules too. K then stays positive semi-definite. With "hessian"
+K is exact.
 
-Derivation: z_t stands for z_t on module m, with 0 elsewhere. The derivative has a direct part,
-sum_t <g_t, s z_t> / 2. Its indirect part is the sum over t of
+Derivation: from here on, z_t has its entries in module m and 0 elsewhere. The derivative has a
+direct part, sum_t <g_t, s z_t> / 2. Its indirect part is the sum over t of
 - <a, C_t s z_t> / 2 + <b_t, z_t> / 2 - <b_t, s C_t s z_t> / 2.
 The product of row t of the system with z_t shows that the direct part and the two terms with C_t
 add up to sum_t <b_t, z_t> / 2. The remaining term is the other half.

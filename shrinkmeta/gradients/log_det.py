@@ -1,6 +1,7 @@
 """The log-determinant of K = I + s C s, with the Gauss-Newton curvature C: a term of the evidence.
 
-Let A = Lambda^(1/2) J s [R, D], for R = N C outputs of all examples and D task-specific parameters:
+Let A = Lambda^(1/2) J s [R, D], where R counts the outputs of all examples and D the task-specific
+parameters (curvature/jacobian.py):
 
     log det(I + s C s) = log det(I + A^T A) = sum_i log(1 + a_i^2),   a_i the singular values of A.
 

@@ -1,11 +1,13 @@
 """The term that REML (restricted maximum likelihood) adds to the sum of the log evidences.
 
-    sum_t log p(D_t | phi, sigma) + P log(2 pi) / 2 - log det(sum_t F_t) / 2
+    P log(2 pi) / 2 - log det(sum_t F_t) / 2
     F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X,     X = d outputs / d the integrated entries of phi
 
-P is the number of entries of phi in the modules that are integrated out. X is [N C, P]. For a
-linear-Gaussian model, the term integrates these entries out under a flat prior. At the phi that
-maximises the sum of log evidences, that sum plus the term is the restricted log-likelihood.
+P is the number of entries of phi in the modules that are integrated out. X is [N C, P], for N
+examples with C outputs. J is the derivative of the outputs in theta, Lambda the curvature of -log p
+in the outputs, and s is sigma. Add the term to the sum of the log evidences, at the phi that
+maximises this sum. For a linear-Gaussian model the result is the restricted log-likelihood: these
+entries of phi are integrated out under a flat prior.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,11 +45,11 @@ def restriction(
 
       P log(2 pi) / 2 - log det(sum_t F_t) / 2,   F_t = X^T (Lambda^-1 + J s^2 J^T)^-1 X
 
-  P is the number of entries of phi in the modules `integrated`. X [N C, P] is the derivative of the
-  N C outputs with respect to these entries. J [N C, D] is their derivative with respect to theta.
-  Lambda is the curvature of -log p in the outputs, and s is sigma. F_t [P, P] is the information of
-  task t about the entries. For models that are not linear-Gaussian this is Laplace's approximation
-  at theta = phi. The result is differentiable.
+  P is the number of entries of phi in the modules `integrated`. N examples have C outputs each.
+  X [N C, P] is the derivative of the outputs with respect to these entries. J [N C, D] is the
+  derivative of the outputs with respect to theta. Lambda is the curvature of -log p in the outputs,
+  and s is sigma. F_t [P, P] is the information of task t about the entries. For models that are not
+  linear-Gaussian this is Laplace's approximation at theta = phi. The result is differentiable.
 
   Args:
     likelihood: predict and log_prob.

@@ -53,12 +53,12 @@ def make_learner(
     sigma_optimizer: any optax optimiser, for log sigma^2, if sigma is learned.
     init_sigma: sigma_m at the start: a number for all modules, or {module: number}. If sigma is
       fixed, it keeps this value. A module that starts at 0 is frozen for good: it stays at phi, and
-      the inner loop leaves it out. Outside jit, log_sigma2 = -inf in the state freezes one too.
-    log_p_phi: a log density phi -> [], nats, subtracted from the meta-loss once per update. It is
-      divided by the number of validation examples (pooled algorithms: of all examples; phi
-      following l_MAP or the evidence: of tasks).
+      the inner loop leaves it out. Outside jit, log_sigma2 = -inf in the state freezes a module.
+    log_p_phi: a log density phi -> [], nats. The meta-loss subtracts it once per update, divided by
+      the number of tasks if phi follows l_MAP or the evidence, by the number of all examples if phi
+      follows the pooled data, and otherwise by the number of validation examples.
     log_p_sigma: a log density {module: log sigma_m^2} -> [], nats, subtracted too if sigma is
-      learned. It is divided by the number of validation examples (evidence: of tasks).
+      learned. The divisor is the number of validation examples, or of tasks for the evidence.
     log_det: how the determinant of the evidence is computed.
     restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
       models: see `sm.restriction`.

@@ -1,9 +1,8 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is a mean over tasks. What it is the mean of depends on the algorithm: the validation
-negative log-likelihood at theta_hat, the training negative log joint, the negative log evidence, or
-the negative log-likelihood of all examples at phi. The mean leaves failed tasks out; the metrics
-count them.
+The meta-loss is the mean, over the tasks that did not fail, of one number: the validation negative
+log-likelihood at theta_hat, the training negative log joint, the negative log evidence, or the
+negative log-likelihood of all examples at phi.
 """
 
 import functools
@@ -58,8 +57,7 @@ def learner_of(spec: Spec) -> MetaLearner:
 
   A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
   """
-  main = (init, update, adapt, meta_gradient, adapt_tasks)
-  functions = (*main, no_start, sums, apply, keep, refresh)
+  functions = init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply, keep, refresh
   return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 
 
@@ -219,7 +217,8 @@ def adapt(
   Args:
     state: a MetaState of this learner.
     batch: the task's training data [N, ...], without the T axis.
-    steps: replaces Inner.steps. A tuple of S increasing ints records one run at these steps.
+    steps: replaces Inner.steps. With a tuple of S increasing ints the loop runs once, and the
+      result holds theta after each of these numbers of steps.
     key: a random key, needed only with a batch_size of Inner or Implicit, or a random network.
 
   Returns:
@@ -327,7 +326,7 @@ def keep(spec: Spec, state: MetaState, modules: Sequence[str]) -> tuple[MetaLear
     modules: the modules that stay task-specific, such as those of `sm.choose_modules`.
 
   Returns:
-    (the new MetaLearner; its MetaState: `state` with sigma = 0 in the frozen modules).
+    (the new MetaLearner, the state with sigma = 0 in the frozen modules).
 
   Raises:
     TypeError, ValueError: `state` does not fit, or `modules` is empty or names a frozen module.

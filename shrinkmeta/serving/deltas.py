@@ -1,9 +1,10 @@
 """The adapted parameters of many tasks, in their task-specific modules, tied to one phi.
 
-`Deltas` holds theta and not the difference theta - phi. In floating point phi + (theta - phi) is
-not theta: the subtraction can round if theta and phi differ by more than a factor of two. A stored
-theta comes back to the bit, and serving needs no addition. Files with rounded numbers (`files.py`)
-store theta - phi, because a rounding error relative to the difference is smaller.
+`Deltas` holds theta and not the difference theta - phi. In floating point phi + (theta - phi) can
+differ from theta: the subtraction can round if theta and phi differ by more than a factor of two. A
+stored theta comes back to the bit, and serving needs no addition. Files with rounded numbers
+(`files.py`) store theta - phi, because rounding a small difference makes a smaller error than
+rounding theta.
 """
 
 import dataclasses
@@ -151,9 +152,9 @@ class Deltas:
 def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable[TaskId]) -> Deltas:
   """Collect the adapted parameters of T tasks.
 
-  The result has a fingerprint of `state.phi`, a SHA-256 of the bytes of every leaf. By this
-  fingerprint `save_deltas`, `load_deltas` and `predict_tasks` refuse another phi. Call this
-  function outside jit.
+  The result has a fingerprint of `state.phi`, a SHA-256 of the bytes of every leaf. `save_deltas`,
+  `load_deltas` and `predict_tasks` compare fingerprints, and raise ValueError for another phi. Call
+  this function outside jit.
 
   Args:
     learner: the learner that adapted the tasks.

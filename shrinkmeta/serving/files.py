@@ -5,7 +5,7 @@ A shard holds one tensor for each leaf of its K tasks, and a checksum for each t
   theta/PATH       [K, ...]  theta in the dtype of phi, if nothing is rounded
   difference/PATH  [K, ...]  theta - phi, bfloat16 or int8
   scale/PATH       [K]       float32, for int8 only: theta - phi = scale * difference
-  crc32            [K, L]    of the id, the path and the bytes; L paths in the order of the index
+  crc32            [K, L]    of the id, the path and the bytes; L leaves, sorted by path
 
 A save writes new shards, waits until they are on disk, and then replaces the index. Shards never
 change. A process killed at any moment leaves the old index or the new one, with all its shards.

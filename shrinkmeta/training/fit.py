@@ -63,8 +63,8 @@ def fit(
 
   Args:
     learner: the learner.
-    state: a state of `learner.init(params)`, or any later one. It is copied, never donated; its
-      constants are neither. With `checkpoints`, the newest state in the folder replaces it.
+    state: a state of `learner.init(params)`, or any later one. `fit` copies it, except for its
+      constants, and donates none of it. With `checkpoints`, the newest saved state replaces it.
     tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
       It must return the same tasks for the same numbers. If the devices of learner.spec.mesh cannot
       share the tasks evenly, `fit` adds padding tasks, which count as 0. `tasks` may also be a list
@@ -73,21 +73,18 @@ def fit(
     meta_batch: the number of tasks per update.
     micro_batches: the number of parts into which the tasks of an update are split; it divides
       `meta_batch`. The parts run one after another, so only one of them must fit into memory.
-    key: a random key, needed if the learner draws (batch_size, log_det). Each update folds its step
-      into the key.
+    key: a random key, needed if the learner draws. Each update folds its step into the key.
     evaluate: evaluate(state) returns {name: number}, in every process. The log record has every
       number as "eval/<name>". The next update overwrites the state's arrays: copy what you keep.
     evaluate_every: the number of updates between two evaluations.
-    best: a name that `evaluate` returns. The state with the smallest value is kept, and
-      `restore(checkpoints, learner, state, "best")` reads it.
+    best: a name in the result of `evaluate`. `sm.restore(..., "best")` reads its best state.
     callbacks: process 0 calls them with the log record of every step.
     checkpoints: where and how often to save states, or None.
-    rules: how large leaves are cut along the axis "model" of the mesh: see `place_state`.
-    refresh: (phi, inputs, constants) -> the constants that change, such as running averages; called
-      on the tasks of an update after its step: see `learner.refresh`. `micro_batches` must be 1,
-      and `checkpoints` must store the constants: Checkpoints(constants=True).
-    stall_seconds: the longest time of an update in seconds, without compilation. A longer update,
-      except the first one, ends the process with exit code 1 and the tracebacks of all threads.
+    rules: the rules that cut leaves along the axis "model" of the mesh: see `place_state`.
+    refresh: (phi, inputs, constants) -> the constants that change, such as running averages, called
+      after every update: see `learner.refresh`. It needs Checkpoints(constants=True).
+    stall_seconds: the longest time of an update after the first, without compilation. A longer one
+      ends the process with exit code 1 and the tracebacks of all threads.
 
   Returns:
     The state after the last update.
@@ -115,19 +112,17 @@ def fit(
   _check_evaluation(evaluation, checkpoints)
   _check_refresh(refresh, state, micro_batches, checkpoints)
   with contextlib.ExitStack() as stack:
-    state = place_state(_copied(state), learner.spec.mesh, rules)
-    store = None
+    state, saving = place_state(_copied(state), learner.spec.mesh, rules), _Saving(None, 0)
     if checkpoints is not None:
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
-      state = store.restore(state) or state
-    saving = _Saving(store, 0 if checkpoints is None else checkpoints.every)
+      state, saving = store.restore(state) or state, _Saving(store, checkpoints.every)
     first = _first_step(state, steps)
     reporter = stack.enter_context(reporting(learner, callbacks, first, steps, meta_batch))
     stopped = stack.enter_context(stop_signals())
     watchdog = Watchdog(stall_seconds)
     stack.callback(watchdog.stop)
-    options = (meta_batch, micro_batches, key, watchdog)
-    update = build_update(learner, state, _source(tasks, key), *options, refresh)
+    options = (meta_batch, micro_batches, key, watchdog, refresh)
+    update = build_update(learner, state, _source(tasks, key), *options)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
 
 

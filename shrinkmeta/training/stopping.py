@@ -1,4 +1,4 @@
-"""Early stops: SIGTERM and Ctrl-C end a run after its step, and a watchdog ends a stalled run."""
+"""Early stops: SIGTERM or Ctrl-C ends a run after the current update, a watchdog a stalled run."""
 
 import contextlib
 import faulthandler

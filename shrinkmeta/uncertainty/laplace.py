@@ -1,4 +1,4 @@
-"""Laplace's posterior of one task: (V, lambda) with s C s = V^T diag(lambda) V, at its mode."""
+"""Compute Laplace's posterior of one task at its mode; `posterior.py` has the formulas."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,6 +43,10 @@ def posterior(
 
       z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z
 
+  s is sigma, spread over the parameters, and C is the Gauss-Newton curvature at the mode. The
+  curvature has a factor A [R, D] with s C s = A^T A, where R counts the outputs of all examples and
+  D the adapted parameters.
+
   Args:
     likelihood: predict and log_prob.
     labels: the module of every parameter.
@@ -50,8 +54,8 @@ def posterior(
     log_sigma2: {module: [] log sigma_m^2}, finite, or -inf for frozen modules.
     theta: the mode, from `map_estimate` or `learner.adapt`.
     batch: the data of the task, without the T axis; for many tasks use `jax.vmap`.
-    rank: the number of Lanczos steps, which is the number of directions. None: exact if A [N C, D]
-      has at most `limit` entries, otherwise 64.
+    rank: the number of Lanczos steps, which is the number of directions. None: exact if A has at
+      most `limit` entries, otherwise 64.
     limit: the largest number of entries of A for which rank=None is exact.
     key: draws the vector from which Lanczos begins; None is `jax.random.key(0)`.
     constants: what predict takes as its third argument, or None; it has no derivative.
