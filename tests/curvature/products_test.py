@@ -47,6 +47,7 @@ def problem(name, which="none", seed=0):
     likelihood, targets = sm.bernoulli(predict), jnp.asarray(rng.integers(2, size=(N, OUT)))
     lam = lambda f: jnp.diag(jax.nn.sigmoid(f) * jax.nn.sigmoid(-f))
   else:
+    assert name == "poisson", name
     likelihood, targets = sm.poisson(predict), jnp.asarray(rng.poisson(2.0, size=(N, OUT)))
     lam = lambda f: jnp.diag(jnp.exp(f))
   return likelihood, theta, sm.Batch(inputs, targets, mask(which)), lam
