@@ -135,7 +135,8 @@ def _check_special(where: str, node: Any) -> None:
     if not _derives(node, "flax.nnx", "Param"):
       raise TypeError(
         f"{where} is an nnx.{type(node).__name__}, not a parameter. Take the parameters alone: "
-        "graphdef, params, rest = nnx.split(model, nnx.Param, ...), and close over rest."
+        "graphdef, params, rest = nnx.split(model, nnx.Param, ...), and pass rest as constants: "
+        "learner.init(params, constants=rest)."
       )
     parameter_tree(where, jax.tree.leaves(node))
   elif _is_rows(node):

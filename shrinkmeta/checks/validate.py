@@ -270,7 +270,7 @@ def parameters(name: str, tree: PyTree) -> jnp.dtype:
     if not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(
         f"{leaf_name} has dtype {dtype}; parameters must be floating. Keep counters, keys and "
-        "integer tables out of the parameters and close over them in `predict`."
+        "integer tables out of the parameters: learner.init(params, constants=...)."
       )
     if dtype != jnp.result_type(leaves[0][1]):
       raise ValueError(

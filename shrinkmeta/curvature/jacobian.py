@@ -72,14 +72,23 @@ def whitened_jacobian(
   shift = lambda t, s, d: t + s * d
   moved = lambda dz: outputs_of(jax.tree.map(shift, part, scale, unravel(dz)))
   outputs = moved(zero)
-  if not isinstance(outputs, jax.Array):
+  one_output_array(outputs)
+  jacobian = jax.jacfwd if zero.size < outputs.size else jax.jacrev
+  return outputs, jacobian(moved)(zero).reshape(outputs.size, zero.size)
+
+
+def one_output_array(outputs: Any) -> None:
+  """Raise ValueError unless the outputs of a network are one array [N, ...].
+
+  Args:
+    outputs: what predict returned, or its shapes.
+  """
+  if not isinstance(outputs, (jax.Array, jax.ShapeDtypeStruct)):
     raise ValueError(
       f"predict returned {type(outputs).__name__}: a dual solve, a log-determinant, a posterior "
       "and a restriction need outputs in one array [N, ...]. An implicit gradient may use "
       'solver="cg".'
     )
-  jacobian = jax.jacfwd if zero.size < outputs.size else jax.jacrev
-  return outputs, jacobian(moved)(zero).reshape(outputs.size, zero.size)
 
 
 def by_example(blocks: jax.Array, rows: jax.Array) -> jax.Array:

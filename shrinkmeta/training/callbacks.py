@@ -251,6 +251,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def _whole_lines(path: pathlib.Path) -> list[str]:
   """Return the lines of a file that end with a newline, or [] if the file does not exist."""
   with contextlib.suppress(FileNotFoundError):
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]
   return []

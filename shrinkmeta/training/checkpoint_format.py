@@ -38,13 +38,15 @@ _STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # tensorsto
 
 
 def plain_data(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Convert settings to types of JSON: tuples to lists, scalars of NumPy and JAX to numbers.
+  """Convert settings to types of JSON: tuples to lists, scalars to numbers, paths to text.
 
   Raises:
     TypeError: a setting is not plain data.
   """
 
   def scalar(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+      return os.fspath(value)
     if np.ndim(value) == 0 and isinstance(value, (np.generic, np.ndarray, jax.Array)):
       return value.item()
     raise TypeError(f"{type(value).__name__} is not plain data: {value!r}")

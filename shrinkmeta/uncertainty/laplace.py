@@ -11,7 +11,7 @@ from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
-from shrinkmeta.curvature.jacobian import indefinite
+from shrinkmeta.curvature.jacobian import indefinite, one_output_array
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, thin_svd
 from shrinkmeta.devices.keys import same_in_any_batch
@@ -90,6 +90,7 @@ def posterior(
   at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
   model = task_model(with_constants(likelihood, constants), labels, at_mode, batch, frozen)
   outputs = jax.eval_shape(model.outputs_at, model.part)
+  one_output_array(outputs)
   size = sum(x.size for x in jax.tree.leaves(model.part))
   if rank is None and outputs.size * size > limit:
     rank = 64

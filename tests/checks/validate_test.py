@@ -26,7 +26,7 @@ def test_known():
   ("tree", "message"),
   [
     ({}, r"phi has no arrays"),
-    ({"a": jnp.ones([2]), "n": {"c": jnp.ones([2], int)}}, r"phi/n/c has dtype int32.*close over"),
+    ({"a": jnp.ones([2]), "n": {"c": jnp.ones([2], int)}}, r"phi/n/c has dtype int32.*constants="),
     ({"a": True}, r"phi/a has dtype bool"),
     ({"a": jnp.ones([2], complex)}, r"phi/a has dtype complex64"),
     (
@@ -93,7 +93,10 @@ VARIABLES = DENSE.init(jax.random.key(0), jnp.ones([1, 2]))
       r"params must be a pytree of arrays; got an nnx module, Net.*nnx.split\(model, nnx.Par",
     ),
     ({"net": Net()}, r"params/net must be .* an nnx module, Net"),
-    (nnx.state(Net()), r"params/drop/rngs/count is an nnx.RngCount, not a parameter.*close over"),
+    (
+      nnx.state(Net()),
+      r"params/drop/rngs/count is an nnx.RngCount, not a parameter.*constants=rest",
+    ),
     (nnx.state(Net().norm), r"params/mean is an nnx.BatchStat, not a parameter"),
     (Mlp(jnp.ones(2), jax.nn.relu), r"params must be .* an equinox module, Mlp.*eqx.is_inexact_a"),
     (DENSE, r"params must be a pytree of arrays.* flax.linen module.*module.init\(key, inputs"),

@@ -262,3 +262,10 @@ def test_a_density_that_is_not_concave_has_no_posterior(rank):
   phi, batch = {"w": jnp.zeros(3)}, sm.Batch(jnp.eye(3), jnp.ones(3))
   found = sm.posterior(rising, {"w": "w"}, phi, {"w": 0.0}, phi, batch, rank=rank)
   assert jnp.isnan(found.predictive(batch.inputs).variance).all()
+
+
+def test_outputs_of_several_arrays_are_refused_by_name():
+  likelihood = sm.Likelihood(lambda t, x: {"f": x * t["w"]}, lambda f, y: -((y - f["f"]) ** 2))
+  batch = sm.Batch(jnp.ones(3), jnp.ones(3))
+  with pytest.raises(ValueError, match="predict returned dict: a dual solve"):
+    sm.posterior(likelihood, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, {"w": 0.5}, batch)
