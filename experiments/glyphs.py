@@ -19,7 +19,6 @@ import jax
 from absl import app, flags, logging
 
 import shrinkmeta as sm
-from experiments.processes import together
 from experiments.report.pictures import adaptation, sigma_plots
 from experiments.report.tables import comparison, sigma
 from experiments.runs import files, pipeline, problems, results
@@ -86,7 +85,7 @@ def run(
     problem = problems.make_problem(config.problem, data_dir)
     pipeline.check_processes(config, problem, chosen, seeds)
     if checkpoints is not None:
-      together.check_shared("--checkpoints", checkpoints)
+      sm.check_shared("--checkpoints", checkpoints)
     arms = {name: pipeline.prepare(name, config, problem) for name in chosen}
     judged = pipeline.evaluation(config, problem, split)
   out.mkdir(parents=True, exist_ok=True)

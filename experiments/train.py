@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments.processes import together
+import shrinkmeta as sm
 from experiments.runs import pipeline, problems, store
 from experiments.settings import algorithms, machine, tables
 from experiments.settings import flags as shared
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
     pipeline.check_processes(config, problem, names, seeds)
     out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))
-    together.check_shared("--out", out)
+    sm.check_shared("--out", out)
     arms = {name: pipeline.prepare(name, config, problem) for name in names}
   diverged: list[str] = []
   for name, prepared in arms.items():

@@ -21,6 +21,7 @@ from shrinkmeta.data.source import source
 from shrinkmeta.devices.batching import num_tasks, over_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
+from shrinkmeta.devices.processes import check_alike, check_shared
 from shrinkmeta.diagnostics.evaluation import Difference, Evaluation, Interval, evaluate, paired
 from shrinkmeta.diagnostics.gradient_check import GradientCheck, check_meta_gradient
 from shrinkmeta.diagnostics.summary import ModuleSummary, format_summary, module_summary
@@ -103,6 +104,7 @@ __all__ = (
   "Difference", "Evaluation", "Interval", "evaluate", "paired",
   "Callback", "json_lines", "progress_bar", "read_json_lines", "recorder", "tensorboard",
   # Devices and memory.
+  "check_alike", "check_shared",
   "over_tasks", "place_state", "place_tasks", "share_of_tasks", "task_mesh",
   "ProgramCost", "program_cost",
   # Use the learned sigma: choose modules, store and serve tasks, build adapters.

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import platform
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -82,3 +83,12 @@ def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
     return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
   return json.dumps(clean(content), indent=indent, allow_nan=False)
+
+
+def fingerprint(tree: Any) -> str:
+  """Return a checksum of the arrays of a tree, such as training data."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    array = np.ascontiguousarray(leaf)
+    total = zlib.crc32(array.view(np.uint8).data, zlib.crc32(repr(array.shape).encode(), total))
+  return f"{total:08x}"

@@ -16,7 +16,6 @@ import shrinkmeta as sm
 from experiments.datasets import support
 from experiments.datasets.source import Problem, Source
 from experiments.networks.modules import modules
-from experiments.processes import together
 from experiments.runs import files, learners, problems, results, training
 from experiments.settings.schema import Config
 
@@ -156,14 +155,14 @@ def check_processes(
 ) -> None:
   """Raise ValueError if the processes of this run differ in what its results depend on."""
   if jax.process_count() > 1:
-    together.check_alike(
+    sm.check_alike(
       {
         "algorithms": ", ".join(names),
         "seeds": ", ".join(map(str, seeds)),
         "config": config.to_dict(),
         "protocol": protocol(config, problem),
         "versions": files.versions(),
-        "checksum of the training data": together.fingerprint(problem.train.data),
+        "checksum of the training data": files.fingerprint(problem.train.data),
       }
     )
 

@@ -7,13 +7,13 @@ that was not stopped.
 """
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from jax.sharding import PartitionSpec
 
@@ -22,16 +22,17 @@ from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.paths import local_path
 from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
+from shrinkmeta.devices.processes import check_alike, check_shared
 from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.training.callbacks import Callback
+from shrinkmeta.training.checkpoint_format import describe, fingerprints, versions
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
-from shrinkmeta.training.records import Reporter, reporting
+from shrinkmeta.training.records import Evaluate, Evaluation, Reporter, reporting
 from shrinkmeta.training.stopping import Watchdog, stop_signals
 
 PyTree = Any
-Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: number}
 
 
 def fit(
@@ -65,10 +66,9 @@ def fit(
     learner: the learner.
     state: a state of `learner.init(params)`, or any later one. `fit` copies it, except for its
       constants, and donates none of it. With `checkpoints`, the newest saved state replaces it.
-    tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
-      It must return the same tasks for the same numbers. If the devices of learner.spec.mesh cannot
-      share the tasks evenly, `fit` adds padding tasks, which count as 0. `tasks` may also be a list
-      of Tasks, or a Task with leaves [K, N, ...], in a new order each epoch: see `sm.source`.
+    tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...],
+      always the same ones. Or a list of Tasks, or a Task with leaves [K, N, ...]: see `sm.source`.
+      If devices cannot share the tasks evenly, `fit` adds padding tasks, which count as 0.
     steps: the number of updates of all runs together, earlier runs included.
     meta_batch: the number of tasks per update.
     micro_batches: the number of parts into which the tasks of an update are split; it divides
@@ -106,11 +106,12 @@ def fit(
   steps = validate.integer("steps", steps, 0)
   meta_batch = validate.integer("meta_batch", meta_batch, 1)
   micro_batches = validate.integer("micro_batches", micro_batches, 1)
-  evaluation = _Evaluation(evaluate, validate.integer("evaluate_every", evaluate_every, 0), best)
+  evaluation = Evaluation(evaluate, validate.integer("evaluate_every", evaluate_every, 0), best)
   _check_types(learner, state, tasks, key, callbacks, checkpoints, rules, stall_seconds)
   _check_parts(learner, meta_batch, micro_batches)
   _check_evaluation(evaluation, checkpoints)
   _check_refresh(refresh, state, micro_batches, checkpoints)
+  _check_processes(learner, state, checkpoints, steps, meta_batch, micro_batches, evaluation)
   with contextlib.ExitStack() as stack:
     state, saving = place_state(_copied(state), learner.spec.mesh, rules), _Saving(None, 0)
     if checkpoints is not None:
@@ -124,40 +125,6 @@ def fit(
     options = (meta_batch, micro_batches, key, watchdog, refresh)
     update = build_update(learner, state, _source(tasks, key), *options)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
-
-
-class _Evaluation(NamedTuple):
-  """The function that evaluates a state, and how often `fit` calls it."""
-
-  function: Evaluate | None
-  every: int  # updates
-  best: str | None
-
-  def due(self, done: int) -> bool:
-    """Return whether to evaluate the state after `done` updates."""
-    return self.function is not None and done % self.every == 0
-
-  def __call__(self, state: MetaState) -> dict[str, float]:
-    """Return {"eval/<name>": float}, or raise an error if a value or the name `best` is wrong."""
-    assert self.function is not None
-    found = self.function(state)
-    validate.instance("evaluate(state)", found, Mapping, "a dict {name: number}")
-    extra = {}
-    for name, value in found.items():
-      try:
-        extra[f"eval/{name}"] = _number(value)
-      except TypeError as error:
-        raise TypeError(f"evaluate(state)[{name!r}] must be a number; got {value!r}.") from error
-    if self.best is not None and f"eval/{self.best}" not in extra:
-      raise ValueError(f"best is {self.best!r}, but evaluate gives {sorted(extra)}.")
-    return extra
-
-
-def _number(value: Any) -> float:
-  """Convert a number of Python, NumPy or JAX to a float; raise TypeError for other values."""
-  if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
-    raise TypeError(f"{type(value).__name__} is no number")
-  return float(value)
 
 
 class _Saving(NamedTuple):
@@ -182,7 +149,7 @@ def _loop(
   state: MetaState,
   steps: int,
   update: Update,
-  evaluation: _Evaluation,
+  evaluation: Evaluation,
   saving: _Saving,
   reporter: Reporter,
   stopped: Callable[[int], int | None],
@@ -307,6 +274,37 @@ def _check_parts(learner: MetaLearner, meta_batch: int, micro_batches: int) -> N
     )
 
 
+def _check_processes(
+  learner: MetaLearner,
+  state: MetaState,
+  checkpoints: Checkpoints | None,
+  steps: int,
+  meta_batch: int,
+  micro_batches: int,
+  evaluation: Evaluation,
+) -> None:
+  """Raise ValueError if the processes of this run differ, or do not share the folder of states."""
+  if jax.process_count() == 1:
+    return
+  spec, settings = learner.spec, {} if checkpoints is None else checkpoints.settings
+  inner = {"steps": spec.inner.steps, "tol": spec.inner.tol, "batch_size": spec.inner.batch_size}
+  arrays = jax.tree.map(jnp.asarray, state)
+  local = all(x.is_fully_addressable for x in jax.tree.leaves(arrays))
+  prints = {name: int(x) for name, x in jax.jit(fingerprints)(arrays).items()} if local else {}
+  check_alike(
+    describe(learner, arrays, settings, meta_batch)
+    | {"inner": inner, "implicit": dataclasses.asdict(spec.implicit)}
+    | {"steps": steps, "micro_batches": micro_batches, "evaluate_every": evaluation.every}
+    | {
+      "best": evaluation.best,
+      "checkpoints": checkpoints and (checkpoints.every, checkpoints.keep),
+    }
+    | {"versions": versions(), "fingerprint": prints}
+  )
+  if checkpoints is not None:
+    check_shared("Checkpoints.folder", checkpoints.folder)
+
+
 def _check_refresh(
   refresh: Any, state: MetaState, micro_batches: int, checkpoints: Checkpoints | None
 ) -> None:
@@ -322,7 +320,7 @@ def _check_refresh(
     raise ValueError("refresh changes constants: store them, Checkpoints(folder, constants=True).")
 
 
-def _check_evaluation(evaluation: _Evaluation, checkpoints: Checkpoints | None) -> None:
+def _check_evaluation(evaluation: Evaluation, checkpoints: Checkpoints | None) -> None:
   """Raise TypeError or ValueError if evaluate, evaluate_every and best do not fit together."""
   evaluate, every, best = evaluation
   if evaluate is not None:

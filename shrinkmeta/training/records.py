@@ -3,18 +3,21 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState, Metrics
+from shrinkmeta.checks import validate
 from shrinkmeta.training.callbacks import Callback
 
 PyTree = Any
+Evaluate = Callable[[MetaState], Mapping[str, Any]]  # state -> {name: number}
 
 
 def measured(learner: MetaLearner, state: MetaState, metrics: Metrics) -> dict[str, jax.Array]:
@@ -184,3 +187,37 @@ def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> N
       "log_p_phi and log_p_sigma at the current phi and sigma. The state is the one before this "
       "step."
     )
+
+
+class Evaluation(NamedTuple):
+  """The function that evaluates a state, and how often `fit` calls it."""
+
+  function: Evaluate | None
+  every: int  # updates
+  best: str | None
+
+  def due(self, done: int) -> bool:
+    """Return whether to evaluate the state after `done` updates."""
+    return self.function is not None and done % self.every == 0
+
+  def __call__(self, state: MetaState) -> dict[str, float]:
+    """Return {"eval/<name>": float}, or raise an error if a value or the name `best` is wrong."""
+    assert self.function is not None
+    found = self.function(state)
+    validate.instance("evaluate(state)", found, Mapping, "a dict {name: number}")
+    extra = {}
+    for name, value in found.items():
+      try:
+        extra[f"eval/{name}"] = _number(value)
+      except TypeError as error:
+        raise TypeError(f"evaluate(state)[{name!r}] must be a number; got {value!r}.") from error
+    if self.best is not None and f"eval/{self.best}" not in extra:
+      raise ValueError(f"best is {self.best!r}, but evaluate gives {sorted(extra)}.")
+    return extra
+
+
+def _number(value: Any) -> float:
+  """Convert a number of Python, NumPy or JAX to a float; raise TypeError for other values."""
+  if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
+    raise TypeError(f"{type(value).__name__} is no number")
+  return float(value)

@@ -31,3 +31,11 @@ def test_a_result_with_a_path_and_a_byte_order_mark(tmp_path):
   results.write_json(path, {"out": pathlib.Path("runs/x"), "rate": np.float32(0.5)}, [], {})
   path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
   assert results.read_json(path) == ({"out": "runs/x", "rate": 0.5}, [])
+
+
+def test_a_fingerprint_tells_data_apart():
+  tree = {"a": np.arange(6, dtype=np.uint8), "b": jnp.ones([])}
+  other = {**tree, "a": tree["a"].reshape(2, 3)}
+  assert files.fingerprint(tree) == files.fingerprint({**tree, "a": tree["a"].copy()})
+  changed = {**tree, "b": jnp.zeros([])}
+  assert len({files.fingerprint(x) for x in (tree, other, changed)}) == 3

@@ -1,6 +1,6 @@
-"""What several processes of one run must have in common, checked before any work.
+"""Check, before any work, that the processes of one run were started alike and share a folder.
 
-Every process makes these calls, in the same order. A run of one process returns at once.
+Every process must make these calls, in the same order. A run of one process returns at once.
 """
 
 import hashlib
@@ -8,7 +8,6 @@ import json
 import pathlib
 import secrets
 import time
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,21 +15,30 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.settings import schema
+from shrinkmeta.checks import validate
+from shrinkmeta.checks.paths import Path, local_path
 
 _SECONDS = 10.0  # how long a file system on a network may take to show a new file
 _MOST = 5  # differences that an error names
 
 
 def check_alike(settings: Mapping[str, Any]) -> None:
-  """Raise ValueError in every process if they were started with other settings.
+  """Raise ValueError in every process unless all processes were started with the same settings.
 
-  Processes that differ would mix their figures without a word, or wait for each other for ever. A
-  hash of the settings is compared; only if it differs are the settings themselves exchanged.
+  Processes that differ would mix their figures in silence, or wait for each other for ever. The
+  processes compare a hash of the settings. Only if it differs do they exchange the settings.
 
   Args:
-    settings: what the results depend on, as nested mappings with values that JSON can hold.
+    settings: everything that the results depend on: nested dicts of values that JSON can hold.
+
+  Raises:
+    TypeError: `settings` is not a dict.
+    ValueError: a setting differs; the message names it, with the values and the processes. Or the
+      processes have different numbers of devices.
+
+  >>> check_alike({"rate": 0.1, "seed": 3})
   """
+  validate.instance("settings", settings, Mapping, "a dict of plain data")
   if jax.process_count() == 1:
     return
   per_process = np.bincount([device.process_index for device in jax.devices()])
@@ -39,7 +47,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
       f"The processes of this run have {per_process.tolist()} devices, from process 0 on; wanted "
       "the same number in each."
     )
-  text = json.dumps(schema.flat(settings), sort_keys=True).encode()
+  text = json.dumps(_flat(settings), sort_keys=True, default=str).encode()
   digest = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
   if (_gathered(digest) == digest).all():
     return
@@ -51,15 +59,23 @@ def check_alike(settings: Mapping[str, Any]) -> None:
     )
 
 
-def check_shared(what: str, folder: pathlib.Path) -> None:
-  """Raise ValueError in every process if the folder of process 0 is not theirs.
+def check_shared(what: str, folder: Path) -> None:
+  """Raise ValueError in every process unless all of them see the folder of process 0.
 
-  Process 0 makes a file with a random name, and the others look for it. It is removed again.
+  Process 0 makes a file with a random name, the others look for it, and process 0 removes it.
 
   Args:
-    what: the flag or setting that names the folder.
-    folder: it is made by process 0 if it is missing.
+    what: the flag or setting that names the folder, for the message.
+    folder: the folder. Process 0 makes it if it is missing.
+
+  Raises:
+    TypeError: an argument is of another type.
+    ValueError: process 0 cannot write to the folder, or a process does not see the file.
+
+  >>> check_shared("--out", "runs/a")
   """
+  validate.instance("what", what, str, "the name of the setting")
+  folder = local_path("folder", folder)
   if jax.process_count() == 1:
     return
   token = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
@@ -73,8 +89,8 @@ def check_shared(what: str, folder: pathlib.Path) -> None:
     except OSError as problem:
       error = str(problem)
   try:
-    if told := _texts(error.encode())[0]:  # also: nobody looks before the file is there
-      raise ValueError(f"{what}: process 0 cannot write to {folder}: {told.decode()}.")
+    if text := _texts(error.encode())[0]:  # this also waits until process 0 has made the file
+      raise ValueError(f"{what}: process 0 cannot write to {folder}: {text.decode()}.")
     seen = _gathered(np.array([_appears(file)], np.uint8))[:, 0]
   finally:
     if written:
@@ -87,13 +103,13 @@ def check_shared(what: str, folder: pathlib.Path) -> None:
     )
 
 
-def fingerprint(tree: Any) -> str:
-  """Return a checksum of the arrays of a tree, such as training data."""
-  total = 0
-  for leaf in jax.tree.leaves(tree):
-    array = np.ascontiguousarray(leaf)
-    total = zlib.crc32(array.view(np.uint8).data, zlib.crc32(repr(array.shape).encode(), total))
-  return f"{total:08x}"
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Return {dotted path: value} of nested dicts."""
+  found: dict[str, Any] = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+  return found
 
 
 def _appears(file: pathlib.Path) -> bool:

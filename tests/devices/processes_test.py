@@ -6,26 +6,33 @@ import socket
 import subprocess
 import sys
 
-import jax.numpy as jnp
-import numpy as np
+import shrinkmeta as sm
 
-from experiments.processes import together
-
-ROOT = pathlib.Path(__file__).parents[3]
+ROOT = pathlib.Path(__file__).parents[2]
 WORKER = """
 import json, pathlib, sys
 from experiments.settings import machine
 port, own, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
 machine.start_jax(1, processes=machine.Processes(f"localhost:{port}", 2, own))
-from experiments.processes import together
+import jax.numpy as jnp, optax, shrinkmeta as sm
+from shrinkmeta.devices import processes as together
 together._SECONDS = 0.5
 
-def told(check, *arguments):
+def told(check, *arguments, **keywords):
   try:
-    check(*arguments)
+    check(*arguments, **keywords)
   except ValueError as error:
     return str(error)
   return None
+
+def fit(rate, start, steps=1, where=None, **keywords):
+  network = sm.gaussian(lambda theta, x: x * theta["w"])
+  learner = sm.maml(network, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), rate))
+  batch = sm.Batch(jnp.ones((2, 4)), jnp.ones((2, 4)))
+  tasks = lambda first, count: sm.Task(batch, batch)
+  kept = None if where is None else sm.Checkpoints(where)
+  options = {"meta_batch": 2, "checkpoints": kept} | keywords
+  return told(sm.fit, learner, learner.init({"w": start}), tasks, steps, **options)
 
 at = lambda i: folder / ("both" if i is None else f"machine{i}") / "run"
 blocked = folder / "blocked"
@@ -36,6 +43,10 @@ results = {
   "many": told(together.check_alike, {f"s{i}": own for i in range(9)}),
   "shared": told(together.check_shared, "--out", at(None)),
   "not shared": told(together.check_shared, "--out", at(own)),
+  "fit: inner steps": fit([1, 2][own], 0.0),
+  "fit: parameters": fit(1, [0.0, 0.5][own]),
+  "fit: meta_batch": fit(1, 0.0, meta_batch=[2, 4][own]),
+  "fit: folder": fit(1, 0.0, where=at(own)),
   "not writable": told(together.check_shared, "--out", blocked / "run"),
 }
 results["left"] = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
@@ -64,19 +75,15 @@ def test_two_processes(tmp_path):
     assert found["many"].count("in process 1") == 5 and "and 4 more" in found["many"]
     assert found["not shared"].startswith("--out is a folder that all processes share; ")
     assert f"machine{process}/run is not there for process 1" in found["not shared"]
+    assert "inner.steps: 1 in process 0, 2 in process 1" in found["fit: inner steps"]
+    assert "fingerprint.phi/w: " in found["fit: parameters"]
+    assert "fit.meta_batch: 2 in process 0, 4 in process 1" in found["fit: meta_batch"]
+    assert found["fit: folder"].startswith("Checkpoints.folder is a folder that all processes ")
     assert found["not writable"].startswith("--out: process 0 cannot write to ")
     assert found["left"] == ["blocked", "both", "both/run", "machine0", "machine0/run"]
 
 
 def test_one_process_is_like_itself(tmp_path):
-  together.check_alike({"a": 1})
-  together.check_shared("--out", tmp_path / "x")
+  sm.check_alike({"a": 1})
+  sm.check_shared("--out", tmp_path / "x")
   assert not (tmp_path / "x").exists()
-
-
-def test_a_fingerprint_tells_data_apart():
-  tree = {"a": np.arange(6, dtype=np.uint8), "b": jnp.ones([])}
-  other = {**tree, "a": tree["a"].reshape(2, 3)}
-  assert together.fingerprint(tree) == together.fingerprint({**tree, "a": tree["a"].copy()})
-  changed = {**tree, "b": jnp.zeros([])}
-  assert len({together.fingerprint(x) for x in (tree, other, changed)}) == 3
