@@ -24,7 +24,7 @@ def run(program: str, *arguments: str) -> str:
   """What a Python program prints, in a process of its own."""
   command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
   done = subprocess.run(
-    command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
   )
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
