@@ -106,5 +106,5 @@ def test_errors():
   with pytest.raises(ValueError, match="'c' is in warm.z and not in the moving part of phi"):
     learner.update(state, tasks, warm=sm.WarmStart(whole, whole))
   maml = sm.maml(sm.gaussian(predict), LABELS)
-  with pytest.raises(ValueError, match="rows with a mode"):
+  with pytest.raises(ValueError, match="warm start is for algorithms with an implicit gradient"):
     maml.update(maml.init(state.phi), tasks, warm=learner.no_start(state, T))

@@ -196,11 +196,12 @@ def test_a_summary_of_parameters_with_a_none_leaf():
 
 
 def test_what_is_no_summary():
+  format_summary: Any = sm.format_summary
   summary = sm.ModuleSummary("body", 1, 0.0, 0.0)
   with pytest.raises(TypeError, match=r"summaries must be .*; got ModuleSummary"):
-    ANY.format_summary(summary)
+    format_summary(summary)
   with pytest.raises(TypeError, match=r"summaries\[1\] must be a shrinkmeta.ModuleSummary; got 3"):
-    ANY.format_summary([summary, 3])
+    format_summary([summary, 3])
 
 
 def test_summary_by_hand():
