@@ -14,6 +14,7 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -32,7 +33,12 @@ def predict_scale(theta, inputs):
   return inputs @ theta["w"], theta["b"]
 
 
+def predict_with(theta, inputs, constants):
+  return inputs @ constants["w"] + theta["b"]
+
+
 LIKELIHOOD = sm.gaussian(predict)
+EVALUATION = sm.Evaluation(np.ones(3), None, np.ones(3, bool))
 BATCH = sm.Batch(jnp.ones((4, 2)), jnp.ones(4))
 BATCHES = jax.tree.map(lambda x: jnp.stack([x, x]), BATCH)
 TASKS = sm.Task(BATCHES, BATCHES)
@@ -136,6 +142,7 @@ VALID = {
 # What only one function takes, by its name.
 OWN = {
   "by_path": {"rules": {"w": "body", ".*": "head"}},
+  "choose_modules": {"repeats": 0, "tolerance": 1.0},
   "calibration": {
     "log_probabilities": jnp.log(jnp.full((2, 2), 0.5)),
     "targets": jnp.array([0, 1]),
@@ -156,10 +163,12 @@ OWN = {
   "lora.join": {"first": {"kernel": {"A": 1.0}}, "second": {"kernel": {"B": 1.0}}},
   "lora.merge": {"params": KERNEL},
   "mean_and_scale": {"outputs": jnp.full((4, 2), -0.5)},
+  "paired": {"a": EVALUATION, "b": EVALUATION},
   "priors.normal": {"scale": 1.0},
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
   "stack_batches": {"batches": [BATCH, BATCH]},
   "stack_tasks": {"tasks": [sm.Task(BATCH, BATCH)] * 2},
+  "with_constants": {"likelihood": sm.gaussian(predict_with), "constants": PARAMS},
 }
 WRONG = {
   "object": object(),
@@ -224,6 +233,7 @@ ALLOWED_OF = {
   **{name: {"labels": "str"} for name in (*sm.FAMILY, "make_learner")},
   # A number is a pytree of one array.
   **{name: {"params": "params nnx int"} for name in ("by_layer", "by_leaf", "by_path")},
+  "choose_modules": {"repeats": "int", "tolerance": "int"},
   "deltas": {"ids": "list params"},  # ids are strings and integers
   "export.peft": {"alpha": "None", "base": "str", "task_type": "str None"},
   "fit": {"tasks": CALLABLE},
@@ -238,6 +248,8 @@ ALLOWED_OF = {
   "place_state": {"state": " ".join(WRONG)},  # any tree
   "predict_tasks": {"state": "params"},
   "priors.normal": {"centre": "int params nnx"},
+  "source": {"buckets": "int"},
+  "with_constants": {"constants": "params nnx"},
 }
 # {function: arguments} that take a wrong thing today, or refuse it without their name. Delete an
 # argument as soon as it is mended: the test fails if an entry is no gap any more.
@@ -272,7 +284,16 @@ FUNCTIONS = public_functions()
 # Their work is no tracing, so they run as they are; the others are only traced, which compiles
 # nothing.
 CONCRETE = {
-  *("check_meta_gradient", "fit", "module_summary", "place_state", "place_tasks", "program_cost"),
+  *(
+    "check_meta_gradient",
+    "choose_modules",
+    "source",
+    "fit",
+    "module_summary",
+    "place_state",
+    "place_tasks",
+    "program_cost",
+  ),
   *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
   *("deltas", "load_deltas", "predict_tasks", "rounding_loss", "save_deltas"),
   *("export.merged", "export.peft"),

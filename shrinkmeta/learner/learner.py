@@ -88,8 +88,6 @@ def init(spec: Spec, params: PyTree, constants: PyTree = None) -> MetaState:
   phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
   opt_state = OptState(spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2))
-  for name, leaf in validate.leaves_with_names(constants, "constants"):
-    validate.array(name, leaf, "an array", numbers=False)
   with_constants(spec.likelihood, constants)
   constants = jax.tree.map(jnp.asarray, constants)
   return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32), constants)

@@ -51,14 +51,15 @@ def with_constants(likelihood: Likelihood, constants: PyTree) -> Likelihood:
     A Likelihood whose predict is (theta, inputs) -> predict(theta, inputs, constants).
 
   Raises:
-    TypeError: predict takes constants but `constants` is None, or `constants` are given but predict
-      does not take them.
+    TypeError: `likelihood` is no Likelihood, or a constant is no array; or predict takes constants but
+      `constants` is None, or `constants` are given but predict does not take them.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> scaled = gaussian(lambda theta, x, constants: x * theta["w"] * constants["unit"])
   >>> with_constants(scaled, {"unit": jnp.array(2.0)}).predict({"w": 3.0}, jnp.ones(1))
   Array([6.], dtype=float32)
   """
+  check_likelihood("likelihood", likelihood)
   takes = _num_arguments(likelihood.predict)
   if constants is None:
     if takes == 3:
@@ -72,6 +73,8 @@ def with_constants(likelihood: Likelihood, constants: PyTree) -> Likelihood:
       "There are constants, and predict takes (theta, inputs). Let it take them: predict(theta, "
       "inputs, constants)."
     )
+  for name, leaf in validate.leaves_with_names(constants, "constants"):
+    validate.array(name, leaf, "an array", numbers=False)
   return likelihood._replace(predict=WithConstants(likelihood.predict, constants))
 
 

@@ -26,13 +26,11 @@ DESCENT = sm.Inner(optax.sgd(0.1), steps=30, tol=1e-4)
 
 
 def trained(algorithm, updates=2, **settings):
-  if algorithm is sm.sigma_imaml:
-    settings = {"inner": DESCENT} | settings
-  learner = algorithm(LIKELIHOOD, LABELS, **settings)
-  state, update = learner.init(PARAMS), jax.jit(learner.update)
-  for i in range(updates):
-    state, _ = update(state, draw(jax.random.key(i)))
-  return learner, state
+  """A learner, and a state whose numbers are all away from those of the start."""
+  inner = sm.Inner(optax.sgd(0.1), steps=3) if algorithm is sm.maml else DESCENT
+  learner = algorithm(LIKELIHOOD, LABELS, **({"inner": inner} | settings))
+  move = lambda x: x + 0.01 * updates if jnp.issubdtype(x.dtype, jnp.floating) else x + updates
+  return learner, jax.tree.map(move, learner.init(PARAMS))
 
 
 FINITE = (
@@ -72,7 +70,8 @@ def test_a_kept_learner_takes_the_update_of_one_built_anew(algorithm):
 def test_without_a_prior_it_is_hand_picked():
   learner, state = trained(sm.maml, phi_optimizer=optax.adam(0.1))
   kept, begin = learner.keep(state, ("level",))
-  anew = sm.hand_picked(LIKELIHOOD, LABELS, task_specific=("level",), phi_optimizer=optax.adam(0.1))
+  settings = {"phi_optimizer": optax.adam(0.1), "inner": learner.spec.inner}
+  anew = sm.hand_picked(LIKELIHOOD, LABELS, task_specific=("level",), **settings)
   same = state._replace(log_sigma2=anew.init(PARAMS).log_sigma2)
   tasks = draw(jax.random.key(9))
   ours, theirs = jax.jit(kept.update)(begin, tasks)[0], jax.jit(anew.update)(same, tasks)[0]
@@ -85,9 +84,10 @@ def test_frozen_modules_have_no_task_axis_and_phi_goes_on():
   jax.tree.map(np.testing.assert_array_equal, begin.phi, state.phi)
   jax.tree.map(np.testing.assert_array_equal, begin.opt_state, state.opt_state)
   assert int(begin.step) == 2 and begin.log_sigma2["head"] == state.log_sigma2["head"]
-  thetas, _ = kept.adapt_tasks(begin, draw(jax.random.key(9)).train)
+  tasks = draw(jax.random.key(9))
+  thetas, _ = jax.eval_shape(kept.adapt_tasks, begin, tasks.train)
   assert thetas["body"] is None and thetas["level"] is None and thetas["head"].shape == (4,)
-  after, metrics = jax.jit(kept.update)(begin, draw(jax.random.key(9)))
+  after, metrics = jax.jit(kept.update)(begin, tasks)
   assert int(metrics.num_failed) == 0
   assert np.all(np.asarray(after.phi["body"]) != np.asarray(begin.phi["body"]))
   assert np.isneginf(after.log_sigma2["body"]) and np.isneginf(after.log_sigma2["level"])

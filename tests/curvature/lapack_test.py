@@ -45,6 +45,7 @@ def test_restricted_evidence():
     sm.gaussian(lambda t, x: x @ t["a"] + x[:, :2] @ t["b"]),
     {"a": "a", "b": "b"},
     restricted=("a",),
+    inner=sm.Inner(optax.sgd(0.1), steps=3),
     batching="vmap",
   )
   state = learner.init({"a": jnp.zeros(3), "b": jnp.zeros(2)})

@@ -1,5 +1,6 @@
 """What XLA plans to allocate for one meta-step, against the number of inner steps."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -14,7 +15,7 @@ def predict(params, x):
   return x @ params["layer_2"]["kernel"] + params["layer_2"]["bias"]
 
 
-def temporary_bytes(jit, algorithm, batching="auto", **inner):
+def temporary_bytes(algorithm, batching="auto", **inner):
   params = {
     f"layer_{i}": {"kernel": jnp.zeros((a, b)), "bias": jnp.zeros(b)}
     for i, (a, b) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True))
@@ -26,25 +27,25 @@ def temporary_bytes(jit, algorithm, batching="auto", **inner):
     inner=sm.Inner(optax.sgd(0.1), **inner),
     batching=batching,
   )
-  lowered = jit(learner.update).lower(learner.init(params), sm.Task(batch, batch))
+  lowered = jax.jit(learner.update).lower(learner.init(params), sm.Task(batch, batch))
   return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def test_implicit_memory_does_not_grow_with_the_steps(optimising_jit):
-  few, many = (temporary_bytes(optimising_jit, sm.sigma_imaml, steps=steps) for steps in (10, 1000))
+def test_implicit_memory_does_not_grow_with_the_steps():
+  few, many = (temporary_bytes(sm.sigma_imaml, steps=steps) for steps in (10, 1000))
   assert 0 < many <= 1.02 * few
 
 
-def test_unrolled_memory_grows_with_the_steps_and_less_so_with_remat(optimising_jit):
-  few, many = (temporary_bytes(optimising_jit, sm.sigma_maml, steps=steps) for steps in (10, 100))
+def test_unrolled_memory_grows_with_the_steps_and_less_so_with_remat():
+  few, many = (temporary_bytes(sm.sigma_maml, steps=steps) for steps in (10, 100))
   assert many > 5 * few
-  assert temporary_bytes(optimising_jit, sm.sigma_maml, steps=100, remat=True) < 0.6 * many
+  assert temporary_bytes(sm.sigma_maml, steps=100, remat=True) < 0.6 * many
 
 
-def test_tasks_one_at_a_time_wait_in_no_queue(optimising_jit):
+def test_tasks_one_at_a_time_wait_in_no_queue():
   """A queue holds the modes of all tasks."""
   one, queue, in_turn = (
-    temporary_bytes(optimising_jit, sm.sigma_imaml, batching, steps=30, tol=1e-4)
+    temporary_bytes(sm.sigma_imaml, batching, steps=30, tol=1e-4)
     for batching in (1, 2, "sequential")
   )
   assert 0 < one <= in_turn < queue

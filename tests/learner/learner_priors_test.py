@@ -1,6 +1,8 @@
 """What priors on phi and sigma add to the meta-gradient, with their weights, by hand."""
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import shrinkmeta as sm
@@ -11,13 +13,19 @@ PHI = {"w": np.array([0.7, -1.2]), "b": np.array(0.4)}
 T, M, N = 3, 4, 5  # tasks, examples of each to adapt on, and to be judged by
 
 
-def meta_gradient(algorithm, **priors):
+def meta_gradients(algorithm, **priors):
+  """Without the priors, and with them."""
   random = np.random.default_rng(0)
   batch = lambda n: sm.Batch(random.normal(size=(T, n, 2)), random.normal(size=(T, n)))
   tasks = sm.Task(batch(M), batch(N))
   likelihood = sm.gaussian(lambda p, x: x @ p["w"] + p["b"], 1.0)
-  learner = getattr(sm, algorithm)(likelihood, sm.by_leaf(PHI), **priors)
-  return learner.meta_gradient(learner.init(PHI), tasks)
+  inner = sm.Inner(optax.sgd(0.1), steps=2)
+  learners = [
+    getattr(sm, algorithm)(likelihood, sm.by_leaf(PHI), inner=inner, **keywords)
+    for keywords in ({}, priors)
+  ]
+  run = lambda state: [learner.meta_gradient(state, tasks) for learner in learners]
+  return jax.jit(run)(learners[0].init(PHI))
 
 
 @pytest.mark.parametrize(
@@ -36,8 +44,7 @@ def test_each_prior_is_added_once_in_the_units_of_the_loss(algorithm, phi_weight
   priors = {"log_p_phi": sm.priors.normal(2.0)}
   if sigma_weight is not None:
     priors["log_p_sigma"] = sm.priors.exponential(0.5)
-  without, metrics_without = meta_gradient(algorithm)
-  grad, metrics = meta_gradient(algorithm, **priors)
+  (without, metrics_without), (grad, metrics) = meta_gradients(algorithm, **priors)
   for name, value in PHI.items():
     added = grad.phi[name] - without.phi[name]
     np.testing.assert_allclose(added, phi_weight * value / 4, rtol=1e-9, err_msg=name)

@@ -1,6 +1,7 @@
 """theta_hat: every optimiser on a ridge regression, whose mode is a formula."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -29,9 +30,21 @@ def problem(seed=0, tasks=None):
   return {"w": jnp.array([0.5, -1.0, 2.0])}, batch
 
 
-def solve(inner, phi, batch, sigma=SIGMA, likelihood=LINEAR, **keywords):
+def eager_solve(inner, phi, batch, sigma=SIGMA, likelihood=LINEAR, **keywords):
   found = posterior_mode(inner, model_of(likelihood, phi, batch, sigma), **keywords)
   return found.z, found.info
+
+
+@functools.cache
+def program(inner, likelihood, steps):
+  run = lambda phi, batch, sigma, key: eager_solve(
+    inner, phi, batch, sigma, likelihood, key=key, steps=steps
+  )
+  return jax.jit(run)
+
+
+def solve(inner, phi, batch, sigma=SIGMA, likelihood=LINEAR, key=None, steps=None):
+  return program(inner, likelihood, steps)(phi, batch, sigma, key)
 
 
 def objective(phi, batch):
@@ -104,7 +117,8 @@ def test_padding_changes_nothing():
 
 def test_stops_exactly_at_the_tolerance():
   phi, batch = problem()
-  grad = lambda z: jax.grad(objective(phi, batch))(z, batch)
+  gradient = jax.jit(jax.grad(objective(phi, batch)))
+  grad = lambda z: gradient(z, batch)
   norms, z = [], {"w": jnp.zeros([D])}
   while not norms or norms[-1] > 1e-3:
     norms.append(float(jnp.linalg.norm(grad(z)["w"])))
@@ -153,8 +167,9 @@ def test_a_tuple_of_steps_is_as_many_runs(optimizer, tol):
   inner = sm.Inner(optimizer, 100, tol)
   zs, infos = solve(inner, phi, batch, steps=(0, 1, 4, 15))
   assert zs["w"].shape == (4, D)
+  one = jax.jit(lambda steps: eager_solve(inner, phi, batch, steps=steps))
   for i, steps in enumerate((0, 1, 4, 15)):
-    z, info = solve(inner, phi, batch, steps=steps)
+    z, info = one(steps)
     np.testing.assert_allclose(zs["w"][i], z["w"], rtol=1e-12, atol=1e-12)
     assert infos.steps[i] == info.steps
     np.testing.assert_allclose(infos.objective[i], info.objective, rtol=1e-12)
@@ -168,7 +183,7 @@ def test_traced_steps_do_not_recompile(dtype):
   @jax.jit
   def run(steps):
     traces.append(steps)
-    return solve(sm.Inner(optax.sgd(0.1)), phi, batch, steps=steps)
+    return eager_solve(sm.Inner(optax.sgd(0.1)), phi, batch, steps=steps)
 
   for steps in (0, 3, 9):
     z, info = run(steps if dtype is None else dtype(steps))
@@ -183,7 +198,7 @@ def test_vmap_is_a_loop(tol):
   """With a tolerance tasks end at different steps; a finished one must not move on."""
   phi, batches = problem(tasks=3)
   run = lambda b: solve(sm.Inner(optax.adam(0.1), 60, tol), phi, b)
-  zs, infos = jax.vmap(run)(batches)
+  zs, infos = jax.jit(jax.vmap(run))(batches)
   for t in range(3):
     z, info = run(jax.tree.map(lambda x, t=t: x[t], batches))
     np.testing.assert_allclose(zs["w"][t], z["w"], rtol=1e-9)
@@ -200,8 +215,10 @@ def test_remat_gives_the_same_gradient():
     return jnp.sum((phi["w"] + sigma * z["w"]) ** 3)
 
   inner = sm.Inner(optax.adam(0.1), 6)
-  plain = jax.grad(loss, (0, 1))(phi, -0.5, inner)
-  remat = jax.grad(loss, (0, 1))(phi, -0.5, dataclasses.replace(inner, remat=True))
+  plain, remat = (
+    jax.jit(lambda phi, s, inner=inner: jax.grad(loss, (0, 1))(phi, s, inner))(phi, -0.5)
+    for inner in (inner, dataclasses.replace(inner, remat=True))
+  )
   np.testing.assert_allclose(remat[0]["w"], plain[0]["w"], rtol=1e-12)
   np.testing.assert_allclose(remat[1], plain[1], rtol=1e-12)
   h = 1e-6
@@ -271,7 +288,7 @@ def test_the_report_of_mini_batches_is_of_all_examples(size, weight):
   batch = batch._replace(mask=weight * jnp.array([1, 0, 1, 1, 1, 0, 1, 1.0]))
   inner, key = sm.Inner(optax.sgd(0.1), 4, batch_size=size), jax.random.key(0)
   z, info = solve(inner, phi, batch, key=key)
-  value, grad = jax.value_and_grad(objective(phi, batch))(z, batch)
+  value, grad = jax.jit(jax.value_and_grad(objective(phi, batch)))(z, batch)
   np.testing.assert_allclose(info.objective, value, rtol=1e-12)
   np.testing.assert_allclose(info.grad_norm, optax.tree.norm(grad), rtol=1e-12)
 
@@ -317,17 +334,17 @@ def test_a_wrong_inner(make, message):
 def test_wrong_calls():
   phi, batch = problem()
   with pytest.raises(ValueError, match=r"pass key=jax.random.key"):
-    solve(sm.Inner(batch_size=2), phi, batch)
+    eager_solve(sm.Inner(batch_size=2), phi, batch)
   with pytest.raises(ValueError, match=r"batch_size is 9, but the task has 8 rows"):
-    solve(sm.Inner(batch_size=9), phi, batch, key=jax.random.key(0))
+    eager_solve(sm.Inner(batch_size=9), phi, batch, key=jax.random.key(0))
   with pytest.raises(ValueError, match=r"steps must be at least 0; got -2"):
-    solve(sm.Inner(), phi, batch, steps=-2)
+    eager_solve(sm.Inner(), phi, batch, steps=-2)
   for steps in ((), (3, 2), (1, 1)):
     with pytest.raises(ValueError, match=r"increasing integers"):
-      solve(sm.Inner(), phi, batch, steps=steps)
+      eager_solve(sm.Inner(), phi, batch, steps=steps)
   for steps in ((-1, 2), (1, 2.5), [1, 2], "5", 2.5, jnp.ones(2, jnp.int32)):
     with pytest.raises((TypeError, ValueError), match=r"steps.* (must be|are) .*; got"):
-      solve(sm.Inner(), phi, batch, steps=steps)
+      eager_solve(sm.Inner(), phi, batch, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -380,8 +397,9 @@ def test_the_gradient_of_one_batch_stops_nothing():
   batch = sm.Batch(x, y)
   linear = sm.gaussian(lambda theta, x: x[:, 0] * theta["w"])
   inner = sm.Inner(optax.sgd(0.1), steps=30, tol=1e-4, batch_size=1)
+  run = jax.jit(
+    lambda key: sm.map_estimate(linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch, inner, key=key)
+  )
   for seed in range(8):
-    theta, info = sm.map_estimate(
-      linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, batch, inner, key=jax.random.key(seed)
-    )
+    theta, info = run(jax.random.key(seed))
     assert info.steps == 30 and theta["w"] > 1.0 and not info.converged

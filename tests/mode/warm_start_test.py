@@ -100,11 +100,11 @@ def test_errors():
   learner, state, tasks = problem()
   with pytest.raises(ValueError, match="is of 3 tasks, and there are 4"):
     learner.update(state, tasks, warm=learner.no_start(state, 3))
-  with pytest.raises(ValueError, match="must be a shrinkmeta.WarmStart"):
+  with pytest.raises(TypeError, match="must be a shrinkmeta.WarmStart"):
     learner.update(state, tasks, warm=state.phi)
   whole = jax.tree.map(lambda p: jnp.zeros((T, *p.shape)), state.phi)
   with pytest.raises(ValueError, match="'c' is in warm.z and not in the moving part of phi"):
     learner.update(state, tasks, warm=sm.WarmStart(whole, whole))
   maml = sm.maml(sm.gaussian(predict), LABELS)
-  with pytest.raises(ValueError, match="rows with a mode"):
+  with pytest.raises(ValueError, match="warm start is for algorithms with an implicit gradient"):
     maml.update(maml.init(state.phi), tasks, warm=learner.no_start(state, T))
