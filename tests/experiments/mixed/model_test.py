@@ -3,8 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,7 +18,6 @@ from tests.compiled import factorisations
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-ROOT = pathlib.Path(__file__).absolute().parents[3]
 DATA = pathlib.Path(os.environ.get("SHRINKMETA_DATA", "/nonexistent")) / "mixed"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SHRINKMETA_DATA has no folder mixed")
 SLEEP = "Reaction ~ Days + (Days || Subject)"
@@ -36,13 +33,12 @@ def close(got, want, rel=1e-3):
 
 
 @needs_data
-def test_sleepstudy_by_maximum_likelihood(tmp_path):
+def test_sleepstudy_by_maximum_likelihood(tmp_path, command):
   """The published fit, through the binary."""
   out = tmp_path / "fit.json"
   flags = {"data": DATA / "sleepstudy.csv", "formula": SLEEP, "json": out}
   flags["plot"] = tmp_path / "fit.png"
-  line = [sys.executable, "-m", "experiments.mixed", *(f"--{k}={v}" for k, v in flags.items())]
-  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = command("mixed", *(f"--{k}={v}" for k, v in flags.items()))
   assert done.returncode == 0, done.stderr[-3000:]
   assert "log-likelihood -876.0016" in done.stdout
   found = json.loads(out.read_text())
@@ -346,9 +342,8 @@ def test_what_the_data_leave_open_is_said():
     (("--data=nothing.csv", "--formula=y ~ (1 | g)", "--plot=p.PNG"), "no file nothing.csv"),
   ),
 )
-def test_the_binary_says_what_is_wrong(arguments, message):
-  line = [sys.executable, "-m", "experiments.mixed", *arguments]
-  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_the_binary_says_what_is_wrong(arguments, message, command):
+  done = command("mixed", *arguments)
   assert done.returncode != 0 and message in done.stdout + done.stderr
 
 
