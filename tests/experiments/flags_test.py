@@ -1,26 +1,21 @@
 """What the binaries of tables refuse before they work."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from experiments.runs import problems, store
 from experiments.settings import tables
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 # Flags of binaries live in one registry, so that no two of them can be imported together.
 REFUSED = """
-import importlib, json, sys
+import importlib, json, os, sys
 from absl import app, flags
 from absl.testing import flagsaver
 from experiments.settings import machine
 binary = importlib.import_module(f"experiments.{sys.argv[1]}")
 machine.start_jax = lambda **_: None
+os.environ.pop("SHRINKMETA_DATA", None)
 told = []
 for arguments in json.loads(sys.argv[2]):
   with flagsaver.flagsaver():
@@ -34,17 +29,15 @@ print(json.dumps(told))
 """
 
 
-def check_refused(module, cases):
-  command = [sys.executable, "-c", REFUSED, module, json.dumps([flags for flags, _ in cases])]
-  own = {name: value for name, value in os.environ.items() if name != "SHRINKMETA_DATA"}
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own)
+def check_refused(python, module, cases):
+  done = python(module, json.dumps([flags for flags, _ in cases]), program=REFUSED)
   assert done.returncode == 0, done.stderr
   for (flags, wanted), told in zip(cases, json.loads(done.stdout), strict=True):
     assert wanted in told, (flags, told)
 
 
 @pytest.mark.parametrize("module", ("train", "tune"))
-def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
+def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, python, module):
   config = tables.load("sinusoid", "smoke", ["problem.shots=3"])
   problem = problems.make_problem(config.problem)
   for name in ("maml-0", "maml-0-0"):  # a run, a trial
@@ -79,19 +72,17 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, module):
     cases.append(([*smoke, "--seeds=x"], "--seeds wants whole numbers"))
     cases.append(([*smoke, "--seeds=1,1"], "each of them once, as in --seeds=0,1; got '1,1'"))
   check_refused(
-    module, [([f"--out={tmp_path / 'new'}", *flags], wanted) for flags, wanted in cases]
+    python, module, [([f"--out={tmp_path / 'new'}", *flags], wanted) for flags, wanted in cases]
   )
   assert not (tmp_path / "new").exists()
 
 
-def test_thresholds_to_freeze_by_are_numbers(tmp_path):
+def test_thresholds_to_freeze_by_are_numbers(tmp_path, python):
   cases = [([f"--freeze={text}", str(tmp_path)], f"got '{text}'") for text in ("abc", "nan", "0")]
-  check_refused("evaluate", cases)
+  check_refused(python, "evaluate", cases)
 
 
-def test_a_wrong_flag_is_told_without_a_traceback():
-  command = [sys.executable, "-m", "experiments.train", "--table=sinusoid", "--size=smoke"]
-  command.append("--set=problem.shots=99")
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_a_wrong_flag_is_told_without_a_traceback(command):
+  done = command("train", "--table=sinusoid", "--size=smoke", "--set=problem.shots=99")
   assert done.returncode == 1 and "want 1 to 20 shots" in done.stderr + done.stdout
   assert "Traceback" not in done.stderr

@@ -111,9 +111,9 @@ def test_an_arm_that_was_killed_goes_on(tmp_path):
 @pytest.mark.parametrize(
   "arguments", [["--num_processes=2"], ["--distributed", "--process_id=0", "--num_processes=1"]]
 )
-def test_processes_are_named_wholly(tmp_path, arguments):
-  process = start(tmp_path / "out", *arguments)
-  assert "--process_id go together" in process.communicate(timeout=100)[0]
+def test_processes_are_named_wholly(tmp_path, command, arguments):
+  done = command("glyphs", "--preset=smoke", f"--out={tmp_path / 'out'}", *arguments)
+  assert done.returncode == 1 and "--process_id go together" in done.stdout + done.stderr
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_read(tmp_path):

@@ -1,24 +1,14 @@
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 
 from experiments.runs import problems, results, store
 from experiments.settings import tables
 
-ROOT = pathlib.Path(__file__).parents[2]
 
-
-def call(module, *arguments):
-  command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
+def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path, command):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
-  done = call("train", *flags, "--algorithms=reptile,sigma_imaml")
+  done = command("train", *flags, "--algorithms=reptile,sigma_imaml")
   assert done.returncode == 0, done.stderr
   assert [folder.name for folder in store.find([str(tmp_path)])] == ["reptile-0", "sigma_imaml-0"]
 
@@ -26,7 +16,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   config = tables.load("sinusoid", "smoke")
   problem = problems.make_problem(config.problem)
   store.begin(tmp_path / "fomaml-0", "fomaml", 0, config, problem)
-  done = call("evaluate", tmp_path)
+  done = command("evaluate", tmp_path)
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert "fomaml-0 was trained for 0 of 3 meta-steps" in done.stderr
   assert "1 of 3 runs are left" in done.stderr
@@ -42,14 +32,14 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   file = tmp_path / "sigma_imaml-0" / "test.json"
   text = file.read_text()
   file.write_text(text[:1000])
-  done = call("evaluate", tmp_path)
+  done = command("evaluate", tmp_path)
   assert done.returncode == 0, done.stderr
   assert f"{file} is not JSON" in done.stderr  # and it is made again
   np.testing.assert_array_equal(results.read_json(file)[1][0].nll, curve.nll)
   assert "reptile-0: there already" in done.stderr and "no sigma" not in done.stderr
 
   other = shutil.copytree(tmp_path / "reptile-0", tmp_path / "copy" / "reptile-0")
-  done = call("report", tmp_path, f"--out={tmp_path / 'none'}")
+  done = command("report", tmp_path, f"--out={tmp_path / 'none'}")
   assert done.returncode != 0
   told = f"{other} and {tmp_path / 'reptile-0'} are both runs of reptile from seed 0"
   assert told in " ".join(done.stderr.split())
@@ -59,7 +49,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   text = (other / "test.json").read_text()
   (other / "test.json").write_text(text.replace('"meta_steps": 3', '"meta_steps": 4'))
   page = tmp_path / "report"
-  done = call("report", tmp_path, f"--out={page}")
+  done = command("report", tmp_path, f"--out={page}")
   assert done.returncode == 0, done.stderr
   text = (page / "index.html").read_text()
   assert "sigma_imaml minus rival after" in text and 'src="data:image/png;base64' in text
@@ -69,7 +59,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   assert text.count("</h2><dl>") == 2  # of unlike training, so not in one table
   shutil.rmtree(other)
 
-  done = call("evaluate", tmp_path, "--freeze=1e6")
+  done = command("evaluate", tmp_path, "--freeze=1e6")
   assert done.returncode == 0, done.stderr
   _, (held,) = results.read_json(tmp_path / "sigma_imaml-0" / "test-freeze1e+06.json")
   assert set(held.sigma.values()) == {0.0}
@@ -79,7 +69,7 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   shutil.copytree(tmp_path / "sigma_imaml-0", shots)
   text = (shots / "test.json").read_text()
   (shots / "test.json").write_text(text.replace('"shots": 10', '"shots": 20'))
-  done = call("report", tmp_path, f"--out={page}")
+  done = command("report", tmp_path, f"--out={page}")
   assert done.returncode == 0, done.stderr
   text = (page / "index.html").read_text()
   assert "1e+06" in text and "<td>none</td><td>0.0</td>" in text  # frozen: nothing task-specific
@@ -90,35 +80,37 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path):
   (tmp_path / "sigma_imaml-0" / "test-freeze1e+06.json").rename(tmp_path / "f.json")
   (tmp_path / "f.json").rename(tmp_path / "sigma_imaml-0" / "validation-freeze0.1.json")
   (tmp_path / "whole.json").rename(tmp_path / "sigma_imaml-0" / "test.json")
-  done = call("report", tmp_path, f"--out={page}")
+  done = command("report", tmp_path, f"--out={page}")
   assert done.returncode != 0 and "Run experiments.evaluate --split=validation" in done.stderr
   (tmp_path / "sigma_imaml-0" / "validation-freeze0.1.json").unlink()
 
   again = shutil.copytree(tmp_path / "reptile-0", tmp_path / "reptile-1")
   text = (again / "test.json").read_text().replace('"trials": 0', '"trials": 8')
   (again / "test.json").write_text(text.replace('"seed": 0', '"seed": 1'))
-  done = call("report", tmp_path, f"--out={page}")
+  done = command("report", tmp_path, f"--out={page}")
   assert done.returncode == 0, done.stderr  # how settings were searched for is no setting
   assert "each the mean of 2 seeds (sigma_imaml: 1)" in (page / "index.html").read_text()
   assert not (page / "tables_2.md").exists()  # of the earlier report
   text = (again / "test.json").read_text().replace('"inner_rate": 0.002', '"inner_rate": 0.003')
   (again / "test.json").write_text(text.replace('"seed": 0', '"seed": 1'))
-  done = call("report", tmp_path, f"--out={page}")
+  done = command("report", tmp_path, f"--out={page}")
   assert done.returncode != 0 and "runs of one arm with unlike settings" in done.stderr
   shutil.rmtree(again)
 
-  done = call("train", *flags, "--algorithms=reptile", "--set=problem.shots=3")
+  done = command("train", *flags, "--algorithms=reptile", "--set=problem.shots=3")
   assert done.returncode != 0 and "other data: problem.shots: " in done.stderr
 
 
-def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
+def test_a_run_that_diverges_leaves_the_others_be(tmp_path, command):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
-  done = call("train", *flags, "--algorithms=maml,fine_tuning", "--set=arms.maml.inner_rate=1e30")
+  done = command(
+    "train", *flags, "--algorithms=maml,fine_tuning", "--set=arms.maml.inner_rate=1e30"
+  )
   assert done.returncode == 1 and "maml, seed 0 diverged: No task of step 0" in done.stderr
-  done = call("evaluate", tmp_path)
+  done = command("evaluate", tmp_path)
   assert done.returncode == 1 and f"see {tmp_path / 'maml-0' / 'diverged.txt'}" in done.stderr
   assert (tmp_path / "fine_tuning-0" / "test.json").exists()
-  done = call("report", tmp_path, f"--out={tmp_path / 'report'}")
+  done = command("report", tmp_path, f"--out={tmp_path / 'report'}")
   assert done.returncode == 0, done.stderr
   told = (tmp_path / "report" / "tables_1.md").read_text()
   assert (
@@ -126,22 +118,22 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path):
   )
   page = (tmp_path / "report" / "index.html").read_text()
   assert "<dd>maml, seed 0</dd>" in page and "<dd>test tasks</dd>" in page
-  assert call("evaluate", tmp_path / "fine_tuning-0", "--split=validation").returncode == 0
+  assert command("evaluate", tmp_path / "fine_tuning-0", "--split=validation").returncode == 0
   flag = f"--out={tmp_path / 'validation'}"
-  assert call("report", tmp_path, flag, "--evaluation=validation").returncode == 0
+  assert command("report", tmp_path, flag, "--evaluation=validation").returncode == 0
   told = (tmp_path / "validation" / "tables_1.md").read_text()
   assert "Judged on: validation tasks\n" in told  # no search chose these settings
   text = (tmp_path / "fine_tuning-0" / "validation.json").read_text()
   (tmp_path / "fine_tuning-0" / "validation.json").write_text(
     text.replace('"trials": 0', '"trials": 8')
   )
-  assert call("report", tmp_path, flag, "--evaluation=validation").returncode == 0
+  assert command("report", tmp_path, flag, "--evaluation=validation").returncode == 0
   told = (tmp_path / "validation" / "tables_1.md").read_text()
   assert "Judged on: validation tasks, on which settings were chosen" in told
-  done = call("report", tmp_path / "maml-0", f"--out={tmp_path / 'none'}")
+  done = command("report", tmp_path / "maml-0", f"--out={tmp_path / 'none'}")
   assert done.returncode != 0 and "1 of 1 diverged in training" in " ".join(done.stderr.split())
   of_earlier = tmp_path / "fine_tuning-0" / "diverged.txt"
   of_earlier.touch()
   assert (
-    call("train", *flags, "--algorithms=fine_tuning").returncode == 0 and not of_earlier.exists()
+    command("train", *flags, "--algorithms=fine_tuning").returncode == 0 and not of_earlier.exists()
   )

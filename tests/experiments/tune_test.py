@@ -1,8 +1,5 @@
 import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,15 +7,13 @@ import pytest
 from experiments.runs import results
 from experiments.settings import tables, tuned
 
-ROOT = pathlib.Path(__file__).parents[2]
 
-
-def test_what_was_chosen_is_the_best_and_trains(tmp_path, monkeypatch):
-  command = [sys.executable, "-m", "experiments.tune", "--table=sinusoid", "--size=smoke"]
-  command += ["--trials=3", f"--out={tmp_path}", f"--chosen={tmp_path / 'chosen'}"]
+def test_what_was_chosen_is_the_best_and_trains(tmp_path, command, monkeypatch):
+  common = ["--table=sinusoid", "--size=smoke", "--trials=3", f"--out={tmp_path}"]
+  common.append(f"--chosen={tmp_path / 'chosen'}")
 
   def call(*flags):
-    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    done = command("tune", *common, *flags)
     return done.returncode, done.stderr
 
   def read(arm):

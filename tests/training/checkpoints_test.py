@@ -281,7 +281,7 @@ def test_the_stored_format_keeps_its_keys(tmp_path):
   content = json.loads((tmp_path / "1" / "about" / "metadata").read_text())
   assert set(content) == {
     *("format", "row", "sigma", "fit", "settings", "modules", "arrays"),
-    *("fingerprints", "versions", "digest"),
+    *("fingerprints", "versions", "constants", "digest"),
   }
   assert content["row"] == ["learned", "predictive", "implicit"]
 

@@ -19,12 +19,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import shrinkmeta as sm
 from shrinkmeta.training import programs, stopping
 from tests import fit_worker
 
 SOURCE = fit_worker.source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached_programs(tmp_path_factory):
+  """Each fit compiles an update of its own; most of these are the same program."""
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = [getattr(jax.config, name) for name in names]
+  for values in ((str(tmp_path_factory.mktemp("programs")), 0.0), before):
+    compilation_cache.reset_cache()
+    for name, value in zip(names, values, strict=True):
+      jax.config.update(name, value)
+    if values is not before:
+      yield
 
 
 def make(algorithm="sigma_imaml", width=4, steps=3):

@@ -50,19 +50,29 @@ def test_what_is_judged_by_is_judged_one_by_one(problem):
   tasks = prepared.problem.test.sample(jax.random.key(2), 0, 1)
   steps = tuple(config.adapt_steps)
 
-  def judge(keep):
-    """Of the images that are judged those of `keep` [N + M]; noise stands for the others."""
-    kept = keep | (jnp.arange(N + M) < N)
-    x = tasks.val.inputs["x"]
-    noise = 5.0 * jax.random.normal(jax.random.key(3), x.shape)
-    inputs = {**tasks.val.inputs, "x": jnp.where(kept[None, :, None, None, None], x, noise)}
-    only = tasks._replace(val=sm.Batch(inputs, tasks.val.targets, keep[None].astype(jnp.float32)))
-    found = training.adapt(
-      prepared.learner, prepared.model.likelihood, trained.state, lambda *_: only, 1, steps, 1, "a"
-    )
-    return np.array([found.accuracy[:, 0], found.nll[:, 0]])
-
-  together = judge(jnp.arange(N + M) >= N)
-  alone = np.mean([judge(jnp.arange(N + M) == i) for i in range(N, N + M)], 0)
-  np.testing.assert_allclose(together, alone, rtol=1e-5)
-  assert set(np.unique(judge(jnp.arange(N + M) == N)[0])) <= {0.0, 1.0}
+  # A task each: of the images that are judged those of `keep` [T, N + M], noise for the others.
+  keep = np.concatenate([np.arange(N + M)[None] >= N, np.eye(N + M, dtype=bool)[N:]])
+  x = tasks.val.inputs["x"]
+  noise = 5.0 * jax.random.normal(jax.random.key(3), x.shape)
+  kept = keep | (np.arange(N + M) < N)
+  repeat = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, len(keep), 0), tree)
+  inputs = {
+    **repeat(tasks.val.inputs),
+    "x": jnp.where(kept[..., None, None, None], x, noise),
+  }
+  judged = sm.Batch(inputs, repeat(tasks.val.targets), jnp.asarray(keep, jnp.float32))
+  only = sm.Task(repeat(tasks.train), judged)
+  found = training.adapt(
+    prepared.learner,
+    prepared.model.likelihood,
+    trained.state,
+    lambda *_: only,
+    len(keep),
+    steps,
+    len(keep),
+    "a",
+  )
+  for scores in (found.accuracy, found.nll):  # [S, T]
+    assert scores.shape == (len(steps), 1 + M)
+    np.testing.assert_allclose(scores[:, 0], scores[:, 1:].mean(1), rtol=1e-5)
+  assert set(np.unique(found.accuracy[:, 1:])) <= {0.0, 1.0}

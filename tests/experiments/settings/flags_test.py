@@ -1,17 +1,12 @@
 """One vocabulary of flags for all commands."""
 
-import functools
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 from absl import app
 
 from experiments.settings import flags
 
-ROOT = pathlib.Path(__file__).parents[3]
 COMMANDS = (
   *("glyphs", "train", "evaluate", "tune", "sinusoid"),
   *("report.__main__", "mixed.__main__", "benchmarks.__main__"),
@@ -34,23 +29,22 @@ print(json.dumps(found))
 """
 
 
-@functools.cache
-def flags_of_commands():
-  line = [sys.executable, "-c", LIST, *COMMANDS]
-  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def flags_of_commands(python):
+  done = python(*COMMANDS, program=LIST)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
 
-def test_a_flag_means_the_same_in_all_commands():
-  found = flags_of_commands()
+def test_a_flag_means_the_same_in_all_commands(flags_of_commands):
+  found = flags_of_commands
   assert set(found["out"]) == set(COMMANDS) - {"evaluate", "mixed.__main__"}
   for name, by_command in found.items():
     assert len({json.dumps(meaning) for meaning in by_command.values()}) == 1, (name, by_command)
 
 
-def test_every_flag_of_a_path_is_read_as_one():
-  kinds = {n: next(iter(c.values()))[0] for n, c in flags_of_commands().items()}
+def test_every_flag_of_a_path_is_read_as_one(flags_of_commands):
+  kinds = {n: next(iter(c.values()))[0] for n, c in flags_of_commands.items()}
   found = {name for name, kind in kinds.items() if kind == "PathParser"}
   files = {"out", "data_dir", "compilation_cache", "checkpoints", "chosen"}
   assert found == files | {"data", "json", "plot", "peers", "rival_python"}

@@ -1,16 +1,19 @@
 """Descriptions of several processes that cannot work are refused before JAX starts."""
 
-import os
-import pathlib
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from experiments.settings import machine
 
-ROOT = pathlib.Path(__file__).parents[3]
+ALONE = """
+import os, runpy, sys
+for name in list(os.environ):
+  if name.startswith(("SLURM", "OMPI", "KUBERNETES", "JOB_COMPLETION", "TPU", "MEGASCALE")):
+    del os.environ[name]
+sys.argv = ["train", "--distributed"]
+runpy.run_module("experiments.train", run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(
@@ -40,12 +43,9 @@ def test_a_port_that_is_taken():
       machine.start_jax(processes=machine.Processes(address, 2, 0))
 
 
-def test_a_wrong_start_is_one_sentence():
+def test_a_wrong_start_is_one_sentence(python):
   """Without anything that starts several processes: JAX would say so by a traceback."""
-  names = ("SLURM", "OMPI", "KUBERNETES", "JOB_COMPLETION", "TPU", "MEGASCALE")
-  own = {k: v for k, v in os.environ.items() if not k.startswith(names)}
-  command = [sys.executable, "-m", "experiments.train", "--distributed"]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own, timeout=120)
+  done = python(program=ALONE)
   told = done.stderr + done.stdout
   assert done.returncode == 1 and "Traceback" not in told, told
   assert "The processes of this run did not find each other" in told

@@ -1,7 +1,5 @@
 """How rivals are called and read. None is run here: they are other projects."""
 
-import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -123,8 +121,6 @@ def test_what_was_measured_is_kept_where_the_next_fails(monkeypatch):
     (["--study=warm", "--against=steps=3"], "A study is run once, by itself"),
   ),
 )
-def test_a_bad_flag_is_a_usage_error(flags, message):
-  root = pathlib.Path(__file__).parents[4]
-  line = [sys.executable, "-m", "experiments.benchmarks", *flags]
-  done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+def test_a_bad_flag_is_a_usage_error(command, flags, message):
+  done = command("benchmarks", *flags)
   assert done.returncode and message in done.stdout + done.stderr
