@@ -51,8 +51,8 @@ def with_constants(likelihood: Likelihood, constants: PyTree) -> Likelihood:
     A Likelihood whose predict is (theta, inputs) -> predict(theta, inputs, constants).
 
   Raises:
-    TypeError: `likelihood` is no Likelihood, or a constant is no array; or predict takes constants but
-      `constants` is None, or `constants` are given but predict does not take them.
+    TypeError: `likelihood` is no Likelihood, or a constant is no array. Or predict takes constants
+      but `constants` is None, or `constants` are given but predict does not take them.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> scaled = gaussian(lambda theta, x, constants: x * theta["w"] * constants["unit"])

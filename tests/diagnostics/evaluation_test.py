@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import shrinkmeta as sm
 from shrinkmeta.diagnostics import evaluation
@@ -31,19 +31,26 @@ def learner_and_state(predict=lambda theta, x: x @ theta["w"] + theta["b"], **ke
   return learner, learner.init(params)
 
 
-@pytest.mark.parametrize("batching", ["vmap", "sequential", 2])
-@pytest.mark.parametrize("init_sigma", [0.5, {"w": 0.5, "b": 0.0}])
-def test_it_is_the_loop_over_tasks_written_out(batching, init_sigma):
-  learner, state = learner_and_state(batching=batching, init_sigma=init_sigma)
-  tasks = classes()
+SHARED = learner_and_state()  # one program for several tests
+FROZEN = {"init_sigma": {"w": 0.5, "b": 0.0}}
+
+
+@pytest.mark.parametrize(
+  "of",
+  [SHARED, *(learner_and_state(**FROZEN, batching=b) for b in ("sequential", 2))],
+  ids=("vmap", "sequential, frozen", "2, frozen"),
+)
+def test_it_is_the_loop_over_tasks_written_out(of):
+  learner, state = of
+  tasks, adapt = classes(), jax.jit(learner.adapt)
   found = evaluation.evaluate(learner, state, tasks)
   for t in range(4):
-    train, val = jax.tree.map(lambda x, t=t: x[t], tasks)
-    theta, info = learner.adapt(state, train)
+    train, val = jax.tree.map(lambda x, t=t: np.asarray(x[t]), tasks)
+    theta, info = jax.tree.map(np.asarray, adapt(state, train))
     logits = (val.inputs @ theta["w"] + theta["b"])[:6]
-    log_p = jax.nn.log_softmax(logits)[jnp.arange(6), val.targets[:6]]
+    log_p = special.log_softmax(logits, -1)[np.arange(6), val.targets[:6]]
     np.testing.assert_allclose(found.val_nll[t], -log_p.mean(), rtol=1e-5)
-    hits = np.argmax(logits, -1) == np.asarray(val.targets[:6])
+    hits = np.argmax(logits, -1) == val.targets[:6]
     np.testing.assert_allclose(found.accuracy[t], hits.mean(), rtol=1e-6)
     assert found.converged[t] == info.converged
   assert found.share_converged == 1.0 and found.num_failed == 0
@@ -71,7 +78,7 @@ def test_it_compiles_once_for_a_learner_and_shapes():
 
 
 def test_steps_replace_those_of_the_learner():
-  learner, state = learner_and_state()
+  learner, state = SHARED
   found = evaluation.evaluate(learner, state, classes(), steps=0)
   np.testing.assert_allclose(found.val_nll, np.log(4.0), rtol=1e-5)
   assert found.share_converged == 0.0
@@ -103,7 +110,7 @@ def test_a_paired_interval_sees_what_two_intervals_hide():
 
 
 def test_a_failed_task_is_counted_and_left_out():
-  learner, state = learner_and_state()
+  learner, state = SHARED
   tasks = classes()
   wrong = tasks._replace(val=tasks.val._replace(targets=tasks.val.targets.at[1, 0].set(9)))
   right, found = (evaluation.evaluate(learner, state, x) for x in (tasks, wrong))
@@ -135,7 +142,7 @@ def test_regression_has_no_accuracy():
   ],
 )
 def test_wrong_arguments_are_refused_by_name(name, value, message):
-  learner, state = learner_and_state()
+  learner, state = SHARED
   arguments = {"learner": learner, "state": state, "tasks": classes()} | {name: value}
   with pytest.raises((TypeError, ValueError), match=message):
     evaluation.evaluate(**arguments)

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 LABELS = {"w": "body", "b": "head"}
 LINEAR = sm.gaussian(lambda theta, x: x @ theta["w"] + theta["b"])
-MODE = sm.Inner(optax.sgd(0.5), 1000)
+MODE = sm.Inner(optax.sgd(1.0, momentum=0.3), 200)
 
 
 def problem(make, **keywords):
@@ -45,7 +46,7 @@ def test_right_gradients_pass(make, keywords):
     assert row.unrolled_error < 1e-7, check
     np.testing.assert_allclose(row.learner, row.differences, rtol=1e-6, atol=1e-9)
   assert len(str(check).splitlines()) == 8
-  assert check.verdict.startswith("fine: 6 derivatives agree")
+  assert check.verdict.startswith("fine: 6 derivatives agree") and "unrolled" in str(check)
   assert str(check).endswith(f"\nverdict: {check.verdict}")
 
 
@@ -59,15 +60,6 @@ def test_it_shows_what_an_approximation_leaves_out():
     np.testing.assert_allclose(row.unrolled, row.differences, rtol=1e-6)
   assert check.verdict.startswith("off: ")
   assert check.verdict.endswith('Likely reason: solver="identity" leaves the curvature out.')
-
-
-def test_frozen_modules_have_no_sigma_in_the_table():
-  check = sm.check_meta_gradient(
-    *problem(
-      sm.sigma_imaml, inner=sm.Inner(optax.sgd(0.5), 1), init_sigma={"body": 0.0, "head": 0.6}
-    )
-  )
-  assert [r.module for r in check.rows if r.parameter == "log_sigma2"] == ["head"]
 
 
 def test_mini_batches_are_the_same_for_all_evaluations():
@@ -103,8 +95,7 @@ def test_sigma_of_joint_has_no_derivative_with_phi_held():
   ("inner", "shown"),
   [
     (sm.Inner(optax.lbfgs(), 30), False),
-    (sm.Inner(optax.sgd(0.5), 1000, tol=1e-10), True),
-    (MODE, True),
+    (dataclasses.replace(MODE, tol=1e-10), True),
   ],
 )
 def test_the_unrolled_derivative_is_shown_where_it_means_something(inner, shown):
@@ -124,15 +115,16 @@ def test_one_program_is_traced_for_all_differences():
   _, state, tasks = problem(sm.sigma_imaml)
   inner = sm.Inner(optax.sgd(0.5), 30, tol=1e-6)
   make = lambda: sm.sigma_imaml(sm.gaussian(predict), LABELS, inner=inner)
-  jax.jit(make().meta_gradient)(state, tasks)
+  jax.eval_shape(make().meta_gradient, state, tasks)
   once = len(traced)
   sm.check_meta_gradient(make(), state, tasks)
   assert len(traced) == 2 * once > 0
 
 
-def test_the_verdict_blames_loops_that_end_early():
-  inner = sm.Inner(optax.sgd(0.05), 2)
-  check = sm.check_meta_gradient(*problem(sm.sigma_imaml, inner=inner, init_sigma=0.6))
+def test_the_verdict_blames_loops_that_end_early_and_frozen_modules_have_no_sigma():
+  inner, sigma = sm.Inner(optax.sgd(0.05), 2), {"body": 0.0, "head": 0.6}
+  check = sm.check_meta_gradient(*problem(sm.sigma_imaml, inner=inner, init_sigma=sigma))
+  assert [r.module for r in check.rows if r.parameter == "log_sigma2"] == ["head"]
   assert check.verdict.startswith("off: "), check
   assert "the inner loops of 2 of 2 tasks are short of their mode" in check.verdict
   assert "Give Inner more steps" in check.verdict
@@ -156,7 +148,7 @@ def test_the_verdict_blames_first_order_gradients():
 def test_the_verdict_blames_gauss_newton_for_a_network_that_is_not_linear():
   bent = sm.gaussian(lambda theta, x: jnp.sin(3.0 * x @ theta["w"]) + theta["b"])
   _, state, tasks = problem(sm.sigma_imaml)
-  inner = sm.Inner(optax.sgd(0.2), 3000, tol=1e-12)
+  inner = sm.Inner(optax.sgd(0.2, momentum=0.5), 1000, tol=1e-12)
   verdicts = [
     sm.check_meta_gradient(
       sm.sigma_imaml(bent, LABELS, inner=inner, init_sigma=0.3, implicit=implicit), state, tasks

@@ -34,12 +34,15 @@ def problem():
   return sm.gaussian(network, 0.5), sm.by_layer(params), params, sm.Task(batch(N), batch(N + 2))
 
 
+def zeros():
+  return jax.tree.map(lambda p: jnp.zeros((T, *p.shape)), problem()[2])
+
+
 @functools.cache
 def optimum(frozen=()):
-  """jit of (log_sigma2, start) -> (phi, z [T], val loss, norm): Newton on all of l_MAP at once."""
+  """jit of (log_sigma2, start, steps) -> (phi, z [T], val loss, norm): Newton on all of l_MAP."""
   likelihood, labels, params, tasks = problem()
-  zeros = jax.tree.map(lambda p: jnp.zeros((T, *p.shape)), params)
-  unravel = ravel_pytree((params, zeros))[1]
+  unravel = ravel_pytree((params, zeros()))[1]
 
   def thetas_of(phi, z, log_sigma2):
     scale = {m: 0.0 if m in frozen else jnp.exp(0.5 * log_sigma2[m]) for m in log_sigma2}
@@ -51,7 +54,7 @@ def optimum(frozen=()):
     log_p = sm.log_predictive(likelihood, thetas, tasks.train) + PRIOR(phi)
     return -log_p + 0.5 * optax.tree.norm(z, squared=True)
 
-  def newton(log_sigma2, start=None):
+  def newton(log_sigma2, start, steps):
     def step(_, v):
       g, h = jax.grad(loss)(v, log_sigma2), jax.hessian(loss)(v, log_sigma2)
       values, vectors = jnp.linalg.eigh(h)
@@ -61,9 +64,7 @@ def optimum(frozen=()):
       # Close to the end the loss no longer tells the rates apart.
       return v - jnp.where(jnp.linalg.norm(g) < 1e-6, 1.0, rates[jnp.argmin(trial)]) * p
 
-    # From a neighbour's optimum Newton's method needs three steps.
-    v = ravel_pytree(start or (params, zeros))[0]
-    v = jax.lax.fori_loop(0, 6 if start else 60, step, v)
+    v = jax.lax.fori_loop(0, steps, step, ravel_pytree(start)[0])
     phi, z = unravel(v)
     thetas = thetas_of(phi, z, log_sigma2)
     nll = jax.vmap(lambda th, b: -sm.log_likelihood(likelihood, th, b) / (N + 2))
@@ -72,10 +73,12 @@ def optimum(frozen=()):
   return jax.jit(newton)
 
 
-def learner_for(sigma_gradient, frozen=(), **keywords):
+@functools.cache
+def learner_for(sigma_gradient, frozen=(), batching="vmap"):
+  """(the learner, its meta-gradient under jit)."""
   likelihood, labels, _, _ = problem()
   init_sigma = {"body": 0.4, "head": 0.8} | dict.fromkeys(frozen, 0.0)
-  return sm.sigma_reptile(
+  learner = sm.sigma_reptile(
     likelihood,
     labels,
     inner=MODE,
@@ -83,23 +86,23 @@ def learner_for(sigma_gradient, frozen=(), **keywords):
     init_sigma=init_sigma,
     log_p_phi=PRIOR,
     sigma_gradient=sigma_gradient,
-    **keywords,
+    batching=batching,
   )
+  return learner, jax.jit(learner.meta_gradient)
 
 
-@pytest.mark.parametrize("frozen", ((), ("body",)))
-@pytest.mark.parametrize("batching", ("vmap", "sequential"))
+@pytest.mark.parametrize("frozen, batching", (((), "vmap"), (("body",), "sequential")))
 def test_joint_gradient_is_that_of_the_two_level_optimum(frozen, batching):
   tasks = problem()[3]
-  learner = learner_for("joint", frozen, batching=batching)
+  learner, run = learner_for("joint", frozen, batching)
   state = learner.init(problem()[2])
   log_sigma2 = {m: jnp.asarray(2 * np.log(s)) for m, s in (("body", 0.4), ("head", 0.8))}
-  phi, z, loss, norm = optimum(frozen)(log_sigma2)
+  phi, z, loss, norm = optimum(frozen)(log_sigma2, (state.phi, zeros()), 60)
   assert float(norm) < 1e-10
   start = learner.no_start(state, T)  # the modes next to this optimum, which has others
   state = state._replace(phi=phi)
   start = start._replace(z=moving(z, learner.labels, frozenset(frozen)))
-  grad, metrics = jax.jit(learner.meta_gradient)(state, tasks, None, start)
+  grad, metrics = run(state, tasks, None, start)
   np.testing.assert_allclose(metrics.loss, loss, rtol=1e-9)
   assert bool(jnp.all(metrics.solve.converged)) and int(metrics.num_failed) == 0
   h = 1e-4
@@ -108,14 +111,16 @@ def test_joint_gradient_is_that_of_the_two_level_optimum(frozen, batching):
       assert float(grad.log_sigma2[module]) == 0.0
       continue
     at = lambda k, module=module: float(
-      optimum(frozen)(log_sigma2 | {module: log_sigma2[module] + k * h}, (phi, z))[2]
+      optimum(frozen)(log_sigma2 | {module: log_sigma2[module] + k * h}, (phi, z), 6)[
+        2
+      ]  # from a neighbour it needs three
     )
     difference = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h)
     np.testing.assert_allclose(grad.log_sigma2[module], difference, rtol=1e-6)
   if batching == "vmap":  # the three are three: else this test could not tell them apart
     head = {"joint": float(grad.log_sigma2["head"])}
     for name in ("per_task", "diagonal"):
-      other = jax.jit(learner_for(name, frozen).meta_gradient)(state, tasks, None, start)[0]
+      other = learner_for(name)[1](state, tasks, None, start)[0]
       head[name] = float(other.log_sigma2["head"])
     assert abs(head["per_task"] / head["joint"] - 1) > 1e-3
     assert abs(head["per_task"] / head["diagonal"] - 1) > 1e-3
@@ -124,15 +129,14 @@ def test_joint_gradient_is_that_of_the_two_level_optimum(frozen, batching):
 @pytest.mark.parametrize("where", ("train", "val"))
 def test_a_failed_task_is_left_out_of_the_joint_solve(where):
   likelihood, labels, params, tasks = problem()
-  learner = learner_for("joint")
+  learner, run = learner_for("joint")
   state = learner.init(params)
-  run = jax.jit(learner.meta_gradient)
   rest = jax.tree.map(lambda x: x[1:], tasks)
   part = getattr(tasks, where)
   part = part._replace(targets=part.targets.at[0, 0].set(jnp.nan))
   broken = tasks._replace(**{where: part})
-  grad, metrics = run(state, broken)
-  want, _ = run(state, rest)
+  grad, metrics = run(state, broken, None, learner.no_start(state, T))
+  want, _ = run(state, rest, None, learner.no_start(state, T - 1))
   assert int(metrics.num_failed) == 1
   chex.assert_trees_all_close(grad, want, rtol=1e-8)
 
