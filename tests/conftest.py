@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 
 import jax
 import pytest
@@ -15,6 +16,21 @@ if jax.__version_info__ < (0, 11):  # later ones do not know this flag, and end 
   _FAST += " --xla_cpu_use_fusion_emitters=false"
   _DEFAULTS["xla_cpu_use_fusion_emitters"] = True
 os.environ.setdefault("XLA_FLAGS", _FAST)
+
+
+_MOST_BYTES = 3_000_000_000  # of a process that runs tests
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+  """Drops the compiled programs of earlier files once they take gigabytes (Linux only)."""
+  yield
+  memory = pathlib.Path("/proc/self/statm")
+  if (
+    memory.exists()
+    and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_BYTES
+  ):
+    jax.clear_caches()
 
 
 @pytest.fixture
