@@ -282,3 +282,16 @@ def test_paths_of_any_kind(empty):
     callback.end()
     assert sm.read_json_lines(path) == [{"step": 0, "loss": 0.5}]
     assert sm.Checkpoints(path).folder == pathlib.Path(path)
+
+
+def test_a_log_with_a_byte_order_mark_is_read(tmp_path):
+  path = tmp_path / "log.jsonl"
+  path.write_text('\ufeff{"step": 0, "loss": 0.5}\n', encoding="utf-8")
+  assert sm.read_json_lines(path) == [{"step": 0, "loss": 0.5}]
+
+
+def test_settings_may_hold_paths_and_numbers_of_numpy(tmp_path):
+  settings = {"data": tmp_path, "rate": np.float32(0.5), "seeds": (np.int64(1), 2)}
+  assert sm.Checkpoints(tmp_path, settings=settings).settings is settings
+  with pytest.raises(TypeError, match="plain data"):
+    sm.Checkpoints(tmp_path, settings={"network": object()})
