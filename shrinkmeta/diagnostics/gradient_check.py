@@ -127,13 +127,13 @@ def check_meta_gradient(
   direction_key = jax.random.key(0) if direction_key is None else direction_key
   start = MetaParams(state.phi, state.log_sigma2)
   state = state if constants is None else state._replace(constants=constants)
-  of_state = _program(learner, tasks, key)
-  compiled = jax.jit(of_state)  # constants are an argument: closed over, they would be compiled in
+  # Constants are an argument: closed over, they would be compiled in.
+  compiled = jax.jit(_program(learner, tasks, key))
   program = lambda params: compiled(_moved(state, params))
   grad, _, metrics = program(start)
   slopes = None
   if _unrolled_has_meaning(learner, start.phi):
-    losses = lambda state: lambda params: of_state(_moved(state, params))[1]
+    losses = lambda state: lambda params: compiled(_moved(state, params))[1]
     slopes = jax.jit(lambda state, v: jax.jvp(losses(state), (start,), (v,))[1])
   dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
   rows = []
