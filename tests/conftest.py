@@ -1,8 +1,10 @@
 """Fixtures shared by the tests of the library, and how hard XLA optimises under test."""
 
+import faulthandler
 import functools
 import os
 import pathlib
+import sys
 
 import jax
 import pytest
@@ -31,6 +33,14 @@ def bounded_memory():
     and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MOST_BYTES
   ):
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def no_hang():
+  """Ends the process of a test that takes more than 20 minutes, with all tracebacks."""
+  faulthandler.dump_traceback_later(1200, exit=True, file=sys.__stderr__)
+  yield
+  faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
