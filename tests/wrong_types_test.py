@@ -168,7 +168,10 @@ OWN = {
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
   "stack_batches": {"batches": [BATCH, BATCH]},
   "stack_tasks": {"tasks": [sm.Task(BATCH, BATCH)] * 2},
+  "check_alike": {"settings": {"rate": 0.1}},
+  "check_shared": {"what": "--out"},
   "with_constants": {"likelihood": sm.gaussian(predict_with), "constants": PARAMS},
+  "with_randomness": {"likelihood": sm.gaussian(lambda theta, x, key=None: x)},
 }
 WRONG = {
   "object": object(),
@@ -233,6 +236,8 @@ ALLOWED_OF = {
   **{name: {"labels": "str"} for name in (*sm.FAMILY, "make_learner")},
   # A number is a pytree of one array.
   **{name: {"params": "params nnx int"} for name in ("by_layer", "by_leaf", "by_path")},
+  "check_alike": {"settings": "params"},
+  "check_shared": {"what": "str"},
   "choose_modules": {"repeats": "int", "tolerance": "int"},
   "deltas": {"ids": "list params"},  # ids are strings and integers
   "export.peft": {"alpha": "None", "base": "str", "task_type": "str None"},

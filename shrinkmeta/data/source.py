@@ -52,8 +52,8 @@ def source(
 
   Raises:
     TypeError: if an argument is of another type.
-    ValueError: if tasks do not agree, or a Batch has fewer than two examples (one, with 0 val
-      examples); the message names the task.
+    ValueError: if tasks do not agree, or a Batch has too few examples: it needs two, or one if
+      `rows` asks for 0 val examples. The message names the task.
 
   Example:
     >>> batch = lambda n: Batch(jnp.ones([n, 2]), jnp.ones([n]))

@@ -1,6 +1,7 @@
 """Check, before any work, that the processes of one run were started alike and share a folder.
 
-Every process must make these calls, in the same order. A run of one process returns at once.
+Every process must make these calls, in the same order. If a run has one process, they return at
+once.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ _MOST = 5  # differences that an error names
 def check_alike(settings: Mapping[str, Any]) -> None:
   """Raise ValueError in every process unless all processes were started with the same settings.
 
-  Processes that differ would mix their figures in silence, or wait for each other for ever. The
+  Processes that differ would silently combine results of different settings, or hang. The
   processes compare a hash of the settings. Only if it differs do they exchange the settings.
 
   Args:

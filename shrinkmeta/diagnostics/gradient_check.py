@@ -99,11 +99,11 @@ def check_meta_gradient(
     state: the state at which the derivatives are compared.
     tasks: a few tasks, leaves [T, N, ...].
     key: a random key for Inner.batch_size and Implicit.batch_size. All evaluations use it.
-    direction_key: draws the random directions. None is jax.random.key(0).
+    direction_key: draws a random direction in phi for each module. None is jax.random.key(0).
     constants: replaces state.constants. None keeps them.
 
   Returns:
-    A GradientCheck: one row for each parameter, module and direction, and the verdict.
+    A GradientCheck: for each module two directions in phi, and log sigma^2 if learned; the verdict.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.

@@ -40,7 +40,7 @@ from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood, masked_log_prob
 from shrinkmeta.model.tasks import Batch, check_batch
-from shrinkmeta.model.variants import with_constants
+from shrinkmeta.model.variants import deterministic, with_constants
 
 PyTree = Any
 Data = tuple[Batch, Consts]
@@ -166,7 +166,8 @@ def log_evidence(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
-  model = task_model(with_constants(likelihood, constants), labels, params, batch, taken)
+  network = with_constants(deterministic(likelihood), constants)
+  model = task_model(network, labels, params, batch, taken)
   return differentiable_evidence(inner, implicit, log_det, model, same_in_any_batch(key))
 
 

@@ -46,7 +46,7 @@ from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_rows, weights
-from shrinkmeta.model.variants import with_constants
+from shrinkmeta.model.variants import deterministic, with_constants
 
 PyTree = Any
 Linear = Callable[[PyTree], PyTree]
@@ -302,8 +302,7 @@ def map_estimate(
 
   By the implicit rule, theta_hat is differentiable in reverse mode with respect to phi, log_sigma2,
   the float leaves of `batch` and the floats that the likelihood closes over, such as the scale of
-  `sm.gaussian(predict, scale)`. The rule is exact only at the exact mode; `info` shows how near
-  theta is to the mode.
+  `sm.gaussian(predict, scale)`. The rule is exact at the mode; `info` shows how near theta is.
 
   Args:
     likelihood: predict and log_prob.
@@ -341,7 +340,8 @@ def map_estimate(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
-  consts, rebuild = open_likelihood(with_constants(likelihood, constants), phi, batch)
+  network = with_constants(deterministic(likelihood), constants)
+  consts, rebuild = open_likelihood(network, phi, batch)
 
   def model_of(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
     return task_model(rebuild(consts), labels, params, batch, taken)

@@ -58,7 +58,7 @@ def make_learner(
       the number of tasks if phi follows l_MAP or the evidence, by the number of all examples if phi
       follows the pooled data, and otherwise by the number of validation examples.
     log_p_sigma: a log density {module: log sigma_m^2} -> [], nats, subtracted too if sigma is
-      learned. The divisor is the number of validation examples, or of tasks for the evidence.
+      learned, divided by the number of tasks (for the evidence) or validation examples (otherwise).
     log_det: how the determinant of the evidence is computed.
     restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
       models: see `sm.restriction`.

@@ -1,7 +1,7 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is the mean, over the tasks that did not fail, of one number: the validation negative
-log-likelihood at theta_hat, the training negative log joint, the negative log evidence, or the
+The meta-loss is a mean over the tasks that did not fail. `Algorithm.phi` says of what: validation
+negative log-likelihood at theta_hat, training negative log joint, negative log evidence, or the
 negative log-likelihood of all examples at phi.
 """
 
@@ -217,7 +217,7 @@ def adapt(
     batch: the task's training data [N, ...], without the T axis.
     steps: replaces Inner.steps. With a tuple of S increasing ints the loop runs once, and the
       result holds theta after each of these numbers of steps.
-    key: a random key, needed only with a batch_size of Inner or Implicit, or a random network.
+    key: a random key, needed only with a batch_size of Inner or Implicit, or `sm.with_randomness`.
 
   Returns:
     (theta, like phi; InnerInfo). For a tuple of S steps all leaves are [S, ...].

@@ -1,7 +1,7 @@
 """Refresh running statistics, such as those of batch norm, from the tasks of a meta-batch.
 
-No parameter of a task depends on them, and no gradient reaches them: they are constants that change
-between updates.
+They are computed at phi and never from the adapted parameters of a task. No gradient reaches them:
+they are constants that change between updates.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
   Args:
     state: a MetaState of this learner, with constants.
     tasks: T tasks, leaves [T, N, ...]. Padding within a task reaches `statistics`.
-    statistics: (phi, inputs [N, ...], constants) -> the new constants of one task, all or, if they
-      are a dict, the entries that change: {"batch_stats": ...}.
+    statistics: (phi, inputs [N, ...], constants) -> the new constants of one task. If the constants
+      are a dict, it may return only the entries that change, such as {"batch_stats": ...}.
 
   Returns:
     the MetaState with the new constants, in the dtypes of the old ones.

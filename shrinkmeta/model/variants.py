@@ -121,9 +121,9 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
   the key of `learner.update`, `adapt` or `adapt_tasks`. No key is used twice. Without a key they
   use the deterministic network, and `update` warns.
 
-  A posterior mode belongs to one function. So algorithms with an implicit gradient or the evidence
-  (`imaml`, `sigma_imaml`, `sigma_reptile`, `empirical_bayes`) and all functions of one task use the
-  deterministic network. `sm.evaluate` and `sm.predict_tasks` use it too.
+  A posterior mode belongs to one function. So learners with an implicit gradient or the evidence
+  (`imaml`, `sigma_imaml`, `sigma_reptile`, `empirical_bayes`) use the deterministic network, and so
+  do `sm.evaluate` and `sm.predict_tasks`. `sm.map_estimate` and `sm.log_evidence` draw with a key.
 
   Args:
     likelihood: its predict has the keyword `key`, with the default None.

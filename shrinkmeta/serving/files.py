@@ -56,8 +56,8 @@ def save_deltas(
   The tasks become visible all at once, at the end of the call. A process that is killed earlier
   leaves the folder as it was. One process writes at a time; others may read meanwhile.
 
-  Each call writes the whole index, with about 30 bytes and the id of each task. So save many tasks
-  in one call. An overwritten task takes space until all tasks of its shard are overwritten and the
+  Each call writes the whole index: for each task about 30 bytes and the id. So save many tasks in
+  one call. An overwritten task takes space until all tasks of its shard are overwritten and the
   shard is deleted. To free the space at once, load all tasks and save them with `overwrite=True`.
 
   Args:
@@ -207,8 +207,8 @@ def load_deltas(
 ) -> Deltas:
   """Load tasks from a folder, reading only the bytes of these tasks from the shards.
 
-  The index stays in memory between calls, with about 30 bytes and the id of each task. It is read
-  again after it has changed.
+  The index stays in memory between calls: for each task about 30 bytes and the id. It is read again
+  after it has changed.
 
   Args:
     folder: a folder that `save_deltas` wrote.

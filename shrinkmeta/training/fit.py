@@ -57,7 +57,7 @@ def fit(
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks, the seconds, and the share of inner loops that
-  converged. `fit` warns once if tasks fail, and once if few loops of an implicit gradient converge.
+  converged. `fit` warns once if tasks fail, and once if the gradient is implicit and few converge.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it. Another `fit` can continue from it. A second Ctrl-C stops at once.
@@ -83,8 +83,8 @@ def fit(
     rules: the rules that cut leaves along the axis "model" of the mesh: see `place_state`.
     refresh: (phi, inputs, constants) -> the constants that change, such as running averages, called
       after every update: see `learner.refresh`. It needs Checkpoints(constants=True).
-    stall_seconds: the longest time of an update after the first, without compilation. A longer one
-      ends the process with exit code 1 and the tracebacks of all threads.
+    stall_seconds: the time limit of an update, in seconds. The first update and compilation do not
+      count. A longer update ends the process with exit code 1 and the tracebacks of all threads.
 
   Returns:
     The state after the last update.

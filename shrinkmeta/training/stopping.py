@@ -1,4 +1,4 @@
-"""Early stops: SIGTERM or Ctrl-C ends a run after the current update, a watchdog a stalled run."""
+"""SIGTERM or Ctrl-C ends a run after the current update; a watchdog ends a stalled run."""
 
 import contextlib
 import faulthandler

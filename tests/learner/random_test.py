@@ -87,6 +87,16 @@ def test_a_mode_belongs_to_the_deterministic_network(build, recwarn):
   jax.tree.map(np.testing.assert_array_equal, new, want)
 
 
+def test_functions_of_one_task_use_the_deterministic_network():
+  plain = sm.gaussian(lambda theta, x: x @ theta["w"])
+  one = jax.tree.map(lambda x: x[0], BATCH)
+  for f, settings in ((sm.map_estimate, [sm.Inner(optax.sgd(0.1), 3)]), (sm.log_evidence, [])):
+    run = lambda likelihood, f=f, settings=settings: f(
+      likelihood, LABELS, PARAMS, {"w": 0.0}, one, *settings, key=KEY
+    )
+    jax.tree.map(np.testing.assert_array_equal, run(spying([])), run(plain))
+
+
 def test_without_a_key_the_network_is_deterministic_and_says_so():
   learner = sm.maml(spying([]), LABELS, inner=INNER)
   state = learner.init(PARAMS)

@@ -366,6 +366,15 @@ def interrupting(at, times=1):
   return sm.Callback(lambda first, steps: None, record, lambda: None)
 
 
+@pytest.fixture
+def ctrl_c():
+  """Python's own handler of Ctrl-C, also where the tests were started in the background."""
+  old = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_run_returns_its_state_and_continues_to_the_same_bits(tmp_path, caplog):
   learner, state = make()
   straight, _ = run(learner, state, 6)
@@ -383,6 +392,7 @@ def test_an_interrupted_run_returns_its_state_and_continues_to_the_same_bits(tmp
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interrupt_ends_a_run_at_once():
   learner, state = make()
   records = []
