@@ -93,8 +93,8 @@ class Implicit:
 
       K w = s g,   d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z> over module m
 
-  K = I + s C s, and s is sigma, spread over the parameters. C is the curvature of -log p(D | theta)
-  and g the gradient of the loss in theta. Both are taken at the mode theta_hat = phi + s z.
+  K = P + s C s. s is sigma, spread over the parameters; P is 1, or 0 without a prior. C is the
+  curvature of -log p(D | theta), g the gradient of the loss, both at theta_hat = phi + s z.
 
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
