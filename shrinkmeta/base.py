@@ -80,8 +80,8 @@ class InnerInfo(NamedTuple):
 
   In the metrics of an algorithm without an implicit gradient (`maml`, `fomaml`, `reptile`, ...),
   `objective` and `grad_norm` are cheaper values: those at the point where the last step began, on
-  the mini-batch of that step. In these metrics `objective` is NaN if no step was made, and if
-  Inner.tol is None, `grad_norm` is NaN and `converged` is False.
+  the mini-batch of that step. In these metrics `objective` is NaN if no step was made. If Inner.tol
+  is None, their `grad_norm` is NaN and their `converged` is False.
 
   Updates of `fine_tuning` and `no_adaptation` make no inner steps. In their metrics `objective` is
   the loss of phi on the train and val examples of the task, nats per example, and `grad_norm` is

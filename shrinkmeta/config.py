@@ -112,8 +112,8 @@ class Implicit:
       passes, and scales it to all N. Batch statistics are then those of the mini-batches.
     num_batches: the number of these mini-batches. None takes all examples. With 1 the cost does not
       grow with N. The noise of the draw averages out over tasks, but a bias stays: w is s g along
-      directions that no drawn example determines. With more than 1, each product linearises every
-      mini-batch anew: memory holds one, and the work is 1.5 times that of a stored linearisation.
+      directions that no drawn example determines. With more than 1, each product linearises the
+      mini-batches anew, one in memory at a time, with 1.5 times the work of a stored linearisation.
 
   >>> Implicit(solver="dual").max_steps
   30

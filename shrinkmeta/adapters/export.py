@@ -1,8 +1,8 @@
 """Write adapters and adapted networks to files that PEFT, transformers and servers read.
 
-Both functions write theta, the parameters that a task uses, and not theta - phi. They write to a
-temporary folder beside the target and rename it at the end, so that no reader sees a part of the
-files. They need the package safetensors.
+`peft` and `merged` write theta, the parameters that a task uses, and not theta - phi. They
+write to a temporary folder beside the target and rename it at the end, so that no reader sees a
+part of the files. They need the package safetensors.
 """
 
 import collections

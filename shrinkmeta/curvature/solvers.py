@@ -3,7 +3,7 @@
 `cg` and `neumann` are iterative. They return the iterate w with the smallest residual |b - K w|.
 `cg` stops at a search direction p with p^T K p <= 0, because a step divides by p^T K p. `dual`
 computes w from the singular values of A, for K = I + A^T A. Every solver also returns a SolveInfo.
-`sm.Implicit` has the settings that stop them: `max_steps` and `tol`.
+`cg` and `neumann` stop at the `max_steps` or the `tol` of `sm.Implicit`.
 
 If K = I + s C s with a positive semi-definite C, no eigenvalue of K is below 1. The residual then
 bounds the error: |w - K^-1 b| <= |b - K w|.

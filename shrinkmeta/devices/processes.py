@@ -1,7 +1,7 @@
 """Check, before any work, that the processes of one run were started alike and share a folder.
 
-Every process must make these calls, in the same order. If a run has one process, they return at
-once.
+Every process must call `check_alike` and `check_shared` in the same order. If a run has one
+process, both functions return at once.
 """
 
 import hashlib

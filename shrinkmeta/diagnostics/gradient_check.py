@@ -103,7 +103,7 @@ def check_meta_gradient(
     constants: replaces state.constants. None keeps them.
 
   Returns:
-    A GradientCheck: for each module two directions in phi, and log sigma^2 if learned; the verdict.
+    A GradientCheck: the verdict, and per module two rows for phi and, if learned, one for sigma.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.

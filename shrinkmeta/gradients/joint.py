@@ -21,8 +21,10 @@ approximated, the blocks of frozen modules too. K then stays positive semi-defin
 K is exact.
 
 Derivation: from here on, z_t has its entries in module m and 0 elsewhere. The derivative has a
-direct part, sum_t <g_t, s z_t> / 2. Its indirect part is the sum over t of
-- <a, C_t s z_t> / 2 + <b_t, z_t> / 2 - <b_t, s C_t s z_t> / 2.
+direct part, sum_t <g_t, s z_t> / 2. Its indirect part is
+
+    sum_t (<b_t, z_t> - <a, C_t s z_t> - <b_t, s C_t s z_t>) / 2.
+
 The product of row t of the system with z_t shows that the direct part and the two terms with C_t
 add up to sum_t <b_t, z_t> / 2. The remaining term is the other half.
 """

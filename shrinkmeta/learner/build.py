@@ -57,8 +57,8 @@ def make_learner(
     log_p_phi: a log density phi -> [], nats. The meta-loss subtracts it once per update, divided by
       the number of tasks if phi follows l_MAP or the evidence, by the number of all examples if phi
       follows the pooled data, and otherwise by the number of validation examples.
-    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats, subtracted too if sigma is
-      learned, divided by the number of tasks (for the evidence) or validation examples (otherwise).
+    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. If sigma is learned, it is
+      subtracted too, divided by the number of tasks (evidence) or validation examples (otherwise).
     log_det: how the determinant of the evidence is computed.
     restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
       models: see `sm.restriction`.

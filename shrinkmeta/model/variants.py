@@ -121,9 +121,10 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
   the key of `learner.update`, `adapt` or `adapt_tasks`. No key is used twice. Without a key they
   use the deterministic network, and `update` warns.
 
-  A posterior mode belongs to one function. So learners with an implicit gradient or the evidence
-  (`imaml`, `sigma_imaml`, `sigma_reptile`, `empirical_bayes`) use the deterministic network, and so
-  do `sm.evaluate` and `sm.predict_tasks`. `sm.map_estimate` and `sm.log_evidence` draw with a key.
+  A posterior mode is defined for one fixed network, and every key makes another one. So learners
+  with an implicit gradient or the evidence (`imaml`, `sigma_imaml`, `sigma_reptile`,
+  `empirical_bayes`) use the deterministic network, and so do `sm.evaluate` and `sm.predict_tasks`.
+  The exceptions are `sm.map_estimate` and `sm.log_evidence`, which draw if they get a key.
 
   Args:
     likelihood: its predict has the keyword `key`, with the default None.

@@ -66,8 +66,8 @@ def fit(
     learner: the learner.
     state: a state of `learner.init(params)`, or any later one. `fit` copies it, except for its
       constants, and donates none of it. With `checkpoints`, the newest saved state replaces it.
-    tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...],
-      always the same ones. Or a list of Tasks, or a Task with leaves [K, N, ...]: see `sm.source`.
+    tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
+      Task i never changes. Or a list of Tasks, or a Task with leaves [K, N, ...]: see `sm.source`.
       If devices cannot share the tasks evenly, `fit` adds padding tasks, which count as 0.
     steps: the number of updates of all runs together, earlier runs included.
     meta_batch: the number of tasks per update.
@@ -77,7 +77,7 @@ def fit(
     evaluate: evaluate(state) returns {name: number}, in every process. The log record has every
       number as "eval/<name>". The next update overwrites the state's arrays: copy what you keep.
     evaluate_every: the number of updates between two evaluations.
-    best: a name in the result of `evaluate`. `sm.restore(..., "best")` reads its best state.
+    best: a name that `evaluate` returns. `sm.restore(..., "best")` reads the state at its minimum.
     callbacks: process 0 calls them with the log record of every step.
     checkpoints: where and how often to save states, or None.
     rules: the rules that cut leaves along the axis "model" of the mesh: see `place_state`.
