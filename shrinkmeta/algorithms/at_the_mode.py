@@ -187,9 +187,9 @@ def sigma_reptile(
   theta_hat and the optimum phi_hat both depend on sigma. `sigma_gradient` chooses the dependences
   that sigma's gradient includes. "joint" includes theta_hat and phi_hat, by one linear solve over
   all tasks. "per_task", the default, includes theta_hat and holds phi fixed. "diagonal" does the
-  same and leaves out the curvature of the likelihood. The table compares the three on 25 sinusoid
-  tasks with a network, for phi at its optimum. The last column is the time of one meta-gradient
-  (experiments/benchmarks, --study=sigma_gradient):
+  same and leaves out the curvature of the likelihood. The table compares the three gradients on 25
+  sinusoid tasks, for phi at its optimum. "signs right": the modules with the sign of "joint". The
+  last column is the time of one meta-gradient (experiments/benchmarks, --study=sigma_gradient):
 
   |          | cosine to joint | norm / joint | signs right | seconds |
   |----------|-----------------|--------------|-------------|---------|

@@ -77,16 +77,16 @@ def check_meta_gradient(
   sources: theta_hat is not exactly the mode, the linear solve is not exact, and Gauss-Newton leaves
   out a part of the curvature. The verdict is one of
 
-  - "fine": every error is below the tolerance. The tolerance is 1e-3 in float64 and 3e-2 in
-    float32. For an algorithm with an implicit gradient, the mean norm of grad J is added, but at
-    most 0.1. This norm bounds |z - z_hat| if the curvature is positive semi-definite.
+  - "fine": every relative error is below the tolerance: 1e-3 in float64, 3e-2 in float32. For an
+    algorithm with an implicit gradient, the mean over tasks of |grad J| is added to the tolerance,
+    but at most 0.1. |grad J| bounds |z - z_hat| if the curvature is positive semi-definite.
   - "off": an error is above the tolerance. The verdict names the largest and its likely reason.
   - "unsure": an error is above the tolerance, but the central differences may be wrong: with twice
     the step they change by more than a tenth of that error. Or no derivative could be compared.
 
-  The derivative through every inner step is shown too, unless the inner optimiser has a line
-  search. With a line search it can be far from the derivative of the point where the loop ends,
-  even if that point is exact. The verdict does not use it.
+  The derivative through every inner step is shown too, but the verdict does not use it. It is left
+  out if the inner optimiser has a line search. It can then be far from the derivative of the mode,
+  even if the loop ends at the exact mode.
 
   For reptile the differences of phi are NaN, because reptile does not compute the loss of phi. For
   sigma_gradient="joint" the differences of sigma are NaN: the gradient includes how the optimum of

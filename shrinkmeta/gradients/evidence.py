@@ -3,11 +3,11 @@
     log p(D | phi, sigma) ~ log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
 Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
-Gauss-Newton curvature; K = I + s C s. This is Laplace's approximation at the mode. In whitened
-coordinates the normaliser of the prior cancels. The approximation is exact for linear-Gaussian
-models. The hierarchical model is then a linear mixed model, and the evidence is its marginal
-likelihood. The phi and sigma that maximise the evidence are the maximum-likelihood fit. The
-evidence needs no validation data.
+Gauss-Newton curvature. The formula is Laplace's approximation of the integral over z, at the mode.
+The integral's power of 2 pi and the normaliser of the prior on z cancel. The approximation is exact
+for linear-Gaussian models. The hierarchical model is then a linear mixed model, and the evidence is
+its marginal likelihood. The phi and sigma that maximise the evidence are the maximum-likelihood
+fit. The evidence needs no validation data.
 
 Gradient: z_hat maximises the sum of the first two terms. So their gradient is computed with z_hat
 held fixed: it is g for phi and <s g, z_hat> / 2 over module m for log sigma_m^2, where g is

@@ -48,8 +48,9 @@ def restriction(
   P is the number of entries of phi in the modules `integrated`. N examples have C outputs each.
   X [N C, P] is the derivative of the outputs with respect to these entries. J [N C, D] is the
   derivative of the outputs with respect to theta. Lambda is the curvature of -log p in the outputs,
-  and s is sigma. F_t [P, P] is the information of task t about the entries. For models that are not
-  linear-Gaussian this is Laplace's approximation at theta = phi. The result is differentiable.
+  and s is sigma. F_t [P, P] is the information of task t about the entries of phi. For models that
+  are not linear-Gaussian the term is an approximation: X, J and Lambda are those at theta = phi.
+  The result is differentiable.
 
   Args:
     likelihood: predict and log_prob.

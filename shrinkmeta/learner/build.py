@@ -51,9 +51,9 @@ def make_learner(
     implicit: how the implicit gradient is computed, if the algorithm has one.
     phi_optimizer: any optax optimiser, for phi.
     sigma_optimizer: any optax optimiser, for log sigma^2, if sigma is learned.
-    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. If sigma is
-      fixed, it keeps this value. A module that starts at 0 is frozen for good: it stays at phi, and
-      the inner loop leaves it out. Outside jit, log_sigma2 = -inf in the state freezes a module.
+    init_sigma: sigma_m at the start: a number for all modules, or {module: number}. A fixed sigma
+      stays there. A module that starts at 0 is frozen for good: it stays at phi, and the inner
+      loop leaves it out. A later log_sigma2 = -inf does the same, but under jit the loop keeps it.
     log_p_phi: a log density phi -> [], nats. The meta-loss subtracts it once per update, divided by
       the number of tasks if phi follows l_MAP or the evidence, by the number of all examples if phi
       follows the pooled data, and otherwise by the number of validation examples.

@@ -1,8 +1,8 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is a mean over the tasks that did not fail. `Algorithm.phi` says of what: validation
-negative log-likelihood at theta_hat, training negative log joint, negative log evidence, or the
-negative log-likelihood of all examples at phi.
+The meta-loss is a mean over the tasks that did not fail. For phi, `Algorithm.phi` says of what:
+validation NLL at theta_hat, training negative log joint, negative log evidence, or the NLL of all
+examples at phi. For sigma it is the validation NLL, or with "evidence" the negative log evidence.
 """
 
 import functools
@@ -151,7 +151,7 @@ def meta_gradient(
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
   >>> batch = sm.Batch(jnp.ones([3, 4]), jnp.ones([3, 4]))  # three tasks of four examples
   >>> gradient, metrics = learner.meta_gradient(learner.init({"w": 0.0}), sm.Task(batch, batch))
-  >>> round(float(gradient.phi["w"]), 3)  # -(1 - 0.1)^10: five steps of rate 0.1, then back
+  >>> round(float(gradient.phi["w"]), 3)  # -0.9^5 at theta_hat, times d theta_hat/d phi = 0.9^5
   -0.349
   """
   return gradient_from(spec, state, *sums(spec, state, tasks, key, warm))

@@ -26,8 +26,8 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
 
       constants <- mean_t statistics(phi, inputs_t, constants)
 
-  The mean is over the tasks that have examples and whose result is finite, on all devices. Without
-  such a task the constants stay as they are. theta_hat of a task is not used: all tasks share the
+  The mean is over the tasks, of all devices, that have examples and a finite result. Without such a
+  task the constants stay as they are. theta_hat of a task is not used: all tasks share the
   statistics of the network at phi.
 
   Args:

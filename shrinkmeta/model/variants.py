@@ -117,9 +117,9 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
 
   Without a key, predict must return the outputs of the deterministic network. With a key it draws,
   for example, a dropout mask. Algorithms without an implicit gradient (`maml`, `fomaml`, `reptile`,
-  `sigma_maml`, `fine_tuning`, ...) make a key for every task, inner step and validation batch from
-  the key of `learner.update`, `adapt` or `adapt_tasks`. No key is used twice. Without a key they
-  use the deterministic network, and `update` warns.
+  `sigma_maml`, `fine_tuning`, ...) make a key for every task, inner step and batch whose loss phi
+  follows, from the key of `learner.update`, `adapt` or `adapt_tasks`. No key is used twice. Without
+  a key they use the deterministic network, and `update` warns.
 
   A posterior mode is defined for one fixed network, and every key makes another one. So learners
   with an implicit gradient or the evidence (`imaml`, `sigma_imaml`, `sigma_reptile`,
@@ -235,7 +235,8 @@ def gaussian_with_scale(
 
   The outputs are the natural parameters of the normal density. log p is concave in them, so the
   Gauss-Newton curvature is positive semi-definite. `mean_and_scale` turns the outputs into (f, s).
-  If s is known, the variance of f is s^4 times the variance of the output f / s^2.
+  `Posterior.predictive` gives variances of the outputs. If the task does not adapt s, the variance
+  of f is s^4 times that of the output f / s^2.
 
   Args:
     predict: (theta, inputs) -> (f [N, ...], log s). log s broadcasts against f. If log s is a

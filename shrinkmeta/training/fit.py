@@ -57,7 +57,7 @@ def fit(
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks, the seconds, and the share of inner loops that
-  converged. `fit` warns once if tasks fail, and once if the gradient is implicit and few converge.
+  converged. `fit` warns once if tasks fail, and once if few loops of an implicit gradient converge.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it. Another `fit` can continue from it. A second Ctrl-C stops at once.
@@ -67,8 +67,8 @@ def fit(
     state: a state of `learner.init(params)`, or any later one. `fit` copies it, except for its
       constants, and donates none of it. With `checkpoints`, the newest saved state replaces it.
     tasks: tasks(first, count) returns the tasks first to first + count - 1, leaves [count, N, ...].
-      Task i never changes. Or a list of Tasks, or a Task with leaves [K, N, ...]: see `sm.source`.
-      If devices cannot share the tasks evenly, `fit` adds padding tasks, which count as 0.
+      Task i must be the same at every call. Or a list of Tasks, or a Task with leaves [K, N, ...]:
+      see `sm.source`. If devices cannot share tasks evenly, `fit` adds padding, which counts as 0.
     steps: the number of updates of all runs together, earlier runs included.
     meta_batch: the number of tasks per update.
     micro_batches: the number of parts into which the tasks of an update are split; it divides

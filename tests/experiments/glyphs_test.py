@@ -31,7 +31,6 @@ def run(
   return found
 
 
-@pytest.mark.slow
 def test_end_to_end_and_again(tmp_path):
   found = run(tmp_path / "a", seeds=(0, 1))
   for text in ("5-way 1-shot", "batch (transductive)", "sigma_imaml", "fomaml", "conv_3", "head"):
@@ -68,7 +67,6 @@ def start(
   return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
 def test_two_processes_find_what_one_finds_and_the_first_alone_writes(tmp_path):
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -88,7 +86,6 @@ def test_two_processes_find_what_one_finds_and_the_first_alone_writes(tmp_path):
   assert not [path for path in outs[2].rglob("*") if path.is_file()]
 
 
-@pytest.mark.slow
 def test_an_arm_that_was_killed_goes_on(tmp_path):
   keep = [f"--checkpoints={tmp_path / 'keep'}", "--checkpoint_every=1"]
   whole = start(tmp_path / "a")

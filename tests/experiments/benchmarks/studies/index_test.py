@@ -7,10 +7,16 @@ from experiments.benchmarks.studies import index, scaling, solves
 from experiments.benchmarks.worker import Config
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(index.STUDIES))
+# These read what programs compiled with XLA's defaults hold, cost and round.
+OF_XLA = ("memory", "compile", "precision", "pods")
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(n, marks=pytest.mark.slow) if n in OF_XLA else n for n in index.STUDIES]
+)
 def test_study(name, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "")  # of processes that studies start
+  if name in OF_XLA:
+    monkeypatch.setenv("XLA_FLAGS", "")  # of processes that studies start
   config = Config("w3", "reptile", tiny=True, repetitions=2, max_seconds=1.0)
   rows = []
   table = index.run(name, config, rows.append)
