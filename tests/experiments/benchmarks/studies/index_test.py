@@ -6,7 +6,6 @@ import pytest
 from experiments.benchmarks.studies import index, scaling, solves
 from experiments.benchmarks.worker import Config
 
-
 # These read what programs compiled with XLA's defaults hold, cost and round.
 OF_XLA = ("memory", "compile", "precision", "pods")
 
