@@ -72,7 +72,8 @@ def whitened_jacobian(
   shift = lambda t, s, d: t + s * d
   moved = lambda dz: outputs_of(jax.tree.map(shift, part, scale, unravel(dz)))
   outputs = moved(zero)
-  one_output_array(outputs)
+  if not isinstance(outputs, jax.Array):
+    one_output_array(outputs)
   jacobian = jax.jacfwd if zero.size < outputs.size else jax.jacrev
   return outputs, jacobian(moved)(zero).reshape(outputs.size, zero.size)
 

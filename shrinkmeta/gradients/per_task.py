@@ -142,7 +142,7 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   keys: Any = (None, None)
   if key is not None and is_random(model.likelihood):
     keys = jax.random.split(jax.random.fold_in(key, _POOLED))
-  networks = [with_key(model.likelihood, own) for own in keys]
+  networks = [model.likelihood if k is None else with_key(model.likelihood, k) for k in keys]
 
   def loss(phi: PyTree) -> jax.Array:
     parts = zip(counts, networks, item.task, strict=True)
@@ -182,9 +182,10 @@ def _val_nll(
   """Return the mean validation NLL [], nats per example; NaN without validation data."""
   if task.val is None:
     return absent(model.n.dtype)
-  if key is not None and is_random(model.likelihood):
-    key = jax.random.fold_in(key, _VALIDATION)
-  return mean_nll(with_key(model.likelihood, key), theta, task.val)
+  likelihood = model.likelihood
+  if key is not None and is_random(likelihood):
+    likelihood = with_key(likelihood, jax.random.fold_in(key, _VALIDATION))
+  return mean_nll(likelihood, theta, task.val)
 
 
 def _only_z(item: Item, mode: Mode) -> WarmStart | None:

@@ -25,6 +25,7 @@ from shrinkmeta.gradients.restriction import restriction_of
 from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
 from shrinkmeta.mode.task_model import TaskModel, task_model
+from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.tasks import Batch, Task, num_examples, weights
 from shrinkmeta.model.variants import deterministic, with_constants
 
@@ -39,12 +40,17 @@ class Shared(NamedTuple):
   constants: PyTree  # what `predict` takes as its third argument, or None
 
 
+def network_of(spec: Spec, shared: Shared) -> Likelihood:
+  """Return the likelihood as a function of (theta, inputs), deterministic if there is a mode."""
+  likelihood = spec.likelihood
+  if spec.has_mode and getattr(likelihood.predict, "random", False):
+    likelihood = deterministic(likelihood)
+  return likelihood if shared.constants is None else with_constants(likelihood, shared.constants)
+
+
 def model_of(spec: Spec, shared: Shared, batch: Batch, frozen: Frozen) -> TaskModel:
   """Return the task model of one task, given a learner's spec and the task's training data."""
-  implicit = spec.has_mode or spec.algorithm.phi == "evidence"
-  likelihood = deterministic(spec.likelihood) if implicit else spec.likelihood
-  likelihood = with_constants(likelihood, shared.constants)
-  prior = spec.algorithm.prior
+  likelihood, prior = network_of(spec, shared), spec.algorithm.prior
   return task_model(likelihood, spec.labels, shared.params, batch, frozen, spec.free, prior)
 
 
@@ -80,8 +86,7 @@ def theta_hat(
     model = model_of(spec, shared, batch, frozen)
     mode = posterior_mode(spec.inner, model, key=shared.key, steps=steps, end=end)
     return mode.theta, mode.info
-  likelihood = with_constants(spec.likelihood, shared.constants)
-  consts, rebuild = open_likelihood(likelihood, shared.params.phi, batch)
+  consts, rebuild = open_likelihood(network_of(spec, shared), shared.params.phi, batch)
 
   def make(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
     model = model_of(spec, shared._replace(params=params), batch, frozen)

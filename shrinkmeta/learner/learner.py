@@ -193,14 +193,16 @@ def sums(
     scalars.key("key", key)
   if not isinstance(first, int) or first:
     first = scalars.count("first", first)
-  warn_without_key(spec.likelihood, key, spec.algorithm.gradient == "implicit")
+  if key is None and not spec.has_mode and getattr(spec.likelihood.predict, "random", False):
+    warn_without_key()
   if validate.known(jax.tree.leaves(tasks)[0]) is not None:
     check_targets(with_constants(spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if warm is not None:
     frozen = spec.frozen  # as in no_start, so that the trees of `warm` fit
     part = moving(params.phi, spec.labels, frozen)
     warm_start.check_start(warm, part, leading(tasks), spec.has_mode)
-  shared = Shared(params, same_in_any_batch(key), state.constants)
+  key = None if key is None else same_in_any_batch(key)
+  shared = Shared(params, key, state.constants)
   return sums_over_tasks(spec, shared, frozen, tasks, warm, first)
 
 

@@ -167,14 +167,13 @@ def deterministic(likelihood: Likelihood) -> Likelihood:
   return likelihood._replace(predict=predict.predict) if isinstance(predict, Random) else likelihood
 
 
-def warn_without_key(likelihood: Likelihood, key: jax.Array | None, mode: bool) -> None:
-  """Warn if a random network runs without a key; with a mode it is deterministic by intent."""
-  if key is None and not mode and is_random(likelihood):
-    warnings.warn(
-      "predict is a random network (sm.with_randomness), and there is no key: the deterministic "
-      "network is used. Pass one: learner.update(state, tasks, key), or sm.fit(..., key=key).",
-      stacklevel=4,
-    )
+def warn_without_key() -> None:
+  """Warn that a random network runs without a key."""
+  warnings.warn(
+    "predict is a random network (sm.with_randomness), and there is no key: the deterministic "
+    "network is used. Pass one: learner.update(state, tasks, key), or sm.fit(..., key=key).",
+    stacklevel=4,
+  )
 
 
 def with_key(likelihood: Likelihood, key: jax.Array | None) -> Likelihood:
