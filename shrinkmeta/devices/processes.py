@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from shrinkmeta.checks import validate
@@ -48,7 +49,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
       f"The processes of this run have {per_process.tolist()} devices, from process 0 on; wanted "
       "the same number in each."
     )
-  text = json.dumps(_flat(settings), sort_keys=True, default=str).encode()
+  text = json.dumps(_flat(settings), sort_keys=True).encode()
   digest = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
   if (_gathered(digest) == digest).all():
     return
@@ -104,13 +105,9 @@ def check_shared(what: str, folder: Path) -> None:
     )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Return {dotted path: value} of nested dicts."""
-  found: dict[str, Any] = {}
-  for key, value in tree.items():
-    name = f"{prefix}{key}"
-    found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-  return found
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Return {dotted path: value} of nested dicts, as JSON reads them back."""
+  return flatten_dict(json.loads(json.dumps(settings, default=str)), sep=".")
 
 
 def _appears(file: pathlib.Path) -> bool:

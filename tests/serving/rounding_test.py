@@ -90,5 +90,6 @@ def test_double_precision(tmp_path, x64):
   assert equal(load_deltas(tmp_path / "exact", state), own)
   save_deltas(tmp_path / "int8", own, dtype="int8", state=state)
   back = load_deltas(tmp_path / "int8", state)
-  # int8 is off by 1/254 of the largest entry at most.
-  np.testing.assert_allclose(back.thetas["head"]["w"][1] - params["head"]["w"], -1e-12, rtol=1e-2)
+  # All entries of this leaf are its largest, which int8 keeps: 127 / 127. What is left is the
+  # rounding of p - 1e-12 in float64, up to 1.1e-4 of the difference, on the way in and out.
+  np.testing.assert_allclose(back.thetas["head"]["w"][1] - params["head"]["w"], -1e-12, rtol=5e-4)
