@@ -21,7 +21,7 @@ are written without T. The abstract values name no mesh axes: inside `shard_map`
 `check_vma=False`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -106,49 +106,52 @@ def _patches_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
 # References: Winograd, Arithmetic Complexity of Computations, 1980. Lavin and Gray, Fast Algorithms
 # for Convolutional Neural Networks, 2015.
 
+# Each map below acts along one axis, which it gets and returns as a sequence of arrays.
 _bt = lambda d: (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3])
 _g = lambda k: (k[0], (k[0] + k[1] + k[2]) / 2, (k[0] - k[1] + k[2]) / 2, k[2])
 _gt = lambda u: (u[0] + (u[1] + u[2]) / 2, (u[1] - u[2]) / 2, (u[1] + u[2]) / 2 + u[3])
 _at = lambda m: (m[0] + m[1] + m[2], m[1] - m[2] - m[3])
 _a = lambda y: (y[0], y[0] + y[1], y[0] - y[1], -y[1])
-_Grid = Iterable[Sequence[jax.Array]]  # z[i][j] is row i, column j of a small matrix for each tile
+_Map = Callable[[Sequence[jax.Array] | jax.Array], tuple[jax.Array, ...]]
 
 
-def _both_ways(m: Callable, z: _Grid) -> _Grid:
-  """M z M^T."""
-  return zip(*map(m, zip(*map(m, z), strict=True)), strict=True)
+def _both_ways(m: _Map, z: jax.Array) -> jax.Array:
+  """M z M^T of the two leading axes."""
+  rows = jnp.stack(m(z))
+  return jnp.stack(m(rows.swapaxes(0, 1)), 1)
 
 
-def _stack(z: _Grid) -> jax.Array:
-  """Grid of [..., C] -> [16, P, C]."""
-  flat = [a for row in z for a in row]
-  return jnp.stack([a.reshape(-1, a.shape[-1]) for a in flat])
+def _of_tiles(m: _Map, x: jax.Array, size: int, margin: int) -> jax.Array:
+  """M d M^T of every size x size tile d of the images, two pixels apart: [16, P, C].
 
-
-def _tiles(x: jax.Array, size: int, margin: int) -> _Grid:
-  """The overlapping size x size tiles of an image, two pixels apart, `margin` outside it."""
+  The first tile begins `margin` pixels outside the image. M acts on whole rows of tiles, then on
+  columns: 4 + 4 sums of large arrays, where one sum an entry would be 32 of small ones. XLA
+  compiles these in half the time.
+  """
   n, h, w, c = x.shape
   h, w = h + h % 2, w + w % 2
   x = jnp.pad(
     x, ((0, 0), (margin, h - x.shape[1] + margin), (margin, w - x.shape[2] + margin), (0, 0))
   )
-  return [[x[:, i : i + h : 2, j : j + w : 2] for j in range(size)] for i in range(size)]
+  rows = jnp.stack(m([x[:, i : i + h : 2] for i in range(size)]))
+  both = jnp.stack(m([rows[:, :, :, j : j + w : 2] for j in range(size)]), 1)
+  return both.reshape(16, -1, c)
 
 
 def _winograd_conv_at_once(x: jax.Array, kernel: jax.Array) -> jax.Array:
   n, h, w, _ = x.shape
-  v = _stack(_both_ways(_bt, _tiles(x, 4, 1)))
-  u = jnp.stack([a for row in _both_ways(_g, kernel) for a in row])
+  v = _of_tiles(_bt, x, 4, 1)
+  u = _both_ways(_g, kernel).reshape(16, *kernel.shape[2:])
   m = jnp.einsum("spc,scf->spf", v, u).reshape(4, 4, n, (h + 1) // 2, (w + 1) // 2, -1)
-  y = jnp.stack([jnp.stack(row, 3) for row in _both_ways(_at, m)], 2)
+  y = _both_ways(_at, m).transpose(2, 3, 0, 4, 1, 5)  # [n, h / 2, 2, w / 2, 2, F]
   return y.reshape(n, h + h % 2, w + w % 2, -1)[:, :h, :w]
 
 
 def _winograd_kernel_gradient_at_once(x: jax.Array, y: jax.Array) -> jax.Array:
-  v = _stack(_both_ways(_bt, _tiles(x, 4, 1)))
-  m = _stack(_both_ways(_a, _tiles(y, 2, 0)))
+  v = _of_tiles(_bt, x, 4, 1)
+  m = _of_tiles(_a, y, 2, 0)
   u = jnp.einsum("spc,spf->scf", v, m)
-  return jnp.stack([jnp.stack(row) for row in _both_ways(_gt, u.reshape(4, 4, *u.shape[1:]))])
+  return _both_ways(_gt, u.reshape(4, 4, *u.shape[1:]))
 
 
 # V is four times as large as x: the images go through in blocks whose V, 1 MB in float32, a core's
