@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
   except (ValueError, OSError) as error:
     raise app.UsageError(str(error)) from error
   if _STUDY.value:
-    machine.start_jax(config.devices)
+    machine.start_jax(config.devices, "")
     # All flags are recorded. A study ignores those of settings that it varies or fixes.
     head = {"study": _STUDY.value, "flags": dataclasses.asdict(config), "seed": config.seed}
     head |= report.environment()

@@ -207,5 +207,5 @@ def main(payload: str) -> None:
   """The other end of `spawn`: prints the record as one line."""
   request: Mapping[str, Any] = json.loads(payload)
   config = Config(**request["config"])
-  machine.start_jax(config.devices, config.cache)
+  machine.start_jax(config.devices, config.cache or "")
   print(files.strict_json(measure_config(config, request["began"])), flush=True)

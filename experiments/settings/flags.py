@@ -33,7 +33,9 @@ def algorithms() -> Texts:
 def compilation_cache() -> Text:
   """--compilation_cache."""
   return paths.define(
-    "compilation_cache", "Folder that keeps compiled programs for the next run; None: off."
+    "compilation_cache",
+    "Folder that keeps compiled programs for the next run; default in ~/.cache/shrinkmeta. Empty: "
+    "off.",
   )
 
 

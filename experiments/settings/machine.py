@@ -1,11 +1,15 @@
 """Settings of JAX on this machine: host devices, other processes, the cache of programs."""
 
+import hashlib
 import os
+import pathlib
+import platform
 import re
 import socket
 from typing import NamedTuple
 
 import jax
+import jaxlib
 
 
 class Processes(NamedTuple):
@@ -26,6 +30,7 @@ def cores() -> int:
 # core has a device of its own, no core is left to run them
 # (docs/hazards.md#concurrent-scheduler).
 _SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
+_MOST_BYTES = 2**30  # of compiled programs; the main job has 40 MB. Older ones are dropped.
 
 
 def start_jax(
@@ -37,7 +42,8 @@ def start_jax(
     devices: number of host devices that share the tasks on a CPU; 0 is one a core. A program of
       one device leaves cores idle inside loops.
     cache: folder of XLA's persistent compilation cache. A program that is in it is not compiled
-      again. None switches the cache off.
+      again. "" switches the cache off. None takes JAX_COMPILATION_CACHE_DIR, and where that is not
+      set `programs_folder()`.
     processes: the other processes of this run; the call waits until all of them have started.
 
   Raises:
@@ -50,12 +56,35 @@ def start_jax(
   if (devices or cores()) >= cores() and _SCHEDULER not in flags_now:
     os.environ["XLA_FLAGS"] = f"{flags_now} {_SCHEDULER}=false".strip()
   jax.config.update("jax_num_cpu_devices", devices or cores())
-  if cache is not None:
+  if cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = str(programs_folder())
+    jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+  if cache:
     jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   if processes is not None and several:
     _join(processes)
+
+
+def programs_folder() -> pathlib.Path:
+  """Return the folder under the user's cache that keeps compiled programs of this machine.
+
+  JAX tells programs apart by versions, flags and devices. It does not tell CPUs apart, so a home
+  that several machines share would hand a program to a CPU that lacks its instructions
+  (docs/hazards.md#cached-programs). Each kind of CPU has a folder of its own.
+  """
+  cpu = platform.machine() + platform.processor()
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    kinds = ("flags", "features", "model name", "cpu part")  # of x86 and of Arm
+    cpu += "".join(sorted({line for line in lines if line.lower().startswith(kinds)}))
+  except OSError:
+    cpu += platform.node()  # where the CPU is unknown, a folder a machine
+  kind = hashlib.sha256(cpu.encode()).hexdigest()[:12]
+  root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+  name = f"programs-{jaxlib.__version__}-{kind}"
+  return pathlib.Path(root).expanduser() / "shrinkmeta" / name
 
 
 def _check(processes: Processes) -> None:

@@ -31,8 +31,8 @@ class PathParser(flags.ArgumentParser[str]):
   syntactic_help = "a path"
 
   def parse(self, argument: str) -> str:
-    """Return the path as text; raise ValueError as `local` does."""
-    return str(local("This flag", argument))
+    """Return the path as text, "" as it is; raise ValueError as `local` does."""
+    return str(local("This flag", argument)) if argument else ""
 
   def flag_type(self) -> str:
     """Name the type in --help."""

@@ -1,7 +1,9 @@
 """Descriptions of several processes that cannot work are refused before JAX starts."""
 
+import json
 import socket
 
+import jaxlib
 import pytest
 
 from experiments.settings import machine
@@ -49,3 +51,42 @@ def test_a_wrong_start_is_one_sentence(python):
   told = done.stderr + done.stdout
   assert done.returncode == 1 and "Traceback" not in told, told
   assert "The processes of this run did not find each other" in told
+
+
+TWICE = """
+import json, os, sys
+import jax, jax.numpy as jnp
+from experiments.settings import machine
+del os.environ["JAX_COMPILATION_CACHE_DIR"]
+os.environ["XDG_CACHE_HOME"] = sys.argv[1]
+machine.start_jax(cache=json.loads(sys.argv[2]))
+seen = []
+jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
+
+@jax.jit
+def slow_to_compile(x):
+  for k in range(1, 41):
+    x = jnp.sort(jnp.cumsum(jnp.sin(k * x)))
+  return x
+
+value = slow_to_compile(jnp.linspace(0.0, 1.0, 64))
+hits = sum(event.endswith("cache_hits") for event in seen)
+print(json.dumps({"hits": hits, "value": float(value[0])}))
+"""
+
+
+def test_a_second_start_compiles_no_large_program_again(python, tmp_path):
+  def start(cache):
+    done = python(tmp_path, json.dumps(cache), program=TWICE)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+  off, first, second = start(""), start(None), start(None)
+  assert off["hits"] == first["hits"] == 0 < second["hits"]
+  assert off["value"] == first["value"] == second["value"]
+  (folder,) = (tmp_path / "shrinkmeta").iterdir()
+  assert folder.name.startswith(f"programs-{jaxlib.__version__}-") and any(folder.iterdir())
+  for damaged in folder.glob("*-cache"):
+    damaged.write_bytes(b"no program")
+  assert start(None)["value"] == off["value"]
+  assert start(str(tmp_path / "own"))["hits"] == 0 and any((tmp_path / "own").iterdir())
