@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shrinkmeta.mixed.criteria import search
-from shrinkmeta.mixed.criteria.blocks import Blocks
+from shrinkmeta.mixed.criteria.blocks import Blocks, key_of
 from shrinkmeta.mixed.criteria.gaussian import Gaussian
 
 _SMALL = 1e-2  # of an entry of Lambda, below which 0 is tried
@@ -111,6 +111,29 @@ def triangular(target: np.ndarray) -> np.ndarray:
     if left[0] > 1e-15 * target[j, j]:
       factor[j:, j] = left / np.sqrt(left[0])
   return factor
+
+
+def theta_of(blocks: Blocks, covariances: tuple[np.ndarray, ...], scale: float) -> np.ndarray:
+  """The theta [k] of given covariances.
+
+  Args:
+    blocks: the data.
+    covariances: Sigma_k of every random term of the design, in the units of the data.
+    scale: s, or 1 if there is none.
+
+  Returns:
+    The entries of Lambda, with T Lambda Lambda' T' s^2 = Sigma.
+  """
+  entries: dict[tuple[str, str], float] = {}
+  for term, sigma in zip(blocks.design.random, covariances, strict=True):
+    keys = [key_of(term.group, name, len(blocks.levels) > 1) for name in term.names]
+    entries |= {(a, b): sigma[i, j] for i, a in enumerate(keys) for j, b in enumerate(keys)}
+  scales = []
+  for level in blocks.levels:
+    sigma = np.array([[entries.get((a, b), 0.0) for b in level.keys] for a in level.keys])
+    inverse = np.linalg.inv(level.back)
+    scales.append(triangular(inverse @ sigma @ inverse.T / scale**2))
+  return blocks.pick(scales)
 
 
 def sizes(blocks: Blocks, theta: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed import estimates
-from shrinkmeta.mixed.criteria.blocks import Blocks, blocks, key_of
+from shrinkmeta.mixed.criteria.blocks import blocks, key_of
 from shrinkmeta.mixed.criteria.elimination import covariances
 from shrinkmeta.mixed.criteria.laplace import Laplace
 from shrinkmeta.mixed.result import Fit
@@ -58,7 +58,7 @@ def effects(fit: Fit, design: Design) -> dict[str, Effects]:
   >>> effects(fit(design), design)["(Intercept)"].mode.round(1)
   array([-36.5,  -0.4,  36.8])
   """
-  _check(fit, design)
+  check_same(fit, design)
   data = blocks(design)
   scale = 1.0 if fit.residual is None else fit.residual
   beta = np.array([fit.fixed[name] for name in design.fixed_names])
@@ -69,7 +69,7 @@ def effects(fit: Fit, design: Design) -> dict[str, Effects]:
     offset=eta / scale,
     fixed=np.zeros((len(eta), 0)),
   )
-  theta = data.pick([_relative(level_sigma, scale) for level_sigma in _sigmas(fit, data)])
+  theta = estimates.theta_of(data, fit.covariances, scale)
   at = Laplace(data, fit.family).mode(np.zeros(0), theta)
   found = {}
   paths = covariances(data.levels, at.found)
@@ -119,7 +119,7 @@ def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
   >>> unshrunk(fit(design), design)["(Intercept)"].round(1)
   array([1475. , 1528.3, 1583.3])
   """
-  _check(fit, design)
+  check_same(fit, design)
   prefix = len(fit.groups) > 1
   y = np.asarray(design.response - design.offset, float)
   weights = np.ones(len(y)) if design.weights is None else design.weights
@@ -170,8 +170,16 @@ def _open(x: np.ndarray) -> np.ndarray:
   return np.asarray((np.abs(v[null]) > 1e-6).any(0))
 
 
-def _check(fit: Fit, design: Design) -> None:
-  """Raise unless names and sizes agree."""
+def check_same(fit: Fit, design: Design) -> None:
+  """Raise unless names and sizes agree.
+
+  Args:
+    fit: a fit.
+    design: the design that it should be of.
+
+  Raises:
+    ValueError: what the two have.
+  """
   groups = {term.group: len(term.levels) for term in design.random}
   got, want = (tuple(fit.fixed), fit.rows), (design.fixed_names, len(design.response))
   if got != want or fit.groups != groups:
@@ -180,25 +188,6 @@ def _check(fit: Fit, design: Design) -> None:
       f"the design has {', '.join(want[0])}, {want[1]} rows and groups {groups}. Pass the design "
       "of the fit."
     )
-
-
-def _sigmas(fit: Fit, data: Blocks) -> list[np.ndarray]:
-  """The covariance [q, q] of the effects of every level, in scaled columns."""
-  found = []
-  for level in data.levels:
-    sigma = np.zeros((len(level.keys),) * 2)
-    at = 0
-    for term, part in zip(data.design.random, fit.covariances, strict=True):
-      if term.group == level.factor:
-        sigma[at : at + len(part), at : at + len(part)] = part
-        at += len(part)
-    inverse = np.linalg.inv(level.back)
-    found.append(inverse @ sigma @ inverse.T)
-  return found
-
-
-def _relative(sigma: np.ndarray, scale: float) -> np.ndarray:
-  return estimates.triangular(sigma / scale**2)
 
 
 def _unsorted(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -59,11 +59,13 @@ def density(blocks: Blocks, family: Family) -> Density:
       return weights * (y - n * mean), w, w * (1 - 2 * mean)
 
     return Density(log_prob, slopes, np.log((y + 0.5) / (n - y + 0.5)))
-  constant = -scipy.special.gammaln(y + 1)
+  # Less their values at eta = log y, the terms of a large count are small enough to be added.
+  log_y = np.log(np.maximum(y, 1.0))
+  constant = y * log_y - y - scipy.special.gammaln(y + 1)
 
   def log_rate(eta: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-      return weights * (y * eta - np.exp(eta) + constant)
+      return weights * (y * (eta - log_y) - (np.exp(eta) - y) + constant)
 
   def slopes_of_rate(eta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     w = weights * np.exp(np.minimum(eta, 700.0))

@@ -35,6 +35,7 @@ class Profile(NamedTuple):
     gradient: [k] its derivative with respect to theta.
     beta: [P] generalised least squares.
     residual: s.
+    squares: r^2 / s^2.
     cross: [P, P] X'M^-1X.
     found: the elimination behind it.
   """
@@ -43,6 +44,7 @@ class Profile(NamedTuple):
   gradient: np.ndarray
   beta: np.ndarray
   residual: float
+  squares: float
   cross: np.ndarray
   found: Eliminated
 
@@ -112,7 +114,7 @@ class Gaussian:
     gradient = self.blocks.pick(cotangents(self.levels, found, top))
     residual = float(np.sqrt(squared)) * self.unit
     effects = self.start + beta * self.unit
-    return Profile(value / 2, gradient / 2, effects, residual, cross, found)
+    return Profile(value / 2, gradient / 2, effects, residual, float(rss / squared), cross, found)
 
   def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
     """-log L and its gradient [k] at theta."""

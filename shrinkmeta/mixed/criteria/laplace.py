@@ -37,6 +37,7 @@ from shrinkmeta.mixed.criteria.families import Family, density
 GRID = tuple(10.0 ** (i / 2) for i in range(-3, 4))  # 0.03 to 30, on the scale of eta
 _CLOSE = 1e-8  # a Newton step this short leaves an error of its square
 _STEPS = 100
+_SAFE = 0.1  # a step that changes eta by less changes no weight by much, and needs no halving
 
 
 class Mode(NamedTuple):
@@ -125,14 +126,16 @@ class Laplace:
       step = [x - y for x, y in zip(new, u, strict=True)]
       length = max(float(np.abs(x).max()) for x in step)
       size = max(float(np.abs(x).max()) for x in new)
-      u, eta, height = self._damped(heights, u, step, height)
+      along = np.abs(linear(levels, place(step)))
+      unsafe = np.maximum.reduceat(along, levels[0].starts) > _SAFE
+      u, eta, height = self._damped(heights, u, step, height, unsafe)
       close = length < _CLOSE * max(1.0, size)
     self.warm = u
     self.failed += not close
     return Mode(u, place(u), eta, sums, found, float(height.sum()), close)  # pyright: ignore
 
-  def _damped(self, heights, u, step, height):  # pyright: ignore
-    """A step in every block, halved where it does not rise."""
+  def _damped(self, heights, u, step, height, unsafe):  # pyright: ignore
+    """A step in every block, halved where it is long and does not rise."""
     coarse = self.levels[0]
     shares = np.ones(len(coarse.starts))
     rounding = 1e-12 * np.abs(height) + 1e-12
@@ -143,7 +146,7 @@ class Laplace:
         for level, x, dx in zip(self.levels, u, step, strict=True)
       ]
       eta, new = heights(moved)
-      worse = ~(new >= height - rounding)
+      worse = unsafe & ~(new >= height - rounding)
       if not worse.any():
         break
       # A block that never rises stays where it is.
@@ -229,12 +232,12 @@ class Laplace:
       cross = found.top[:p, :p]
       solved = np.linalg.lstsq(cross, found.top[:p, p], rcond=None)[0] if p else beta
       new, _ = modes(levels, found, np.append(-solved, 1.0))
-      share = 1.0
+      share, before = 1.0, eta
       for _ in range(30):
         moved = beta + share * (solved - beta)
         placed = [x + share * (y - x) for x, y in zip(u, new, strict=True)]
         eta, risen = at(moved, placed)
-        if risen >= height - 1e-12 * abs(height):
+        if risen >= height - 1e-12 * abs(height) or np.abs(eta - before).max() < _SAFE:
           break
         share /= 2
       gain, beta, u, height = risen - height, moved, placed, risen  # pyright: ignore
