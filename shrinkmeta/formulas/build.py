@@ -38,13 +38,13 @@ class NewRows(NamedTuple):
   Attributes:
     fixed: [N, P].
     columns: [N, q] for each random term.
-    index: [N] for each random term; -1 for a group that the fit does not know.
+    groups: [N] for each random term; -1 for a group that the fit does not know.
     offset: [N].
   """
 
   fixed: np.ndarray
   columns: tuple[np.ndarray, ...]
-  index: tuple[np.ndarray, ...]
+  groups: tuple[np.ndarray, ...]
   offset: np.ndarray
 
 

@@ -264,7 +264,7 @@ def _formulaic() -> tuple[Any, Any]:
 def _parser() -> Any:
   from formulaic.parser import DefaultFormulaParser
 
-  return DefaultFormulaParser(feature_flags=set())
+  return DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.NONE)
 
 
 def _check_factors(parsed: Any, frame: Frame) -> None:
@@ -282,7 +282,7 @@ def _codes(column: Column, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
   order = np.argsort(first)
   codes = np.argsort(order)[codes.ravel()]
   if column.levels is None:
-    return codes, [_label(found[i]) for i in order.tolist()]
+    return codes, [_label(float(found[i])) for i in order.tolist()]
   return codes, [column.levels[int(found[i])] for i in order.tolist()]
 
 
@@ -291,7 +291,7 @@ def _label(value: float) -> str:
   return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
-def _ordered(column: Column, labels: Sequence[str], decimal: str) -> list[str]:
+def _ordered(column: Column, labels: list[str], decimal: str) -> list[str]:
   """Levels in their owner's order, by number if they are numbers, else by text."""
   if column.ordered and column.levels is not None:
     return [label for label in column.levels if label in set(labels)]

@@ -25,7 +25,7 @@ class RandomTerm(NamedTuple):
 
   group: str
   levels: tuple[str, ...]
-  index: np.ndarray
+  index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
   names: tuple[str, ...]
   columns: np.ndarray
   correlated: bool

@@ -174,7 +174,7 @@ class _Checker(ast.NodeTransformer):
       raise ValueError(f"{self.written!r}: the options of {name} are numbers, TRUE or FALSE.")
     return ast.Call(node.func, [self.visit(node.args[0]), *node.args[1:]], node.keywords)
 
-  def factor(self, node: ast.Call) -> ast.AST:
+  def factor(self, node: ast.Call) -> ast.expr:
     """C(f), C(f, Sum), C(f, Treatment("b")), C(f, levels=["b", "a"])."""
     keywords = {k.arg: k.value for k in node.keywords}
     contrasts = [*node.args[1:], *(v for k, v in keywords.items() if k == "contrasts")]
@@ -188,7 +188,7 @@ class _Checker(ast.NodeTransformer):
     first = self.levels(node.args[0])
     return ast.Call(node.func, [first, *contrasts], [k for k in node.keywords if k.arg == "levels"])
 
-  def levels(self, node: ast.AST) -> ast.AST:
+  def levels(self, node: ast.AST) -> ast.expr:
     """The column as levels, whatever it holds."""
     if not (isinstance(node, ast.Name) and _ALIAS.fullmatch(node.id)):
       raise ValueError(f"{self.written!r}: levels are those of a column, as in C(f).")

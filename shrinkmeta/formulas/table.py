@@ -224,7 +224,8 @@ def _separator(lines: Sequence[str], path: pathlib.Path, comment: str | None) ->
   for sep in _SEPARATORS:
     try:
       rows = _fields(itertools.islice(lines, _SAMPLE), sep, comment, path)[1]
-    except ValueError:  # a quoted field that ends after the sample, or a wrong separator
+    except ValueError:  # a quoted field that does not end in the sample
+      counts[sep] = lines[0].count(sep) + 1
       continue
     counts[sep] = len(rows[0]) if rows else 0
     if rows and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
