@@ -88,16 +88,29 @@ def settle(
 
 def _tidy(x: np.ndarray, blocks: Blocks, first: int) -> np.ndarray:
   """The same Lambda Lambda' from a Lambda with no negative diagonal, a column of 0 for a 0."""
-  scales = []
-  for scale in blocks.lambdas(x[first:]):
-    target = scale @ scale.T
-    factor = np.zeros_like(scale)
-    for j in range(len(scale)):
-      left = target[j:, j] - factor[j:, :j] @ factor[j, :j]
-      if left[0] > 1e-15 * target[j, j]:
-        factor[j:, j] = left / np.sqrt(left[0])
-    scales.append(factor)
+  scales = [triangular(scale @ scale.T) for scale in blocks.lambdas(x[first:])]
   return np.concatenate([x[:first], blocks.pick(scales)])
+
+
+def triangular(target: np.ndarray) -> np.ndarray:
+  """The Cholesky factor of a matrix that may be singular; a pivot of 0 makes a column of 0.
+
+  Args:
+    target: [q, q], positive semidefinite.
+
+  Returns:
+    L [q, q], lower triangular, with L L' = target.
+
+  >>> triangular(np.array([[4.0, 2.0], [2.0, 1.0]]))
+  array([[2., 0.],
+         [1., 0.]])
+  """
+  factor = np.zeros_like(target)
+  for j in range(len(target)):
+    left = target[j:, j] - factor[j:, :j] @ factor[j, :j]
+    if left[0] > 1e-15 * target[j, j]:
+      factor[j:, j] = left / np.sqrt(left[0])
+  return factor
 
 
 def sizes(blocks: Blocks, theta: np.ndarray) -> np.ndarray:

@@ -123,6 +123,7 @@ def _gaussian(data: Blocks, reml: bool) -> Maximum:
     criterion.log_likelihood(theta, at.beta, at.residual),
     -at.value,
     minimum,
+    criterion.quiet,
   )
 
 

@@ -87,6 +87,7 @@ class Maximum(NamedTuple):
     conditional: [P, P] covariance of beta at given variances.
     log_likelihood, criterion: as in `Fit`.
     minimum: the end of the search.
+    quiet: a residual of this size or less is rounding.
   """
 
   beta: np.ndarray
@@ -97,6 +98,7 @@ class Maximum(NamedTuple):
   log_likelihood: float
   criterion: float
   minimum: search.Minimum
+  quiet: float = 0.0
 
 
 def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -> Fit:
@@ -135,7 +137,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
       flat = bool((np.abs(known.flat_residual) > 1e-3).any())
       se = float(np.sqrt(known.log_residual or 0.0))
       residual_interval = _NAN if flat else _log_interval(found.residual, se)
-      if flat or not se < _WIDE_LOG or found.residual <= _quiet(data):
+      if flat or not se < _WIDE_LOG or found.residual <= found.quiet:
         random.open.append("residual")
   largest = float(np.abs(found.minimum.gradient).max(initial=0.0)) / rows
   fixed = data.back @ found.beta
@@ -169,12 +171,6 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     random.covariances,
     random.degenerate,
   )
-
-
-def _quiet(data: Blocks) -> float:
-  """A residual below this is rounding: float64 has no digits left for a smaller one."""
-  y = data.response - data.offset
-  return 1e-6 * float(np.std(y)) * 1e-1
 
 
 def _log_interval(value: float, se: float) -> tuple[float, float]:

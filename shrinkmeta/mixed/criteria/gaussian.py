@@ -64,9 +64,10 @@ class Gaussian:
     start = np.linalg.lstsq(x, y, rcond=None)[0] if x.shape[1] else np.zeros(0)
     left = y - x @ start
     size = float(np.sqrt(np.mean(np.square(left))))
-    # The rounding of y itself limits what is left of it.
-    self.exact = size <= 1e-12 * float(np.abs(y).max(initial=0.0))
-    self.unit, self.start = (1.0 if self.exact else size), start
+    # Neither rounding of y nor of r^2 leaves a meaning to a smaller residual.
+    rounding = 1e-12 * float(np.abs(y).max(initial=0.0))
+    self.quiet = max(rounding, 1e-6 * size)
+    self.unit, self.start = (1.0 if size <= rounding else size), start
     rest = np.column_stack([x, left / self.unit])
     self.rows, self.fixed = x.shape
     levels = blocks.levels

@@ -35,7 +35,7 @@ from shrinkmeta.mixed.criteria.elimination import (
 from shrinkmeta.mixed.criteria.families import Family, density
 
 GRID = tuple(10.0 ** (i / 2) for i in range(-3, 4))  # 0.03 to 30, on the scale of eta
-_CLOSE = 1e-6  # a Newton step this short leaves an error of its square
+_CLOSE = 1e-8  # a Newton step this short leaves an error of its square
 _STEPS = 100
 
 

@@ -204,8 +204,8 @@ def _trusted(hessian: np.ndarray, gradient: np.ndarray, radius: float) -> tuple[
   """The step of at most `radius` that lowers the quadratic model most, and by how much."""
   values, vectors = np.linalg.eigh(hessian)
   g = vectors.T @ gradient
-  floor = 1e-12 * float(np.abs(values).max()) + 1e-300
-  if values[0] > max(floor, 1e-100):
+  floor = 1e-12 * float(np.abs(values).max()) + 1e-14
+  if values[0] > floor:
     step = -g / values
     if np.linalg.norm(step) <= radius:
       return vectors @ step, float(-(g @ step) - 0.5 * step @ (values * step))
