@@ -178,6 +178,8 @@ def frame(
       data[alias] = numbers(table, name, "a term")[rows]
       continue
     codes, labels = _codes(column, rows)
+    if kind == "c" and levels is None:
+      _check_no_number_lost(table, column, name)
     order = tuple(_ordered(column, labels, table.decimal))
     if levels is not None:
       order = levels[alias]
@@ -274,6 +276,20 @@ def _check_factors(parsed: Any, frame: Frame) -> None:
       raise ValueError(f"{factor.expr!r} is not a term.")
     if factor.eval_method.value == "python":
       functions.checked(factor.expr.replace("_t", "_c"), factor.expr, frame.formula.columns)
+
+
+def _check_no_number_lost(table: Table, column: Column, name: str) -> None:
+  """A text among numbers is a slip more often than a level."""
+  if column.levels is None or column.ordered:
+    return
+  others = [text for text in column.levels if _parsed([text], table.decimal) is None]
+  if len(others) < len(column.levels) / 2:
+    row = int(np.flatnonzero(column.values == column.levels.index(others[0]))[0])
+    raise ValueError(
+      f"Column {name!r} has {others[0]!r} in {where(table, row)} among numbers. If it stands for a "
+      f"missing value, read the table with na=[{others[0]!r}]; if the values are levels, write "
+      f"C({name})."
+    )
 
 
 def _codes(column: Column, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:

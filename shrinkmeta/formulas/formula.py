@@ -91,7 +91,9 @@ def expression(text: str) -> Formula:
   """
   parser = _Parser(text)
   value = parser.value(parser.tokens)
-  return Formula(text, text, (value,), "0", (), (), tuple(parser.columns), parser.frozen())
+  return Formula(
+    text, text, (value,), "0", (), (), tuple(parser.columns), frozenset(parser.numeric)
+  )
 
 
 class _Parser:
@@ -103,13 +105,10 @@ class _Parser:
     self.columns: list[str] = []
     self.numeric: set[str] = set()
 
-  def frozen(self) -> frozenset[str]:
-    return frozenset(self.numeric)
-
   def formula(self) -> Formula:
     sides = _split(self.tokens, ("~",))
     if len(sides) != 2 or not sides[0][1]:
-      equals = any(t.text == "=" for t in _top(self.tokens)) and len(sides) == 1
+      equals = len(sides) == 1 and any(token.text == "=" for token in self.tokens)
       hint = " Write ~ in place of =." if equals else ""
       raise ValueError(
         f"The formula {self.text!r} must have one ~ between response and terms, as in "
@@ -131,7 +130,7 @@ class _Parser:
     groups = {name for term in random for name in term.group}
     right_side = " ".join([*fixed, *(r.terms for r in random), *offsets])
     for i, name in enumerate(used):
-      if f"_c{i}_" in right_side or f"_t{i}_" in right_side or name in groups:
+      if re.search(f"_[ct]{i}_", right_side) or name in groups:
         raise ValueError(
           f"The response {name!r} is among the terms of {self.text!r}; a response cannot predict "
           "itself. Leave it out on the right of ~."
@@ -139,8 +138,9 @@ class _Parser:
     names = tuple(self.columns) + tuple(
       dict.fromkeys(n for r in random for n in r.group if n not in self.columns)
     )
-    parts = (" ".join(fixed) or "1", tuple(random), tuple(offsets), names, self.frozen())
-    return Formula(self.text, self.written(left), responses, *parts)
+    parts = (" ".join(fixed) or "1", tuple(random), tuple(offsets), names, frozenset(self.numeric))
+    response = left[0].text.strip("`") if len(left) == 1 else self.written(left)
+    return Formula(self.text, response, responses, *parts)
 
   def written(self, tokens: Sequence[_Token]) -> str:
     """How the user writes a part."""
@@ -283,10 +283,8 @@ class _Parser:
         text += functions.called(token.text, self.text)
       elif named and (following == "=" or contrast and functions.is_contrast(token.text)):
         text += token.text
-      elif token.kind == "name" and token.text in _CONSTANTS:
-        text += _CONSTANTS[token.text]
       elif named:
-        text += self.alias(token)
+        text += _CONSTANTS.get(token.text) or self.alias(token)
       else:
         text += "**" if token.text == "^" else f" {token.text} "
     result, numeric = functions.checked(text, self.written(tokens), self.columns)

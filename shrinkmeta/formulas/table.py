@@ -247,8 +247,8 @@ def _other_length(
   comment: str | None,
 ) -> str:
   hint = ""
-  if names[0].startswith("#") and not comment:
-    hint = " Lines that begin with # are skipped with comment='#'."
+  if names[0][:1] in ("#", "%", "!", "*", "/") and not comment:
+    hint = f" Lines that begin with {names[0][0]} are skipped with comment='{names[0][0]}'."
   elif len(row) == len(names) + 1:
     hint = " Give the first column a name if it holds names of rows."
   elif len(names) == 1 and sep == ",":

@@ -89,6 +89,12 @@ def test_polynomials_are_orthonormal_as_those_of_r(data):
   np.testing.assert_allclose(raw, np.stack([np.ones(ROWS), x, x**2], 1))
 
 
+def test_a_text_among_numbers_can_be_a_level(data):
+  more = data | {"size": ["3+", "1", "2"] * 20}
+  assert design("y ~ C(size) + (1 | g)", more).fixed_names[1:] == ("C(size)[T.2]", "C(size)[T.3+]")
+  assert len(design("y ~ x + (1 | size)", more).random[0].levels) == 3
+
+
 def test_random_terms(data):
   made = design("y ~ x + (f || g) + (0 + x | g) + (1 | a/g)", data | {"g": data["g"]})
   groups = [(t.group, t.names, t.correlated, len(t.levels)) for t in made.random]
@@ -230,12 +236,18 @@ def test_a_hundred_thousand_groups():
     ("cbind(n, n) ~ x + (1 | g)", {"family": "logistic", "trials": "n"}, "leave trials out"),
     ("cbind(n, x) ~ x + (1 | g)", {"family": "logistic"}, "among the terms"),
     ("cbind(n, y) ~ x + (1 | g)", {"family": "logistic"}, "0 or more; a row has fewer"),
+    (
+      "y ~ slip + (1 | g)",
+      {},
+      r"'slip' has 'lost' in row 1 among numbers.*na=\['lost'\].*C\(slip\)",
+    ),
     ("y ~ x + (1 | colon:tail)", {}, "would both be called 'a:b:c'"),
   ),
 )
 def test_errors_name_column_and_rows(data, text, options, message):
   more = {
     "one": ["k"] * ROWS, "c": [3] * ROWS, "zero": [0] * ROWS,
+    "slip": ["lost", *map(str, range(ROWS - 1))],
     "colon": ["a:b", "a"] * 30, "tail": ["c", "b:c"] * 30,
   }  # fmt: skip
   with pytest.raises(ValueError, match=message):

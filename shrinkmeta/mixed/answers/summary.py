@@ -143,7 +143,7 @@ def text(found: Summary) -> str:
   if found.dropped:
     count = sum(rows for _, rows in found.dropped)
     reasons = ", ".join(f"{reason} ({rows})" for reason, rows in found.dropped)
-    lines.append(f"{count} rows left out: {reasons}")
+    lines.append(f"{count} row{'s' if count > 1 else ''} left out: {reasons}")
   names = [row.name for row in (*found.fixed, *found.sd)] + list(found.correlation)
   width = max(24, *(len(name) + 1 for name in names))
   wald = found.aic is not None
