@@ -19,13 +19,13 @@ class RandomTerm(NamedTuple):
     index: [N] int, the level of every row.
     names: the q names of the columns.
     columns: [N, q] float64.
-    correlated: Sigma_k is a full covariance [q, q]; otherwise it is diagonal, one standard deviation
-      a column. Makes no difference where q is 1.
+    correlated: Sigma_k is a full covariance [q, q]; otherwise it is diagonal, one standard
+      deviation a column. Makes no difference where q is 1.
   """
 
   group: str
   levels: tuple[str, ...]
-  index: np.ndarray
+  index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
   names: tuple[str, ...]
   columns: np.ndarray
   correlated: bool
