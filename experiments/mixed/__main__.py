@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     if _PREDICT.value:
       predictions = mixed.predict(model, _table(_PREDICT.value))
     if _PROFILE.value:
-      profile = report.profile(model)
+      profile = mixed.profile(model)
   found = mixed.summary(model, profile)
   print(found)
   if predictions is not None:
