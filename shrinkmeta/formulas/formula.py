@@ -66,11 +66,14 @@ def parse(text: str) -> Formula:
   Raises:
     ValueError: the formula cannot be read, has no random term, or calls a function that is not in
       `functions.FUNCTIONS`. The message names the part and says what to write.
+    TypeError: the formula is no text.
 
   >>> formula = parse("y ~ x + (1 | school/class)")
   >>> [":".join(term.group) for term in formula.random]
   ['school', 'school:class']
   """
+  if not isinstance(text, str):
+    raise TypeError(f"A formula is a text such as 'y ~ x + (1 | g)'; got {type(text).__name__}.")
   return _Parser(text).formula()
 
 
@@ -104,6 +107,9 @@ class _Parser:
     self.tokens = _tokens(text)
     self.columns: list[str] = []
     self.numeric: set[str] = set()
+    self.fixed: list[str] = []
+    self.random: list[Random] = []
+    self.offsets: list[str] = []
 
   def formula(self) -> Formula:
     sides = _split(self.tokens, ("~",))
@@ -117,11 +123,9 @@ class _Parser:
     left, right = sides[0][1], sides[1][1]
     responses = self.response(left)
     used = list(self.columns)
-    fixed: list[str] = []
-    random: list[Random] = []
-    offsets: list[str] = []
     for sign, term in _split(right, ("+", "-")):
-      self.term(sign, term, fixed, random, offsets)
+      self.term(sign, term)
+    fixed, random, offsets = self.fixed, self.random, self.offsets
     if not random:
       raise ValueError(
         f"The formula {self.text!r} has no random term, such as (1 | group). Without one, an "
@@ -138,7 +142,13 @@ class _Parser:
     names = tuple(self.columns) + tuple(
       dict.fromkeys(n for r in random for n in r.group if n not in self.columns)
     )
-    parts = (" ".join(fixed) or "1", tuple(random), tuple(offsets), names, frozenset(self.numeric))
+    parts = (
+      " ".join(fixed).removeprefix("+ ") or "1",
+      tuple(random),
+      tuple(offsets),
+      names,
+      frozenset(self.numeric),
+    )
     response = left[0].text.strip("`") if len(left) == 1 else self.written(left)
     return Formula(self.text, response, responses, *parts)
 
@@ -156,14 +166,7 @@ class _Parser:
       return tuple(self.value(part) for _, part in parts)
     return (self.value(left),)
 
-  def term(
-    self,
-    sign: str,
-    term: Sequence[_Token],
-    fixed: list[str],
-    random: list[Random],
-    offsets: list[str],
-  ) -> None:
+  def term(self, sign: str, term: Sequence[_Token]) -> None:
     """Add one signed term of the right side to the part that it belongs to."""
     if not term:
       if sign:
@@ -175,10 +178,10 @@ class _Parser:
     if bars:
       if sign == "-":
         raise ValueError(f"A random term cannot be taken away: - {written} in {self.text!r}.")
-      random += self.random(term[1:-1], written)
-      twice = [r.text for i, r in enumerate(random) if _same(r, random[:i])]
-      if twice:
-        raise ValueError(f"{self.text!r} has a random term twice: {twice[0]}. Leave one out.")
+      for found in self.varying(term[1:-1], written):
+        if any(found[:3] == other[:3] for other in self.random):
+          raise ValueError(f"{self.text!r} has a random term twice: {found.text}. Leave one out.")
+        self.random.append(found)
     elif any(t.text in ("|", "||") for t in term):
       raise ValueError(
         f"{written!r} is not one term: a random term stands in parentheses of its own and is "
@@ -187,11 +190,11 @@ class _Parser:
     elif term[0].text == "offset" and len(term) > 1 and _closing(term, 1) == len(term) - 1:
       if sign == "-":
         raise ValueError(f"Write offset(-({self.written(term[2:-1])})) in place of - {written}.")
-      offsets.append(self.value(term[2:-1]))
+      self.offsets.append(self.value(term[2:-1]))
     else:
-      fixed += [sign or "+", self.terms(term)]
+      self.fixed += [sign or "+", self.terms(term)]
 
-  def random(self, inside: Sequence[_Token], written: str) -> list[Random]:
+  def varying(self, inside: Sequence[_Token], written: str) -> list[Random]:
     sides = _split(inside, ("|", "||"))
     if len(sides) != 2:
       raise ValueError(f"{written} has more than one bar; write (terms | group).")
@@ -208,9 +211,8 @@ class _Parser:
     for _, part in _split(group, ("/",)):
       nested = (*nested, *(self.group(names, written) for _, names in _split(part, (":",))))
       found.append(nested)
-    terms = " ".join(
-      f"{sign or '+'} {self.terms(part)}" for sign, part in _split(sides[0][1], ("+", "-")) if part
-    )
+    signed = [(sign, part) for sign, part in _split(sides[0][1], ("+", "-")) if part]
+    terms = " ".join(f"{sign} {self.terms(part)}" for sign, part in signed).strip()
     text = f"{self.written(sides[0][1])} {bar} "
     return [Random(terms, names, bar == "|", f"({text}{':'.join(names)})") for names in found]
 
@@ -344,7 +346,3 @@ def _closing(tokens: Sequence[_Token], opening: int) -> int:
     if not depth:
       return i
   return len(tokens)
-
-
-def _same(term: Random, others: Sequence[Random]) -> bool:
-  return any(term[:3] == other[:3] for other in others)
