@@ -23,13 +23,17 @@ from shrinkmeta.mixed.answers.predict import predict as predict
 from shrinkmeta.mixed.answers.predict import residuals as residuals
 from shrinkmeta.mixed.answers.summary import Summary as Summary
 from shrinkmeta.mixed.compare import Ratio as Ratio
+from shrinkmeta.mixed.criteria.families import Family as Family
 from shrinkmeta.mixed.fit import fit as fit_design
 from shrinkmeta.mixed.groups import Effects as Effects
+from shrinkmeta.mixed.result import Estimator as Estimator
 from shrinkmeta.mixed.result import Fit as Fit
 
 __all__ = (
   "Design",
   "Effects",
+  "Estimator",
+  "Family",
   "Fit",
   "Model",
   "Predictions",

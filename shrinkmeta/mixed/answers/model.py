@@ -18,7 +18,7 @@ from shrinkmeta.mixed.result import Estimator, Fit
 
 
 class Model(NamedTuple):
-  """A fitted mixed model. `print(model)` shows its summary.
+  """A fitted mixed model; `print(model)` shows its summary.
 
   Attributes:
     estimates: fixed effects, standard deviations, likelihood: see `Fit`.

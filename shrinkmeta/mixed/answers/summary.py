@@ -55,7 +55,7 @@ class SdRow(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """The figures of a fit. `print(summary)` shows them as a table.
+  """The figures of a fit; `print(summary)` shows them as a table.
 
   Attributes:
     title: response, groups, family, estimator, rows.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shrinkmeta.formulas.formula import expression, parse
+from shrinkmeta.formulas.language.formula import expression, parse
 
 
 def terms(text):
