@@ -169,8 +169,8 @@ def _nested(model: Model, rows: NewRows) -> NewRows:
           label, was = inner.levels[groups[j][row]], outer.levels[parent[groups[j][row]]]
           raise ValueError(
             f"Row {row + 1} has {inner.group} {label!r} in {outer.group} "
-            f"{outer.levels[groups[i][row]]!r}; in the data of the fit it is in {was!r}. Give a new "
-            "group another label."
+            f"{outer.levels[groups[i][row]]!r}; in the data of the fit it is in {was!r}. Give a "
+            "new group another label."
           )
         lost = (groups[i] < 0) & (groups[j] >= 0)
         groups[i][lost] = parent[groups[j][lost]]
