@@ -25,6 +25,8 @@ ROOMS = (
   "mode",
   "gradients",
   "uncertainty",
+  "formulas",
+  "mixed",
   "learner",
   "algorithms",
   "diagnostics",

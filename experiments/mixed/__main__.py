@@ -1,73 +1,97 @@
-"""Fits a mixed model to a CSV file in long format.
+"""Fits a mixed model to a table in long format: a row an observation, a column of groups.
 
     python -m experiments.mixed --data=sleepstudy.csv --formula="y ~ x + (x || group)"
 
 prints fixed effects, standard deviations with intervals and the likelihood; --json and --plot write
-them with every group's estimate. The same likelihood, modules and evidence as for a network: a term
-of the formula is a module, sigma its standard deviation between groups.
+them with every group's estimate. `shrinkmeta.mixed` does the work; docs/mixed.md says what a
+formula may contain.
 """
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import matplotlib
-import numpy as np
 from absl import app, flags
 
-from experiments.mixed import groups, model, report, simulation, table
-from experiments.mixed.formula import parse
-from experiments.runs import files
+from experiments.mixed import report
 from experiments.settings import flags as shared
 from experiments.settings import paths
+from shrinkmeta import mixed
 
-_DATA = paths.define("data", "CSV file with a line of column names.")
-_FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || group)'.")
+_DATA = paths.define("data", "Text file with a line of column names.")
+_FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || g)'.")
 _FAMILY = flags.DEFINE_enum("family", "gaussian", ["gaussian", "logistic", "poisson"], "Of y.")
 _ESTIMATOR = flags.DEFINE_enum(
   "estimator", "ml", ["ml", "reml", "predictive"], "What phi and sigma maximise."
 )
 _SEED = shared.seed()  # of --simulate, and of the halves of --estimator=predictive
+_SEP = flags.DEFINE_string(
+  "sep", None, "Separates columns: one character, or comma, semicolon, tab, space; None finds out."
+)
+_DECIMAL = flags.DEFINE_enum("decimal", None, [".", ","], "Decimal sign; None finds out.")
+_NA = flags.DEFINE_list(
+  "na", None, "What stands for a missing value beside an empty field; None: NA, N/A, NULL, ..."
+)
+_ENCODING = flags.DEFINE_string("encoding", None, "Such as latin-1; None: UTF-8, or UTF-16.")
+_COMMENT = flags.DEFINE_string("comment", None, "Lines that begin with this text are skipped.")
+_TRIALS = flags.DEFINE_string(
+  "trials", None, "Column or expression: numbers of trials, where y counts successes."
+)
+_WEIGHTS = flags.DEFINE_string("weights", None, "Column or expression: weights of rows.")
+_OFFSET = flags.DEFINE_string("offset", None, "Column or expression, added to the predictor.")
+_PREDICT = paths.define("predict", "Text file of new rows to predict, read like --data.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Profile intervals of standard deviations too.")
 _SIMULATE = flags.DEFINE_integer(
   "simulate", None, "In place of --data: fits so many simulated data sets by every estimator.", 2
 )
 _JSON = paths.define("json", "Writes the fit and every group's estimate there.")
-_PICTURES = (".png", ".pdf", ".svg")
-_PLOT = paths.define("plot", "Writes a picture (png, pdf, svg) of the groups there.")
+_PLOT = paths.define("plot", "Writes a picture there, in the format that the name ends in.")
+_PICTURE = flags.DEFINE_enum(
+  "picture",
+  "groups",
+  ["groups", "shrinkage", "residuals", "quantiles", "all"],
+  "What --plot shows.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
   """Read the flags, fit, and write what they ask for."""
   shared.no_arguments(argv)
-  # Before a fit, which may take minutes.
-  if _PLOT.value and pathlib.Path(_PLOT.value).suffix.lower() not in _PICTURES:
-    raise app.UsageError(f"--plot={_PLOT.value} must end in one of {', '.join(_PICTURES)}.")
-  if _SIMULATE.value and (_DATA.value or _FORMULA.value or _PLOT.value):
-    raise app.UsageError("--simulate makes its data: leave --data, --formula and --plot out.")
-  jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_enable_x64", True)
+  if _SIMULATE.value and (_DATA.value or _FORMULA.value or _PLOT.value or _PREDICT.value):
+    raise app.UsageError("--simulate makes its data: leave --data, --formula, --plot, ... out.")
+  if _PLOT.value:  # before a fit, which may take minutes
+    from experiments.mixed import pictures
+
+    if pathlib.Path(_PLOT.value).suffix.lower() not in pictures.SUFFIXES:
+      known = ", ".join(pictures.SUFFIXES)
+      raise app.UsageError(f"--plot={_PLOT.value} must end in one of {known}.")
   if _SIMULATE.value:
-    rows = simulation.run(_SIMULATE.value, _SEED.value)
-    print(simulation.text(rows))
-    if _JSON.value:
-      content = {"rows": rows, "datasets": _SIMULATE.value, "seed": _SEED.value}
-      files.write_document(_JSON.value, content)
+    _simulate(_SIMULATE.value, _SEED.value)
     return
   if not (_DATA.value and _FORMULA.value):
     raise app.UsageError("Give --data and --formula, or --simulate.")
   family: Any = _FAMILY.value
   estimator: Any = _ESTIMATOR.value
+  predictions = profile = None
   with shared.usage():
-    formula = parse(_FORMULA.value)
-    data = table.grouped(table.read(pathlib.Path(_DATA.value)), formula, family)
-    fitted = model.fit(formula, family, data.batches, estimator, jax.random.key(_SEED.value))
-  print(report.text(fitted, formula, data, family, estimator))
-  effects = groups.group_effects(formula, family, fitted, data.batches)
-  linear = family == "gaussian"
-  own = groups.unshrunk(formula, data.batches) if linear else {
-    term: np.full(len(data.groups), np.nan) for term in formula.random
-  }  # fmt: skip
+    model = mixed.fit(
+      _FORMULA.value,
+      _table(_DATA.value),
+      family=family,
+      estimator=estimator,
+      weights=_WEIGHTS.value,
+      trials=_TRIALS.value,
+      offset=_OFFSET.value,
+      seed=_SEED.value,
+    )
+    if _PREDICT.value:
+      predictions = mixed.predict(model, _table(_PREDICT.value))
+    if _PROFILE.value:
+      profile = mixed.profile(model)
+  found = mixed.summary(model, profile)
+  print(found)
+  if predictions is not None:
+    print(report.predicted(predictions))
   if _JSON.value:
     config = {
       "data": pathlib.Path(_DATA.value).name,
@@ -76,11 +100,31 @@ def main(argv: Sequence[str]) -> None:
       "estimator": estimator,
       "seed": _SEED.value,
     }
-    content = report.as_json(fitted, data, effects, own, config)
-    files.write_document(_JSON.value, content)
+    report.write(_JSON.value, report.as_json(model, found, predictions, config))
   if _PLOT.value:
-    matplotlib.use("agg")
-    report.plot(pathlib.Path(_PLOT.value), fitted, formula, data, effects, own)
+    from experiments.mixed import pictures
+
+    pictures.write(pathlib.Path(_PLOT.value), model, _PICTURE.value)
+
+
+def _table(path: str) -> mixed.Table:
+  return mixed.read(
+    path,
+    sep=_SEP.value,
+    decimal=_DECIMAL.value,
+    encoding=_ENCODING.value,
+    comment=_COMMENT.value,
+    na=_NA.value,
+  )
+
+
+def _simulate(datasets: int, seed: int) -> None:
+  from experiments.mixed import simulation
+
+  rows = simulation.run(datasets, seed)
+  print(simulation.text(rows))
+  if _JSON.value:
+    report.write(_JSON.value, {"rows": rows, "datasets": datasets, "seed": seed})
 
 
 if __name__ == "__main__":

@@ -10,47 +10,40 @@ one, and the efficiency: the mean squared error of REML's log sd over that of th
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-import shrinkmeta as sm
-from experiments.mixed import criteria, model, table
-from experiments.mixed.formula import INTERCEPT, parse
+from shrinkmeta import mixed
 
-FORMULA = parse("y ~ x + (x || g)")
+FORMULA = "y ~ x + (x || g)"
+INTERCEPT = "(Intercept)"
 GROUPS, SMALLEST, LARGEST = 40, 2, 20
 FIXED = {INTERCEPT: 0.5, "x": -1.0}
 TRUTH = {INTERCEPT: 1.0, "x": 0.6, "residual": 0.8}
-ESTIMATORS: tuple[criteria.Estimator, ...] = ("ml", "reml", "predictive")
+ESTIMATORS: tuple[mixed.Estimator, ...] = ("ml", "reml", "predictive")
 
 
-def draw(seed: int, number: int) -> sm.Batch:
-  """Data set `number` of a seed; all have the same shapes."""
+def draw(seed: int, number: int) -> dict[str, np.ndarray]:
+  """Data set `number` of a seed, as columns y, x and g."""
   rng = np.random.default_rng((seed, number))
-  sizes = rng.integers(SMALLEST, LARGEST + 1, GROUPS)
-  columns: table.Columns = {"y": [], "x": [], "g": []}
-  for g, size in enumerate(sizes):
+  columns: dict[str, list[np.ndarray]] = {"y": [], "x": [], "g": []}
+  for g, size in enumerate(rng.integers(SMALLEST, LARGEST + 1, GROUPS)):
     level = FIXED[INTERCEPT] + TRUTH[INTERCEPT] * rng.normal()
     slope = FIXED["x"] + TRUTH["x"] * rng.normal()
     x = rng.normal(size=size)
-    y = level + slope * x + TRUTH["residual"] * rng.normal(size=size)
-    columns["y"] += [str(v) for v in y]
-    columns["x"] += [str(v) for v in x]
-    columns["g"] += [f"g{g}"] * size
-  batches = table.grouped(columns, FORMULA, "gaussian").batches
-  pad = lambda v: np.pad(np.asarray(v), ((0, 0), (0, LARGEST - v.shape[1])))
-  return jax.tree.map(lambda v: jax.numpy.asarray(pad(v)), batches)
+    columns["y"].append(level + slope * x + TRUTH["residual"] * rng.normal(size=size))
+    columns["x"].append(x)
+    columns["g"].append(np.full(size, g))
+  return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 def run(datasets: int, seed: int) -> list[dict[str, Any]]:
   """A row an estimator and standard deviation."""
-  found: dict[str, list[model.Fit]] = {name: [] for name in ESTIMATORS}
+  found: dict[str, list[mixed.Fit]] = {name: [] for name in ESTIMATORS}
   for number in tqdm(range(datasets), mininterval=5.0):
-    batches = draw(seed, number)
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    design = mixed.design(FORMULA, draw(seed, number))
     for name in ESTIMATORS:
-      found[name].append(model.fit(FORMULA, "gaussian", batches, name, key))
+      found[name].append(mixed.fit_design(design, "gaussian", name, seed=seed + number))
   rows = []
   for name in ESTIMATORS:
     for sd, truth in TRUTH.items():
@@ -79,7 +72,7 @@ def _efficiency(best: float, own: float) -> float | None:
   return best / own if np.isfinite(best) and np.isfinite(own) else None
 
 
-def _of(fits: Sequence[model.Fit], sd: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _of(fits: Sequence[mixed.Fit], sd: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(estimates, lower, upper ends) of a standard deviation; an estimate of 0 has no interval."""
   values, intervals = [], []
   for fit in fits:

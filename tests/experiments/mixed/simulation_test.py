@@ -5,27 +5,25 @@ import pytest
 
 from experiments.mixed import simulation
 
-pytestmark = pytest.mark.usefixtures("x64")
-
 
 def test_data_sets_have_the_sizes_and_spread_they_should():
-  batches = [simulation.draw(0, i) for i in range(30)]
-  sizes = np.concatenate([np.asarray(b.mask).sum(1) for b in batches])
-  assert batches[0].targets.shape == (40, 20) and sizes.min() == 2 and sizes.max() == 20
+  sets = [simulation.draw(0, i) for i in range(30)]
+  sizes = np.concatenate([np.bincount(data["g"]) for data in sets])
+  assert sizes.shape == (30 * 40,) and sizes.min() == 2 and sizes.max() == 20
   # Level and slope of a group: y = level + slope x, noise 0.8, in the largest groups.
   own = []
-  for b in batches:
-    for x, y, m in zip(b.inputs["x"], b.targets, b.mask, strict=True):
-      rows = np.asarray(m) > 0
+  for data in sets:
+    for g in range(40):
+      rows = data["g"] == g
       if rows.sum() >= 18:
-        own.append(np.polyfit(np.asarray(x)[rows], np.asarray(y)[rows], 1))
+        own.append(np.polyfit(data["x"][rows], data["y"][rows], 1))
   slopes, levels = np.array(own).T
   assert abs(levels.mean() - 0.5) < 0.3 and abs(slopes.mean() + 1.0) < 0.2
   # The spread of estimates is that of the groups and of the noise, 0.8^2 / 19.
   assert levels.var() == pytest.approx(1.0 + 0.64 / 19, rel=0.3)
   assert slopes.var() == pytest.approx(0.36 + 0.64 / 19, rel=0.3)
-  np.testing.assert_array_equal(simulation.draw(0, 3).targets, batches[3].targets)
-  assert np.any(np.asarray(simulation.draw(1, 3).targets) != np.asarray(batches[3].targets))
+  np.testing.assert_array_equal(simulation.draw(0, 3)["y"], sets[3]["y"])
+  assert simulation.draw(1, 3)["y"][0] != sets[3]["y"][0]
 
 
 def test_an_estimate_of_zero_has_no_efficiency():

@@ -1,0 +1,157 @@
+"""Does the search find the best optimum? Simulated designs, against 30 starts each.
+
+    python -m experiments.mixed.study_starts --designs=300
+
+Designs of `y ~ x + (x || g)`, `y ~ x + (x | g)` and `y ~ x + (1 | g) + (0 + x | g) + (0 + w | g)`:
+2 to 20 groups of 2 to 10 rows, x with and without a distant origin and in several units, standard
+deviations from none to far above the noise; by maximum likelihood or restricted likelihood. The
+reference writes the profiled likelihood with one dense covariance matrix of all rows, in its own
+coordinates, and takes the best of 30 runs of L-BFGS from random starts.
+
+Prints how many nats each fit lies below the reference, where that is more than 0.001, and a count.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from absl import app, flags
+
+from experiments.settings import flags as shared
+from shrinkmeta import mixed
+
+_DESIGNS = flags.DEFINE_integer("designs", 300, "Number of simulated designs.", 1)
+_STARTS = flags.DEFINE_integer("starts", 30, "Starts of the reference.", 1)
+_TOLERANCE = flags.DEFINE_float("tolerance", 0.01, "Nats below the reference that count as missed.")
+_SEED = shared.seed()
+ONE = "(Intercept)"
+KINDS = ("independent", "correlated", "three")
+_LOWEST, _HIGHEST = -7.0, 7.0  # of log relative standard deviations in the reference
+
+
+class Simulated(NamedTuple):
+  """A design, and what the reference needs of it."""
+
+  design: mixed.Design
+  kind: str
+  estimator: str
+  about: str
+
+
+def draw(seed: int, number: int) -> Simulated:
+  """Design `number` of a seed."""
+  rng = np.random.default_rng((seed, number))
+  groups = int(rng.integers(2, 21))
+  sizes = rng.integers(2, 11, groups)
+  g = np.repeat(np.arange(groups), sizes)
+  rows = len(g)
+  origin, unit = rng.choice([0.0, 3.0, 14.0, 100.0]), rng.choice([1e-3, 1.0, 1e3])
+  steps = np.concatenate([np.arange(size) for size in sizes])
+  x = origin + (steps if rng.random() < 0.5 else 3 * rng.random(rows))
+  w = rng.normal(size=rows)
+  size = lambda: rng.choice([0.0, *10 ** rng.uniform(-1, 2.5, 3)])
+  level, slope, third = size(), size(), size()
+  u = rng.normal(size=(3, groups))
+  noise = 10 ** rng.uniform(-2, 2)
+  middle = origin if rng.random() < 0.5 else 0.0  # where levels and slopes are independent
+  y = 1 + 0.5 * x + level * u[0][g] + slope * u[1][g] * (x - middle) + third * u[2][g] * w
+  y = noise * (y + rng.normal(size=rows))
+  kind = KINDS[number % len(KINDS)]
+  one = np.ones(rows)
+  columns = {ONE: one, "x": x * unit, "w": w}
+  names = [[ONE, "x"]] if kind == "correlated" else [[ONE], ["x"]]
+  names += [["w"]] if kind == "three" else []
+  labels = tuple(map(str, range(groups)))
+  terms = tuple(
+    mixed.RandomTerm(
+      "g", labels, g, tuple(part), np.stack([columns[n] for n in part], 1), len(part) > 1
+    )
+    for part in names
+  )
+  fixed = np.stack([one, x * unit], 1)
+  design = mixed.Design(y, "y", fixed, (ONE, "x"), terms, np.zeros(rows))
+  about = (
+    f"{groups} groups, {rows} rows, x from {origin:g} by {unit:g}, sds {level:.3g} {slope:.3g}"
+  )
+  return Simulated(design, kind, ("ml", "reml")[number // len(KINDS) % 2], about)
+
+
+def reference(simulated: Simulated, starts: int, seed: int) -> float:
+  """The highest log likelihood, or restricted one, of `starts` searches."""
+  design, reml = simulated.design, simulated.estimator == "reml"
+  g = design.random[0].index
+  columns = np.concatenate([term.columns for term in design.random], 1)
+  scale = np.sqrt(np.mean(np.square(columns), 0))
+  same = (g[:, None] == g).astype(float)
+  products = [np.outer(z, z) * same for z in (columns / scale).T]
+  cross = np.outer(columns[:, 0] / scale[0], columns[:, 1] / scale[1]) * same
+  cross = cross + cross.T  # of a correlated term
+  x, y = design.fixed, design.response
+  n, p = x.shape
+  basis = np.linalg.qr(np.stack([x[:, 0], x[:, 1] - x[:, 1].mean()], 1))
+  units = np.linalg.slogdet(basis[1])[1]
+  q, freedom = basis[0], n - p if reml else n
+  unit = float(np.std(y - q @ (q.T @ y)))
+
+  def value(v: np.ndarray) -> float:
+    """-log L at (log sd_1, log sd_2, log sd_3 or atanh correlation)."""
+    sds = np.exp(v[: len(products)])
+    total = np.eye(n) + sum(s**2 * m for s, m in zip(sds, products, strict=True))
+    if simulated.kind == "correlated":
+      total = total + np.tanh(v[2]) * sds[0] * sds[1] * cross
+    try:
+      factor = np.linalg.cholesky(total)
+    except np.linalg.LinAlgError:
+      return 1e10
+    solved = scipy.linalg.solve_triangular(factor, np.column_stack([q, y / unit]), lower=True)
+    qx, r = np.linalg.qr(solved[:, :p])
+    left = solved[:, p] - qx @ (qx.T @ solved[:, p])
+    found = 2 * np.log(np.diag(factor)).sum()
+    found += freedom * (1 + np.log(2 * np.pi * unit**2 * (left @ left) / freedom))
+    if reml:
+      found += 2 * np.log(np.abs(np.diag(r))).sum() + 2 * units
+    return found / 2
+
+  rng = np.random.default_rng(seed)
+  sds = rng.uniform(-4, 6, (starts, len(products)))
+  points = np.column_stack([sds, rng.normal(size=starts)] if len(products) == 2 else [sds])
+  if simulated.kind == "independent":
+    points = sds
+  bounds = [(_LOWEST, _HIGHEST)] * len(products)
+  bounds += [(-6.0, 6.0)] if simulated.kind == "correlated" else []
+  run = lambda point: scipy.optimize.minimize(value, point, method="L-BFGS-B", bounds=bounds).fun
+  return -min(map(run, points))
+
+
+def main(argv: Sequence[str]) -> None:
+  """Fit every design, and compare."""
+  shared.no_arguments(argv)
+  missed, unconverged, above, seconds = 0, 0, 0, 0.0
+  for number in range(_DESIGNS.value):
+    simulated = draw(_SEED.value, number)
+    began = time.perf_counter()
+    found = mixed.fit_design(simulated.design, "gaussian", simulated.estimator)  # pyright: ignore
+    seconds += time.perf_counter() - began
+    loss = reference(simulated, _STARTS.value, number) - found.criterion
+    missed += loss > _TOLERANCE.value
+    above += loss < -_TOLERANCE.value
+    unconverged += not found.converged
+    if loss > 1e-3 or not found.converged:
+      state = "" if found.converged else f", not converged, gradient {found.gradient:.2g}"
+      print(
+        f"{number}: {loss:.4f} nats below, {simulated.kind}, {simulated.estimator}, "
+        f"{simulated.about}{state}",
+        flush=True,
+      )
+  print(
+    f"{_DESIGNS.value} designs, seed {_SEED.value}: {missed} more than {_TOLERANCE.value:g} nats "
+    f"below the best of {_STARTS.value} starts, {above} as much above it, {unconverged} not "
+    f"converged, {seconds / _DESIGNS.value:.3f} s a fit."
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,323 @@
+"""Tables: columns as text or numbers, what is missing in them, and reading them from files.
+
+Columns of a file are kept as text until a formula asks for numbers, so that labels such as 007, 1e5
+or True stay as they are.
+"""
+
+import csv
+import io
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# In small letters, and what spreadsheets, R and pandas write for a missing value.
+MISSING = ("", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nat", ".")
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
+_COMMA_NUMBER = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
+_POINT_NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
+_SAMPLE = 1000  # rows that are looked at for the separator and the decimal comma
+
+
+class Column(NamedTuple):
+  """One column of a table.
+
+  Attributes:
+    values: [N] float64 with nan for missing; or int, places in `levels`, -1 for missing.
+    levels: the different texts of a column of text, in the order of their first row; None for
+      numbers.
+    ordered: whether `levels` are in an order that their owner chose, as in a pandas categorical.
+  """
+
+  values: np.ndarray
+  levels: tuple[str, ...] | None
+  ordered: bool = False
+
+
+class Table(NamedTuple):
+  """Columns of equal length.
+
+  Attributes:
+    columns: {name: Column}.
+    rows: their length N.
+    source: what errors call the table: the name of a file, or "the table".
+    decimal: the decimal sign of columns of text, "." or ",".
+    lines: [N] the line of the file where each row begins; None where there is no file.
+  """
+
+  columns: dict[str, Column]
+  rows: int
+  source: str = "the table"
+  decimal: str = "."
+  lines: np.ndarray | None = None
+
+
+def read(
+  path: str | os.PathLike[str],
+  *,
+  sep: str | None = None,
+  decimal: str | None = None,
+  encoding: str | None = None,
+  comment: str | None = None,
+  na: Sequence[str] | None = None,
+) -> Table:
+  """Read a text file with a line of column names and a line for each row.
+
+  Args:
+    path: the file. Fields may be quoted by "; empty lines are skipped.
+    sep: what separates columns, one character, or "comma", "semicolon", "tab", "space". None finds
+      out whether it is comma, semicolon or tab.
+    decimal: "." or ",". None takes the comma where numbers such as 1,5 and none such as 1.5 occur.
+    encoding: such as "latin-1". None reads UTF-8, and UTF-16 with a byte order mark.
+    comment: lines that begin with this text are skipped.
+    na: what stands for a missing value, exactly, beside an empty field. None takes NA, N/A, #N/A,
+      <NA>, NaN, NULL, None, NaT and a single point, in small and large letters.
+
+  Returns:
+    A Table of columns of text.
+
+  Raises:
+    ValueError: there is no such file or no row in it; it is not text of this encoding; separator or
+      decimal sign are ambiguous; a line has another number of fields than the first; a column name
+      occurs twice.
+
+  >>> import pathlib, tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = pathlib.Path(folder, "bees.csv")
+  ...   _ = path.write_text("count;dose;hive\\n3;0,5;007\\n5;1,5;NA\\n")
+  ...   table = read(path)
+  >>> table.rows, table.decimal, table.columns["hive"].levels
+  (2, ',', ('007',))
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"There is no file {path}; wanted a text file with a line of column names.")
+  lines = list(io.StringIO(_text(path, encoding), newline=""))
+  sep = _NAMES.get(sep, sep) if sep else _separator(lines, path, comment)
+  if len(sep) != 1:
+    raise ValueError(f"A separator is one character, or one of {', '.join(_NAMES)}; got {sep!r}.")
+  if decimal not in (None, ".", ","):
+    raise ValueError(f"The decimal sign is '.' or ','; got {decimal!r}.")
+  numbers, rows = _fields(lines, sep, comment, path)
+  if len(rows) < 2:
+    raise ValueError(f"{path} has no rows below its line of column names.")
+  names = [name.strip() for name in rows[0]]
+  twice = sorted({name for name in names if name and names.count(name) > 1})
+  if twice:
+    raise ValueError(f"{path} has a column name twice: {', '.join(twice)}. Rename one of them.")
+  for i, (number, row) in enumerate(zip(numbers[1:], rows[1:], strict=True), 1):
+    if len(row) != len(names):
+      raise ValueError(_other_length(path, i, number, row, names, sep, comment))
+  fields = {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(names) if name}
+  found = decimal or _decimal(fields, sep, path)
+  missing = None if na is None else {"", *na}
+  columns = {name: _of_text(values, missing) for name, values in fields.items()}
+  return Table(columns, len(rows) - 1, path.name, found, np.asarray(numbers[1:]))
+
+
+def as_table(data: Any) -> Table:
+  """Take what users have for a Table.
+
+  Args:
+    data: a Table; a path, which is read; {name: values}, or a pandas DataFrame. Texts that stand
+      for a missing value in a file do so here too, as do None and nan.
+
+  Returns:
+    A Table.
+
+  Raises:
+    ValueError: columns of different lengths, or of more than one dimension; no rows.
+    TypeError: something else.
+
+  >>> as_table({"y": [1.0, None], "g": ["a", "b"]}).rows
+  2
+  """
+  if isinstance(data, Table):
+    return data
+  if isinstance(data, str | os.PathLike):
+    return read(data)
+  if not isinstance(data, Mapping) and not hasattr(data, "columns"):
+    raise TypeError(
+      f"A table is a path, {{name: values}}, a pandas DataFrame or what `read` returns; got "
+      f"{type(data).__name__}."
+    )
+  names = list(data) if isinstance(data, Mapping) else list(data.columns)
+  columns = {str(name): _of_values(data[name], str(name)) for name in names}
+  lengths = {name: len(column.values) for name, column in columns.items()}
+  if len(set(lengths.values())) > 1:
+    raise ValueError(f"The columns of a table have one length; got {lengths}.")
+  if len(columns) < len(names):
+    raise ValueError(f"The table has a column name twice: {names}.")
+  rows = next(iter(lengths.values()), 0)
+  if not rows:
+    raise ValueError("The table has no rows.")
+  return Table(columns, rows)
+
+
+def where(table: Table, row: int) -> str:
+  """Name a row in an error, as "row 3 (line 4 of bees.csv)".
+
+  Args:
+    table: the table.
+    row: its place, from 0.
+
+  Returns:
+    The text; without a line if the table is no file.
+  """
+  if table.lines is None:
+    return f"row {row + 1}"
+  return f"row {row + 1} (line {table.lines[row]} of {table.source})"
+
+
+def number(text: str, decimal: str = ".") -> float:
+  """Read a number.
+
+  Args:
+    text: the number.
+    decimal: the decimal sign.
+
+  Returns:
+    The number.
+
+  Raises:
+    ValueError: it is none.
+  """
+  if "_" in text or (decimal == "," and "." in text):  # Python allows 1_000
+    raise ValueError(text)
+  return float(text.replace(",", ".") if decimal == "," else text)
+
+
+def _text(path: pathlib.Path, encoding: str | None) -> str:
+  data = path.read_bytes()
+  if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
+    raise ValueError(f"{path} is a workbook or an archive; save the table in it as a CSV file.")
+  if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    encoding = encoding or "utf-16"
+  try:
+    text = data.decode(encoding or "utf-8-sig")
+  except LookupError:
+    raise ValueError(f"There is no encoding {encoding!r}; try utf-8, latin-1 or utf-16.") from None
+  except UnicodeDecodeError as error:
+    line = data[: error.start].count(b"\n") + 1
+    hint = "latin-1 or cp1252" if not encoding else "another encoding"
+    raise ValueError(
+      f"{path} is not {encoding or 'UTF-8'} text: line {line} has "
+      f"{data[error.start : error.end]!r}. Read it with encoding {hint}, or save it as UTF-8."
+    ) from None
+  if "\0" in text:
+    raise ValueError(f"{path} is not {encoding or 'UTF-8'} text; read it with encoding utf-16-le.")
+  return text
+
+
+def _fields(
+  lines: Iterable[str], sep: str, comment: str | None, path: pathlib.Path
+) -> tuple[list[int], list[list[str]]]:
+  """(line, fields) of every row, the column names first."""
+  lines = list(lines)
+  kept = [i for i, line in enumerate(lines) if not (comment and line.startswith(comment))]
+  reader = csv.reader(
+    (lines[i] for i in kept), delimiter=sep, strict=True, skipinitialspace=sep == " "
+  )
+  numbers, rows, start = [], [], 0
+  try:
+    for row in reader:
+      if row and not (len(row) == 1 and not row[0].strip()):
+        numbers.append(kept[start] + 1)
+        rows.append(row[:-1] if sep == " " and row[-1] == "" else row)
+      start = reader.line_num
+  except csv.Error as error:
+    line = kept[min(start, len(kept) - 1)] + 1
+    raise ValueError(f"{path} is no CSV file that can be read: line {line}: {error}.") from error
+  return numbers, rows
+
+
+def _separator(lines: Sequence[str], path: pathlib.Path, comment: str | None) -> str:
+  """The separator that cuts the first rows into equally many fields, two or more."""
+  fits, counts = [], {}
+  for sep in _SEPARATORS:
+    try:
+      rows = _fields(itertools.islice(lines, _SAMPLE), sep, comment, path)[1]
+    except ValueError:  # a quoted field that does not end in the sample
+      counts[sep] = lines[0].count(sep) + 1
+      continue
+    counts[sep] = len(rows[0]) if rows else 0
+    if rows and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
+      fits.append(sep)
+  if len(fits) > 1:
+    names = " or by ".join(_SEPARATORS[sep] for sep in fits)
+    raise ValueError(f"The columns of {path} may be separated by {names}: say which, by sep.")
+  # If none fits, the one that the column names point to, for an error that names the row.
+  return fits[0] if fits else max(counts, key=lambda sep: counts[sep], default=",")
+
+
+def _other_length(
+  path: pathlib.Path,
+  i: int,
+  line: int,
+  row: Sequence[str],
+  names: Sequence[str],
+  sep: str,
+  comment: str | None,
+) -> str:
+  hint = ""
+  if names[0][:1] in ("#", "%", "!", "*", "/") and not comment:
+    hint = f" Lines that begin with {names[0][0]} are skipped with comment='{names[0][0]}'."
+  elif len(row) == len(names) + 1:
+    hint = " Give the first column a name if it holds names of rows."
+  elif len(names) == 1 and sep == ",":
+    hint = " If something other than comma, semicolon or tab separates columns, say so by sep."
+  return (
+    f"{path}, row {i} (line {line}): {len(row)} fields, but there are {len(names)} column names, "
+    f"{', '.join(names)}.{hint}"
+  )
+
+
+def _decimal(fields: Mapping[str, Sequence[str]], sep: str, path: pathlib.Path) -> str:
+  """The decimal sign of the first rows; a comma only if there is no doubt."""
+  cells = [v for values in fields.values() for v in values[:_SAMPLE] if "," in v or "." in v]
+  commas = [v for v in cells if _COMMA_NUMBER.fullmatch(v)]
+  if sep != ";":  # 1,234 may be a thousand
+    commas = [v for v in commas if not _THOUSANDS.fullmatch(v)]
+  points = [v for v in cells if _POINT_NUMBER.fullmatch(v)]
+  if commas and points:
+    raise ValueError(
+      f"{path} has numbers such as {commas[0]} and such as {points[0]}: say by decimal which sign "
+      "is the decimal one."
+    )
+  return "," if commas else "."
+
+
+def _of_text(values: Sequence[str], missing: set[str] | None) -> Column:
+  """Levels in the order of their first row."""
+  places: dict[str, int] = {}
+  codes = np.fromiter((places.setdefault(v, len(places)) for v in values), np.int64, len(values))
+  lost = [v.lower() in MISSING if missing is None else v in missing for v in places]
+  new = np.where(lost, -1, np.cumsum(np.logical_not(lost)) - 1)
+  return Column(new[codes], tuple(itertools.compress(places, np.logical_not(lost))))
+
+
+def _of_values(values: Any, name: str) -> Column:
+  """A column of a dict or a DataFrame."""
+  categories = getattr(getattr(values, "cat", values), "categories", None)
+  if categories is not None:  # of pandas
+    codes = np.asarray(getattr(values, "cat", values).codes, np.int64)
+    return Column(codes, tuple(map(str, categories)), ordered=True)
+  array = np.asarray(values)
+  if array.ndim != 1:
+    raise ValueError(f"Column {name!r} has shape {array.shape}; wanted one dimension, [N].")
+  if array.dtype.kind in "iuf":
+    return Column(array.astype(float), None)
+  # pandas.NA and NaT, by name: this file does without pandas.
+  kept = [
+    None if type(v).__name__ in ("NAType", "NaTType") or v != v else v for v in array.tolist()
+  ]
+  numeric = all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in kept)
+  if numeric and any(v is not None for v in kept):
+    return Column(np.array([np.nan if v is None else float(v) for v in kept]), None)
+  return _of_text(["" if v is None else str(v).strip() for v in kept], None)

@@ -1,0 +1,192 @@
+"""A fitted formula: the estimates, and the data and columns behind them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shrinkmeta.formulas import build
+from shrinkmeta.formulas.design import Design
+from shrinkmeta.mixed import checks, groups
+from shrinkmeta.mixed.answers import summary as figures
+from shrinkmeta.mixed.compare import Ratio, bootstrap, likelihood_ratio
+from shrinkmeta.mixed.criteria.families import Family
+from shrinkmeta.mixed.fit import fit as fit_design
+from shrinkmeta.mixed.groups import Effects
+from shrinkmeta.mixed.intervals import profile_interval
+from shrinkmeta.mixed.result import Estimator, Fit
+
+
+class Model(NamedTuple):
+  """A fitted mixed model; `print(model)` shows its summary.
+
+  Attributes:
+    estimates: fixed effects, standard deviations, likelihood: see `Fit`.
+    design: the matrices, and the rows that were left out.
+    template: makes the columns of new rows.
+    formula: as it was given.
+  """
+
+  estimates: Fit
+  design: Design
+  template: build.Template
+  formula: str
+
+  def __str__(self) -> str:
+    """The summary."""
+    return str(summary(self))
+
+
+def fit(
+  formula: str,
+  table: Any,
+  *,
+  family: Family = "gaussian",
+  estimator: Estimator = "ml",
+  weights: str | np.ndarray | None = None,
+  trials: str | np.ndarray | None = None,
+  offset: str | np.ndarray | None = None,
+  seed: int = 0,
+) -> Model:
+  """Fit a mixed model that a formula describes.
+
+  Args:
+    formula: such as "y ~ x + (x | g)"; docs/mixed.md lists what it may contain.
+    table: the path of a text file, {name: values}, a pandas DataFrame, or what `read` returns.
+    family: "gaussian", "logistic" (a response of 0 and 1, or counts with trials) or "poisson".
+    estimator: "ml", "reml" (gaussian only) or "predictive".
+    weights: a column, an expression such as "1 / se^2", or numbers [N], above 0.
+    trials: likewise, the numbers of trials of a logistic response that counts successes.
+    offset: likewise, added to the linear predictor; so is every offset(...) of the formula.
+    seed: of the halves, for "predictive".
+
+  Returns:
+    A Model. Rows with a missing value in a column that is used are left out and counted.
+
+  Raises:
+    ImportError: formulaic is not installed.
+    ValueError: the formula or the table cannot be used. The message says what to write.
+
+  >>> from shrinkmeta import mixed
+  >>> grams = [1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605]
+  >>> data = {"yield": grams, "batch": list("AAABBBCCC")}
+  >>> model = mixed.fit("yield ~ 1 + (1 | batch)", data, estimator="reml")
+  >>> round(model.estimates.fixed["(Intercept)"], 2), round(model.estimates.sd["(Intercept)"], 2)
+  (1528.89, 47.98)
+  """
+  if family not in checks.FAMILIES:
+    raise ValueError(f"family is {family!r}; it is one of {', '.join(checks.FAMILIES)}.")
+  design, template = build.prepare(
+    formula, table, family=family, weights=weights, trials=trials, offset=offset
+  )
+  return Model(fit_design(design, family, estimator, seed=seed), design, template, formula)
+
+
+def summary(
+  model: Model, profile: Mapping[str, tuple[float, float]] | None = None
+) -> figures.Summary:
+  """Collect the figures of a fit: `print(summary(model))` shows them.
+
+  Args:
+    model: a fitted model.
+    profile: {name of a standard deviation, or "residual": profile interval}, to show beside Wald's.
+
+  Returns:
+    A Summary.
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> found = summary(fit("y ~ (1 | g)", data))
+  >>> round(found.aic, 2), round(found.icc["g"], 3), found.groups
+  (27.43, 0.95, {'g': (3, 2, 2)})
+  >>> str(found).splitlines()[0]
+  'y by g, gaussian, ml: 6 rows, 3 groups of 2 to 2'
+  """
+  return figures.of(model.estimates, model.design, profile)
+
+
+def effects(model: Model) -> Mapping[str, Effects]:
+  """The random effects of all groups: shrunk values, with posterior standard deviations.
+
+  Args:
+    model: a fitted model.
+
+  Returns:
+    {name, as in `Fit.sd`: Effects}.
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> effects(fit("y ~ (1 | g)", data))["(Intercept)"].value.round(2)
+  array([1.56, 3.03, 7.41])
+  """
+  return groups.effects(model.estimates, model.design)
+
+
+def unshrunk(model: Model) -> Mapping[str, np.ndarray]:
+  """The least-squares estimates that each group has by itself.
+
+  Args:
+    model: a fitted model.
+
+  Returns:
+    {name, as in `Fit.sd`: [L]}, nan where a group's rows leave the estimate open, and where the
+    family is not gaussian.
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> unshrunk(fit("y ~ (1 | g)", data))["(Intercept)"]
+  array([1.5, 3. , 7.5])
+  """
+  return groups.unshrunk(model.estimates, model.design)
+
+
+def profile(model: Model, level: float = 0.95) -> dict[str, tuple[float, float]]:
+  """Profile intervals of all standard deviations; the better ones where groups are few.
+
+  Args:
+    model: a fitted model, by "ml" or "reml".
+    level: how often such an interval holds the truth.
+
+  Returns:
+    {name, as in `Fit.sd`, or "residual": (low, high)}.
+
+  Raises:
+    ValueError: the estimator is "predictive".
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> low, high = profile(fit("y ~ (1 | g)", data))["(Intercept)"]
+  >>> round(low, 1), round(high, 1)
+  (1.3, 7.5)
+  """
+  names = [*model.estimates.sd] + ["residual"] * (model.estimates.residual is not None)
+  return {n: profile_interval(model.estimates, model.design, n, level) for n in names}
+
+
+def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Ratio:
+  """Test a model against a larger one that contains it, by the ratio of their likelihoods.
+
+  Args:
+    small: the smaller model.
+    large: the larger one, fitted to the same rows.
+    draws: 0 for the chi-squares of theory; otherwise a bootstrap by so many responses that are
+      drawn from the smaller model.
+    seed: of the draws.
+
+  Returns:
+    The test.
+
+  Raises:
+    ValueError: the models are of different rows, families or estimators, or one does not contain
+      the other.
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "x": [0, 1, 0, 1, 0, 1], "g": list("aabbcc")}
+  >>> found = compare(fit("y ~ (1 | g)", data), fit("y ~ x + (1 | g)", data))
+  >>> round(found.statistic, 2), round(found.p_value, 2)
+  (3.3, 0.07)
+  """
+  if not np.array_equal(small.design.response, large.design.response):
+    raise ValueError(
+      f"The models are of {small.estimates.rows} and {large.estimates.rows} rows or of different "
+      "responses. If a column of one has missing values, leave these rows out of both."
+    )
+  if draws == 0:
+    return likelihood_ratio(small.estimates, large.estimates)
+  settings = {"family": small.estimates.family, "estimator": small.estimates.estimator}
+  return bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)

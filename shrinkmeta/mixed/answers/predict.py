@@ -1,0 +1,254 @@
+"""Predictions for rows of groups that the fit knows, and of new ones, with their errors.
+
+    eta = offset + x'beta + z'b,   mean = eta, 1 / (1 + exp(-eta)) or exp(eta)
+
+    Var(eta^ - eta) = z'G z + a'Cov(beta^) a,   a = x - X'W Z G z,
+    G = Cov(b given y, beta) = Lambda (I + Lambda'Z'W Z Lambda)^-1 Lambda',   Sigma = Lambda Lambda'
+
+with X, Z, W of the rows of the group that were fitted. In a group that the fit does not know, b is
+0, G is Sigma, and X'WZ is 0. These are the errors of best linear unbiased prediction. Cov(beta^)
+allows for the estimation of the variances.
+
+References:
+  Henderson (1975). Best linear unbiased estimation and prediction under a selection model.
+  Biometrics 31(2).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shrinkmeta.formulas.build import NewRows, new_rows
+from shrinkmeta.mixed.answers.model import Model, effects
+
+
+class Predictions(NamedTuple):
+  """Predictions for N rows.
+
+  Attributes:
+    mean: [N] of the response: of a trial if logistic, of the count if poisson.
+    low, high: [N] interval of this mean.
+    eta: [N] the linear predictor.
+    se: [N] its standard error; nan if the estimator is "predictive".
+    new_low, new_high: [N] interval of a new observation; nan if the family is not gaussian.
+    known: [N] whether the fit knows every group of the row.
+  """
+
+  mean: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+  eta: np.ndarray
+  se: np.ndarray
+  new_low: np.ndarray
+  new_high: np.ndarray
+  known: np.ndarray
+
+
+def predict(
+  model: Model, table: Any = None, *, level: float = 0.95, offset: np.ndarray | None = None
+) -> Predictions:
+  """Predict rows, in groups that the fit knows or in new ones.
+
+  Args:
+    model: a fitted model.
+    table: the rows, as for `fit`; None for those that were fitted. A group that the fit does not
+      know, or that is missing, is a new one: its effects are 0, with their standard deviations.
+    level: of the intervals, 0.95 for 95 %.
+    offset: [N], if the fit was given its offset as numbers.
+
+  Returns:
+    The predictions. For a new group of a family other than gaussian, `mean` is that of a group
+    whose effects are 0, not the average over groups.
+
+  Raises:
+    ValueError: a predictor is absent, missing, or has a level that is new; a group lies within
+      another one than in the fit; `level` is not between 0 and 1.
+
+  >>> from shrinkmeta.mixed.answers.model import fit
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> found = predict(fit("y ~ (1 | g)", data), {"g": ["a", "elsewhere"]})
+  >>> found.mean.round(2), found.se.round(1), found.known
+  (array([1.56, 4.  ]), array([0.4, 2.9]), array([ True, False]))
+  """
+  import scipy.special
+
+  if not 0 < level < 1:
+    raise ValueError(f"level is {level}; it is between 0 and 1, such as 0.95.")
+  fit, design = model.estimates, model.design
+  if table is None:
+    rows = NewRows(
+      design.fixed,
+      tuple(term.columns for term in design.random),
+      tuple(term.index for term in design.random),
+      design.offset,
+    )
+  else:
+    rows = _nested(model, new_rows(model.template, table, offset))
+  beta, modes = np.array(list(fit.fixed.values())), _modes(model)
+  eta = rows.offset + rows.fixed @ beta
+  for columns, group, mode in zip(rows.columns, rows.groups, modes, strict=True):
+    eta = eta + (columns * np.where(group[:, None] >= 0, mode[group], 0.0)).sum(1)
+  variance = _variances(model, rows, modes)
+  z = float(scipy.special.ndtri(0.5 + level / 2))
+  se = np.sqrt(np.maximum(variance, 0.0))
+  nan = np.full(len(eta), np.nan)
+  new_se = nan if fit.residual is None else np.sqrt(variance + fit.residual**2)
+  mean = lambda x: _mean(x, fit.family)
+  known = np.all([group >= 0 for group in rows.groups], 0)
+  ends = (mean(eta - z * se), mean(eta + z * se))
+  return Predictions(mean(eta), *ends, eta, se, eta - z * new_se, eta + z * new_se, known)
+
+
+def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
+  """Fitted means and Pearson residuals of the rows that were fitted.
+
+      (y - m) / sqrt(v),   v = s^2 / w, n p (1 - p) / w or m / w,   m = n p or exp(eta)
+
+  Args:
+    model: a fitted model.
+
+  Returns:
+    (m [N], residuals [N]).
+
+  >>> from shrinkmeta.mixed.answers.model import fit
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> residuals(fit("y ~ (1 | g)", data))[0].round(2)
+  array([1.56, 1.56, 3.03, 3.03, 7.41, 7.41])
+  """
+  fit, design = model.estimates, model.design
+  mean = _mean(_fitted(model, _modes(model)), fit.family)
+  weights = np.ones(len(mean)) if design.weights is None else design.weights
+  if fit.residual is not None:
+    variance = fit.residual**2 / weights
+  elif fit.family == "poisson":
+    variance = mean / weights
+  else:
+    trials = np.ones(len(mean)) if design.trials is None else design.trials
+    variance, mean = trials * mean * (1 - mean) / weights, trials * mean
+  return mean, (design.response - mean) / np.sqrt(variance)
+
+
+def _mean(eta: np.ndarray, family: str) -> np.ndarray:
+  import scipy.special
+
+  if family == "gaussian":
+    return eta
+  return np.exp(eta) if family == "poisson" else scipy.special.expit(eta)
+
+
+def _modes(model: Model) -> list[np.ndarray]:
+  """[L, q] the modes of the effects of each random term."""
+  found, several = effects(model), len(model.estimates.groups) > 1
+  key = lambda group, name: f"{group} {name}" if several else name
+  return [
+    np.stack([found[key(term.group, name)].mode for name in term.names], 1)
+    for term in model.design.random
+  ]
+
+
+def _fitted(model: Model, modes: list[np.ndarray]) -> np.ndarray:
+  """eta [N] of the rows that were fitted."""
+  design = model.design
+  eta = design.offset + design.fixed @ np.array(list(model.estimates.fixed.values()))
+  return eta + sum(
+    (term.columns * mode[term.index]).sum(1)
+    for term, mode in zip(design.random, modes, strict=True)
+  )
+
+
+def _nested(model: Model, rows: NewRows) -> NewRows:
+  """A known group of a finer factor lies in its group of the coarser ones."""
+  groups = [group.copy() for group in rows.groups]
+  for j, inner in enumerate(model.design.random):
+    for i, outer in enumerate(model.design.random):
+      if len(outer.levels) < len(inner.levels):
+        parent = np.zeros(len(inner.levels), int)
+        parent[inner.index] = outer.index
+        wrong = (groups[j] >= 0) & (groups[i] >= 0) & (parent[groups[j]] != groups[i])
+        for row in np.flatnonzero(wrong).tolist():
+          label, was = inner.levels[groups[j][row]], outer.levels[parent[groups[j][row]]]
+          raise ValueError(
+            f"Row {row + 1} has {inner.group} {label!r} in {outer.group} "
+            f"{outer.levels[groups[i][row]]!r}; in the data of the fit it is in {was!r}. Give a "
+            "new group another label."
+          )
+        lost = (groups[i] < 0) & (groups[j] >= 0)
+        groups[i][lost] = parent[groups[j][lost]]
+  return rows._replace(groups=tuple(groups))
+
+
+def _variances(model: Model, rows: NewRows, modes: list[np.ndarray]) -> np.ndarray:
+  """Var(eta^ - eta) [N]."""
+  fit, design = model.estimates, model.design
+  variance = np.zeros(len(rows.offset))
+  for columns, group, sigma in zip(rows.columns, rows.groups, fit.covariances, strict=True):
+    own = np.einsum("ni,ij,nj->n", columns, sigma, columns)
+    variance += np.where(group < 0, own, 0.0)
+  slopes = rows.fixed.copy()  # a
+  coarsest = min(range(len(modes)), key=lambda k: len(design.random[k].levels))
+  weights = _weights(model, modes)
+  fitted = _places(design.random[coarsest].index)
+  for group, new in _places(rows.groups[coarsest]).items():
+    if group < 0:
+      continue
+    at = fitted[group]
+    z, new_z, scale = [], [], []
+    for k, term in enumerate(design.random):
+      present, local = np.unique(term.index[at], return_inverse=True)
+      z.append(_spread(term.columns[at], local, len(present)))
+      place = np.searchsorted(present, rows.groups[k][new])
+      place = np.where(rows.groups[k][new] < 0, -1, place)
+      new_z.append(_spread(rows.columns[k][new], place, len(present)))
+      scale.append(np.kron(np.eye(len(present)), _root(fit.covariances[k])))
+    root = _block_diagonal(scale)
+    zs, new_zs = np.concatenate(z, 1) @ root, np.concatenate(new_z, 1) @ root
+    weighted = zs * weights[at][:, None]
+    solved = np.linalg.solve(np.eye(len(root)) + zs.T @ weighted, new_zs.T)
+    variance[new] += (new_zs.T * solved).sum(0)
+    slopes[new] -= (design.fixed[at].T @ weighted @ solved).T
+  if slopes.shape[1]:
+    variance += np.einsum("ni,ij,nj->n", slopes, fit.fixed_covariance, slopes)
+  return variance
+
+
+def _weights(model: Model, modes: list[np.ndarray]) -> np.ndarray:
+  """W [N]: minus the second derivative of log p(y given eta)."""
+  fit, design = model.estimates, model.design
+  weights = np.ones(fit.rows) if design.weights is None else design.weights
+  if fit.residual is not None:
+    return weights / fit.residual**2
+  mean = _mean(_fitted(model, modes), fit.family)
+  if fit.family == "poisson":
+    return weights * mean
+  trials = 1.0 if design.trials is None else design.trials
+  return weights * trials * mean * (1 - mean)
+
+
+def _places(index: np.ndarray) -> dict[int, np.ndarray]:
+  """{group: its rows}."""
+  order = np.argsort(index, kind="stable")
+  groups, starts = np.unique(index[order], return_index=True)
+  return dict(zip(groups.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _spread(columns: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+  """[n, count q]: the columns of each row in the place of its group; 0 for a group of -1."""
+  wide = np.zeros((len(columns), count, columns.shape[1]))
+  rows = np.flatnonzero(group >= 0)
+  wide[rows, group[rows]] = columns[rows]
+  return wide.reshape(len(columns), -1)
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+  """Lambda with Lambda Lambda' = Sigma, also if Sigma is singular."""
+  values, vectors = np.linalg.eigh(sigma)
+  return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
+  size = sum(len(block) for block in blocks)
+  found, at = np.zeros((size, size)), 0
+  for block in blocks:
+    found[at : at + len(block), at : at + len(block)] = block
+    at += len(block)
+  return found

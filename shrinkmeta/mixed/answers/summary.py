@@ -1,0 +1,265 @@
+"""What a fit says, as numbers and as text.
+
+    AIC = -2 l + 2 k,   BIC = -2 l + k log N,   l the maximised criterion, k all parameters
+    ICC of a factor = its share of the variance, averaged over the rows:
+      v_f / (sum_f v_f + v_e),   v_f = mean_i z_i' Sigma_f z_i,   v_e = s^2, or pi^2 / 3 if logistic
+
+References:
+  Johnson (2014). Extension of Nakagawa & Schielzeth's R^2 GLMM to random slopes models. Methods in
+  Ecology and Evolution 5(9), for the averaged variance.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+
+from shrinkmeta.formulas.design import Design
+from shrinkmeta.mixed.answers.degrees import degrees_of_freedom
+from shrinkmeta.mixed.result import Fit
+
+_CRITERION = {
+  "ml": "log-likelihood",
+  "reml": "restricted log-likelihood",
+  "predictive": "predictive log-likelihood of the held-out halves",
+}
+
+
+class FixedRow(NamedTuple):
+  """A fixed effect: estimate, standard error, t = estimate / se, two-sided p, 95 % interval.
+
+  p and the interval are those of Student's t with Satterthwaite's `df` if the family is gaussian,
+  and of a normal, df = inf, otherwise.
+  """
+
+  name: str
+  estimate: float
+  se: float
+  df: float
+  t: float
+  p: float
+  low: float
+  high: float
+
+
+class SdRow(NamedTuple):
+  """A standard deviation: estimate, Wald's 95 % interval on the log scale, and a profile's."""
+
+  name: str
+  estimate: float
+  low: float
+  high: float
+  profile: tuple[float, float] | None
+
+
+class Summary(NamedTuple):
+  """The figures of a fit; `print(summary)` shows them as a table.
+
+  Attributes:
+    title: response, groups, family, estimator, rows.
+    fixed: the fixed effects.
+    sd: the standard deviations; the residual's comes last.
+    correlation: {"a, b by g": correlation}.
+    criterion: log likelihood, restricted one, or l_PLL: what was maximised.
+    log_likelihood: at the estimates.
+    parameters: k.
+    aic, bic: None where the criterion is no likelihood.
+    icc: {factor: share of the variance}; empty for the poisson family.
+    groups: {factor: (groups, smallest, largest)}, in rows.
+    dropped: (reason, rows) of the rows that were left out.
+    notes: what to know: how errors are meant, singular fits, what is not determined.
+  """
+
+  title: str
+  fixed: tuple[FixedRow, ...]
+  sd: tuple[SdRow, ...]
+  correlation: dict[str, float]
+  criterion: tuple[str, float]
+  log_likelihood: float
+  parameters: int
+  aic: float | None
+  bic: float | None
+  icc: dict[str, float]
+  groups: dict[str, tuple[int, int, int]]
+  dropped: tuple[tuple[str, int], ...]
+  notes: tuple[str, ...]
+
+  def __str__(self) -> str:
+    """The tables."""
+    return text(self)
+
+
+def of(
+  fit: Fit, design: Design, profile: Mapping[str, tuple[float, float]] | None = None
+) -> Summary:
+  """Collect the figures of a fit.
+
+  Args:
+    fit: the estimates.
+    design: what they are estimates of.
+    profile: {name of a standard deviation, or "residual": profile interval}, to show beside Wald's.
+
+  Returns:
+    A Summary.
+  """
+  fixed = []
+  gaussian = fit.residual is not None and fit.estimator != "predictive" and bool(fit.fixed)
+  freedom = degrees_of_freedom(fit, design) if gaussian else [math.inf] * len(fit.fixed)
+  for (name, value), df in zip(fit.fixed.items(), map(float, freedom), strict=True):
+    se = fit.fixed_se[name]
+    t = value / se if se > 0 else math.nan
+    p = 2 * float(scipy.special.stdtr(df, -abs(t)))
+    width = float(scipy.special.stdtrit(df, 0.975)) * se
+    fixed.append(FixedRow(name, value, se, df, t, p, value - width, value + width))
+  by = _by(fit)
+  profile = profile or {}
+  sds = [
+    SdRow(by[key], value, *fit.sd_interval[key], profile.get(key)) for key, value in fit.sd.items()
+  ]
+  if fit.residual is not None and fit.residual_interval is not None:
+    sds.append(SdRow("residual", fit.residual, *fit.residual_interval, profile.get("residual")))
+  k, likelihood = sum(fit.parameters), fit.estimator != "predictive"
+  sizes = {term.group: np.bincount(term.index) for term in design.random}
+  return Summary(
+    _title(fit, design),
+    tuple(fixed),
+    tuple(sds),
+    {f"{by[a].split(' by ')[0]}, {by[b]}": value for (a, b), value in fit.correlation.items()},
+    (_CRITERION[fit.estimator], fit.criterion),
+    fit.log_likelihood,
+    k,
+    float(-2 * fit.criterion + 2 * k) if likelihood else None,
+    float(-2 * fit.criterion + k * math.log(fit.rows)) if likelihood else None,
+    _icc(fit, design),
+    {name: (len(size), int(size.min()), int(size.max())) for name, size in sizes.items()},
+    design.dropped,
+    _notes(fit),
+  )
+
+
+def text(found: Summary) -> str:
+  """Format a Summary.
+
+  Args:
+    found: the summary.
+
+  Returns:
+    Lines of text, without a newline at the end.
+  """
+  lines = [found.title]
+  if found.dropped:
+    count = sum(rows for _, rows in found.dropped)
+    reasons = ", ".join(f"{reason} ({rows})" for reason, rows in found.dropped)
+    lines.append(f"{count} row{'s' if count > 1 else ''} left out: {reasons}")
+  names = [row.name for row in (*found.fixed, *found.sd)] + list(found.correlation)
+  width = max(24, *(len(name) + 1 for name in names))
+  wald = found.aic is not None
+  student = any(math.isfinite(row.df) for row in found.fixed)
+  heads = ("se", *(("df", "t") if student else ("z",)), "p") if wald else ()
+  lines += ["", _line(width, "fixed effect", "estimate", *heads)]
+  lines[-1] += "   95 % interval" if wald else ""
+  for row in found.fixed:
+    df = (f"{row.df:.1f}",) if student else ()
+    numbers = (f"{row.se:.4g}", *df, f"{row.t:.2f}", _p(row.p)) if wald else ()
+    interval = f"   [{row.low:.5g}, {row.high:.5g}]" if wald else ""
+    lines.append(_line(width, row.name, f"{row.estimate:.6g}", *numbers) + interval)
+  profiled = any(row.profile for row in found.sd)
+  heading = "   95 % interval" + ("   by profile" if profiled else "")
+  lines += ["", _line(width, "standard deviation", "estimate") + (heading if wald else "")]
+  for row in found.sd:
+    note = "boundary estimate" if row.estimate == 0 else f"[{row.low:.4g}, {row.high:.4g}]"
+    if row.profile is not None:
+      note += f"   [{row.profile[0]:.4g}, {row.profile[1]:.4g}]"
+    shown = note if wald or row.estimate == 0 else ""
+    lines.append(f"{_line(width, row.name, f'{row.estimate:.6g}')}   {shown}".rstrip())
+  if found.correlation:
+    lines += ["", _line(width, "correlation", "estimate")]
+    lines += [_line(width, name, f"{value:.4f}") for name, value in found.correlation.items()]
+  lines += ["", f"{found.criterion[0]} {found.criterion[1]:.4f}"]
+  if found.criterion[0] != _CRITERION["ml"]:
+    lines.append(f"log-likelihood at these estimates {found.log_likelihood:.4f}")
+  if found.criterion[0] == _CRITERION["reml"]:
+    lines.append(f"REML criterion {-2 * found.criterion[1]:.4f}")
+  if found.aic is not None:
+    lines.append(f"AIC {found.aic:.2f}, BIC {found.bic:.2f}, {found.parameters} parameters")
+  if found.icc:
+    shares = ", ".join(f"{name} {share:.4f}" for name, share in found.icc.items())
+    lines.append(f"share of the variance between groups (ICC): {shares}")
+  return "\n".join([*lines, *found.notes])
+
+
+def _title(fit: Fit, design: Design) -> str:
+  factors = list(dict.fromkeys(term.group for term in design.random))
+  index = {term.group: term.index for term in design.random}
+  groups = []
+  for name in factors:
+    size = np.bincount(index[name])
+    of = f" of {name}" if len(factors) > 1 else ""
+    groups.append(f"{len(size)} groups{of} of {size.min()} to {size.max()}")
+  return (
+    f"{design.response_name} by {', '.join(factors)}, {fit.family}, {fit.estimator}: {fit.rows} "
+    f"rows, {', '.join(groups)}"
+  )
+
+
+def _by(fit: Fit) -> dict[str, str]:
+  """{name in `Fit.sd`: "(Intercept) by g"}."""
+  factors, found = fit.groups, {}
+  for key in fit.sd:
+    factor = next((f for f in factors if key.startswith(f"{f} ")), "") if len(factors) > 1 else ""
+    found[key] = f"{key.removeprefix(f'{factor} ')} by {factor or next(iter(factors))}"
+  return found
+
+
+def _icc(fit: Fit, design: Design) -> dict[str, float]:
+  if fit.family == "poisson":
+    return {}
+  own: dict[str, float] = {}
+  for term, sigma in zip(design.random, fit.covariances, strict=True):
+    variance = float(np.einsum("ni,ij,nj->n", term.columns, sigma, term.columns).mean())
+    own[term.group] = own.get(term.group, 0.0) + variance
+  error = math.pi**2 / 3 if fit.residual is None else fit.residual**2
+  total = sum(own.values()) + error
+  return {name: variance / total for name, variance in own.items()}
+
+
+def _notes(fit: Fit) -> tuple[str, ...]:
+  what = _CRITERION[fit.estimator]
+  notes = []
+  if fit.estimator != "predictive" and fit.fixed:
+    text = "Standard errors allow for the estimation of the standard deviations."
+    if fit.family == "gaussian":
+      given = ", ".join(f"{se:.4g}" for se in fit.fixed_se_conditional.values())
+      text += f" At given ones, as lme4 prints them, they are {given}."
+    notes.append(text)
+  if fit.family != "gaussian":
+    notes.append("Likelihoods of this family are Laplace's approximation.")
+  if fit.singular:
+    notes.append(
+      f"Singular fit: the {what} is highest at a standard deviation of 0 for "
+      f"{', '.join(fit.singular)}. A boundary estimate, and not evidence of no variation."
+    )
+  if fit.singular_correlation:
+    notes.append(
+      f"Singular fit: the {what} is highest where effects by "
+      f"{', '.join(fit.singular_correlation)} are combinations of one another, as at a correlation "
+      "of 1. Try || in place of |."
+    )
+  if fit.undetermined:
+    notes.append(f"NOT DETERMINED by these data, or hardly: {', '.join(fit.undetermined)}.")
+  if not fit.converged:
+    notes.append(f"NOT CONVERGED: the largest gradient is {fit.gradient:.2g} an example.")
+  return tuple(notes)
+
+
+def _line(width: int, name: str, *numbers: str) -> str:
+  widths = (12, 12) + ((8,) if len(numbers) == 5 else ()) + (10, 11)
+  return f"{name:<{width}}" + "".join(
+    f"{number:>{w}}" for number, w in zip(numbers, widths, strict=False)
+  )
+
+
+def _p(value: float) -> str:
+  return "nan" if math.isnan(value) else "< 1e-16" if value < 1e-16 else f"{value:.2g}"

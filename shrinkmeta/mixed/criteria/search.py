@@ -1,0 +1,228 @@
+"""The best of several local minima of a smooth function of a few parameters.
+
+A mixed model's likelihood may have several maxima: variation between groups can be explained by
+levels or by slopes, or by noise. So the criterion is first evaluated on a grid of relative standard
+deviations, from almost none to far more than the noise, and a search starts at every lowest point
+of the grid that none of its neighbours undercuts.
+
+The criterion depends on Lambda through Lambda Lambda', and a diagonal entry of Lambda may have any
+sign. So no bound is needed: a standard deviation of 0 is an ordinary stationary point, from which
+the search leaves downhill if a larger one is better.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+Hessian = Callable[[np.ndarray], np.ndarray]
+GRID = tuple(10.0 ** (i / 2) for i in range(-4, 7))  # 0.01 to 1000
+_MOST_STARTS = 6
+_PLAIN = 2  # diagonal entries for which all combinations of the grid are tried
+
+
+class Minimum(NamedTuple):
+  """A local minimum.
+
+  Attributes:
+    x: [k] where.
+    value: the function there.
+    gradient: [k] its gradient.
+    hessian: [k, k] its second derivatives.
+    converged: the next Newton step would gain less than the function's rounding.
+  """
+
+  x: np.ndarray
+  value: float
+  gradient: np.ndarray
+  hessian: np.ndarray
+  converged: bool
+
+
+def differences(objective: Objective, x: np.ndarray, step: float = 1e-4) -> np.ndarray:
+  """The Hessian [k, k] by central differences of the gradient.
+
+  Args:
+    objective: x -> (value, gradient).
+    x: [k] where.
+    step: relative to entries larger than 1.
+
+  Returns:
+    A symmetric matrix.
+  """
+  rows = np.empty((len(x), len(x)))
+  for i in range(len(x)):
+    h = np.zeros(len(x))
+    h[i] = step * max(1.0, abs(x[i]))
+    rows[i] = (objective(x + h)[1] - objective(x - h)[1]) / (2 * h[i])
+  return (rows + rows.T) / 2
+
+
+def minimise(objective: Objective, x: np.ndarray, tol: float = 1e-9, most: int = 200) -> Minimum:
+  """Find a local minimum by Newton's method in a region of trust.
+
+  The Hessian comes from differences of the gradient. Between these, BFGS carries it on for as long
+  as its quadratic model predicts what the function does.
+
+  Args:
+    objective: x -> (value, gradient [k]).
+    x: [k] where to start.
+    tol: the search ends if a Newton step promises to lower the value by less.
+    most: steps.
+
+  Returns:
+    The minimum.
+  """
+  value, gradient = objective(x)
+  radius, converged = 1.0, False
+  if not len(x):
+    return Minimum(x, value, gradient, np.zeros((0, 0)), True)
+  hessian, fresh = differences(objective, x), True
+  for _ in range(most):
+    step, gain = _trusted(hessian, gradient, radius)
+    if gain < max(tol, 1e-13 * abs(value)):
+      if fresh:
+        new, slope = objective(x + step)
+        # The value has no digits left; the gradient has. Not so where the function is flat.
+        curved = np.linalg.eigvalsh(hessian)[0] > 1e-6
+        if curved and np.abs(slope).max() < np.abs(gradient).max() and new <= value + 1e-9:
+          x, value, gradient = x + step, new, slope
+        converged = True
+        break
+      hessian, fresh = differences(objective, x), True
+      continue
+    new, slope = objective(x + step)
+    ratio = (value - new) / gain if np.isfinite(new) and np.isfinite(slope).all() else -1.0
+    length = float(np.linalg.norm(step))
+    if ratio > 0:
+      hessian, fresh = _updated(hessian, step, slope - gradient), False
+      x, value, gradient = x + step, new, slope
+    if ratio < 0.25:
+      radius = length / 4
+    elif ratio > 0.75 and length > 0.9 * radius:
+      radius *= 3
+    if radius < 1e-10 * max(1.0, float(np.abs(x).max())):
+      converged = fresh  # a step this small changes the value by its rounding
+      break
+    if not 0.5 < ratio < 2 and not fresh:
+      hessian, fresh = differences(objective, x), True
+  if not fresh:
+    hessian = differences(objective, x)
+  return Minimum(x, value, gradient, hessian, converged)
+
+
+def held(objective: Objective, x: np.ndarray, free: np.ndarray) -> Objective:
+  """The function of the free entries of x, with the others held where they are.
+
+  Args:
+    objective: x [k] -> (value, gradient [k]).
+    x: [k] the values of the entries that are held.
+    free: [k] bool.
+
+  Returns:
+    x[free] -> (value, gradient[free]).
+  """
+
+  def of_free(y: np.ndarray) -> tuple[float, np.ndarray]:
+    full = x.copy()
+    full[free] = y
+    value, gradient = objective(full)
+    return value, gradient[free]
+
+  return of_free
+
+
+def starts(value: Callable[[np.ndarray], float], count: int, diagonal: np.ndarray,
+           grid: tuple[float, ...] = GRID) -> list[np.ndarray]:  # fmt: skip
+  """Where to start: local minima of a grid over the diagonal entries of Lambda.
+
+  Two entries take all combinations of the grid. With more of them, all take the same value first;
+  from every minimum of that line each entry then moves along the grid, in turn, twice.
+
+  Args:
+    value: theta [k] -> the criterion to minimise.
+    count: k.
+    diagonal: where in theta the diagonal entries stand; the others are 0.
+    grid: relative standard deviations.
+
+  Returns:
+    At most six starts [k], best first.
+  """
+  seen: dict[tuple[int, ...], float] = {}
+
+  def at(place: tuple[int, ...]) -> float:
+    if place not in seen:
+      found = value(theta(place))
+      seen[place] = found if np.isfinite(found) else np.inf
+    return seen[place]
+
+  def theta(place: tuple[int, ...]) -> np.ndarray:
+    x = np.zeros(count)
+    x[diagonal] = [grid[i] for i in place]
+    return x
+
+  d, n = len(diagonal), len(grid)
+  if d == 0:
+    return [np.zeros(count)]
+  if d <= _PLAIN:
+    places = list(itertools.product(range(n), repeat=d))
+    moves = list(itertools.product((-1, 0, 1), repeat=d))
+    inside = lambda place: all(0 <= i < n for i in place)
+    near = lambda place: (tuple(map(sum, zip(place, move, strict=True))) for move in moves)
+    best = [p for p in places if all(at(p) <= at(q) + 1e-8 for q in near(p) if inside(q))]
+  else:
+    line = [(i,) * d for i in range(n)]
+    values = [at(place) for place in line]
+    lowest = lambda i: values[i] <= min(values[max(i - 1, 0) : i + 2])
+    best = [_along(line[i], at, d, n) for i in range(n) if lowest(i)]
+    best += [_along(line[i], at, d, n) for i in (0, n // 2, n - 1)]
+  # Where the criterion is flat, rounding would choose; then the one nearest to 1 comes first.
+  middle = lambda place: sum(abs(np.log(grid[i])) for i in place)
+  best = sorted(dict.fromkeys(best), key=lambda place: (round(at(place), 8), middle(place)))
+  return [theta(place) for place in best[:_MOST_STARTS]]
+
+
+def _along(place: tuple[int, ...], at: Callable[..., float], d: int, n: int) -> tuple[int, ...]:
+  for _ in range(2):
+    for j in range(d):
+      place = min(((*place[:j], i, *place[j + 1 :]) for i in range(n)), key=at)
+  return place
+
+
+def _updated(hessian: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
+  """BFGS; the old Hessian if the curvature along the step is not positive."""
+  curved, product = float(step @ change), hessian @ step
+  along = float(step @ product)
+  if curved <= 1e-12 * float(np.linalg.norm(step) * np.linalg.norm(change)) or along <= 0:
+    return hessian
+  return hessian + np.outer(change, change) / curved - np.outer(product, product) / along
+
+
+def _trusted(hessian: np.ndarray, gradient: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
+  """The step of at most `radius` that lowers the quadratic model most, and by how much."""
+  values, vectors = np.linalg.eigh(hessian)
+  g = vectors.T @ gradient
+  floor = 1e-12 * float(np.abs(values).max()) + 1e-14
+  if values[0] > floor:
+    step = -g / values
+    if np.linalg.norm(step) <= radius:
+      return vectors @ step, float(-(g @ step) - 0.5 * step @ (values * step))
+  # |(values + shift)^-1 g| = radius; it falls as the shift grows.
+  low = max(0.0, -float(values[0]))
+  high = low + float(np.linalg.norm(g)) / radius + floor
+  size = lambda shift: float(np.linalg.norm(g / (values + shift)))
+  near = low + floor
+  if size(near) < radius:  # the gradient does not see the most curved direction
+    step = -g / (values + near)
+    sign = -1.0 if g[0] > 0 else 1.0
+    if values[0] < -floor:
+      step[0] += sign * np.sqrt(max(radius**2 - float(step @ step), 0.0))
+  else:
+    low = near
+    for _ in range(60):
+      middle = (low + high) / 2
+      low, high = (middle, high) if size(middle) > radius else (low, middle)
+    step = -g / (values + high)
+  return vectors @ step, float(-(g @ step) - 0.5 * step @ (values * step))

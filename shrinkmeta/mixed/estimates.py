@@ -1,0 +1,256 @@
+"""From a minimum in scaled coordinates to estimates and their errors in the units of the data.
+
+The errors come from the observed information, the Hessian of the criterion. A direction in which
+the criterion is flat, such as the coefficient of a column that separates the successes from the
+failures, is taken out of the Hessian: the estimates that it touches are named as undetermined, and
+the others keep the errors that they have at any fixed value along that direction.
+
+For a gaussian, beta and s are functions of theta on the profile. With J the Hessian of the profiled
+criterion and D the derivative of (beta, log s) with respect to theta, the inverse of the whole
+Hessian is
+
+    Cov(theta) = J^-1,   Cov(beta, log s) = their covariance at a given theta + D J^-1 D'
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from shrinkmeta.mixed.criteria import search
+from shrinkmeta.mixed.criteria.blocks import Blocks, key_of
+from shrinkmeta.mixed.criteria.gaussian import Gaussian
+
+_SMALL = 1e-2  # of an entry of Lambda, below which 0 is tried
+_NO_WORSE = 1e-6  # nats that 0 may lose
+_FLAT = 1e-4  # nats per unit squared, below which the criterion is flat in a direction
+_TOUCHED = 1e-3  # share of a flat direction above which a parameter counts as in it
+
+
+class Information(NamedTuple):
+  """What the curvature at the minimum says of the parameters.
+
+  Attributes:
+    beta: [P, P] covariance of the fixed effects, in the coordinates of the blocks.
+    theta: [k, k] covariance of theta; rows of entries that are held at 0 are 0.
+    log_residual: variance of log s; None without a residual.
+    mixed: [k] covariance of theta and log s.
+    flat_beta, flat_theta, flat_residual: [r, P], [r, k], [r] the flat directions.
+  """
+
+  beta: np.ndarray
+  theta: np.ndarray
+  log_residual: float | None
+  mixed: np.ndarray
+  flat_beta: np.ndarray
+  flat_theta: np.ndarray
+  flat_residual: np.ndarray
+
+
+def settle(
+  objective: search.Objective, found: search.Minimum, blocks: Blocks, first: int
+) -> tuple[search.Minimum, np.ndarray, np.ndarray]:
+  """Set the standard deviations to 0 that are best there, and give Lambda its usual signs.
+
+  Args:
+    objective: x -> (value, gradient); theta is x[first:].
+    found: its best minimum.
+    blocks: the data.
+    first: where theta begins in x.
+
+  Returns:
+    (minimum over the free entries, x with all entries, [k] which entries are free).
+  """
+  diagonal = blocks.diagonal + first
+  free = np.ones(len(found.x), bool)
+  x, value = _tidy(found.x, blocks, first), found.value
+  tried: set[int] = set()
+  while True:
+    small = [i for i in diagonal if free[i] and i not in tried and abs(x[i]) < _SMALL]
+    if not small:
+      break
+    i = min(small, key=lambda i: abs(x[i]))
+    tried.add(i)
+    zero, without = x.copy(), free.copy()
+    zero[i], without[i] = 0.0, False
+    trial = search.minimise(search.held(objective, zero, without), zero[without])
+    if trial.value - value <= _NO_WORSE:
+      zero[without] = trial.x
+      x, free, value = _tidy(zero, blocks, first), without, trial.value
+  free[first:] &= x[first:] != 0
+  final = search.minimise(search.held(objective, x, free), x[free])
+  x[free] = final.x
+  x = _tidy(x, blocks, first)
+  signs = search.held(objective, x, free)
+  value, gradient = signs(x[free])
+  hessian = search.differences(signs, x[free]) if free.any() else final.hessian
+  return search.Minimum(x[free], value, gradient, hessian, final.converged), x, free
+
+
+def _tidy(x: np.ndarray, blocks: Blocks, first: int) -> np.ndarray:
+  """The same Lambda Lambda' from a Lambda with no negative diagonal, a column of 0 for a 0."""
+  scales = [triangular(scale @ scale.T) for scale in blocks.lambdas(x[first:])]
+  return np.concatenate([x[:first], blocks.pick(scales)])
+
+
+def triangular(target: np.ndarray) -> np.ndarray:
+  """The Cholesky factor of a matrix that may be singular; a pivot of 0 makes a column of 0.
+
+  Args:
+    target: [q, q], positive semidefinite.
+
+  Returns:
+    L [q, q], lower triangular, with L L' = target.
+
+  >>> triangular(np.array([[4.0, 2.0], [2.0, 1.0]]))
+  array([[2., 0.],
+         [1., 0.]])
+  """
+  factor = np.zeros_like(target)
+  for j in range(len(target)):
+    left = target[j:, j] - factor[j:, :j] @ factor[j, :j]
+    if left[0] > 1e-15 * target[j, j]:
+      factor[j:, j] = left / np.sqrt(left[0])
+  return factor
+
+
+def theta_of(blocks: Blocks, covariances: tuple[np.ndarray, ...], scale: float) -> np.ndarray:
+  """The theta [k] of given covariances.
+
+  Args:
+    blocks: the data.
+    covariances: Sigma_k of every random term of the design, in the units of the data.
+    scale: s, or 1 if there is none.
+
+  Returns:
+    The entries of Lambda, with T Lambda Lambda' T' s^2 = Sigma.
+  """
+  entries: dict[tuple[str, str], float] = {}
+  for term, sigma in zip(blocks.design.random, covariances, strict=True):
+    keys = [key_of(term.group, name, len(blocks.levels) > 1) for name in term.names]
+    entries |= {(a, b): sigma[i, j] for i, a in enumerate(keys) for j, b in enumerate(keys)}
+  scales = []
+  for level in blocks.levels:
+    sigma = np.array([[entries.get((a, b), 0.0) for b in level.keys] for a in level.keys])
+    inverse = np.linalg.inv(level.back)
+    scales.append(triangular(inverse @ sigma @ inverse.T / scale**2))
+  return blocks.pick(scales)
+
+
+def sizes(blocks: Blocks, theta: np.ndarray) -> np.ndarray:
+  """[k] the size of the row of Lambda in which every entry of theta stands, or 1 for rows of 0."""
+  found = []
+  for level, scale in zip(blocks.levels, blocks.lambdas(theta), strict=True):
+    norms = np.linalg.norm(scale, axis=1)
+    found.append(np.where(norms > 0, norms, 1.0)[level.places[0]])
+  return np.concatenate([*found, np.zeros(0)])
+
+
+def inverse(hessian: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The inverse of a Hessian without its flat directions, and these.
+
+  Args:
+    hessian: [n, n].
+    scale: [n] by what an entry changes in a typical step, which makes the entries comparable.
+
+  Returns:
+    (covariance [n, n], directions [r, n]).
+  """
+  values, vectors = np.linalg.eigh(hessian * np.outer(scale, scale))
+  flat = values < _FLAT
+  kept = vectors[:, ~flat] * scale[:, None]
+  return (kept / values[~flat]) @ kept.T, (vectors[:, flat] * scale[:, None]).T
+
+
+def of_gaussian(criterion: Gaussian, theta: np.ndarray, minimum: search.Minimum,
+                free: np.ndarray) -> Information:  # fmt: skip
+  """The information of a linear mixed model.
+
+  Args:
+    criterion: the profiled criterion.
+    theta: [k] the minimum.
+    minimum: over the free entries.
+    free: [k] which.
+
+  Returns:
+    The covariances, in the coordinates of the blocks.
+  """
+  blocks, k, p = criterion.blocks, len(theta), criterion.fixed
+  scale = sizes(blocks, theta)
+  part, flat = inverse(minimum.hessian, scale[free])
+  covariance, directions = np.zeros((k, k)), np.zeros((len(flat), k))
+  covariance[np.ix_(free, free)], directions[:, free] = part, flat
+  slopes = np.zeros((p + 1, k))
+  for i in np.flatnonzero(free):
+    h = np.zeros(k)
+    h[i] = 1e-4 * max(1.0, abs(theta[i]))
+    up, down = criterion.profile(theta + h), criterion.profile(theta - h)
+    slopes[:p, i] = (up.beta - down.beta) / (2 * h[i])
+    slopes[p, i] = np.log(up.residual / down.residual) / (2 * h[i])
+  at = criterion.profile(theta)
+  fixed = conditional(criterion, theta) + slopes[:p] @ covariance @ slopes[:p].T
+  return Information(
+    fixed,
+    covariance,
+    float(1 / (2 * criterion.freedom) + slopes[p] @ covariance @ slopes[p]),
+    covariance @ slopes[p],
+    directions @ slopes[:p].T / at.residual,
+    directions,
+    directions @ slopes[p],
+  )
+
+
+def conditional(criterion: Gaussian, theta: np.ndarray) -> np.ndarray:
+  """Cov(beta) [P, P] of a linear mixed model at given variances: s^2 (X'M^-1X)^-1.
+
+  Args:
+    criterion: the data.
+    theta: [k] the entries of Lambda.
+
+  Returns:
+    The matrix, in the coordinates of the blocks.
+  """
+  at = criterion.profile(theta)
+  return at.residual**2 * np.linalg.inv(at.cross)
+
+
+def of_hessian(blocks: Blocks, x: np.ndarray, minimum: search.Minimum,
+               free: np.ndarray) -> Information:  # fmt: skip
+  """The information of a criterion of x = (beta, theta).
+
+  Args:
+    blocks: the data.
+    x: [P + k] the minimum.
+    minimum: over the free entries.
+    free: [P + k] which.
+
+  Returns:
+    The covariances, in the coordinates of the blocks.
+  """
+  p, n = blocks.fixed.shape[1], len(x)
+  scale = np.concatenate([np.ones(p), sizes(blocks, x[p:])])
+  part, flat = inverse(minimum.hessian, scale[free])
+  covariance, directions = np.zeros((n, n)), np.zeros((len(flat), n))
+  covariance[np.ix_(free, free)], directions[:, free] = part, flat
+  return Information(
+    covariance[:p, :p],
+    covariance[p:, p:],
+    None,
+    np.zeros(n - p),
+    directions[:, :p],
+    directions[:, p:],
+    np.zeros(len(flat)),
+  )
+
+
+def touched(weights: np.ndarray, flat: np.ndarray, size: float) -> bool:
+  """Whether a linear function of parameters changes along one of the flat directions.
+
+  Args:
+    weights: [n] its weights.
+    flat: [r, n] directions.
+    size: what a step of one unit changes in it.
+
+  Returns:
+    True if it does.
+  """
+  return len(flat) > 0 and bool((np.abs(flat @ weights) > _TOUCHED * size).any())

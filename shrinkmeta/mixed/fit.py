@@ -1,0 +1,179 @@
+"""Fit a linear or generalised linear mixed model by maximum likelihood.
+
+    eta = offset + X beta + sum_k Z_k b_k,   b_k of a group ~ N(0, Sigma_k)
+    gaussian: y ~ N(eta, s^2 / w),  logistic: y ~ Binomial(n, 1 / (1 + e^-eta)),
+    poisson:  y ~ Poisson(e^eta)
+
+It is the hierarchical model of the library: the groups are tasks, beta is phi, b + beta is theta_t.
+The library's prior, one sigma a module, is the special case of a diagonal Sigma_k, `(x || g)`;
+`(x | g)` has a full one. Grouping factors are one factor, or nested.
+
+| estimator  | maximises                                                                     |
+|------------|-------------------------------------------------------------------------------|
+| ml         | the likelihood; Laplace's approximation where the family is not gaussian      |
+| reml       | the likelihood with beta integrated out; gaussian only                        |
+| predictive | log p of one half of every group, by effects from the other half, both ways   |
+
+A random effect is called by its column, "(Intercept)" or "Days", where the model has one grouping
+factor, and by its factor and column, "school:class (Intercept)", where it has several.
+"""
+
+import numpy as np
+
+from shrinkmeta.formulas.design import Design
+from shrinkmeta.mixed import checks, estimates
+from shrinkmeta.mixed.criteria import laplace, search
+from shrinkmeta.mixed.criteria.blocks import Blocks, blocks
+from shrinkmeta.mixed.criteria.families import Family
+from shrinkmeta.mixed.criteria.gaussian import Gaussian
+from shrinkmeta.mixed.criteria.laplace import Laplace
+from shrinkmeta.mixed.criteria.predictive import Predictive
+from shrinkmeta.mixed.result import Estimator, Fit, Maximum, report
+
+ESTIMATORS = ("ml", "reml", "predictive")
+
+
+def fit(
+  design: Design, family: Family = "gaussian", estimator: Estimator = "ml", *, seed: int = 0
+) -> Fit:
+  """Fit a mixed model.
+
+  The search starts at every local minimum of a grid over the random effects' standard deviations.
+  A standard deviation that is best at 0 is set to 0 and reported as singular.
+
+  Args:
+    design: the matrices of a formula, and the response.
+    family: "gaussian", "logistic" (of 0 and 1, or of successes with `design.trials`) or "poisson".
+    estimator: "ml", "reml" or "predictive".
+    seed: of the halves, for "predictive".
+
+  Returns:
+    The fit.
+
+  Raises:
+    ValueError: a response that the family cannot have; reml of a family other than gaussian;
+      crossed factors; a factor with one level; columns that depend on each other or are not finite.
+
+  >>> from shrinkmeta.formulas.design import Design, RandomTerm
+  >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
+  >>> one, batch = np.ones((9, 1)), np.repeat(np.arange(3), 3)
+  >>> term = RandomTerm("batch", ("A", "B", "C"), batch, ("(Intercept)",), one, False)
+  >>> found = fit(Design(y, "yield", one, ("(Intercept)",), (term,), np.zeros(9)), estimator="reml")
+  >>> round(found.fixed["(Intercept)"], 2), round(found.sd["(Intercept)"], 2)
+  (1528.89, 47.98)
+
+  References:
+    Bates, Maechler, Bolker, Walker (2015). Fitting linear mixed-effects models using lme4. Journal
+    of Statistical Software 67(1).
+  """
+  checks.check_response(design, family)
+  if estimator not in ESTIMATORS:
+    raise ValueError(f"estimator is {estimator!r}; it is one of {', '.join(ESTIMATORS)}.")
+  if estimator == "reml" and family != "gaussian":
+    raise ValueError(f"reml is for the gaussian family, and this is {family}; take estimator='ml'.")
+  data = blocks(design)
+  if estimator == "predictive":
+    found = _predictive(data, family, seed)
+  elif family == "gaussian":
+    found = _gaussian(data, estimator == "reml")
+  else:
+    found = _laplace(data, family)
+  return report(data, family, estimator, found)
+
+
+def best(objective: search.Objective, starts: list[np.ndarray]) -> search.Minimum:
+  """The lowest of the minima from several starts; the earlier one of two equal ones.
+
+  Args:
+    objective: x -> (value, gradient).
+    starts: one or more x.
+
+  Returns:
+    The minimum.
+  """
+  return min(
+    (search.minimise(objective, x) for x in starts), key=lambda found: round(found.value, 8)
+  )
+
+
+def count(data: Blocks) -> int:
+  """k, the number of entries of theta.
+
+  Args:
+    data: the blocks.
+
+  Returns:
+    The number.
+  """
+  return sum(len(level.places[0]) for level in data.levels)
+
+
+def _gaussian(data: Blocks, reml: bool) -> Maximum:
+  criterion = Gaussian(data, reml)
+  starts = search.starts(criterion.value, count(data), data.diagonal)
+  objective = criterion.value_and_gradient
+  minimum, theta, free = estimates.settle(objective, best(objective, starts), data, 0)
+  at = criterion.profile(theta)
+  return Maximum(
+    at.beta,
+    theta,
+    at.residual,
+    estimates.of_gaussian(criterion, theta, minimum, free),
+    estimates.conditional(criterion, theta),
+    criterion.log_likelihood(theta, at.beta, at.residual),
+    -at.value,
+    minimum,
+    criterion.quiet,
+  )
+
+
+def _laplace(data: Blocks, family: Family) -> Maximum:
+  criterion, p = Laplace(data, family), data.fixed.shape[1]
+  effects: dict[tuple[float, ...], np.ndarray] = {}
+
+  def value(theta: np.ndarray) -> float:
+    found, beta, _ = criterion.penalised(theta)
+    effects[tuple(theta)] = beta
+    return found
+
+  starts = search.starts(value, count(data), data.diagonal, laplace.GRID)
+  if not data.levels:
+    value(starts[0])
+  points = [np.concatenate([effects[tuple(theta)], theta]) for theta in starts]
+  objective = criterion.value_and_gradient
+  minimum, x, free = estimates.settle(objective, best(objective, points), data, p)
+  beta, theta = x[:p], x[p:]
+  cross = criterion.penalised(theta, beta)[2]
+  return Maximum(
+    beta,
+    theta,
+    None,
+    estimates.of_hessian(data, x, minimum, free),
+    np.linalg.pinv(cross, hermitian=True),
+    -minimum.value,
+    -minimum.value,
+    minimum,
+  )
+
+
+def _predictive(data: Blocks, family: Family, seed: int) -> Maximum:
+  criterion, p = Predictive(data, family, seed), data.fixed.shape[1]
+  if family == "gaussian":
+    beta = np.zeros(p)
+  else:
+    beta = Laplace(data, family).penalised(np.zeros(count(data)))[1]
+  value = lambda theta: criterion.value(np.concatenate([beta, theta]))
+  grid = search.GRID if family == "gaussian" else laplace.GRID
+  starts = search.starts(value, count(data), data.diagonal, grid)
+  objective = criterion.value_and_gradient
+  found = best(objective, [np.concatenate([beta, theta]) for theta in starts])
+  minimum, x, _ = estimates.settle(objective, found, data, p)
+  beta, theta, residual = x[:p], x[p:], None
+  if family == "gaussian":
+    residual = criterion.residual(x)
+    beta = criterion.start + beta * criterion.unit
+    log_p = Gaussian(data, False).log_likelihood(theta, beta, residual)
+  else:
+    log_p = -Laplace(data, family).value_and_gradient(x)[0]
+  nan = np.full((p, p), np.nan)
+  return Maximum(beta, theta, residual, None, nan, log_p, -minimum.value, minimum)

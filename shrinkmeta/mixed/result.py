@@ -1,0 +1,239 @@
+"""A fitted mixed model in the units of the data."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from shrinkmeta.mixed import estimates
+from shrinkmeta.mixed.criteria import search
+from shrinkmeta.mixed.criteria.blocks import Blocks, Level, key_of
+from shrinkmeta.mixed.criteria.families import Family
+
+Estimator = Literal["ml", "reml", "predictive"]
+_NORMAL = 1.959963984540054  # 97.5 % of a standard normal
+_NAN = (float("nan"), float("nan"))
+# A log standard deviation that is known to a factor of 20 is hardly known; so is an effect of 100
+# units of eta, or of 1,000 residuals, for a column of size 1.
+_WIDE_LOG, _WIDE_ETA, _WIDE_RESIDUALS = 3.0, 100.0, 1000.0
+_STILL = 1e-6  # the largest gradient, per row and in scaled coordinates, of a fit that converged
+
+
+class Fit(NamedTuple):
+  """A fitted mixed model, in the units of the data.
+
+  Errors and intervals are nan if the estimator is "predictive": its criterion is no log likelihood,
+  so its curvature does not say how far the estimates are off.
+
+  Attributes:
+    family, estimator: as asked for.
+    fixed: {name: estimate} of the fixed effects.
+    fixed_se: {name: standard error} from the observed information of all parameters; inf for an
+      effect that the data do not determine.
+    fixed_se_conditional: the same at given variances, as lme4 prints them for linear models.
+    fixed_covariance: [P, P] behind `fixed_se`; nan for effects that are not determined.
+    sd: {name: standard deviation} of the random effects; 0 for a boundary estimate.
+    sd_interval: {name: (low, high)}, 95 %, Wald's on the log scale; nan on the boundary.
+    correlation: {(name, name): correlation} of the effects of correlated terms; nan beside an sd of
+      0.
+    residual, residual_interval: the residual standard deviation; None if not gaussian.
+    log_likelihood: not restricted, with all constants, at the estimates; Laplace's approximation if
+      not gaussian.
+    criterion: what was maximised: log likelihood, restricted one, or l_PLL.
+    singular: names of the effects whose sd is 0.
+    undetermined: what the data leave open or nearly so: names of fixed effects, "sd of NAME",
+      "residual".
+    converged: whether the search ended at a maximum.
+    gradient: largest entry of the criterion's gradient at the end, per row, in scaled coordinates.
+    rows: N.
+    groups: {grouping factor: number of groups}.
+    parameters: (fixed effects, variances, covariances, residual variances) that were estimated.
+    covariances: Sigma_k [q_k, q_k] of every random term of the design.
+    singular_correlation: names of the grouping factors with a term whose covariance has no full
+      rank although no standard deviation in it is 0, such as a correlation of 1.
+  """
+
+  family: Family
+  estimator: Estimator
+  fixed: dict[str, float]
+  fixed_se: dict[str, float]
+  fixed_se_conditional: dict[str, float]
+  fixed_covariance: np.ndarray
+  sd: dict[str, float]
+  sd_interval: dict[str, tuple[float, float]]
+  correlation: dict[tuple[str, str], float]
+  residual: float | None
+  residual_interval: tuple[float, float] | None
+  log_likelihood: float
+  criterion: float
+  singular: tuple[str, ...]
+  undetermined: tuple[str, ...]
+  converged: bool
+  gradient: float
+  rows: int
+  groups: dict[str, int]
+  parameters: tuple[int, int, int, int]
+  covariances: tuple[np.ndarray, ...]
+  singular_correlation: tuple[str, ...]
+
+
+class Maximum(NamedTuple):
+  """A maximum in the coordinates of the blocks.
+
+  Attributes:
+    beta: [P] fixed effects.
+    theta: [k] the entries of Lambda.
+    residual: s in the units of the data; None if not gaussian.
+    information: covariances of the parameters; None for a criterion that is no log likelihood.
+    conditional: [P, P] covariance of beta at given variances.
+    log_likelihood, criterion: as in `Fit`.
+    minimum: the end of the search.
+    quiet: a residual of this size or less is rounding.
+  """
+
+  beta: np.ndarray
+  theta: np.ndarray
+  residual: float | None
+  information: estimates.Information | None
+  conditional: np.ndarray
+  log_likelihood: float
+  criterion: float
+  minimum: search.Minimum
+  quiet: float = 0.0
+
+
+def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -> Fit:
+  """The fit in the units of the data.
+
+  Args:
+    data: the blocks.
+    family, estimator: as asked for.
+    found: the maximum.
+
+  Returns:
+    The fit.
+  """
+  design, rows = data.design, len(data.response)
+  names = design.fixed_names
+  covariance = np.full((len(names),) * 2, np.nan)
+  error = np.full(len(names), np.nan)
+  open_: list[str] = []
+  if (known := found.information) is not None:
+    covariance = data.back @ known.beta @ data.back.T
+    error = np.sqrt(np.diag(covariance))
+    size = np.sqrt(np.mean(np.square(design.fixed), 0)) if len(names) else np.zeros(0)
+    unit = _WIDE_ETA if found.residual is None else _WIDE_RESIDUALS * found.residual
+    for j, name in enumerate(names):
+      row = data.back[j]
+      flat = estimates.touched(row, known.flat_beta, float(np.linalg.norm(row)))
+      if flat or not error[j] * size[j] < unit:
+        open_.append(name)
+        if flat:
+          covariance[j], covariance[:, j], error[j] = np.nan, np.nan, np.inf
+  random = _Random(data, found)
+  residual_interval = None
+  if found.residual is not None:
+    residual_interval = _NAN
+    if known is not None:
+      flat = bool((np.abs(known.flat_residual) > 1e-3).any())
+      se = float(np.sqrt(known.log_residual or 0.0))
+      residual_interval = _NAN if flat else _log_interval(found.residual, se)
+      if flat or not se < _WIDE_LOG or found.residual <= found.quiet:
+        random.open.append("residual")
+  largest = float(np.abs(found.minimum.gradient).max(initial=0.0)) / rows
+  fixed = data.back @ found.beta
+  table = lambda values: dict(zip(names, map(float, values), strict=True))
+  return Fit(
+    family,
+    estimator,
+    table(fixed),
+    table(error),
+    table(np.sqrt(np.diag(data.back @ found.conditional @ data.back.T))),
+    covariance,
+    random.sd,
+    random.interval,
+    random.correlation,
+    found.residual,
+    residual_interval,
+    float(found.log_likelihood),
+    float(found.criterion),
+    tuple(name for name, sd in random.sd.items() if sd == 0),
+    tuple(open_ + random.open),
+    found.minimum.converged and largest < _STILL,
+    largest,
+    rows,
+    {level.factor: len(level.starts) for level in data.levels},
+    (
+      len(names),
+      len(data.keys),
+      len(found.theta) - len(data.keys),
+      int(found.residual is not None),
+    ),
+    random.covariances,
+    random.degenerate,
+  )
+
+
+def _log_interval(value: float, se: float) -> tuple[float, float]:
+  return float(value * np.exp(-_NORMAL * se)), float(value * np.exp(_NORMAL * se))
+
+
+class _Random:
+  """Standard deviations, intervals and correlations of the random effects."""
+
+  def __init__(self, data: Blocks, found: Maximum):
+    self.sd: dict[str, float] = {}
+    self.interval: dict[str, tuple[float, float]] = {}
+    self.correlation: dict[tuple[str, str], float] = {}
+    self.open: list[str] = []
+    degenerate, by_column, at = [], {}, 0
+    scale = 1.0 if found.residual is None else found.residual
+    for level, matrix in zip(data.levels, data.lambdas(found.theta), strict=True):
+      rows = level.back @ matrix * scale
+      covariance = rows @ rows.T
+      sds = np.sqrt(np.diag(covariance))
+      places = slice(at, at + len(level.places[0]))
+      at = places.stop
+      for j, key in enumerate(level.keys):
+        by_column[key] = covariance[j]
+        self.sd[key] = float(sds[j])
+        self.interval[key] = _NAN
+        if sds[j] > 0 and found.information is not None:
+          self._interval(key, level, rows[j] / scale, j, places, found.information)
+      for low, high in level.correlated:
+        for i in range(low, high):
+          for j in range(low, i):
+            product = sds[i] * sds[j]
+            value = float(covariance[i, j] / product) if product > 0 else float("nan")
+            self.correlation[level.keys[j], level.keys[i]] = value
+        some = np.diag(matrix)[low:high] == 0
+        if some.any() and (sds[low:high] > 0).all():
+          degenerate.append(level.factor)
+    self.degenerate = tuple(dict.fromkeys(degenerate))
+    self.covariances = _by_term(data, by_column)
+
+  def _interval(self, key: str, level: Level, row: np.ndarray, j: int, places: slice,
+                known: estimates.Information) -> None:  # fmt: skip
+    """By the derivative of log sd_j = log s + log |row j of T Lambda| with respect to theta."""
+    r, c = level.places
+    slope = np.zeros(known.theta.shape[0])
+    slope[places] = row[c] * level.back[j, r] / float(row @ row)
+    variance = float(slope @ known.theta @ slope)
+    along = known.flat_theta @ slope
+    if known.log_residual is not None:
+      variance += known.log_residual + 2 * float(slope @ known.mixed)
+      along = along + known.flat_residual
+    flat = bool((np.abs(along) > 1e-3).any())
+    se = float(np.sqrt(max(variance, 0.0)))
+    self.interval[key] = _NAN if flat else _log_interval(self.sd[key], se)
+    if flat or not se < _WIDE_LOG:
+      self.open.append(f"sd of {key}")
+
+
+def _by_term(data: Blocks, by_column: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+  """Sigma_k of every term of the design, in the order of its columns."""
+  place = {key: j for level in data.levels for j, key in enumerate(level.keys)}
+  found = []
+  for term in data.design.random:
+    keys = [key_of(term.group, name, len(data.levels) > 1) for name in term.names]
+    found.append(np.array([[by_column[a][place[b]] for b in keys] for a in keys]))
+  return tuple(found)

@@ -1,0 +1,181 @@
+"""Profile intervals and likelihood-ratio tests, against published ones and dense densities."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+
+from shrinkmeta.mixed import compare
+from shrinkmeta.mixed.fit import fit
+from shrinkmeta.mixed.intervals import profile_interval
+from tests.mixed import designs
+from tests.mixed.designs import DATA, ONE, design, needs_data, read
+
+
+def test_dyestuff():
+  """lme4's profile of the maximum likelihood fit."""
+  made = designs.dyestuff()
+  found = fit(made)
+  assert profile_interval(found, made, ONE) == pytest.approx((12.1975, 84.0634), abs=2e-3)
+  assert profile_interval(found, made, "residual") == pytest.approx((38.2301, 67.6577), abs=2e-3)
+
+
+@needs_data
+def test_sleepstudy():
+  """lme4's profile of a correlated term."""
+  table = read(DATA / "sleepstudy.csv")
+  made = design(table, "Reaction", [ONE, "Days"], ("Subject", [ONE, "Days"], True))
+  found = fit(made)
+  assert profile_interval(found, made, ONE) == pytest.approx((14.3814, 37.7160), abs=2e-3)
+  assert profile_interval(found, made, "Days") == pytest.approx((3.8012, 8.7534), abs=2e-3)
+  assert profile_interval(found, made, "residual") == pytest.approx((22.8983, 28.8580), abs=2e-3)
+
+
+@pytest.mark.parametrize("estimator", ("ml", "reml"))
+def test_the_likelihood_at_the_ends(estimator):
+  """The dense density, maximised at each end over the residual, lies chi2 / 2 below the maximum."""
+  made = designs.dyestuff()
+  found = fit(made, estimator=estimator)
+  low, high = profile_interval(found, made, ONE, 0.8)
+
+  def best(sd):
+    def value(log_residual):
+      sigma, residual = [np.array([[sd**2]])], np.exp(log_residual)
+      if estimator == "reml":
+        return -designs.dense(made, None, sigma, residual, reml=True)
+      return -designs.dense(made, np.array([made.response.mean()]), sigma, residual)
+
+    return -scipy.optimize.minimize_scalar(value, bounds=(2, 6), method="bounded").fun
+
+  for end in (low, high):
+    assert found.criterion - best(end) == pytest.approx(scipy.stats.chi2.ppf(0.8, 1) / 2, abs=1e-4)
+
+
+def test_counts_at_the_ends_and_on_the_boundary():
+  rng = np.random.default_rng(1)
+  g = np.repeat(np.arange(8), 5)
+  y = rng.poisson(np.exp(1 + 0.6 * rng.normal(size=8)[g])) * 1.0
+  made = design({"y": y, "g": g}, "y", [ONE], ("g", [ONE], False))
+  found = fit(made, "poisson")
+  low, high = profile_interval(found, made, ONE)
+  wald = found.sd_interval[ONE]
+  assert 0 < low < found.sd[ONE] < high
+  assert low == pytest.approx(wald[0], rel=0.3) and high == pytest.approx(wald[1], rel=0.3)
+  still = made._replace(response=np.tile([2.0, 3.0, 4.0, 3.0, 2.0], 8))
+  found = fit(still, "poisson")
+  low, high = profile_interval(found, still, ONE)
+  assert found.singular == (ONE,) and low == 0 and 0.05 < high < 1
+
+
+def test_names_and_levels():
+  made = designs.dyestuff()
+  found = fit(made)
+  with pytest.raises(ValueError, match="no standard deviation 'x'; the fit has .Intercept., resid"):
+    profile_interval(found, made, "x")
+  with pytest.raises(ValueError, match="level is 95"):
+    profile_interval(found, made, ONE, 95)
+  with pytest.raises(ValueError, match="predictive criterion is no log likelihood"):
+    profile_interval(fit(made, estimator="predictive"), made, ONE)
+
+
+def models(seed=0):
+  """The same response by models from one mean to (x | g)."""
+  rng = np.random.default_rng(seed)
+  g, x = np.repeat(np.arange(10), 6), rng.normal(size=60)
+  table = {"x": x, "g": g, "y": rng.normal(size=60) + 0.5 * rng.normal(size=10)[g]}
+  fixed = [ONE, "x"]
+  return {
+    "mean": design(table, "y", [ONE]),
+    "line": design(table, "y", fixed),
+    "levels": design(table, "y", fixed, ("g", [ONE], False)),
+    "slopes": design(table, "y", fixed, ("g", [ONE, "x"], False)),
+    "full": design(table, "y", fixed, ("g", [ONE, "x"], True)),
+  }
+
+
+@pytest.mark.parametrize(
+  "small,large,mixture",
+  (
+    ("mean", "line", {1: 1.0}),
+    ("mean", "levels", {1: 0.5, 2: 0.5}),
+    ("line", "levels", {0: 0.5, 1: 0.5}),
+    ("line", "slopes", {0: 0.25, 1: 0.5, 2: 0.25}),
+    ("levels", "full", {1: 0.5, 2: 0.5}),
+    ("slopes", "full", {1: 1.0}),
+  ),
+)
+def test_the_mixture(small, large, mixture):
+  made = models()
+  one, two = fit(made[small]), fit(made[large])
+  found = compare.likelihood_ratio(one, two)
+  assert found.mixture == mixture
+  statistic = 2 * (two.log_likelihood - one.log_likelihood)
+  assert found.statistic == pytest.approx(max(statistic, 0), abs=1e-9)
+  tail = lambda df: scipy.stats.chi2.sf(statistic, df) if df else float(statistic <= 0)
+  want = sum(weight * tail(df) for df, weight in mixture.items())
+  assert found.p_value == pytest.approx(want, abs=1e-9)
+
+
+def test_fits_that_cannot_be_compared():
+  made = models()
+  fits = {name: fit(one) for name, one in made.items()}
+  with pytest.raises(ValueError, match="-1 more fixed effects.*Pass the smaller model first"):
+    compare.likelihood_ratio(fits["line"], fits["mean"])
+  with pytest.raises(ValueError, match="2 more variances with 1 covariances.*bootstrap"):
+    compare.likelihood_ratio(fits["line"], fits["full"])
+  with pytest.raises(ValueError, match="'ml', 60.* and .*'reml', 60"):
+    compare.likelihood_ratio(fits["line"], fit(made["levels"], estimator="reml"))
+  restricted = [fit(made[name], estimator="reml") for name in ("mean", "levels")]
+  with pytest.raises(ValueError, match="restricted likelihoods of other fixed effects"):
+    compare.likelihood_ratio(*restricted)
+
+
+def test_the_p_value_is_uniform_where_there_is_no_variance():
+  """P(p <= 0.1) of 300 data sets without variation between groups: 0.1 by the mixture."""
+  rng = np.random.default_rng(5)
+  g = np.repeat(np.arange(12), 5)
+  small, count = 0, 300
+  for _ in range(count):
+    table = {"g": g, "y": rng.normal(size=60)}
+    null = fit(design(table, "y", [ONE]))
+    small += (
+      compare.likelihood_ratio(null, fit(design(table, "y", [ONE], ("g", [ONE], False)))).p_value
+      <= 0.1
+    )
+  assert abs(small / count - 0.1) < 3.5 * np.sqrt(0.09 / count)
+
+
+def test_the_bootstrap_agrees_with_the_mixture():
+  made = models(3)
+  by_theory = compare.likelihood_ratio(fit(made["line"]), fit(made["levels"]))
+  drawn = compare.bootstrap(made["line"], made["levels"], draws=150, seed=1)
+  assert drawn.statistic == pytest.approx(by_theory.statistic)
+  assert drawn.p_value == pytest.approx(by_theory.p_value, abs=0.1)
+  again = compare.bootstrap(made["line"], made["levels"], draws=5, seed=1)
+  assert again == compare.bootstrap(made["line"], made["levels"], draws=5, seed=1)
+
+
+@pytest.mark.parametrize("family", ("gaussian", "logistic", "poisson"))
+def test_simulated_responses_have_the_moments_of_the_model(family):
+  responses = {"gaussian": "y", "logistic": "wins", "poisson": "count"}
+  made = designs.nested(response=responses[family])
+  found = fit(made, family)
+  draws = np.stack([compare.simulate(found, made, number=i) for i in range(400)])
+  assert (draws[0] == compare.simulate(found, made)).all() and (draws[0] != draws[1]).any()
+  if family == "gaussian":
+    v = designs.marginal(made, found.covariances, found.residual)
+    beta = np.array(list(found.fixed.values()))
+    z = (draws.mean(0) - made.fixed @ beta) / np.sqrt(np.diag(v) / 400)
+    assert np.abs(z).max() < 4.5
+    ratio = draws.var(0) / np.diag(v)
+    assert abs(ratio.mean() - 1) < 0.05
+  else:
+    assert (draws == np.round(draws)).all() and draws.min() >= 0
+    if family == "logistic":
+      assert (draws <= made.trials).all()
+
+
+def test_weights_of_counts_cannot_be_simulated():
+  made = designs.nested(response="count", weights=np.full(90, 2.0))
+  with pytest.raises(ValueError, match="no distribution to draw from"):
+    compare.simulate(fit(made, "poisson"), made)
