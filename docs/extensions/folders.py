@@ -1,0 +1,48 @@
+"""Give the README.md of a folder the pages of that folder as its children in the site's contents.
+
+The files themselves hold ordinary links only, as GitHub shows no toctree.
+"""
+
+import posixpath
+
+from sphinx.application import Sphinx
+
+
+def children_of(docname: str, pages: set[str]) -> list[str]:
+  """The pages beside a README and the READMEs of the folders below it, nearest first.
+
+  Args:
+    docname: a page such as results/README.
+    pages: the names of all pages.
+
+  Returns:
+    the names relative to the folder. A README below another README of the folder is left out.
+  """
+  folder = posixpath.dirname(docname)
+  inside = [posixpath.relpath(page, folder) for page in pages if page.startswith(f"{folder}/")]
+  found = []
+  for page in sorted(inside, key=_order):
+    above = posixpath.dirname(page)
+    nested = any(above.startswith(posixpath.dirname(x) + "/") for x in found if "/" in x)
+    if page != "README" and ("/" not in page or page.endswith("/README")) and not nested:
+      found.append(page)
+  return found
+
+
+def _order(page: str) -> tuple[int, list[tuple[str, int]]]:
+  """READMEs of few folders first; k2 before k10."""
+  parts = page.replace("/", "_").split("_")
+  number = lambda part: int("".join(c for c in part if c.isdigit()) or 0)
+  return page.count("/"), [(part.rstrip("0123456789"), number(part)) for part in parts]
+
+
+def add_children(app: Sphinx, docname: str, source: list[str]) -> None:
+  """Append a hidden toctree to the README of a folder."""
+  if docname.endswith("/README") and (children := children_of(docname, app.env.found_docs)):
+    source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(children) + "\n```\n"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+  """Connect to Sphinx."""
+  app.connect("source-read", add_children)
+  return {"parallel_read_safe": True, "parallel_write_safe": True}
