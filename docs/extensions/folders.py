@@ -3,6 +3,7 @@
 The files themselves hold ordinary links only, as GitHub shows no toctree.
 """
 
+import fnmatch
 import posixpath
 
 from sphinx.application import Sphinx
@@ -42,7 +43,18 @@ def add_children(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(children) + "\n```\n"
 
 
+def drop_empty_patterns(app: Sphinx, docname: str, source: list[str]) -> None:
+  """Drop the patterns of the first page, such as notebooks/*, that match no page of this tree."""
+  if docname != app.config.root_doc:
+    return
+  folder = posixpath.dirname(docname)
+  pages = [posixpath.relpath(page, folder) for page in app.env.found_docs]
+  empty = lambda line: "*" in line and not fnmatch.filter(pages, line.strip())
+  source[0] = "\n".join(line for line in source[0].splitlines() if not empty(line)) + "\n"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
   """Connect to Sphinx."""
   app.connect("source-read", add_children)
+  app.connect("source-read", drop_empty_patterns)
   return {"parallel_read_safe": True, "parallel_write_safe": True}
