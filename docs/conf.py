@@ -25,6 +25,7 @@ extensions = [
   "sphinx.ext.autodoc",
   "sphinx.ext.napoleon",
   "sphinx_copybutton",
+  "tables",
 ]
 root_doc = "docs/index"
 include_patterns = [
@@ -72,6 +73,7 @@ napoleon_use_rtype = False
 # A formula is an indented block of text; no language colours it.
 highlight_language = "none"
 pygments_style = "friendly"
+pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_title = "shrinkmeta"
