@@ -1,10 +1,11 @@
-"""What makes the site of the documents: docstrings become reStructuredText, and links are checked.
+"""The site of the documents and the text of the wheel: docstrings, links, README.md.
 
 `.ci/run` builds the whole site. These are the parts that need no Sphinx.
 """
 
 import importlib.util
 import pathlib
+import re
 import types
 
 import pytest
@@ -15,14 +16,15 @@ ROOT = pathlib.Path(__file__).absolute().parents[1]
 
 
 def module_of(path: str) -> types.ModuleType:
-  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / "docs" / path)
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, ROOT / path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
 
 
-DOCSTRINGS, CHECK = module_of("extensions/docstrings.py"), module_of("check_site.py")
+DOCSTRINGS, CHECK = module_of("docs/extensions/docstrings.py"), module_of("docs/check_site.py")
+SETUP = module_of("setup.py")
 
 
 def test_formulas_and_tables_are_literal_blocks():
@@ -65,6 +67,14 @@ def test_comments_beside_fields_become_attributes():
   assert lines[1] == "Attributes:" and lines[2].startswith("  residual: [] |b - K w| / |b|. CG and")
   assert [line.split(":")[0].strip() for line in lines[2:-1]] == list(sm.SolveInfo._fields)
   assert DOCSTRINGS.fields_from_comments(sm.Posterior) == []
+
+
+def test_the_text_of_the_wheel_has_no_link_into_the_repository():
+  text = "<!-- a -->\n# T\n\n![p](a/b.png)\n\n[x](docs/x.md#y) [z](https://z.org)\n[`f`](f.py)\n"
+  assert SETUP.long_description(text) == "# T\n\nx [z](https://z.org)\n`f`\n"
+  whole = SETUP.long_description((ROOT / "README.md").read_text(encoding="utf-8"))
+  assert "](https://arxiv.org" in whole and "```python" in whole
+  assert not [target for target in re.findall(r"\]\(([^)]*)\)", whole) if ":" not in target]
 
 
 def site(folder, links):
