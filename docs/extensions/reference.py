@@ -53,7 +53,7 @@ def slug_of(title: str) -> str:
 
 def functions_of(module: Any) -> list[str]:
   """The public names that a module defines or lists in its `__all__`."""
-  own = lambda value: getattr(value, "__module__", None) == module.__name__
+  own = lambda value: (getattr(value, "__module__", None) or "").startswith(module.__name__)
   names = [n for n, v in vars(module).items() if not n.startswith("_") and own(v)]
   names = list(getattr(module, "__all__", names))
   return [n for n in names if inspect.isfunction(getattr(module, n)) or _is_class(module, n)]
