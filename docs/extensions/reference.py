@@ -6,6 +6,7 @@ that all text comes from the docstrings. They lie in docs/reference/, which git 
 
 import ast
 import inspect
+import operator
 import pathlib
 import re
 import textwrap
@@ -56,11 +57,11 @@ def functions_of(module: Any) -> list[str]:
   own = lambda value: (getattr(value, "__module__", None) or "").startswith(module.__name__)
   names = [n for n, v in vars(module).items() if not n.startswith("_") and own(v)]
   names = list(getattr(module, "__all__", names))
-  return [n for n in names if inspect.isfunction(getattr(module, n)) or _is_class(module, n)]
+  return [n for n in names if inspect.isfunction(f := getattr(module, n)) or _is_class(f)]
 
 
-def _is_class(module: Any, name: str) -> bool:
-  value = getattr(module, name)
+def _is_class(value: Any) -> bool:
+  """Whether a value is a class, and not a type such as dict[str, Any]."""
   return inspect.isclass(value) and not hasattr(value, "__origin__")
 
 
@@ -70,10 +71,12 @@ def summary_of(name: str) -> str:
 
 
 def text_of(name: str) -> str:
-  """The docstring of a public name. For a constant or a type, the comment at its assignment, or
-  else the docstring of the file."""
-  value = getattr(sm, name)
-  if inspect.isfunction(value) or _is_class(sm, name) or inspect.ismodule(value):
+  """The docstring of a public name, such as fit or lora.init.
+
+  For a constant or a type it is the comment at its assignment, or else the docstring of the file.
+  """
+  value = operator.attrgetter(name)(sm)
+  if inspect.isfunction(value) or inspect.ismodule(value) or _is_class(value):
     return inspect.getdoc(value) or ""
   imports = [node for node in ast.parse(_door()).body if isinstance(node, ast.ImportFrom)]
   home = next(x.module for x in imports if name in {alias.name for alias in x.names})
@@ -89,16 +92,15 @@ def _door() -> str:
 def directive(name: str, path: str | None = None) -> str:
   """The autodoc directive of a public name."""
   path = path or f"shrinkmeta.{name}"
-  value = sm
-  for part in path.split(".")[1:]:
-    value = getattr(value, part)
+  value: Any = operator.attrgetter(path.partition(".")[2])(sm)
   if inspect.ismodule(value):
-    inner = [directive(n, f"{path}.{n}") for n in functions_of(value)]
+    names = [f"{name}.{n}" for n in functions_of(value)]
+    inner = [directive(n, f"shrinkmeta.{n}") for n in names]
     text = "\n".join(to_rst(inspect.cleandoc(value.__doc__ or "").splitlines()))
     title = f"sm.{name}"
     heading = f"{title}\n{'-' * len(title)}\n\n.. py:module:: {path}"
-    return "\n\n".join([heading, text, *inner])
-  if inspect.isclass(value) and not hasattr(value, "__origin__"):
+    return "\n\n".join([heading, text, "\n".join(table_of(names)), *inner])
+  if _is_class(value):
     members = f"\n   :members: {', '.join(own)}" if (own := methods_of(value)) else ""
     text = f".. autoclass:: {path}{members}"
     if value is sm.MetaLearner:
@@ -197,15 +199,23 @@ def read_docstring(
   lines[:] = to_rst(lines)
 
 
-def show_defaults(
+def signature_as_written(
   app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: Any
 ) -> tuple[str | None, Any] | None:
-  """Write optax.adam(1e-3) in a signature, where the code has the name of a constant."""
-  if not signature or not inspect.isfunction(thing):
+  """Show a signature with the names of types that the code uses, such as Labels and Batching.
+
+  A default that is a constant of the file, such as PHI_OPTIMIZER, is shown as its value.
+  """
+  if not inspect.isfunction(thing):
     return None
+  node = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+  assert isinstance(node, ast.FunctionDef)
+  if what == "method" and node.args.args[0].arg in ("self", "cls"):
+    del node.args.args[0]
   known = constants_of(pathlib.Path(inspect.getfile(thing)).read_text(encoding="utf-8"))
   value = lambda match: "=" + known.get(match[1], match[1])
-  return re.sub(r"=([A-Z][A-Z_]+)\b", value, signature.replace(" = ", "=")), returns
+  arguments = re.sub(r"=([A-Z][A-Z_]+)\b", value, ast.unparse(node.args))
+  return f"({arguments})", ast.unparse(node.returns) if node.returns else None
 
 
 def constants_of(source: str) -> dict[str, str]:
@@ -222,5 +232,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
   app.setup_extension("sphinx.ext.autodoc")
   app.connect("builder-inited", write_pages)
   app.connect("autodoc-process-docstring", read_docstring, priority=400)
-  app.connect("autodoc-process-signature", show_defaults)
+  app.connect("autodoc-process-signature", signature_as_written)
   return {"parallel_read_safe": True, "parallel_write_safe": True}
