@@ -97,7 +97,7 @@ class Deltas:
 
   @property
   def fingerprint(self) -> dict[str, str]:
-    """{path: dtype, shape, SHA-256} of each leaf of the phi from which the tasks were adapted."""
+    """The dtype, shape and SHA-256 of each leaf of the phi that the tasks started from, by path."""
     return self.about.fingerprint
 
   @property

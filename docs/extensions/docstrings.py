@@ -1,0 +1,102 @@
+"""Docstrings of the library as reStructuredText that Sphinx's napoleon extension can read.
+
+The docstrings are written for people who read the code: formulas are indented text, and a vertical
+bar or an asterisk stands for itself. reStructuredText would read these as its own marks.
+"""
+
+import inspect
+import re
+
+_TITLE = re.compile(r"[A-Z]\w+:$")
+_CODE = re.compile(r"(`[^`]+`)")
+
+
+def to_rst(lines: list[str]) -> list[str]:
+  """Return the lines of a docstring as reStructuredText with Google's sections.
+
+  Args:
+    lines: the docstring without its common indentation.
+
+  Returns:
+    the lines in which indented formulas are literal blocks, special characters of the prose are
+    escaped, and a heading stands above the first example.
+  """
+  found: list[str] = []
+  blank, in_text, example, n = True, True, False, 0
+  while n < len(lines):
+    line = lines[n]
+    indent = len(line) - len(line.lstrip())
+    if _TITLE.match(line):
+      in_text, example = False, example or line == "Example:"
+    elif line and not indent:
+      in_text = True
+    if line.lstrip().startswith(">>>"):
+      if not example and not indent:
+        found += [".. rubric:: Example", ""]
+        example = True
+      while n < len(lines) and lines[n].strip():
+        found.append(lines[n])
+        n += 1
+      blank = False
+      continue
+    if in_text and blank and (indent or line.startswith("|")):  # a formula or a table
+      block = _block(lines[n:], bool(indent))
+      found += ["::", "", *("  " + x for x in block), ""]
+      n += len(block)
+      continue
+    if line.startswith("References:"):
+      found.append("**References.** " + escaped(line.removeprefix("References:").strip()))
+      while n + 1 < len(lines) and lines[n + 1].strip():
+        n += 1
+        found.append(escaped(lines[n].strip()))
+    else:
+      found.append(escaped(line))
+    blank, n = not line.strip(), n + 1
+  return found
+
+
+def _block(lines: list[str], indented: bool) -> list[str]:
+  """The lines up to the next blank one or, if `indented`, up to the next that is not indented."""
+  ends = lambda x: bool(x) and not x[0].isspace() if indented else not x.strip()
+  end = next((i for i, x in enumerate(lines) if ends(x)), len(lines))
+  while not lines[end - 1].strip():
+    end -= 1
+  return lines[:end]
+
+
+def escaped(line: str) -> str:
+  """Escape what reStructuredText would read as a mark, outside of `code` and **bold**."""
+  parts = _CODE.split(line)
+  for n in range(0, len(parts), 2):
+    text = parts[n].replace("\\", "\\\\").replace("|", r"\|")
+    text = re.sub(r"(?<!\*)\*(?!\*)", r"\*", text)
+    text = re.sub(r"\*\*(?=[\w,: ]+:)(?!.*\*\*)", r"\*\*", text)  # **kwargs: of a list of arguments
+    parts[n] = re.sub(r"(?<=\w)_(?!\w)", r"\_", text)
+  return "".join(parts)
+
+
+def fields_from_comments(cls: type) -> list[str]:
+  """Return a section "Attributes:" from the comments beside the fields of a NamedTuple.
+
+  Args:
+    cls: the class. A comment stands after a field on its line, or on the lines above it.
+
+  Returns:
+    the lines of the section; none if the class has no such comment.
+  """
+  fields = getattr(cls, "_fields", ())
+  above: list[str] = []
+  found: list[str] = []
+  for line in inspect.getsource(cls).splitlines():
+    field = re.match(r"  (\w+): [^#]*(?:#\s*(.*))?$", line)
+    comment = re.match(r"  #\s*(.*)", line)
+    if comment:
+      above.append(comment[1])
+    elif field and field[1] in fields:
+      words = " ".join(above) or field[2]
+      if words:
+        found.append(f"  {field[1]}: {words}")
+      above = []
+    else:
+      above = []
+  return ["", "Attributes:", *found, ""] if found else []
