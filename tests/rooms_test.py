@@ -32,6 +32,7 @@ ROOMS = (
   "choice",
   "adapters",
   "serving",
+  "plots",
   "__init__",
 )
 FOREIGN = ("experiments", "tests")
