@@ -19,7 +19,7 @@ _MOST = 1e3  # nats, or this times the lowest loss if that is above 1; the panel
 
 
 def adaptation_curves(
-  evaluations: Mapping[str, Mapping[float, Evaluation]],
+  evaluations: Mapping[str, Mapping[int, Evaluation] | Mapping[float, Evaluation]],
   *,
   xlabel: str = "adaptation steps",
   colors: Mapping[str, Any] | None = None,

@@ -86,8 +86,10 @@ def figure(
   """
   import_matplotlib()
   from matplotlib.figure import Figure
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-  made = Figure(figsize=(width, height), layout="constrained")
+  layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05)  # inches
+  made = Figure(figsize=(width, height), layout=layout)
   panels = list(made.subplots(rows, columns, squeeze=False, **options).ravel())
   for ax in panels:
     ax.spines[["top", "right"]].set_visible(False)
