@@ -1,5 +1,6 @@
 """Shrinkage meta-learning: learn which modules are task-specific, and how far each may adapt."""
 
+from shrinkmeta import plots
 from shrinkmeta.adapters import export, lora
 from shrinkmeta.algorithms.at_the_mode import empirical_bayes, imaml, sigma_imaml, sigma_reptile
 from shrinkmeta.algorithms.baselines import anil, boil, fine_tuning, hand_picked, no_adaptation
@@ -111,6 +112,8 @@ __all__ = (
   "Choice", "choose_modules",
   "Deltas", "deltas", "export", "load_deltas", "lora", "predict_tasks", "rounding_loss",
   "save_deltas",
+  # Pictures.
+  "plots",
   # Check the gradient.
   "GradientCheck", "check_meta_gradient",
 )

@@ -34,6 +34,7 @@ ROOMS = (
   "choice",
   "adapters",
   "serving",
+  "plots",
   "__init__",
 )
 FOREIGN = ("experiments", "tests")

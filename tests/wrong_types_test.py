@@ -20,6 +20,7 @@ import pytest
 from flax import nnx
 
 import shrinkmeta as sm
+from shrinkmeta.choice.tables import CurvePoint, ModuleLoss
 
 PARAMS = {"w": jnp.zeros(2), "b": jnp.zeros([])}
 LABELS = {"w": "body", "b": "head"}
@@ -81,6 +82,12 @@ def saved():
   folder = os.path.join(tempfile.mkdtemp(), "deltas")
   sm.save_deltas(folder, deltas())
   return folder
+
+
+def chosen():
+  row = ModuleLoss("head", 0.3, 0.1, 1, 4, 1.0, 0.1, 1.2, 0.1)
+  point = CurvePoint(None, (), 1.2, 0.1, 0.0, 0, 0, 0.1)
+  return sm.Choice((), (row,), (point, point), 2, 0, None)
 
 
 @functools.cache
@@ -164,6 +171,16 @@ OWN = {
   "lora.merge": {"params": KERNEL},
   "mean_and_scale": {"outputs": jnp.full((4, 2), -0.5)},
   "paired": {"a": EVALUATION, "b": EVALUATION},
+  "plots.adaptation_curves": {"evaluations": {"maml": {0: EVALUATION}}},
+  "plots.choice_curve": {"choice": lambda: chosen()},
+  "plots.reliability_diagram": {
+    "log_probabilities": np.log(np.full((2, 2), 0.5)),
+    "targets": np.array([0, 1]),
+  },
+  "plots.shrunk_estimates": {"mean": np.zeros(2), "sd": np.ones(2)},
+  "plots.sigma_by_module": {"runs": {"body": 0.3}},
+  "plots.sigma_history": {"runs": [{"step": 0, "sigma/body": 0.3}]},
+  "plots.sigma_picture": {"path": "sigma.png"},
   "priors.normal": {"scale": 1.0},
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
   "stack_batches": {"batches": [BATCH, BATCH]},
@@ -246,6 +263,8 @@ ALLOWED_OF = {
   "learner.sums": {"first": "int"},
   "load_deltas": {"ids": "list params"},
   "lora.split_layers": {"paths": "str"},
+  "plots.adaptation_curves": {"xlabel": "str"},
+  "plots.shrunk_estimates": {"centre": "int"},
   "log_likelihood": {"theta": "params int"},
   "num_tasks": {"tasks": "nnx"},
   "over_tasks": {"shared": "int None params nnx", "tasks": "nnx", "first": CALLABLE},
@@ -302,6 +321,7 @@ CONCRETE = {
   *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
   *("deltas", "load_deltas", "predict_tasks", "rounding_loss", "save_deltas"),
   *("export.merged", "export.peft"),
+  *(f"plots.{name}" for name in sm.plots.__all__),
 }
 NEED_SAFETENSORS = ("load_deltas", "save_deltas", "export.merged", "export.peft")
 

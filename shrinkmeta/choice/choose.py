@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,11 @@ from shrinkmeta.learner.sigma import known_sigma
 from shrinkmeta.model.modules import check_parameters, gather, names
 from shrinkmeta.model.tasks import Task, check_tasks
 
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
 PyTree = Any
 
 
 class Choice(NamedTuple):
-  """The chosen task-specific modules and the measured losses, which `print` shows as two tables.
+  """The chosen task-specific modules and the measured losses; `print` shows them as two tables.
 
   Attributes:
     modules: the chosen modules, in the order in which the path adds them. It is empty if adaptation
@@ -61,19 +58,6 @@ class Choice(NamedTuple):
       f"Losses: validation, nats per example, mean over {self.num_sound} tasks{failed}.\n\n"
       f"{table_text(self.table)}\n\n{curve_text(self.curve, len(self.modules))}"
     )
-
-  def plot(self) -> "Figure":
-    """Draw the loss along the path, and how much each module lowers the loss.
-
-    Returns:
-      a matplotlib Figure. `figure.savefig("choice.png")` saves it.
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
-    from shrinkmeta.choice.picture import draw
-
-    return draw(self.table, self.curve, len(self.modules))
 
 
 def choose_modules(

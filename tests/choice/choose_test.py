@@ -339,26 +339,6 @@ def test_the_text_has_a_line_for_each_module_and_each_set():
   assert "seconds" not in curve
 
 
-def test_the_picture_shows_losses_and_worth():
-  pytest.importorskip("matplotlib")
-  found = nine_tasks_in_b()
-  left, right = found.plot().axes
-  first_line = lambda ax: ax.containers[0].lines[0]
-  curve, alone_line = first_line(left), first_line(right)
-  np.testing.assert_allclose(curve.get_ydata(orig=False), [p.loss for p in found.curve])
-  assert [t.get_text() for t in left.get_xticklabels()][:2] == ["none", "+ b"]
-  alone = found.curve[0].loss - np.array([r.only for r in found.table])
-  np.testing.assert_allclose(alone_line.get_xdata(orig=False), alone)
-  assert [t.get_text() for t in right.get_yticklabels()] == list(NAMES)
-
-
-def test_the_picture_without_matplotlib_says_what_to_install(monkeypatch):
-  found = nine_tasks_in_b()
-  monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-  with pytest.raises(ImportError, match="pip install matplotlib"):
-    found.plot()
-
-
 TASKS = draw(jax.random.key(13), 3, {})
 ONE = jax.tree.map(lambda x: x[:1], TASKS)
 

@@ -40,12 +40,9 @@ class PictureTest(parameterized.TestCase):
     self.enterContext(mock.patch.object(canvas, "DPI", 80))  # small pictures are quick ones
     self.path = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory())) / "picture.png"
 
-  def picture(self, height):
-    """The pixels drawn, after checks that they are of the promised size and not blank."""
+  def picture(self):
+    """The pixels drawn, after checks that they are not blank and nothing is cut off."""
     pixels = image.imread(self.path)
-    self.assertEqual(pixels.shape[1], round(canvas.WIDTH * canvas.DPI))
-    if height:
-      self.assertEqual(pixels.shape[0], round(height * canvas.DPI))
     self.assertBetween(np.mean(pixels[..., :3].min(-1) < 0.9), 0.005, 0.8)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     np.testing.assert_array_equal(border, 1.0, "something is cut off at the border")
