@@ -250,3 +250,63 @@ def test_second_derivatives_are_right_where_they_exist():
 def test_second_derivatives_through_the_mode_are_refused(name, twice):
   with pytest.raises(NotImplementedError, match="differentiated once"):
     jax.eval_shape(twice(lambda t: LIBRARY[name](line(t))), jnp.asarray(0.0))
+
+
+def test_what_is_reported_and_served_of_a_held_module_and_a_none_leaf():
+  one = case(held=True, none=True)
+  learner, state = one.learner(sm.sigma_imaml)
+  two = jax.tree.map(lambda x: jnp.stack([x, x]), one.batch)
+  thetas, _ = jax.jit(learner.adapt_tasks)(state, two)
+  slope = np.asarray(thetas["slope"][0])
+  assert thetas["level"] is None and thetas["unused"] is None
+  np.testing.assert_allclose(READ[:2] @ slope + READ[2] * PHI[2], exact(one)["adapt"], rtol=1e-9)
+  summary = {
+    s.name: s for s in sm.module_summary(learner.labels, state.phi, state.log_sigma2, thetas)
+  }
+  np.testing.assert_allclose(summary["slope"].moved, np.sqrt(np.mean((slope - PHI[:2]) ** 2)))
+  assert summary["level"].moved == summary["level"].sigma == 0
+  stored = sm.deltas(learner, state, thetas, ["ann", "bob"])
+  rows = sm.predict_tasks(one.likelihood, state, stored, jnp.array([1, 0, 1, 0, 1]), jnp.asarray(X))
+  np.testing.assert_allclose(rows, 1.3 * (X @ slope + PHI[2]), rtol=1e-9)
+
+
+def test_fractional_weights_in_what_is_reported():
+  log_p = np.log(np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]))
+  targets, m = np.array([0, 0, 1, 1, 1]), WEIGHTS
+  right, share = log_p.argmax(1) == targets, m / m.sum()
+  found = sm.calibration(jnp.asarray(log_p), jnp.asarray(targets), jnp.asarray(m))
+  np.testing.assert_allclose(found.accuracy, share @ right)
+  np.testing.assert_allclose(found.nll, -share @ log_p[np.arange(N), targets])
+  inside = np.abs(Y) <= 1.959963984540054
+  within = sm.coverage(jnp.zeros(N), jnp.ones(N), jnp.asarray(Y), mask=jnp.asarray(m))
+  np.testing.assert_allclose(within, share @ inside)
+
+
+def test_the_sweep_leaves_no_function_out():
+  """Functions of numbers are above. The others hold no closed form of this model."""
+  settings = {"Algorithm", "Implicit", "Inner", "LogDet", "Checkpoints", "priors", "FAMILY"}
+  types = {
+    *("Batch", "Task", "Likelihood", "Labels", "ModuleSummary", "MetaLearner", "MetaParams"),
+    *("MetaState", "Metrics", "WarmStart", "EvidenceInfo", "InnerInfo", "SolveInfo", "Callback"),
+    *("Calibration", "Posterior", "Predictive", "Difference", "Evaluation", "Interval"),
+    *("ProgramCost", "Choice", "Deltas", "GradientCheck"),
+  }
+  likelihoods = {
+    *("bernoulli", "categorical", "gaussian_with_scale", "in_precision", "mean_and_scale"),
+    *("poisson", "with_constants", "with_randomness"),
+  }
+  other_algorithms = {*sm.FAMILY, "make_learner"} - set(LIBRARY)
+  no_arithmetic = {
+    *("num_tasks", "source", "stack_batches", "stack_tasks", "by_layer", "by_path", "task_axes"),
+    *("format_summary", "restore", "json_lines", "progress_bar", "read_json_lines", "recorder"),
+    *("tensorboard", "check_alike", "check_shared", "over_tasks", "place_state", "place_tasks"),
+    *("share_of_tasks", "task_mesh", "program_cost", "export", "load_deltas", "save_deltas"),
+  }
+  built_on_these = {
+    *("fit", "evaluate", "paired", "choose_modules", "lora", "rounding_loss"),
+    "check_meta_gradient",
+  }
+  here = {*LIBRARY, "gaussian", "by_leaf", "merge", "module_summary", "deltas", "predict_tasks"}
+  here |= {"calibration", "coverage"}
+  named = settings | types | likelihoods | other_algorithms | no_arithmetic | built_on_these | here
+  assert set(sm.__all__) == named - {"adapt", "adapt_tasks"}
