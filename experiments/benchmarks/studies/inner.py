@@ -53,7 +53,8 @@ def _sinusoid(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = MLP(1)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  return problem.likelihood(lambda p, x: net.apply({"params": p}, x)), params, batch
+  predict = lambda p, x: net.apply({"params": p}, x)[..., 0]
+  return problem.likelihood(predict), params, batch
 
 
 def _glyphs(tasks: int) -> Made:
