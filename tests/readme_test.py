@@ -3,9 +3,11 @@
 The documents are README.md, CONTRIBUTING.md and docs/. The blocks of one page run in order, in one
 namespace and in an empty folder. A plain ``` block right after a Python block is what that block
 prints. A block that cannot run is fenced as ```python no-run, after a comment that gives the
-reason: <!-- not run: ... -->.
+reason: <!-- not run: ... -->. A block after <!-- needs: NAME --> runs if the package NAME is
+installed.
 """
 
+import importlib.util
 import pathlib
 import re
 import textwrap
@@ -74,6 +76,9 @@ def test_examples_run_and_print_what_is_shown(path, capsys, tmp_path, monkeypatc
   for block in blocks_of(path.read_text(encoding="utf-8")):
     if not block.runs:
       assert re.fullmatch(r"<!-- not run: .+ -->", block.before), f"{path}:{block.line}: why?"
+      continue
+    needs = re.fullmatch(r"<!-- needs: (\w+) -->", block.before)
+    if needs and importlib.util.find_spec(needs[1]) is None:
       continue
     capsys.readouterr()
     # Line numbers in a traceback are those of the page.

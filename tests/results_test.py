@@ -10,12 +10,15 @@ from results import build
 ROOT = pathlib.Path(build.__file__).parent
 TEXT_COLUMNS = {
   "algorithm",
+  "batch_norm",
   "character_numbers",
   "form",
+  "framework",
   "inner_loop",
   "inner_optimizer",
   "module",
   "modules",
+  "network",
   "outer_optimizer",
   "rival",
   "seed_numbers",

@@ -404,7 +404,7 @@ def test_wrong_things_are_refused_by_name(name):
   assert not mended, f"{name}: no gap any more, delete from KNOWN_GAPS: {mended}"
 
 
-# `check_meta_gradient` compiles three programs: tests/gradient_check_test.py calls it.
+# `check_meta_gradient` compiles two programs: tests/diagnostics/gradient_check_test.py calls it.
 @pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"check_meta_gradient"}))
 def test_the_valid_arguments_are_valid(name):
   if name in NEED_SAFETENSORS:

@@ -7,7 +7,7 @@ search. A verdict sums up the result.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,25 +17,13 @@ import optax
 
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics, check_learner, check_state
 from shrinkmeta.checks import scalars, validate
+from shrinkmeta.diagnostics.verdict import ModuleCheck, tolerance_of, verdict_on
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 
 PyTree = Any
 Program = Callable[[MetaState], tuple[MetaParams, dict[str, jax.Array], Metrics]]
-
-
-class ModuleCheck(NamedTuple):
-  """Derivatives of the meta-loss along one direction within one module."""
-
-  parameter: str  # "phi" or "log_sigma2"
-  module: str
-  direction: str  # phi: "gradient" (the learner's, unit norm) or "random"; log_sigma2: "axis"
-  learner: float  # the derivative by `learner.meta_gradient`
-  unrolled: float | None  # the derivative through every inner step; None with a line search
-  differences: float  # the derivative by central differences
-  unrolled_error: float | None  # |learner - unrolled| / |unrolled|
-  error: float  # |learner - differences| / |differences|
-  uncertainty: float  # |differences - differences with twice the step|
+Slopes = Callable[[MetaState, MetaParams], dict[str, jax.Array]]
 
 
 class GradientCheck(NamedTuple):
@@ -50,12 +38,12 @@ class GradientCheck(NamedTuple):
   verdict: str
 
   def __str__(self) -> str:
-    shown = [i for i in range(3, 9) if all(row[i] is not None for row in self.rows)]
+    shown = [i for i in range(3, 9) if any(row[i] is not None for row in self.rows)]
     titles = (*"   ", "learner", "unrolled", "differences", "err unr.", "err diff.", "+-")
     line = lambda start, cells: (
       "{:<11}{:<20}{:<10}".format(*start) + "".join(f"{cell:>13}" for cell in cells)
     )
-    number = lambda i, x: f"{x:.1e}" if i > 5 else f"{x:.5g}"
+    number = lambda i, x: "" if x is None else f"{x:.1e}" if i > 5 else f"{x:.5g}"
     head = line(("", "module", "along"), [titles[i] for i in shown])
     body = [line(row[:3], [number(i, row[i]) for i in shown]) for row in self.rows]
     return "\n".join([head, *body, f"verdict: {self.verdict}"])
@@ -85,14 +73,16 @@ def check_meta_gradient(
     the step they change by more than a tenth of that error. Or no derivative could be compared.
 
   The derivative through every inner step is shown too, but the verdict does not use it. It is left
-  out if the inner optimiser has a line search. It can then be far from the derivative of the mode,
-  even if the loop ends at the exact mode.
+  out where it says nothing: if the inner optimiser has a line search, it can be far from the
+  derivative of the mode, even if the loop ends at the exact mode. It is also left out if the
+  algorithm takes no inner steps or follows no loss.
 
   For reptile the differences of phi are NaN, because reptile does not compute the loss of phi. For
   sigma_gradient="joint" the differences of sigma are NaN: the gradient includes how the optimum of
   phi changes with sigma, but the differences hold phi fixed.
 
-  The program of the meta-gradient compiles once. It runs four times for every row.
+  Two programs compile: one for the meta-gradient and the losses, and one for the derivative through
+  every inner step. For every row the first runs twice, or four times if the row does not agree.
 
   Args:
     learner: the learner to check.
@@ -125,31 +115,46 @@ def check_meta_gradient(
   scalars.key("key", key)
   scalars.key("direction_key", direction_key)
   direction_key = jax.random.key(0) if direction_key is None else direction_key
-  start = MetaParams(state.phi, state.log_sigma2)
+  phi, log_sigma2 = jax.tree.map(jnp.asarray, (state.phi, state.log_sigma2))
+  state = state._replace(phi=phi, log_sigma2=log_sigma2)
   state = state if constants is None else state._replace(constants=constants)
-  # Constants are an argument: closed over, they would be compiled in.
-  compiled = jax.jit(_program(learner, tasks, key))
-  program = lambda params: compiled(_moved(state, params))
-  grad, _, metrics = program(start)
-  slopes = None
-  if _unrolled_has_meaning(learner, start.phi):
-    losses = lambda state: lambda params: compiled(_moved(state, params))[1]
-    slopes = jax.jit(lambda state, v: jax.jvp(losses(state), (start,), (v,))[1])
+  # The state is an argument: constants that are closed over would be compiled in.
+  program = jax.jit(_program(learner, tasks, key))
+  grad, _, metrics = program(state)
   dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
-  rows = []
-  for parameter, module, along, v in _directions(learner, start, grad, direction_key):
-    h = float(jnp.finfo(dtype).eps) ** (1 / 3)
-    h *= max(1.0, _module_norm(learner, start, parameter, module))
-    losses_at = lambda step, v=v, name=parameter: float(
-      program(optax.tree.add_scale(start, step, v))[1][name]
-    )
-    differences, coarse = ((losses_at(a) - losses_at(-a)) / (2 * a) for a in (h, 2 * h))
-    claimed = float(jnp.asarray(optax.tree.vdot(grad, v)))
-    unrolled = None if slopes is None else float(slopes(state, v)[parameter])
-    of_unrolled = None if unrolled is None else _relative(claimed, unrolled)
-    numbers = (claimed, unrolled, differences, of_unrolled, _relative(claimed, differences))
-    rows.append(ModuleCheck(parameter, module, along, *numbers, abs(differences - coarse)))
-  return GradientCheck(tuple(rows), _verdict(rows, learner, tasks, metrics, dtype))
+  tolerance = tolerance_of(learner, tasks, metrics, dtype)
+  slopes = _through_steps(program) if _unrolled_has_meaning(learner, state.phi) else None
+  directions = _directions(learner, state, grad, direction_key)
+  rows = [_compared(learner, state, program, slopes, grad, tolerance, *one) for one in directions]
+  return GradientCheck(tuple(rows), verdict_on(rows, learner, metrics, dtype, tolerance))
+
+
+def _compared(
+  learner: MetaLearner,
+  state: MetaState,
+  program: Program,
+  slopes: Slopes | None,
+  grad: MetaParams,
+  tolerance: float,
+  parameter: str,
+  module: str,
+  along: str,
+  v: MetaParams,
+) -> ModuleCheck:
+  """Compute one row: the derivatives along v."""
+  dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
+  h = float(jnp.finfo(dtype).eps) ** (1 / 3)
+  h *= max(1.0, _norm(_only(learner.labels, state.phi, module))) if parameter == "phi" else 1.0
+  loss_at = lambda step: float(program(_moved(state, v, step))[1][parameter])
+  slope = lambda h: (loss_at(h) - loss_at(-h)) / (2 * h)
+  claimed, differences = _dot(grad, v), slope(h)
+  unrolled = None if slopes is None else float(slopes(state, _tangent(state, v))[parameter])
+  unrolled_error = None if unrolled is None else _relative(claimed, unrolled)
+  error = _relative(claimed, differences)
+  uncertainty = None if error <= tolerance else abs(differences - slope(2 * h))
+  return ModuleCheck(
+    parameter, module, along, claimed, unrolled, differences, unrolled_error, error, uncertainty
+  )
 
 
 def _relative(claimed: float, truth: float) -> float:
@@ -157,9 +162,44 @@ def _relative(claimed: float, truth: float) -> float:
   return abs(claimed - truth) / max(abs(truth), 1e-300)
 
 
-def _moved(state: MetaState, params: MetaParams) -> MetaState:
-  """The state with other parameters."""
-  return state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
+# A direction is a MetaParams of NumPy arrays, with None where it is 0. JAX would compile a program
+# for every shape.
+
+
+def _moved(state: MetaState, v: MetaParams, step: float) -> MetaState:
+  """Return the state with parameters + step * v, where the old ones were, in their dtype."""
+
+  def leaf(v: Any, old: Any) -> Any:
+    if v is None:
+      return old
+    new = np.asarray(np.asarray(old, np.float64) + step * v, old.dtype)
+    return jax.device_put(new, old.sharding if old.committed else None)
+
+  moved = jax.tree.map(leaf, v, _params(state), is_leaf=_is_none)
+  return state._replace(phi=moved.phi, log_sigma2=moved.log_sigma2)
+
+
+def _tangent(state: MetaState, v: MetaParams) -> MetaParams:
+  """Return v as JAX wants a tangent: zeros for None, in the dtype of the parameters."""
+  whole = lambda v, old: (
+    old if old is None else np.asarray(np.zeros(np.shape(old)) if v is None else v, old.dtype)
+  )
+  return jax.tree.map(whole, v, _params(state), is_leaf=_is_none)
+
+
+def _dot(grad: MetaParams, v: MetaParams) -> float:
+  """Return the inner product of a gradient and a direction."""
+  product = lambda v, g: 0.0 if v is None else float(np.sum(np.asarray(g, np.float64) * v))
+  return sum(jax.tree.leaves(jax.tree.map(product, v, grad, is_leaf=_is_none)))
+
+
+def _params(state: MetaState) -> MetaParams:
+  """The parameters of a state."""
+  return MetaParams(state.phi, state.log_sigma2)
+
+
+def _is_none(x: Any) -> bool:
+  return x is None
 
 
 def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Program:
@@ -184,16 +224,28 @@ def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Progra
 
 
 def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
-  """Return whether the inner optimiser has no line search: see `check_meta_gradient`."""
+  """Return whether the derivative through every inner step says something: see the public one."""
+  algorithm, inner = learner.algorithm, learner.spec.inner
+  if algorithm.phi == "pooled" or algorithm[1:3] == ("map", "none"):
+    return False
   searching = (
     optax.ScaleByLBFGSState,
     optax.ScaleByZoomLinesearchState,
     optax.ScaleByBacktrackingLinesearchState,
   )
   searches = lambda x: isinstance(x, searching)
-  inner = learner.spec.inner
   states = jax.tree.leaves(jax.eval_shape(inner.optimizer.init, phi), is_leaf=searches)
   return not any(map(searches, states))
+
+
+def _through_steps(program: Program) -> Slopes:
+  """Return (state, direction) -> the slope of each loss by forward-mode differentiation."""
+
+  def slopes(state: MetaState, v: MetaParams) -> dict[str, jax.Array]:
+    at = lambda params: state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
+    return jax.jvp(lambda params: program(at(params))[1], (_params(state),), (v,))[1]
+
+  return jax.jit(slopes)
 
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
@@ -209,141 +261,33 @@ def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:
 
 
 def _only(labels: modules.Labels, tree: PyTree, module: str) -> PyTree:
-  """Return `tree` with every other module set to 0."""
-  return jax.tree.map(lambda label, x: x if label == module else jnp.zeros_like(x), labels, tree)
+  """Return one module of `tree` as NumPy arrays, with None in every other module."""
+  mine = lambda label, x: np.asarray(x, np.float64) if label == module else None
+  return jax.tree.map(mine, labels, tree)
 
 
-def _module_norm(learner: MetaLearner, start: MetaParams, parameter: str, module: str) -> float:
-  """Return the norm of one module of phi, or 1 for log sigma^2."""
-  return (
-    float(optax.tree.norm(_only(learner.labels, start.phi, module))) if parameter == "phi" else 1.0
-  )
+def _norm(tree: PyTree) -> float:
+  """Return the norm of a tree of NumPy arrays."""
+  return math.sqrt(sum(float(np.sum(x * x)) for x in jax.tree.leaves(tree)))
 
 
 def _directions(
-  learner: MetaLearner, start: MetaParams, grad: MetaParams, key: jax.Array
+  learner: MetaLearner, state: MetaState, grad: MetaParams, key: jax.Array
 ) -> Iterator[tuple[str, str, str, MetaParams]]:
   """Yield (parameter, module, name of the direction, direction) for every comparison."""
-  zero = optax.tree.zeros_like(start)
-  noise = optax.tree.random_like(key, start.phi)
+  still: dict[str, Any] = {module: None for module in state.log_sigma2}
+  nothing = jax.tree.map(lambda _: None, state.phi)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
   for module in modules.names(learner.labels):
-    for kind, tree in (("gradient", grad.phi), ("random", noise)):
-      part = _only(learner.labels, tree, module)
-      norm = optax.tree.norm(part)
+    steepest = _only(learner.labels, grad.phi, module)
+    noise = jax.tree.map(lambda x: rng.normal(size=np.shape(x)), steepest)
+    for kind, part in (("gradient", steepest), ("random", noise)):
+      norm = _norm(part)
       if norm > 0:
-        yield "phi", module, kind, zero._replace(phi=optax.tree.scale(1 / norm, part))
+        unit = jax.tree.map(lambda x, norm=norm: x / norm, part)
+        yield "phi", module, kind, MetaParams(unit, dict(still))
   if learner.algorithm.sigma == "learned":
     for module in modules.names(learner.labels):
-      if jnp.isfinite(start.log_sigma2[module]):
-        axis = zero.log_sigma2 | {module: jnp.ones_like(zero.log_sigma2[module])}
-        yield "log_sigma2", module, "axis", zero._replace(log_sigma2=axis)
-
-
-def _verdict(
-  rows: Sequence[ModuleCheck],
-  learner: MetaLearner,
-  tasks: Task,
-  metrics: Metrics,
-  dtype: jax.typing.DTypeLike,
-) -> str:
-  """Return the verdict on the rows: one line that begins with "fine", "off" or "unsure"."""
-  tolerance = _tolerance(learner, tasks, metrics, dtype)
-  judged = [row for row in rows if math.isfinite(row.differences)]
-  skipped = sorted({row.parameter for row in rows} - {row.parameter for row in judged})
-  tail = f" Not compared: {', '.join(skipped)}, which has no loss here." if skipped else ""
-  if not judged:
-    return f"unsure: no derivative could be compared. {_reason(learner, metrics, dtype)}{tail}"
-  # Errors are relative. For a derivative near 0 the scale is 1 % of the largest of its parameter.
-  largest = {row.parameter: 0.0 for row in judged}
-  for row in judged:
-    largest[row.parameter] = max(largest[row.parameter], abs(row.differences))
-  scales = [max(abs(r.learner), abs(r.differences), 1e-2 * largest[r.parameter]) for r in judged]
-  measured = [
-    (abs(row.learner - row.differences) / max(scale, 1e-300), row.uncertainty / max(scale, 1e-300))
-    for row, scale in zip(judged, scales, strict=True)
-  ]
-  beyond = [i for i, (error, _) in enumerate(measured) if not error <= tolerance]
-  off = [i for i in beyond if not measured[i][1] > 0.1 * measured[i][0]]
-  unsure = [i for i in beyond if i not in off]
-  if not off and not unsure:
-    largest_error = max(error for error, _ in measured)
-    return (
-      f"fine: {len(judged)} derivatives agree with central differences. The largest error is "
-      f"{largest_error:.1e}, the tolerance {tolerance:.1e}.{tail}"
-    )
-  found, column = (off, 0) if off else (unsure, 1)
-  worst = max(found, key=lambda i: measured[i][column] if math.isfinite(judged[i].learner) else 9e9)
-  row, others = judged[worst], len(found) - 1
-  more = f", and {others} other row{'s' * (others > 1)}" if others else ""
-  what = f"{row.parameter} of module {row.module!r} along {row.direction!r}"
-  amount = f"{100 * measured[worst][column]:.2g} % (tolerance {100 * tolerance:.2g} %)"
-  reason = _reason(learner, metrics, dtype, unsure=not off)
-  if off:
-    return f"off: {what} by {amount}{more}. Likely reason: {reason}{tail}"
-  return f"unsure: the differences for {what} vary by {amount}{more}. Likely reason: {reason}{tail}"
-
-
-def _tolerance(
-  learner: MetaLearner, tasks: Task, metrics: Metrics, dtype: jax.typing.DTypeLike
-) -> float:
-  """Return the largest relative error that passes.
-
-  It depends on the precision of `dtype`, and on how far the inner loops are from their modes.
-  """
-  base = {8: 1e-3, 4: 3e-2}.get(jnp.dtype(dtype).itemsize, 0.2)
-  if not learner.spec.has_mode:
-    return base
-  count = jax.vmap(lambda batch: num_examples(batch, metrics.loss.dtype))(tasks.train)
-  # In whitened coordinates K >= I if C >= 0. Then |grad J| bounds |z - z_hat|.
-  norms = np.asarray(count * metrics.inner.grad_norm, np.float64)[~np.asarray(metrics.failed)]
-  distance = float(norms.mean()) if norms.size else math.inf
-  return base + (min(0.1, distance) if math.isfinite(distance) else 0.1)
-
-
-def _reason(
-  learner: MetaLearner, metrics: Metrics, dtype: jax.typing.DTypeLike, unsure: bool = False
-) -> str:
-  """Return the likely reason why gradient and differences disagree, in a sentence or two."""
-  spec, inner, solve = learner.spec, metrics.inner, metrics.solve
-  sound = ~np.asarray(metrics.failed)
-  share = lambda flags: f"{int(np.sum(~np.asarray(flags)[sound]))} of {int(sound.sum())}"
-  mean = lambda values: float(np.mean(np.asarray(values, np.float64)[sound]))
-  if not sound.all():
-    return (
-      f"{int((~sound).sum())} of {sound.size} tasks failed: their loss or gradient is not finite."
-    )
-  if spec.has_mode and not np.all(inner.converged):
-    return (
-      f"the inner loops of {share(inner.converged)} tasks are short of their mode: grad_norm is "
-      f"{mean(inner.grad_norm):.1e} on average, the tolerance {spec.inner.tol or 1e-3:.0e}. Give "
-      "Inner more steps, or lower init_sigma."
-    )
-  rough = (
-    f"central differences are rough in {jnp.dtype(dtype).name}: check in float64, with "
-    'jax.config.update("jax_enable_x64", True).'
-  )
-  if unsure:
-    odd = "the loss has a kink near this state (ReLU, max), or does not repeat its values."
-    return rough if jnp.dtype(dtype).itemsize < 8 else odd
-  if spec.algorithm.gradient == "first_order":
-    return "this algorithm takes d theta_hat / d phi = I, and so leaves out second derivatives."
-  if spec.has_mode and solve is not None:
-    if spec.implicit.solver == "identity":
-      return 'solver="identity" leaves the curvature out.'
-    if not np.all(solve.converged):
-      return (
-        f"the linear solves of {share(solve.converged)} tasks are short of Implicit.tol: the "
-        f"residual is {mean(solve.residual):.1e} on average. Give Implicit more max_steps."
-      )
-    if spec.implicit.batch_size is not None:
-      return "Implicit.batch_size takes the curvature of a few examples."
-    if spec.implicit.damping:
-      return f"Implicit.damping={spec.implicit.damping} adds to the curvature."
-    if spec.implicit.curvature == "gauss_newton":
-      return (
-        "Gauss-Newton leaves out the second derivatives of a network that is not linear. "
-        'Implicit(curvature="hessian") keeps them: try it if the error is too large.'
-      )
-  if jnp.dtype(dtype).itemsize < 8:
-    return rough
-  return "none of the settings explains it: the gradient is wrong, or the loss has a kink here."
+      if np.isfinite(state.log_sigma2[module]):
+        axis: Any = still | {module: np.ones([])}
+        yield "log_sigma2", module, "axis", MetaParams(nothing, axis)

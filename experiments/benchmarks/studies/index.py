@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from experiments.benchmarks import report
-from experiments.benchmarks.studies import costs, modules, pods, scaling, solves
+from experiments.benchmarks.studies import costs, inner, modules, pods, scaling, solves
 from experiments.benchmarks.worker import Config
 
 STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
@@ -19,6 +19,7 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
   "memory": costs.memory,
   "compile": costs.compilation,
   "precision": costs.precision,
+  "inner": inner.inner,
   "pods": pods.pods,
 }
 

@@ -1,0 +1,1 @@
+"""One network, written in five ways, trained by the same learner from the same parameters."""
