@@ -77,12 +77,16 @@ def settle(
       zero[without] = trial.x
       x, free, value = _tidy(zero, blocks, first), without, trial.value
   free[first:] &= x[first:] != 0
+  if free.all() and np.allclose(np.abs(x), np.abs(found.x), rtol=1e-12, atol=0):
+    signs = np.sign(x) * np.sign(found.x)  # the columns of Lambda that changed their sign
+    hessian, gradient = found.hessian * np.outer(signs, signs), found.gradient * signs
+    return found._replace(x=x, gradient=gradient, hessian=hessian), x, free
   final = search.minimise(search.held(objective, x, free), x[free])
   x[free] = final.x
   x = _tidy(x, blocks, first)
-  signs = search.held(objective, x, free)
-  value, gradient = signs(x[free])
-  hessian = search.differences(signs, x[free]) if free.any() else final.hessian
+  of_free = search.held(objective, x, free)
+  value, gradient = of_free(x[free])
+  hessian = search.differences(of_free, x[free])
   return search.Minimum(x[free], value, gradient, hessian, final.converged), x, free
 
 

@@ -31,6 +31,8 @@ from shrinkmeta.mixed.criteria.predictive import Predictive
 from shrinkmeta.mixed.result import Estimator, Fit, Maximum, report
 
 ESTIMATORS = ("ml", "reml", "predictive")
+# With so many, a criterion is smooth and slow: every other point of the grid will do.
+_MANY_GROUPS, _MANY_ROWS = 2000, 20000
 
 
 def fit(
@@ -81,19 +83,24 @@ def fit(
   return report(data, family, estimator, found)
 
 
-def best(objective: search.Objective, starts: list[np.ndarray]) -> search.Minimum:
+def best(
+  objective: search.Objective,
+  starts: list[np.ndarray],
+  hessians: list[np.ndarray] | None = None,
+) -> search.Minimum:
   """The lowest of the minima from several starts; the earlier one of two equal ones.
 
   Args:
     objective: x -> (value, gradient).
     starts: one or more x.
+    hessians: guesses of the Hessians there.
 
   Returns:
     The minimum.
   """
-  return min(
-    (search.minimise(objective, x) for x in starts), key=lambda found: round(found.value, 8)
-  )
+  guesses = hessians or [None] * len(starts)
+  found = [search.minimise(objective, x, h) for x, h in zip(starts, guesses, strict=True)]
+  return min(found, key=lambda one: round(one.value, 8))
 
 
 def count(data: Blocks) -> int:
@@ -110,7 +117,9 @@ def count(data: Blocks) -> int:
 
 def _gaussian(data: Blocks, reml: bool) -> Maximum:
   criterion = Gaussian(data, reml)
-  starts = search.starts(criterion.value, count(data), data.diagonal)
+  groups = sum(len(level.starts) for level in data.levels)
+  grid = search.GRID if groups <= _MANY_GROUPS else search.GRID[::2]
+  starts = search.starts(criterion.value, count(data), data.diagonal, grid)
   objective = criterion.value_and_gradient
   minimum, theta, free = estimates.settle(objective, best(objective, starts), data, 0)
   at = criterion.profile(theta)
@@ -124,24 +133,33 @@ def _gaussian(data: Blocks, reml: bool) -> Maximum:
     -at.value,
     minimum,
     criterion.quiet,
+    criterion.unit,
   )
 
 
 def _laplace(data: Blocks, family: Family) -> Maximum:
   criterion, p = Laplace(data, family), data.fixed.shape[1]
+  k, rows = count(data), len(data.response)
   effects: dict[tuple[float, ...], np.ndarray] = {}
+  curvatures: dict[tuple[float, ...], np.ndarray] = {}
 
   def value(theta: np.ndarray) -> float:
-    found, beta, _ = criterion.penalised(theta)
+    near = next(reversed(effects.values()), None)
+    found, beta, cross = criterion.penalised(theta, near)
     effects[tuple(theta)] = beta
+    curvature = np.eye(p + k) * np.trace(cross) / max(p, 1) if p else np.eye(k)
+    curvature[:p, :p] = cross
+    curvatures[tuple(theta)] = curvature
     return found
 
-  starts = search.starts(value, count(data), data.diagonal, laplace.GRID)
+  grid = laplace.GRID if rows <= _MANY_ROWS else laplace.GRID[::2]
+  starts = search.starts(value, k, data.diagonal, grid)
   if not data.levels:
     value(starts[0])
   points = [np.concatenate([effects[tuple(theta)], theta]) for theta in starts]
   objective = criterion.value_and_gradient
-  minimum, x, free = estimates.settle(objective, best(objective, points), data, p)
+  guesses = [curvatures[tuple(theta)] for theta in starts]
+  minimum, x, free = estimates.settle(objective, best(objective, points, guesses), data, p)
   beta, theta = x[:p], x[p:]
   cross = criterion.penalised(theta, beta)[2]
   return Maximum(

@@ -135,11 +135,12 @@ def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
     index, count = terms[0].index, len(terms[0].levels)
     values = np.full((count, len(names)), np.nan)
     if fit.family == "gaussian":
-      order = np.argsort(index, kind="stable")
-      for g, rows in enumerate(
-        np.split(order, np.cumsum(np.bincount(index, minlength=count))[:-1])
-      ):
-        values[g] = _least_squares(own[rows], fixed[rows], y[rows] * root[rows], fitted)
+      order, size = np.argsort(index, kind="stable"), np.bincount(index, minlength=count)
+      ends = np.cumsum(size)
+      for rows in np.unique(size):  # all groups of one size at once
+        which = np.flatnonzero(size == rows)
+        at = order[(ends[which] - rows)[:, None] + np.arange(rows)]
+        values[which] = _least_squares(own[at], fixed[at], (y * root)[at], fitted)
     for j, name in enumerate(names):
       found[key_of(factor, name, prefix)] = values[:, j]
   return found
@@ -148,26 +149,34 @@ def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
 def _least_squares(
   own: np.ndarray, fixed: np.ndarray, y: np.ndarray, fitted: np.ndarray
 ) -> np.ndarray:
-  """theta [q] of one group; `fitted` [f] for the fixed columns that it leaves open."""
-  if fixed.shape[1]:
-    loose = _open(np.concatenate([own, fixed], 1))[own.shape[1] :]
-    y = y - fixed[:, loose] @ fitted[loose]
-    fixed = fixed[:, ~loose]
-  x = np.concatenate([own, fixed], 1)
-  size = np.linalg.norm(x, axis=0)
+  """theta [B, q] of B groups of n rows, from own [B, n, q], fixed [B, n, f] and y [B, n].
+
+  `fitted` [f] is for the fixed columns that a group leaves open.
+  """
+  q = own.shape[2]
+  x = np.concatenate([own, fixed], 2)
+  if fixed.shape[2]:
+    loose = _solve(x, y)[1][:, q:]
+    y = y - (fixed @ (loose * fitted)[:, :, None])[:, :, 0]
+    x = np.concatenate([own, fixed * ~loose[:, None]], 2)
+  theta, open_ = _solve(x, y)
+  return np.where(open_, np.nan, theta)[:, :q]
+
+
+def _solve(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(least squares [B, c], whether a linear combination of 0 involves the column [B, c])."""
+  rows, c = x.shape[1:]
+  size = np.linalg.norm(x, axis=1)
   size = np.where(size > 0, size, 1.0)
-  theta = np.linalg.lstsq(x / size, y, rcond=1e-12)[0] / size
-  return np.where(_open(x), np.nan, theta)[: own.shape[1]]
-
-
-def _open(x: np.ndarray) -> np.ndarray:
-  """[c] bool: columns of x that a linear combination of 0 involves."""
-  size = np.linalg.norm(x, axis=0)
-  scaled = x / np.where(size > 0, size, 1.0)
-  _, values, v = np.linalg.svd(scaled)
-  null = np.ones(x.shape[1], bool)
-  null[: len(values)] = values <= 1e-11 * values.max(initial=1.0)
-  return np.asarray((np.abs(v[null]) > 1e-6).any(0))
+  u, values, v = np.linalg.svd(x / size[:, None], full_matrices=rows < c)
+  least = 1e-11 * np.maximum(values.max(1, initial=0.0), 1.0)[:, None]
+  kept = np.where(values > least, 1 / np.where(values > least, values, 1.0), 0.0)
+  rank = kept.shape[1]
+  coordinates = kept * (u[:, :, :rank].transpose(0, 2, 1) @ y[:, :, None])[:, :, 0]
+  theta = (v[:, :rank].transpose(0, 2, 1) @ coordinates[:, :, None])[:, :, 0] / size
+  null = np.ones(v.shape[:2], bool)
+  null[:, :rank] = kept == 0
+  return theta, np.asarray((np.abs(v) * null[:, :, None] > 1e-6).any(1))
 
 
 def check_same(fit: Fit, design: Design) -> None:

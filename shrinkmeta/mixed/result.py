@@ -13,8 +13,8 @@ Estimator = Literal["ml", "reml", "predictive"]
 _NORMAL = 1.959963984540054  # 97.5 % of a standard normal
 _NAN = (float("nan"), float("nan"))
 # A log standard deviation that is known to a factor of 20 is hardly known; so is an effect of 100
-# units of eta, or of 1,000 residuals, for a column of size 1.
-_WIDE_LOG, _WIDE_ETA, _WIDE_RESIDUALS = 3.0, 100.0, 1000.0
+# units of eta, or of 1,000 standard deviations of the response, for a column of size 1.
+_WIDE_LOG, _WIDE_ETA, _WIDE_SPREADS = 3.0, 100.0, 1000.0
 _STILL = 1e-6  # the largest gradient, per row and in scaled coordinates, of a fit that converged
 
 
@@ -88,6 +88,7 @@ class Maximum(NamedTuple):
     log_likelihood, criterion: as in `Fit`.
     minimum: the end of the search.
     quiet: a residual of this size or less is rounding.
+    spread: the size of what least squares without groups leaves of the response, or 1.
   """
 
   beta: np.ndarray
@@ -99,6 +100,7 @@ class Maximum(NamedTuple):
   criterion: float
   minimum: search.Minimum
   quiet: float = 0.0
+  spread: float = 1.0
 
 
 def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -> Fit:
@@ -121,7 +123,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     covariance = data.back @ known.beta @ data.back.T
     error = np.sqrt(np.diag(covariance))
     size = np.sqrt(np.mean(np.square(design.fixed), 0)) if len(names) else np.zeros(0)
-    unit = _WIDE_ETA if found.residual is None else _WIDE_RESIDUALS * found.residual
+    unit = _WIDE_ETA if found.residual is None else _WIDE_SPREADS * found.spread
     for j, name in enumerate(names):
       row = data.back[j]
       flat = estimates.touched(row, known.flat_beta, float(np.linalg.norm(row)))
@@ -158,7 +160,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     float(found.criterion),
     tuple(name for name, sd in random.sd.items() if sd == 0),
     tuple(open_ + random.open),
-    found.minimum.converged and largest < _STILL,
+    found.minimum.converged and (largest < _STILL or _gain(found.minimum) < _STILL),
     largest,
     rows,
     {level.factor: len(level.starts) for level in data.levels},
@@ -171,6 +173,14 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     random.covariances,
     random.degenerate,
   )
+
+
+def _gain(minimum: search.Minimum) -> float:
+  """Nats that a Newton step would gain in the directions that are curved."""
+  values, vectors = np.linalg.eigh(minimum.hessian)
+  curved = values > 1e-12 * np.abs(values).max(initial=0.0)
+  along = vectors.T @ minimum.gradient
+  return float(np.sum(np.square(along[curved]) / values[curved]) / 2)
 
 
 def _log_interval(value: float, se: float) -> tuple[float, float]:

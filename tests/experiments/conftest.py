@@ -14,7 +14,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 SERVER = """
 import importlib, json, os, runpy, signal, sys
 for name in ("shrinkmeta", "flax.linen", "scipy.stats", "matplotlib.pyplot",
-             "experiments.runs.search", "experiments.settings.flags"):
+             "experiments.runs.search", "experiments.settings.flags",
+             "shrinkmeta.mixed", "formulaic"):
   importlib.import_module(name)
 for line in sys.stdin:
   module, program, arguments, *files = json.loads(line)

@@ -193,7 +193,7 @@ class _Checker(ast.NodeTransformer):
       bases = "; log2(x) and log10(x) have other bases" if name == "log" else ""
       raise ValueError(f"{self.written!r}: {name} takes one argument{bases}.")
     if name in _STATEFUL and any(map(_is_text, ast.walk(node.args[0]))):
-      # Hazard, formulaic 1.2.2: such a text becomes part of the code that it evaluates.
+      # formulaic writes the text of such a call into code that it evaluates, quotes and all.
       raise ValueError(f"{self.written!r}: {name} takes numbers, and no comparison with a text.")
     if not all(_is_literal(n, texts=False) for n in rest) or not all(k.arg for k in node.keywords):
       raise ValueError(f"{self.written!r}: the options of {name} are numbers, TRUE or FALSE.")

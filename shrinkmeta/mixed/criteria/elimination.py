@@ -33,14 +33,14 @@ class Step(NamedTuple):
     scale: [q, q] Lambda.
     own: [G, q, q] A.
     rest: [G, q, m] B; first the columns of coarser levels, finest first, then the rest.
-    inverse: [G, q, q] H_g^-1.
+    precision: [G, q, q] H_g.
     solved: [G, q, m] E.
   """
 
   scale: np.ndarray
   own: np.ndarray
   rest: np.ndarray
-  inverse: np.ndarray
+  precision: np.ndarray
   solved: np.ndarray
 
 
@@ -82,8 +82,8 @@ def eliminate(
     own, rest = sums[d][:, :, :q], sums[d][:, :, q:]
     precision = np.eye(q) + scale.T @ own @ scale
     log_det += 2 * float(np.log(np.linalg.cholesky(precision).diagonal(0, 1, 2)).sum())
-    inverse = np.linalg.inv(precision)
-    solved = (inverse @ scale.T) @ rest
+    # With E from an explicit inverse, B' Lambda E would lose the digits of H_g's condition number.
+    solved = np.linalg.solve(precision, scale.T @ rest)
     effects = scale @ solved
     at = 0
     for e in reversed(range(d)):
@@ -92,7 +92,7 @@ def eliminate(
       sums[e] = sums[e] - np.add.reduceat(part, starts_within(levels[d], levels[e]), axis=0)
       at += width
     top = top - rest[:, :, at:].reshape(-1, m).T @ effects[:, :, at:].reshape(-1, m)
-    steps.append(Step(scale, own, rest, inverse, solved))
+    steps.append(Step(scale, own, rest, precision, solved))
   return Eliminated(log_det, top, steps[::-1])
 
 
@@ -124,16 +124,15 @@ def cotangents(
       outer[:, at : at + width, at + width :] = half
       outer[:, at + width :, at : at + width] = half.transpose(0, 2, 1)
       at += width
-    back = step.scale @ step.inverse  # Lambda H^-1
+    determinant = np.linalg.solve(step.precision, step.scale.T @ step.own)  # H^-1 Lambda' A
     left = step.rest - step.own @ (step.scale @ step.solved)
     product = outer @ step.solved.transpose(0, 2, 1)
     gradients.append(
-      -2 * np.einsum("gij,gjk->ik", left, product)
-      + 2 * log_det * np.einsum("gij,gjk->ik", step.own, back)
+      -2 * np.einsum("gij,gjk->ik", left, product) + 2 * log_det * determinant.sum(0).T
     )
     if d + 1 < len(levels):
       effects = step.scale @ step.solved
-      owns.append(effects @ product @ step.scale.T + log_det * back @ step.scale.T)
+      owns.append(effects @ product @ step.scale.T + log_det * _spread(step))
       rests.append(-2 * effects @ outer)
   return gradients
 
@@ -179,7 +178,7 @@ def covariances(levels: tuple[Level, ...], found: Eliminated) -> list[np.ndarray
   paths: list[np.ndarray] = []
   for d, step in enumerate(found.steps):
     q = step.scale.shape[0]
-    own = step.scale @ step.inverse @ step.scale.T
+    own = _spread(step)
     if d == 0:
       paths.append(own)
       continue
@@ -193,6 +192,11 @@ def covariances(levels: tuple[Level, ...], found: Eliminated) -> list[np.ndarray
     joint[:, :q, :q] = own + slope @ outer @ slope.transpose(0, 2, 1)
     paths.append(joint)
   return paths
+
+
+def _spread(step: Step) -> np.ndarray:
+  """Lambda H_g^-1 Lambda' [G, q, q]."""
+  return step.scale @ np.linalg.solve(step.precision, step.scale.T[None])
 
 
 def linear(levels: tuple[Level, ...], effects: list[np.ndarray]) -> np.ndarray:

@@ -60,7 +60,13 @@ def differences(objective: Objective, x: np.ndarray, step: float = 1e-4) -> np.n
   return (rows + rows.T) / 2
 
 
-def minimise(objective: Objective, x: np.ndarray, tol: float = 1e-9, most: int = 200) -> Minimum:
+def minimise(
+  objective: Objective,
+  x: np.ndarray,
+  hessian: np.ndarray | None = None,
+  tol: float = 1e-9,
+  most: int = 200,
+) -> Minimum:
   """Find a local minimum by Newton's method in a region of trust.
 
   The Hessian comes from differences of the gradient. Between these, BFGS carries it on for as long
@@ -69,17 +75,41 @@ def minimise(objective: Objective, x: np.ndarray, tol: float = 1e-9, most: int =
   Args:
     objective: x -> (value, gradient [k]).
     x: [k] where to start.
+    hessian: [k, k] a guess of the Hessian there, which saves its differences.
     tol: the search ends if a Newton step promises to lower the value by less.
     most: steps.
 
   Returns:
     The minimum.
   """
+  if not len(x):
+    value, gradient = objective(x)
+    return Minimum(x, value, gradient, np.zeros((0, 0)), True)
+  unit = np.maximum(np.abs(x), 1.0)  # entries that start large take large steps
+
+  def scaled(z: np.ndarray) -> tuple[float, np.ndarray]:
+    value, gradient = objective(z * unit)
+    return value, gradient * unit
+
+  guess = None if hessian is None else hessian * np.outer(unit, unit)
+  found = _minimise(scaled, x / unit, guess, tol, most)
+  return Minimum(
+    found.x * unit,
+    found.value,
+    found.gradient / unit,
+    found.hessian / np.outer(unit, unit),
+    found.converged,
+  )
+
+
+def _minimise(
+  objective: Objective, x: np.ndarray, hessian: np.ndarray | None, tol: float, most: int
+) -> Minimum:
   value, gradient = objective(x)
   radius, converged = 1.0, False
-  if not len(x):
-    return Minimum(x, value, gradient, np.zeros((0, 0)), True)
-  hessian, fresh = differences(objective, x), True
+  fresh = hessian is None
+  if hessian is None:
+    hessian = differences(objective, x)
   for _ in range(most):
     step, gain = _trusted(hessian, gradient, radius)
     if gain < max(tol, 1e-13 * abs(value)):
