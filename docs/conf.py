@@ -4,6 +4,7 @@ The source folder is the root of the repository, so that the pages of docs/, res
 are read where they lie, and the links between them are right on GitHub and in the site.
 """
 
+import os
 import pathlib
 import sys
 
@@ -21,6 +22,7 @@ extensions = [
   "myst_nb",
   "folders",
   "reference",
+  "signatures",
   "sources",
   "sphinx.ext.autodoc",
   "sphinx.ext.napoleon",
@@ -54,10 +56,14 @@ exclude_patterns = [
 
 smartquotes_action = "D"  # -- becomes a dash; quotes and ... stay
 
-# Markdown and notebooks. A notebook shows the outputs that are stored in it.
+# Markdown and notebooks. Notebooks are text without outputs. They run, and show them, only with
+# SHRINKMETA_NOTEBOOKS=cache, which takes minutes; those that have not changed do not run again.
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"
+nb_execution_mode = os.environ.get("SHRINKMETA_NOTEBOOKS", "off")
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 900  # seconds a notebook
 
 # Docstrings.
 default_role = "py:obj"

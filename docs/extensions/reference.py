@@ -17,9 +17,11 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 
 import shrinkmeta as sm
+import shrinkmeta.mixed  # noqa: F401 (makes sm.mixed known)
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 FOLDER = ROOT / "docs" / "reference"
+ROOMS = {"Mixed models": "mixed"}  # public rooms that `import shrinkmeta` does not bring
 LEARNER = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
 
 
@@ -52,12 +54,11 @@ def slug_of(title: str) -> str:
   return "_".join(word for word in re.findall(r"\w+", words) if word not in ("the", "of", "and"))
 
 
-def functions_of(module: Any) -> list[str]:
-  """The public names that a module defines or lists in its `__all__`."""
+def names_of(module: Any) -> list[str]:
+  """The public names of a module: its `__all__`, or else the functions and classes it defines."""
   own = lambda value: (getattr(value, "__module__", None) or "").startswith(module.__name__)
   names = [n for n, v in vars(module).items() if not n.startswith("_") and own(v)]
-  names = list(getattr(module, "__all__", names))
-  return [n for n in names if inspect.isfunction(f := getattr(module, n)) or _is_class(f)]
+  return list(getattr(module, "__all__", names))
 
 
 def _is_class(value: Any) -> bool:
@@ -73,20 +74,35 @@ def summary_of(name: str) -> str:
 def text_of(name: str) -> str:
   """The docstring of a public name, such as fit or lora.init.
 
-  For a constant or a type it is the comment at its assignment, or else the docstring of the file.
+  For a constant or a type it is the comment at its assignment, or the type as it is written, or
+  else the docstring of the file.
   """
   value = operator.attrgetter(name)(sm)
   if inspect.isfunction(value) or inspect.ismodule(value) or _is_class(value):
     return inspect.getdoc(value) or ""
-  imports = [node for node in ast.parse(_door()).body if isinstance(node, ast.ImportFrom)]
-  home = next(x.module for x in imports if name in {alias.name for alias in x.names})
-  source = (ROOT / ((home or "").replace(".", "/") + ".py")).read_text(encoding="utf-8")
-  line = next(line for line in source.splitlines() if re.match(rf"{name}\b.*=", line))
-  return line.partition("#")[2].strip() or ast.get_docstring(ast.parse(source)) or ""
+  room, _, last = name.rpartition(".")
+  module = operator.attrgetter(room)(sm) if room else sm
+  imports = [x for x in ast.parse(_source(module.__name__)).body if isinstance(x, ast.ImportFrom)]
+  home = next((x.module for x in imports if last in {alias.name for alias in x.names}), None)
+  source = _source(home or module.__name__)
+  line = next(line for line in source.splitlines() if re.match(rf"{last}\b.*=", line))
+  written, _, comment = line.partition("#")
+  literal = re.search(r"= (Literal\[.*\])", written)
+  return comment.strip() or (
+    f"`{literal[1]}`" if literal else ast.get_docstring(ast.parse(source)) or ""
+  )
 
 
-def _door() -> str:
-  return (ROOT / "shrinkmeta" / "__init__.py").read_text(encoding="utf-8")
+def _source(module: str) -> str:
+  """The text of a module of the library."""
+  path = ROOT / module.replace(".", "/")
+  path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+  return path.read_text(encoding="utf-8")
+
+
+def shown(name: str) -> str:
+  """A public name as users write it: sm.fit, and mixed.fit of `from shrinkmeta import mixed`."""
+  return name if name.partition(".")[0] in ROOMS.values() else f"sm.{name}"
 
 
 def directive(name: str, path: str | None = None) -> str:
@@ -94,10 +110,10 @@ def directive(name: str, path: str | None = None) -> str:
   path = path or f"shrinkmeta.{name}"
   value: Any = operator.attrgetter(path.partition(".")[2])(sm)
   if inspect.ismodule(value):
-    names = [f"{name}.{n}" for n in functions_of(value)]
+    names = [f"{name}.{n}" for n in names_of(value)]
     inner = [directive(n, f"shrinkmeta.{n}") for n in names]
     text = "\n".join(to_rst(inspect.cleandoc(value.__doc__ or "").splitlines()))
-    title = f"sm.{name}"
+    title = shown(name)
     heading = f"{title}\n{'-' * len(title)}\n\n.. py:module:: {path}"
     return "\n\n".join([heading, text, "\n".join(table_of(names)), *inner])
   if _is_class(value):
@@ -109,7 +125,8 @@ def directive(name: str, path: str | None = None) -> str:
   if inspect.isfunction(value):
     return f".. autofunction:: {path}"
   text = "\n".join(to_rst(text_of(name).splitlines()))
-  return f".. py:data:: {name}\n   :module: shrinkmeta\n\n" + textwrap.indent(text, "   ")
+  module, _, last = path.rpartition(".")
+  return f".. py:data:: {last}\n   :module: {module}\n\n" + textwrap.indent(text, "   ")
 
 
 def methods_of(cls: type) -> list[str]:
@@ -156,18 +173,20 @@ def table_of(names: list[str]) -> list[str]:
 
 def link_to(name: str) -> str:
   """A link to the entry of a public name."""
-  return f":py:obj:`sm.{name} <shrinkmeta.{name}>`"
+  return f":py:obj:`{shown(name)} <shrinkmeta.{name}>`"
 
 
 def write_pages(app: Sphinx) -> None:
   """Write the pages that have changed, so that a second build reads those only."""
-  groups = groups_of(_door())
+  groups = groups_of(_source("shrinkmeta"))
+  groups |= {title: [room] for title, room in ROOMS.items()}
   pages = {slug_of(title): page_of(title, names) for title, names in groups.items()}
   index = [
     "Reference",
     "=========",
     "",
-    "Every public name, as ``import shrinkmeta as sm`` gives it.",
+    "Every public name, as ``import shrinkmeta as sm`` gives it. Mixed models are a room of their",
+    "own: ``from shrinkmeta import mixed``.",
     "",
     ".. toctree::",
     "   :hidden:",
@@ -199,38 +218,9 @@ def read_docstring(
   lines[:] = to_rst(lines)
 
 
-def signature_as_written(
-  app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: Any
-) -> tuple[str | None, Any] | None:
-  """Show a signature with the names of types that the code uses, such as Labels and Batching.
-
-  A default that is a constant of the file, such as PHI_OPTIMIZER, is shown as its value.
-  """
-  if not inspect.isfunction(thing):
-    return None
-  node = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
-  assert isinstance(node, ast.FunctionDef)
-  if what == "method" and node.args.args[0].arg in ("self", "cls"):
-    del node.args.args[0]
-  known = constants_of(pathlib.Path(inspect.getfile(thing)).read_text(encoding="utf-8"))
-  value = lambda match: "=" + known.get(match[1], match[1])
-  arguments = re.sub(r"=([A-Z][A-Z_]+)\b", value, ast.unparse(node.args))
-  return f"({arguments})", ast.unparse(node.returns) if node.returns else None
-
-
-def constants_of(source: str) -> dict[str, str]:
-  """Return {name: value as written} of the constants of a file."""
-  found = {}
-  for node in ast.parse(source).body:
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-      found[node.targets[0].id] = ast.get_source_segment(source, node.value) or ""
-  return found
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
   """Connect to Sphinx."""
   app.setup_extension("sphinx.ext.autodoc")
   app.connect("builder-inited", write_pages)
   app.connect("autodoc-process-docstring", read_docstring, priority=400)
-  app.connect("autodoc-process-signature", signature_as_written)
   return {"parallel_read_safe": True, "parallel_write_safe": True}

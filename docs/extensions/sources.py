@@ -105,7 +105,8 @@ def add_source_links(app: Sphinx, doctree: nodes.document) -> None:
     if signature.get("module") and not signature.get("class"):
       for prefix in list(signature.findall(addnodes.desc_addname)):
         prefix.parent.remove(prefix)
-      prefix = signature["module"].replace("shrinkmeta", "sm", 1) + "."
+      room = signature["module"].partition(".")[2]
+      prefix = "sm." if not room else f"sm.{room}." if room in PUBLIC else f"{room}."
       place = next(iter(signature.findall(addnodes.desc_name)))
       signature.insert(signature.index(place), addnodes.desc_addname(prefix, prefix))
     name = ".".join(x for x in (signature.get("module"), signature.get("fullname")) if x)
