@@ -161,8 +161,7 @@ def _check(config: Config) -> None:
   for name, rates in config.rates.items():
     if not isinstance(rates, tuple) or not rates or min(rates) <= 0:
       raise ValueError(f"rates.{name} are positive numbers, as in (0.1,); got {rates!r}.")
-  numbers = {**config.languages, **config.base, **config.meta, "context": config.context}
-  numbers |= {"rank": config.rank, "qv_rank": config.qv_rank, "tune.steps": config.tune.steps}
+  numbers = {k: v for k, v in schema.flat(config.to_dict()).items() if isinstance(v, int | float)}
   if wrong := [name for name, value in numbers.items() if not value > 0]:
     raise ValueError(f"{wrong[0]} is a positive number; got {numbers[wrong[0]]}.")
   kernels = 7 * config.network.layers

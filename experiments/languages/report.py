@@ -81,9 +81,11 @@ def overfitting(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def sigma(results: Sequence[Result]) -> list[dict[str, Any]]:
   """Return sigma by layer and kernel, a record for each seed."""
-  keep = ("layer", "kernel", "parameters", "sigma", "norm")
   return [
-    {"seed": r["seed"]} | {key: row[key] for key in keep} for r in results for row in r["sigma"]
+    {"seed": r["seed"], "module": row["kernel"], "layer": row["layer"]}
+    | {key: row[key] for key in ("parameters", "norm", "sigma")}
+    for r in results
+    for row in r["sigma"]
   ]
 
 
@@ -161,9 +163,19 @@ def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
   results = sorted((read(path) for path in paths), key=lambda r: r["seed"])
   if any(r["config"] != results[0]["config"] for r in results):
     raise ValueError("The runs have different settings: collect runs that differ in seed alone.")
-  tables = {"comparison": comparison, "overfitting": overfitting, "sigma": sigma}
-  for name, table in (tables | {"path": path, "sizes": sizes}).items():
-    records = table(results)
+  both = comparison(results)
+  without = lambda column: [
+    {k: v for k, v in record.items() if not k.startswith(column)} for record in both
+  ]
+  tables = {
+    "bits": without("bits_difference"),
+    "differences": [r for r in without("bits_per_byte") if r["algorithm"] != "sigma_imaml_chosen"],
+    "overfitting": overfitting(results),
+    "sigma": sigma(results),
+    "path": path(results),
+    "sizes": sizes(results),
+  }
+  for name, records in tables.items():
     with files.atomic(out / f"{name}.csv") as temporary, temporary.open("w", newline="") as file:
       writer = csv.writer(file, lineterminator="\n")
       writer.writerow(records[0])
