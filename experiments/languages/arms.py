@@ -141,8 +141,8 @@ def _episode(
 ) -> tuple[sm.Batch, sm.Batch]:
   """Return the windows to adapt on and those to validate of one random version."""
   rng, own = np.random.default_rng(seed), config.meta
-  version = versions[rng.integers(len(versions))]
-  start = rng.integers(20 - own.articles + 1)
+  version = versions[int(rng.integers(len(versions)))]
+  start = int(rng.integers(20 - own.articles + 1))
   train = version.articles[start : start + own.articles]
   last = windows.windows(version.articles[-10:], config.context)
   at = rng.integers(max(1, len(last.inputs) - own.windows + 1))

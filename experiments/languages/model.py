@@ -93,7 +93,8 @@ def train_base(
     (parameters, the losses of all steps in bits per byte).
   """
   own, texts = config.base, [windows.windows(v.articles, config.context) for v in versions]
-  pool = sm.Batch(*(np.concatenate([batch[part] for batch in texts]) for part in (0, 1)))
+  join = lambda parts: np.concatenate([np.asarray(part) for part in parts])
+  pool = sm.Batch(join([b.inputs for b in texts]), join([b.targets for b in texts]))
   half = own.windows // 2
 
   def tasks(first: int, count: int) -> sm.Task:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.languages import pictures
 from experiments.languages.stages import FORMAT
 from experiments.report import statistics
 from experiments.runs import files
@@ -158,8 +159,6 @@ def _cell(value: Any) -> str:
 
 def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
   """Write the CSV files of several runs of one preset, and their pictures, to a folder."""
-  from experiments.languages import pictures
-
   results = sorted((read(path) for path in paths), key=lambda r: r["seed"])
   if any(r["config"] != results[0]["config"] for r in results):
     raise ValueError("The runs have different settings: collect runs that differ in seed alone.")

@@ -208,6 +208,6 @@ def write(file: IO[bytes], versions: Sequence[Version]) -> None:
     io.TextIOWrapper(packed, encoding="utf-8") as text,
   ):
     for v in versions:
-      entry = {"code": v.code, "iso639_3": v.language, "name": v.name}
+      entry: dict[str, Any] = {"code": v.code, "iso639_3": v.language, "name": v.name}
       entry["articles"] = [article.split("\n") for article in v.articles]
       text.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -7,8 +7,10 @@ weights.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import shrinkmeta as sm
 
@@ -48,7 +50,7 @@ def padded(batches: Sequence[sm.Batch], rows: int) -> sm.Batch:
   """
   inputs = np.zeros((len(batches), rows, batches[0].inputs.shape[1]), np.uint8)
   targets = np.full(inputs.shape, PADDING, np.int32)
-  mask = np.zeros(inputs.shape[:2], np.float32)
+  mask: Any = np.zeros(inputs.shape[:2], np.float32)
   for t, batch in enumerate(batches):
     n = len(batch.inputs)
     if n > rows:
@@ -62,6 +64,6 @@ def num_targets(batch: sm.Batch) -> np.ndarray:
   return np.sum(np.asarray(batch.targets) != PADDING, (-1, -2))
 
 
-def bits_per_byte(nats: np.ndarray, count: np.ndarray) -> np.ndarray:
+def bits_per_byte(nats: npt.ArrayLike, count: npt.ArrayLike) -> np.ndarray:
   """Return nats / (count log 2): the bits that a coder of this model needs for a byte."""
   return np.asarray(nats, np.float64) / (np.asarray(count, np.float64) * math.log(2.0))
