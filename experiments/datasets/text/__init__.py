@@ -1,0 +1,1 @@
+"""Data sets of written text."""

@@ -1,0 +1,1 @@
+"""Adapters for languages: which kernels of a byte-level Transformer does a new language need?"""

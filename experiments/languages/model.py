@@ -1,0 +1,142 @@
+"""The network, its likelihood, and the training of the base on pooled languages."""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import shrinkmeta as sm
+from experiments.datasets.text import windows
+from experiments.datasets.text.declarations import Version
+from experiments.networks import llama
+from experiments.settings.schema import Config
+
+PyTree = Any
+
+
+def network(config: Config) -> llama.Config:
+  """Return the sizes of the Llama network: heads of width / heads, and an untied head."""
+  own = config.network
+  return llama.Config(
+    vocab_size=windows.VOCABULARY,
+    hidden_size=own.width,
+    intermediate_size=own.hidden,
+    num_hidden_layers=own.layers,
+    num_attention_heads=own.heads,
+    num_key_value_heads=own.heads,
+    head_dim=own.width // own.heads,
+    rms_norm_eps=1e-5,
+    rope_theta=10_000.0,
+  )
+
+
+def document(config: Config) -> dict[str, Any]:
+  """Return config.json of transformers for the network, which `llama.read` reads too."""
+  own = network(config)
+  return {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "vocab_size": own.vocab_size,
+    "hidden_size": own.hidden_size,
+    "intermediate_size": own.intermediate_size,
+    "num_hidden_layers": own.num_hidden_layers,
+    "num_attention_heads": own.num_attention_heads,
+    "num_key_value_heads": own.num_key_value_heads,
+    "head_dim": own.head_dim,
+    "rms_norm_eps": own.rms_norm_eps,
+    "rope_theta": own.rope_theta,
+    "max_position_embeddings": config.context,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+  }
+
+
+def predict(config: Config) -> Callable[[PyTree, jax.Array], jax.Array]:
+  """Return (params, bytes [N, S]) -> logits [N, S, 256] of the byte after each position."""
+  own = network(config)
+  return lambda params, inputs: llama.apply(own, params, inputs.astype(jnp.int32))
+
+
+def likelihood(predict: Callable[..., jax.Array]) -> sm.Likelihood:
+  """Return the likelihood of windows: a window's log density is the sum over its bytes, in nats.
+
+  Args:
+    predict: (theta, inputs [N, S]) -> logits [N, S, 256], or with constants.
+
+  Returns:
+    A Likelihood with targets [N, S] of bytes, or PADDING for positions that do not count.
+  """
+  of_bytes = sm.categorical(predict).log_prob
+
+  def log_prob(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    n, s, classes = logits.shape
+    counts = targets != windows.PADDING
+    labels = jnp.where(counts, targets, 0).reshape(-1)
+    each = of_bytes(logits.reshape(-1, classes), labels).reshape(n, s)
+    return jnp.sum(jnp.where(counts, each, 0.0), -1)
+
+  return sm.Likelihood(predict, log_prob)
+
+
+def train_base(
+  config: Config, versions: Sequence[Version], seed: int, folder: pathlib.Path
+) -> tuple[PyTree, list[float]]:
+  """Train the network on the windows of all versions; continue from a checkpoint in `folder`.
+
+  Returns:
+    (parameters, the losses of all steps in bits per byte).
+  """
+  own, texts = config.base, [windows.windows(v.articles, config.context) for v in versions]
+  join = lambda parts: np.concatenate([np.asarray(part) for part in parts])
+  pool = sm.Batch(join([b.inputs for b in texts]), join([b.targets for b in texts]))
+  half = own.windows // 2
+
+  def tasks(first: int, count: int) -> sm.Task:
+    """One task a step: windows of any languages, half of them as train and half as val."""
+    draw = lambda i: np.random.default_rng((seed, 3, i)).choice(len(pool.inputs), 2 * half)
+    rows = np.stack([draw(i) for i in range(first, first + count)])
+    part = lambda rows: sm.Batch(jnp.asarray(pool.inputs[rows]), jnp.asarray(pool.targets[rows]))
+    return sm.Task(part(rows[:, :half]), part(rows[:, half:]))
+
+  warm = max(1, own.steps // 20)
+  rate = optax.warmup_cosine_decay_schedule(0.0, own.rate, warm, own.steps, 0.02 * own.rate)
+  params = llama.init(
+    jax.random.key(seed), network(config), scale=0.3 / math.sqrt(config.network.width)
+  )
+  learner = sm.no_adaptation(
+    likelihood(predict(config)),
+    jax.tree.map(lambda _: "network", params),
+    phi_optimizer=optax.chain(optax.clip_by_global_norm(config.context / 4), optax.adamw(rate)),
+  )
+  log = folder / "log.jsonl"
+  state = sm.fit(
+    learner,
+    learner.init(params),
+    tasks,
+    own.steps,
+    meta_batch=1,
+    callbacks=(sm.json_lines(log),),
+    checkpoints=sm.Checkpoints(folder / "states", every=100, keep=2),
+  )
+  losses = [
+    record["phi_loss"] / (config.context * math.log(2.0)) for record in sm.read_json_lines(log)
+  ]
+  return state.phi, losses
+
+
+def texts(
+  config: Config, versions: Sequence[Version], articles: int, most: int | None = None
+) -> list[sm.Batch]:
+  """Return the windows of the first so many articles of every version."""
+  return [windows.windows(v.articles[:articles], config.context, most) for v in versions]
+
+
+def judged(config: Config, versions: Sequence[Version], most: int | None = None) -> list[sm.Batch]:
+  """Return the windows of the last ten articles of every version."""
+  return [windows.windows(v.articles[-10:], config.context, most) for v in versions]

@@ -1,0 +1,182 @@
+"""What runs found, as plain text and as CSV files.
+
+Intervals are those of the mean over languages. A difference is paired: both methods are judged on
+the same bytes of the same language.
+"""
+
+import csv
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.languages import pictures
+from experiments.languages.stages import FORMAT
+from experiments.report import statistics
+from experiments.runs import files
+
+Result = Mapping[str, Any]  # the content of results.json
+BASELINE = "no_adaptation"
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Return the content of a results.json; raise ValueError if it is none."""
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} cannot be read: {error}.") from error
+  if not isinstance(found, dict) or found.get("format") != FORMAT:
+    raise ValueError(f"{path} is no result of experiments.languages. Wanted format {FORMAT!r}.")
+  return found
+
+
+def bits(results: Sequence[Result], method: str, articles: int, steps: int) -> np.ndarray | None:
+  """Return bits per byte [languages of all results], or None if no result has these steps."""
+  if method == BASELINE:
+    method, steps = "fine_tuning", 0
+  found = [r["methods"][method]["bits"][str(articles)].get(str(steps)) for r in results]
+  if any(one is None for one in found):
+    return None
+  return np.array([math.nan if x is None else x for one in found for x in one], float)
+
+
+def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return a record for each number of articles, method and number of steps.
+
+  A record has the mean in bits per byte, and the mean difference to sigma_imaml_chosen after the
+  same steps on the same languages, each with the half width of its 95 % interval.
+  """
+  config, records = results[0]["config"], []
+  for articles in config["adapt"]["articles"]:
+    for method in (BASELINE, *results[0]["methods"]):
+      for steps in config["adapt"]["steps"][1:]:
+        own = bits(results, method, articles, steps)
+        ours = bits(results, "sigma_imaml_chosen", articles, steps)
+        if own is None or ours is None:
+          continue
+        (mean, half), (far, error) = statistics.interval(own), statistics.interval(own - ours)
+        record = {"articles": articles, "algorithm": method, "steps": steps}
+        record |= {"bits_per_byte": mean, "bits_per_byte_ci95": half}
+        record |= {"bits_difference_to_chosen": far, "bits_difference_to_chosen_ci95": error}
+        records.append(record)
+  return records
+
+
+def overfitting(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return by articles and method: the best step, and how far the last step is above it."""
+  config, records = results[0]["config"], []
+  steps = config["adapt"]["steps"]
+  for articles in config["adapt"]["articles"]:
+    for method in results[0]["methods"]:
+      known = {s: b for s in steps if (b := bits(results, method, articles, s)) is not None}
+      best, last = min(known, key=lambda s: known[s].mean()), max(known)
+      rise, half = statistics.interval(known[last] - known[best])
+      record = {"articles": articles, "algorithm": method, "best_step": best}
+      record |= {"bits_per_byte_at_best": known[best].mean(), "last_step": last}
+      records.append(record | {"bits_difference_last": rise, "bits_difference_last_ci95": half})
+  return records
+
+
+def sigma(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return sigma by layer and kernel, a record for each seed."""
+  return [
+    {"seed": r["seed"], "module": row["kernel"], "layer": row["layer"]}
+    | {key: row[key] for key in ("parameters", "norm", "sigma")}
+    for r in results
+    for row in r["sigma"]
+  ]
+
+
+def path(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return the path of choose_modules of every seed."""
+  records = []
+  for r in results:
+    for point in r["choice"]["curve"]:
+      chosen = point["added"] is not None and point["added"] in r["chosen"]
+      record = {"seed": r["seed"], "module": point["added"] or "none"}
+      record |= {"nats_per_window": point["loss"], "nats_per_window_ci95": 1.96 * point["error"]}
+      records.append(record | {"bytes": point["bytes"], "setting": "chosen" if chosen else ""})
+  return records
+
+
+def sizes(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return bytes a language and the chosen rate of every method and seed."""
+  return [
+    {"seed": r["seed"], "algorithm": name}
+    | {"bytes": method["bytes"], "learning_rate": method["rate"]}
+    for r in results
+    for name, method in r["methods"].items()
+  ]
+
+
+def text(result: Result) -> str:
+  """Return all tables of one run as text."""
+  served, own = result["served"], result["config"]
+  parts = []
+  if own["data"] == "synthetic":
+    parts.append("Artificial languages: these figures say nothing about real ones.")
+  parts += [
+    f"{result['parameters']:,} parameters; {len(result['languages']['base'])} versions to train "
+    f"the base, which ends at {result['base_bits'][-1][1]:.3f} bits per byte; "
+    f"{len(result['languages']['test'])} test languages.",
+    "Bits per byte of the last ten articles; - chosen: minus sigma_imaml_chosen after the same "
+    "steps.",
+    _aligned(comparison([result])),
+    "Best step, and the last step minus it.",
+    _aligned(overfitting([result])),
+    "sigma by layer and kernel; norm = sigma sqrt(parameters).",
+    _aligned(sigma([result])),
+    "The path of choose_modules. Losses are nats per window.",
+    result["choice"]["text"],
+    "Bytes a language, and the rate that the validation languages chose.",
+    _aligned(sizes([result])),
+    f"Served: {served['rows']} rows of {served['languages']} languages in one batch, "
+    f"{served['bits_together']:.6f} bits per byte; one language at a time "
+    f"{served['bits_one_by_one']:.6f}; largest difference of a logit "
+    f"{served['largest_logit_difference']:.2g}. {served['seconds_together']:.3f} s and "
+    f"{served['seconds_one_by_one']:.3f} s. {served['bytes_a_language']:,} bytes a language, "
+    f"{served['bytes_on_disk']:,} on disk. Exported as a whole model: logits differ by "
+    f"{served['export_logit_difference']:.2g}.",
+  ]
+  return "\n\n".join(parts)
+
+
+def _aligned(records: Sequence[Mapping[str, Any]]) -> str:
+  cells = [list(records[0]), *([_cell(value) for value in r.values()] for r in records)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+  return "\n".join(map(line, cells))
+
+
+def _cell(value: Any) -> str:
+  if not isinstance(value, float):
+    return str(value)
+  return f"{value:.4f}" if 1e-3 <= abs(value) or not value else f"{value:.1e}"
+
+
+def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
+  """Write the CSV files of several runs of one preset, and their pictures, to a folder."""
+  results = sorted((read(path) for path in paths), key=lambda r: r["seed"])
+  if any(r["config"] != results[0]["config"] for r in results):
+    raise ValueError("The runs have different settings: collect runs that differ in seed alone.")
+  both = comparison(results)
+  without = lambda column: [
+    {k: v for k, v in record.items() if not k.startswith(column)} for record in both
+  ]
+  tables = {
+    "bits": without("bits_difference"),
+    "differences": [r for r in without("bits_per_byte") if r["algorithm"] != "sigma_imaml_chosen"],
+    "overfitting": overfitting(results),
+    "sigma": sigma(results),
+    "path": path(results),
+    "sizes": sizes(results),
+  }
+  for name, records in tables.items():
+    with files.atomic(out / f"{name}.csv") as temporary, temporary.open("w", newline="") as file:
+      writer = csv.writer(file, lineterminator="\n")
+      writer.writerow(records[0])
+      writer.writerows([_cell(value) for value in record.values()] for record in records)
+  pictures.draw(out, results)
