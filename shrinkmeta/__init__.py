@@ -54,6 +54,7 @@ from shrinkmeta.model.variants import (
   with_constants,
   with_randomness,
 )
+from shrinkmeta.quasi_newton import lbfgs
 from shrinkmeta.serving.deltas import Deltas, deltas
 from shrinkmeta.serving.files import load_deltas, save_deltas
 from shrinkmeta.serving.predict import predict_tasks
@@ -88,7 +89,7 @@ __all__ = (
   # Densities and priors.
   "log_joint", "log_likelihood", "log_predictive", "log_prior", "priors",
   # Settings.
-  "Algorithm", "Implicit", "Inner", "LogDet",
+  "Algorithm", "Implicit", "Inner", "LogDet", "lbfgs",
   # Algorithms.
   "FAMILY", "anil", "boil", "empirical_bayes", "fine_tuning", "fomaml", "hand_picked", "imaml",
   "make_learner", "maml", "meta_sgd", "no_adaptation", "reptile",

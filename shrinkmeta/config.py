@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from shrinkmeta.checks import scalars, validate
-from shrinkmeta.checks.optimisers import differentiable, needs
+from shrinkmeta.checks.optimisers import differentiable, needs, warn_if_endless
 from shrinkmeta.devices.batching import Batching, check_batching
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
+from shrinkmeta.quasi_newton import lbfgs
 
 PyTree = Any
 Frozen = frozenset[str]  # names of modules that stay at phi
@@ -69,7 +70,7 @@ class Inner:
   5
   """
 
-  optimizer: optax.GradientTransformation = dataclasses.field(default_factory=optax.lbfgs)
+  optimizer: optax.GradientTransformation = dataclasses.field(default_factory=lbfgs)
   steps: int = 100
   tol: float | None = None
   batch_size: int | None = None
@@ -261,10 +262,7 @@ def check_spec(spec: Spec) -> None:
   if spec.log_p_sigma is not None and not learned:
     raise ValueError("log_p_sigma is a prior on a learned sigma; this algorithm has a fixed one.")
   if algorithm.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:
-    raise ValueError(
-      "This algorithm has no finite sigma: init_sigma is 0, for frozen modules, or inf; got "
-      f"{sigma}."
-    )
+    raise ValueError(f"This algorithm has no finite sigma: init_sigma is 0 or inf; got {sigma}.")
   if evidence and math.inf in sigma.values():
     raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
   if evidence or spec.sigma_gradient == "joint":
@@ -283,6 +281,7 @@ def check_optimisers(spec: Spec) -> None:
       "the line search of this Inner.optimizer (L-BFGS is the default of Inner): take "
       "Inner(optax.sgd(0.1), steps=...), or an algorithm with an implicit gradient."
     )
+  warn_if_endless(spec.inner.optimizer, moving)
   phi = jax.tree.map(lambda _: jnp.zeros((2, 2)), spec.labels)
   sigma = {module: jnp.zeros([]) for module in spec.sigma}
   no_loss = spec.algorithm[1:3] == ("map", "none")

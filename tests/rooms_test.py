@@ -18,6 +18,7 @@ ROOMS = (
   "model",
   "data",
   "devices",
+  "quasi_newton",
   "config",
   "arguments",
   "base",

@@ -55,7 +55,7 @@ def test_the_layer_that_varies_is_found():
   learner = sm.sigma_imaml(
     sm.gaussian(predict, NOISE),
     sm.by_layer(params),
-    inner=sm.Inner(optax.lbfgs(), steps=20, tol=1e-3),
+    inner=sm.Inner(sm.lbfgs(), steps=20, tol=1e-3),
     implicit=sm.Implicit(max_steps=100, tol=1e-3),
     phi_optimizer=optax.chain(
       optax.clip_by_global_norm(1.0),

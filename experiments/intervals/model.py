@@ -45,7 +45,7 @@ def make_learner(algorithm: str, params: Any, meta_steps: int) -> sm.MetaLearner
   return getattr(sm, algorithm)(
     sm.gaussian_with_scale(network),
     labels,
-    inner=sm.Inner(optax.lbfgs(), steps=60, tol=1e-3),
+    inner=sm.Inner(sm.lbfgs(), steps=60, tol=1e-3),
     phi_optimizer=clipped,
     sigma_optimizer=optax.adam(1e-2),
     init_sigma=sigma,

@@ -17,7 +17,7 @@ from experiments.settings.schema import Config
 _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "sgd": optax.sgd,
   "adam": optax.adam,
-  "lbfgs": lambda rate: optax.lbfgs(),  # a line search finds its rate
+  "lbfgs": lambda rate: sm.lbfgs(),  # a line search finds its rate
   # The square root of a zero second moment has no derivative. Without eps_root a gradient through
   # Adam's steps is NaN wherever an entry's gradient is 0, as that of a bias before a norm is
   # (docs/hazards.md#adam-root).

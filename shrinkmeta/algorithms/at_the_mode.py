@@ -15,10 +15,11 @@ from shrinkmeta.learner.build import make_learner
 from shrinkmeta.model.likelihood import Likelihood
 from shrinkmeta.model.modules import Labels
 from shrinkmeta.model.priors import SigmaPrior
+from shrinkmeta.quasi_newton import lbfgs
 
 PyTree = Any
 
-MODE = Inner(optax.lbfgs(), steps=50, tol=1e-4)
+MODE = Inner(lbfgs(), steps=50, tol=1e-4)
 PHI_OPTIMIZER = optax.adam(1e-3)
 SIGMA_OPTIMIZER = optax.adam(3e-2)
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 
 PyTree = Any
 _NEEDS = ((), ("value", "grad"), ("value", "grad", "value_fn"))
@@ -60,6 +61,25 @@ def differentiable(optimizer: optax.GradientTransformation, params: PyTree) -> b
   except Exception:  # noqa: BLE001 (an optimiser may refuse these params in any way)
     return True
   return True
+
+
+def warn_if_endless(optimizer: optax.GradientTransformation, params: PyTree) -> None:
+  """Log a warning if an inner optimiser has the line search of `docs/hazards.md#line-search`.
+
+  Args:
+    optimizer: any optax optimiser. One that refuses `params` is left to its first real update.
+    params: a pytree of arrays with the structure that the optimiser will get.
+  """
+  is_zoom = lambda x: isinstance(x, optax.ScaleByZoomLinesearchState)
+  try:
+    state = jax.eval_shape(optimizer.init, params)
+  except Exception:  # noqa: BLE001 (an optimiser may refuse these params in any way)
+    return
+  if any(map(is_zoom, jax.tree.leaves(state, is_leaf=is_zoom))):
+    logging.warning(
+      "Inner.optimizer has optax's zoom line search, which may never end on a CPU "
+      "(docs/hazards.md#line-search): take Inner(sm.lbfgs())."
+    )
 
 
 def _step(

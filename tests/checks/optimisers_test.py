@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
+from shrinkmeta.checks import optimisers
 
 LINEAR = sm.gaussian(lambda theta, x: x * theta["w"])
 PARAMS = {"w": jnp.array([5.0])}
@@ -95,3 +96,11 @@ def test_targets_out_of_range_are_refused_before_they_are_traced():
   masked = bad._replace(mask=jnp.array([[1, 0], [1, 1]]))  # padding may hold any label
   assert int(learner.update(state, sm.Task(good, masked))[1].num_failed) == 0
   assert int(jax.jit(learner.update)(state, sm.Task(good, bad))[1].num_failed) == 1
+
+
+def test_a_line_search_that_may_not_end_is_told(caplog):
+  optimisers.warn_if_endless(sm.lbfgs(), PARAMS)
+  optimisers.warn_if_endless(optax.adam(0.1), PARAMS)
+  assert not caplog.records
+  optimisers.warn_if_endless(optax.chain(optax.clip(1.0), optax.lbfgs()), PARAMS)
+  assert "take Inner(sm.lbfgs())" in caplog.text

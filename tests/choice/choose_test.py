@@ -231,7 +231,7 @@ def test_tasks_run_as_the_learner_runs_them(settings):
 
 def test_nothing_moves_in_the_empty_set_with_any_optimiser():
   # L-BFGS without a tolerance goes on from a gradient of exactly 0.
-  learner, state = make(init_sigma=0.4, inner=sm.Inner(optax.lbfgs(), steps=5))
+  learner, state = make(init_sigma=0.4, inner=sm.Inner(sm.lbfgs(), steps=5))
   tasks = draw(jax.random.key(8), 3, {})
   found = choose_modules(learner, state, tasks, repeats=0, tolerance=1e9)
   np.testing.assert_allclose(found.curve[0].loss, exact_losses(tasks, {}, ()).mean(), rtol=1e-5)

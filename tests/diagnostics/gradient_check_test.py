@@ -94,7 +94,7 @@ def test_sigma_of_joint_has_no_derivative_with_phi_held():
 @pytest.mark.parametrize(
   ("inner", "shown"),
   [
-    (sm.Inner(optax.lbfgs(), 10), False),
+    (sm.Inner(sm.lbfgs(), 10), False),
     (dataclasses.replace(MODE, tol=1e-10), True),
   ],
 )

@@ -26,7 +26,7 @@ D, N, SCALE = 45, 70, 0.7
 # Heavy ball with the best constants for a curvature of J / N from 1 / 70 to 10; seconds less to
 # compile than L-BFGS, and as exact as rounding lets it.
 MODE = sm.Inner(optax.sgd(0.37, momentum=0.86), steps=3000, tol=1e-13)
-LBFGS = sm.Inner(optax.lbfgs(memory_size=10), steps=1000, tol=1e-11)
+LBFGS = sm.Inner(sm.lbfgs(), steps=1000, tol=1e-11)
 # CG ends in at most D + 1 steps but for rounding; all solvers here are exact to 1e-12 or so.
 SOLVERS = {
   "cg": sm.Implicit(solver="cg", max_steps=400, tol=1e-13),

@@ -62,7 +62,7 @@ def mode(phi, batch, sigma=SIGMA):
     optax.sgd(0.5),
     optax.sgd(optax.cosine_decay_schedule(0.8, 4000, alpha=0.3), momentum=0.5),
     optax.adam(optax.exponential_decay(0.1, 100, 0.8)),
-    optax.lbfgs(),
+    sm.lbfgs(),
     optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=50, factor=0.9)),
   ],
   ids=["sgd", "momentum, schedule", "adam, schedule", "lbfgs", "reduce_on_plateau"],
@@ -157,7 +157,7 @@ def test_no_steps():
   [
     (optax.sgd(optax.linear_schedule(0.3, 0.0, 20), momentum=0.9), None),
     (optax.adam(0.1), None),
-    (optax.lbfgs(), None),
+    (sm.lbfgs(), None),
     (optax.sgd(0.2), 1e-2),
   ],
   ids=["schedule", "adam", "lbfgs", "tolerance"],

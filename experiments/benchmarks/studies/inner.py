@@ -20,7 +20,8 @@ Made = tuple[sm.Likelihood, Any, sm.Batch]  # likelihood, parameters, training d
 
 # One rate serves all problems, as that of a default must.
 OPTIMISERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-  "lbfgs": optax.lbfgs,
+  "lbfgs": sm.lbfgs,
+  "optax.lbfgs": optax.lbfgs,
   "momentum": lambda: optax.sgd(0.1, momentum=0.9),
   "adam": lambda: optax.adam(0.05),
 }

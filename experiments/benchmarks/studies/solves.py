@@ -131,7 +131,7 @@ def warm(config: Config) -> Iterator[report.Record]:
   On sinusoids with a stronger prior: the objective of W1 at N = 5 with batch statistics, ReLU and
   max-pool has kinks, at which no optimiser reaches a tolerance.
   """
-  inner = sm.Inner(optax.lbfgs(), steps=100, tol=5e-2)
+  inner = sm.Inner(sm.lbfgs(), steps=100, tol=5e-2)
   implicit = sm.Implicit(max_steps=100, tol=1e-3)
   trained = _train(config, "w3", prior=10.0, inner=inner, implicit=implicit)
   learner, (_, tasks, key), state = trained.step.learner, trained.step.arguments, trained.state
