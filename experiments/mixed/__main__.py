@@ -17,7 +17,6 @@ from experiments.mixed import report
 from experiments.settings import flags as shared
 from experiments.settings import paths
 from shrinkmeta import mixed
-from shrinkmeta.formulas.table import Table, read
 
 _DATA = paths.define("data", "Text file with a line of column names.")
 _FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || g)'.")
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     if _PREDICT.value:
       predictions = mixed.predict(model, _table(_PREDICT.value))
     if _PROFILE.value:
-      profile = report.profile(model)
+      profile = mixed.profile(model)
   found = mixed.summary(model, profile)
   print(found)
   if predictions is not None:
@@ -108,8 +107,8 @@ def main(argv: Sequence[str]) -> None:
     pictures.write(pathlib.Path(_PLOT.value), model, _PICTURE.value)
 
 
-def _table(path: str) -> Table:
-  return read(
+def _table(path: str) -> mixed.Table:
+  return mixed.read(
     path,
     sep=_SEP.value,
     decimal=_DECIMAL.value,

@@ -41,7 +41,7 @@ def draw(model: mixed.Model, kind: str) -> matplotlib.figure.Figure:
   figure = matplotlib.figure.Figure(
     figsize=(4.2 * max(columns, len(kinds) > 1 and 2), sum(heights)), layout="constrained"
   )
-  parts = np.atleast_1d(figure.subfigures(len(kinds), 1, height_ratios=heights))
+  parts = figure.subfigures(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
   for part, one in zip(parts, kinds, strict=True):
     _KINDS[one](part, model)
   return figure

@@ -30,6 +30,7 @@ def as_json(
     "fixed": _numbers(fit.fixed),
     "fixed_se": _numbers(fit.fixed_se),
     "fixed_se_conditional": _numbers(fit.fixed_se_conditional),
+    "fixed_df": {row.name: _number(row.df) for row in found.fixed},
     "fixed_p": {row.name: _number(row.p) for row in found.fixed},
     "sd": _numbers(fit.sd),
     "sd_interval": {name: _interval(pair) for name, pair in fit.sd_interval.items()},
@@ -64,11 +65,6 @@ def write(path: str, content: Mapping[str, Any]) -> None:
   text = files.strict_json({**content, "environment": environment}, indent=2)
   with files.atomic(path) as temporary:
     temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def profile(model: mixed.Model) -> dict[str, tuple[float, float]]:
-  """Profile intervals of the standard deviations."""
-  return {}  # TODO
 
 
 def predicted(found: mixed.Predictions) -> str:

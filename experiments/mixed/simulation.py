@@ -14,14 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from shrinkmeta import mixed
-from shrinkmeta.mixed.result import Estimator
 
 FORMULA = "y ~ x + (x || g)"
 INTERCEPT = "(Intercept)"
 GROUPS, SMALLEST, LARGEST = 40, 2, 20
 FIXED = {INTERCEPT: 0.5, "x": -1.0}
 TRUTH = {INTERCEPT: 1.0, "x": 0.6, "residual": 0.8}
-ESTIMATORS: tuple[Estimator, ...] = ("ml", "reml", "predictive")
+ESTIMATORS: tuple[mixed.Estimator, ...] = ("ml", "reml", "predictive")
 
 
 def draw(seed: int, number: int) -> dict[str, np.ndarray]:

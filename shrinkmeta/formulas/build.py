@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shrinkmeta.formulas import columns
+from shrinkmeta.formulas import columns, matrices
 from shrinkmeta.formulas.checks import BINARY, check_columns, check_response
 from shrinkmeta.formulas.columns import Frame
 from shrinkmeta.formulas.design import Design, RandomTerm
-from shrinkmeta.formulas.formula import Formula, expression, parse
+from shrinkmeta.formulas.language.formula import Formula, expression, parse
 from shrinkmeta.formulas.table import Column, Table, as_table
 
 
@@ -123,7 +123,7 @@ def prepare(
   if weights_ is not None and not (weights_ > 0).all():
     raise ValueError("Weights are above 0; leave rows out that are not to count.")
   frame = columns.frame(parsed, data, rows)
-  fixed = columns.matrix(parsed.fixed, frame)
+  fixed = matrices.matrix(parsed.fixed, frame)
   check_columns(fixed.values, fixed.names, "the fixed part")
   random, specs = _random(parsed, data, rows, frame)
   offset_ = _offset(parsed, frame) + values.get("offset", 0.0)
@@ -179,9 +179,9 @@ def new_rows(template: Template, table: Any, offset: np.ndarray | None = None) -
   if template.offset is not None:
     offset_ = offset_ + _vector(template.offset, data, rows)
   return NewRows(
-    columns.matrix(parsed.fixed, frame, template.fixed).values,
+    matrices.matrix(parsed.fixed, frame, template.fixed).values,
     tuple(
-      columns.matrix(term.terms, frame, spec).values
+      matrices.matrix(term.terms, frame, spec).values
       for term, spec in zip(parsed.random, template.random, strict=True)
     ),
     tuple(index),
@@ -238,7 +238,7 @@ def _of_response(parsed: Formula) -> list[str]:
 
 
 def _vector(part: Formula, data: Table, rows: np.ndarray) -> np.ndarray:
-  return columns.vector(part.responses[0], columns.frame(part, data, rows))
+  return matrices.vector(part.responses[0], columns.frame(part, data, rows))
 
 
 def _response(
@@ -250,7 +250,7 @@ def _response(
     if family not in BINARY:
       raise ValueError(f"{parsed.response} is a logistic response; the family is {family}.")
     frame = columns.frame(only, data, rows)
-    one, other = (columns.vector(text, frame) for text in parsed.responses)
+    one, other = (matrices.vector(text, frame) for text in parsed.responses)
     if (one < 0).any() or (other < 0).any():
       raise ValueError(f"The counts of {parsed.response} are 0 or more; a row has fewer.")
     return one, one + other, parsed.response
@@ -268,7 +268,7 @@ def _response(
         f'Compare it with one of them: I({name} == "{levels[-1]}").'
       )
     columns.numbers(data, name, "the response")
-  return columns.vector(text, columns.frame(only, data, rows)), trials, parsed.response
+  return matrices.vector(text, columns.frame(only, data, rows)), trials, parsed.response
 
 
 def _random(
@@ -283,7 +283,7 @@ def _random(
         f"The grouping factor {group!r} has one level, {levels[0]!r}, in {len(rows)} rows; a "
         "variance between groups needs at least two."
       )
-    found = columns.matrix(term.terms, frame)
+    found = matrices.matrix(term.terms, frame)
     if not found.names:
       raise ValueError(f"{term.text} has no term; write (1 | {group}).")
     check_columns(found.values, found.names, term.text)
@@ -305,4 +305,4 @@ def _check_twice(other: RandomTerm, group: str, names: Sequence[str]) -> None:
 
 def _offset(parsed: Formula, frame: Frame) -> np.ndarray:
   zero = np.zeros(len(frame.rows))
-  return sum((columns.vector(text, frame) for text in parsed.offsets), zero)
+  return sum((matrices.vector(text, frame) for text in parsed.offsets), zero)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shrinkmeta.formulas.formula import INTERCEPT
+from shrinkmeta.formulas.language.formula import INTERCEPT
 
 BINARY = ("logistic", "binomial", "bernoulli")
 COUNTS = ("poisson", "negative_binomial")

@@ -1,20 +1,17 @@
-"""Columns of a table for a formula: numbers, levels, groups, and matrices made by formulaic."""
+"""Columns of a table for a formula: numbers, levels and groups."""
 
 import difflib
-import itertools
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shrinkmeta.formulas import functions
-from shrinkmeta.formulas.formula import INTERCEPT, Formula
+from shrinkmeta.formulas.language.formula import Formula
 from shrinkmeta.formulas.table import Column, Table, number, where
 
 _LARGEST = 1e100  # beyond it float64 has no room for squares
-_ALIAS = re.compile(r"_([ct])(\d+)_")
+ALIAS = re.compile(r"_([ct])(\d+)_")
 
 
 class Frame(NamedTuple):
@@ -34,27 +31,28 @@ class Frame(NamedTuple):
   levels: dict[str, tuple[str, ...]]
 
 
-class Matrix(NamedTuple):
-  """A matrix and how it was made.
-
-  Attributes:
-    names: the P names of its columns.
-    values: [N, P] float64.
-    spec: formulaic's description, which makes the same columns of other rows; None for no column.
-  """
-
-  names: tuple[str, ...]
-  values: np.ndarray
-  spec: Any
-
-
 def places(text: str) -> list[int]:
-  """Return the places in `Formula.columns` of the columns that an expression uses."""
-  return list(dict.fromkeys(int(m[2]) for m in _ALIAS.finditer(text)))
+  """Return the places in `Formula.columns` of the columns that an expression uses.
+
+  Args:
+    text: a checked expression.
+
+  Returns:
+    Each place once, in the order of the text.
+  """
+  return list(dict.fromkeys(int(m[2]) for m in ALIAS.finditer(text)))
 
 
 def find(table: Table, name: str, what: str) -> Column:
   """Return a column.
+
+  Args:
+    table: the table.
+    name: the name of the column.
+    what: what it is for, in errors.
+
+  Returns:
+    The column.
 
   Raises:
     ValueError: there is none of this name. The message lists those that there are.
@@ -71,12 +69,27 @@ def find(table: Table, name: str, what: str) -> Column:
 
 
 def is_missing(column: Column) -> np.ndarray:
-  """Whether a row of a column is missing [N]."""
+  """Say which rows of a column are missing.
+
+  Args:
+    column: the column.
+
+  Returns:
+    [N] bool.
+  """
   return np.isnan(column.values) if column.levels is None else column.values < 0
 
 
 def is_numeric(column: Column, decimal: str) -> bool:
-  """Whether a column holds numbers alone, beside missing values."""
+  """Say whether a column holds numbers alone, beside missing values.
+
+  Args:
+    column: the column.
+    decimal: the decimal sign of its table.
+
+  Returns:
+    False for a pandas categorical too, whatever its levels.
+  """
   if column.levels is None:
     return True
   if column.ordered:
@@ -85,7 +98,15 @@ def is_numeric(column: Column, decimal: str) -> bool:
 
 
 def numbers(table: Table, name: str, what: str) -> np.ndarray:
-  """Return the numbers of a column [N], nan where they are missing.
+  """Return the numbers of a column.
+
+  Args:
+    table: the table.
+    name: the name of the column.
+    what: what it is for, in errors.
+
+  Returns:
+    [N] float64, nan where a value is missing.
 
   Raises:
     ValueError: a value is not a number, or is infinite or huge. The message names its row.
@@ -170,7 +191,7 @@ def frame(
     [*formula.responses, formula.fixed, *(r.terms for r in formula.random), *formula.offsets]
   )
   data, found = {}, {}
-  for alias, kind, place in sorted({(m[0], m[1], int(m[2])) for m in _ALIAS.finditer(texts)}):
+  for alias, kind, place in sorted({(m[0], m[1], int(m[2])) for m in ALIAS.finditer(texts)}):
     name = formula.columns[place]
     column = find(table, name, "a term")
     numeric = kind == "c" and (name in formula.numeric or is_numeric(column, table.decimal))
@@ -195,87 +216,6 @@ def frame(
     )
     found[alias] = order
   return Frame(pd.DataFrame(data, index=range(len(rows))), formula, table, rows, found)
-
-
-def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
-  """Let formulaic make the columns of a checked formula.
-
-  Args:
-    text: the terms, as `Formula.fixed` has them.
-    frame: the columns.
-    spec: of an earlier Matrix: makes the same columns, with the means and knots of that time.
-
-  Returns:
-    A Matrix. The intercept is called "(Intercept)", a column keeps its name, and `f[T.b]` is 1
-    where f is b.
-
-  Raises:
-    ImportError: formulaic is not installed.
-    ValueError: formulaic cannot read the text; a column is nan or infinite in some row.
-  """
-  formulaic, errors = _formulaic()
-  readable = lambda name: _ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], name)
-  try:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-      warnings.simplefilter("error", errors.DataMismatchWarning)
-      warnings.simplefilter("ignore", RuntimeWarning)
-      if spec is None:
-        parsed = formulaic.Formula(text, _parser=_parser())
-        _check_factors(parsed, frame)
-        made = parsed.get_model_matrix(
-          frame.data, context=functions.context(), na_action="ignore", output="pandas"
-        )
-      else:
-        made = spec.get_model_matrix(frame.data, context=functions.context())
-  except (errors.FormulaicError, errors.DataMismatchWarning, ValueError, TypeError) as error:
-    said = re.sub("\x1b\\[[0-9;]*m|[⧛⧚]", "", readable(str(error))).split("\n")[0]
-    raise ValueError(
-      f"The terms {readable(text).removeprefix('+ ')!r} of the formula cannot be made: {said}"
-    ) from error
-  values = made.to_numpy(float)
-  names = tuple(INTERCEPT if n == "Intercept" else readable(n) for n in made.columns)
-  for j in np.flatnonzero(~np.isfinite(values).all(0)).tolist():
-    row = int(np.flatnonzero(~np.isfinite(values[:, j]))[0])
-    raise ValueError(
-      f"{names[j]} is {values[row, j]:g} in {where(frame.table, int(frame.rows[row]))}; leave such "
-      "rows out, or choose another function."
-    )
-  return Matrix(names, values, made.model_spec)
-
-
-def vector(text: str, frame: Frame) -> np.ndarray:
-  """Return one expression on the rows of a frame [N]; raises as `matrix`."""
-  values = matrix(f"0 + {text}", frame).values
-  if values.shape[1] != 1:
-    name = _ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
-    raise ValueError(f"{name!r} must be one column of numbers; got {values.shape[1]} columns.")
-  return values[:, 0]
-
-
-def _formulaic() -> tuple[Any, Any]:
-  try:
-    import formulaic
-    import formulaic.errors
-  except ImportError as error:
-    raise ImportError(
-      "Formulas of mixed models need the package formulaic: pip install 'shrinkmeta[mixed]'."
-    ) from error
-  return formulaic, formulaic.errors
-
-
-def _parser() -> Any:
-  from formulaic.parser import DefaultFormulaParser
-
-  return DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.NONE)
-
-
-def _check_factors(parsed: Any, frame: Frame) -> None:
-  """Nothing reaches formulaic's `eval` that `functions.checked` has not seen."""
-  for factor in itertools.chain.from_iterable(term.factors for term in parsed):
-    if factor.eval_method.value == "lookup" and factor.expr not in frame.data:
-      raise ValueError(f"{factor.expr!r} is not a term.")
-    if factor.eval_method.value == "python":
-      functions.checked(factor.expr.replace("_t", "_c"), factor.expr, frame.formula.columns)
 
 
 def _check_no_number_lost(table: Table, column: Column, name: str) -> None:

@@ -161,14 +161,33 @@ def as_table(data: Any) -> Table:
 
 
 def where(table: Table, row: int) -> str:
-  """Name a row in an error: "row 3 (line 4 of bees.csv)"."""
+  """Name a row in an error, as "row 3 (line 4 of bees.csv)".
+
+  Args:
+    table: the table.
+    row: its place, from 0.
+
+  Returns:
+    The text; without a line if the table is no file.
+  """
   if table.lines is None:
     return f"row {row + 1}"
   return f"row {row + 1} (line {table.lines[row]} of {table.source})"
 
 
 def number(text: str, decimal: str = ".") -> float:
-  """Read a number, or raise ValueError."""
+  """Read a number.
+
+  Args:
+    text: the number.
+    decimal: the decimal sign.
+
+  Returns:
+    The number.
+
+  Raises:
+    ValueError: it is none.
+  """
   if "_" in text or (decimal == "," and "." in text):  # Python allows 1_000
     raise ValueError(text)
   return float(text.replace(",", ".") if decimal == "," else text)

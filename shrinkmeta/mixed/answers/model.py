@@ -9,14 +9,16 @@ from shrinkmeta.formulas import build
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed import checks, groups
 from shrinkmeta.mixed.answers import summary as figures
+from shrinkmeta.mixed.compare import Ratio, bootstrap, likelihood_ratio
 from shrinkmeta.mixed.criteria.families import Family
 from shrinkmeta.mixed.fit import fit as fit_design
 from shrinkmeta.mixed.groups import Effects
+from shrinkmeta.mixed.intervals import profile_interval
 from shrinkmeta.mixed.result import Estimator, Fit
 
 
 class Model(NamedTuple):
-  """A fitted mixed model. `print(model)` shows its summary.
+  """A fitted mixed model; `print(model)` shows its summary.
 
   Attributes:
     estimates: fixed effects, standard deviations, likelihood: see `Fit`.
@@ -133,3 +135,58 @@ def unshrunk(model: Model) -> Mapping[str, np.ndarray]:
   array([1.5, 3. , 7.5])
   """
   return groups.unshrunk(model.estimates, model.design)
+
+
+def profile(model: Model, level: float = 0.95) -> dict[str, tuple[float, float]]:
+  """Profile intervals of all standard deviations; the better ones where groups are few.
+
+  Args:
+    model: a fitted model, by "ml" or "reml".
+    level: how often such an interval holds the truth.
+
+  Returns:
+    {name, as in `Fit.sd`, or "residual": (low, high)}.
+
+  Raises:
+    ValueError: the estimator is "predictive".
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
+  >>> low, high = profile(fit("y ~ (1 | g)", data))["(Intercept)"]
+  >>> round(low, 1), round(high, 1)
+  (1.3, 7.5)
+  """
+  names = [*model.estimates.sd] + ["residual"] * (model.estimates.residual is not None)
+  return {n: profile_interval(model.estimates, model.design, n, level) for n in names}
+
+
+def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Ratio:
+  """Test a model against a larger one that contains it, by the ratio of their likelihoods.
+
+  Args:
+    small: the smaller model.
+    large: the larger one, fitted to the same rows.
+    draws: 0 for the chi-squares of theory; otherwise a bootstrap by so many responses that are
+      drawn from the smaller model.
+    seed: of the draws.
+
+  Returns:
+    The test.
+
+  Raises:
+    ValueError: the models are of different rows, families or estimators, or one does not contain
+      the other.
+
+  >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "x": [0, 1, 0, 1, 0, 1], "g": list("aabbcc")}
+  >>> found = compare(fit("y ~ (1 | g)", data), fit("y ~ x + (1 | g)", data))
+  >>> round(found.statistic, 2), round(found.p_value, 2)
+  (3.3, 0.07)
+  """
+  if not np.array_equal(small.design.response, large.design.response):
+    raise ValueError(
+      f"The models are of {small.estimates.rows} and {large.estimates.rows} rows or of different "
+      "responses. If a column of one has missing values, leave these rows out of both."
+    )
+  if draws == 0:
+    return likelihood_ratio(small.estimates, large.estimates)
+  settings = {"family": small.estimates.family, "estimator": small.estimates.estimator}
+  return bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)

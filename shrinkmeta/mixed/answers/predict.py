@@ -61,8 +61,8 @@ def predict(
     whose effects are 0, not the average over groups.
 
   Raises:
-    ValueError: a predictor is absent, missing, or has a level that is new; `level` is not between 0
-      and 1.
+    ValueError: a predictor is absent, missing, or has a level that is new; a group lies within
+      another one than in the fit; `level` is not between 0 and 1.
 
   >>> from shrinkmeta.mixed.answers.model import fit
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
@@ -164,6 +164,14 @@ def _nested(model: Model, rows: NewRows) -> NewRows:
       if len(outer.levels) < len(inner.levels):
         parent = np.zeros(len(inner.levels), int)
         parent[inner.index] = outer.index
+        wrong = (groups[j] >= 0) & (groups[i] >= 0) & (parent[groups[j]] != groups[i])
+        for row in np.flatnonzero(wrong).tolist():
+          label, was = inner.levels[groups[j][row]], outer.levels[parent[groups[j][row]]]
+          raise ValueError(
+            f"Row {row + 1} has {inner.group} {label!r} in {outer.group} "
+            f"{outer.levels[groups[i][row]]!r}; in the data of the fit it is in {was!r}. Give a "
+            "new group another label."
+          )
         lost = (groups[i] < 0) & (groups[j] >= 0)
         groups[i][lost] = parent[groups[j][lost]]
   return rows._replace(groups=tuple(groups))

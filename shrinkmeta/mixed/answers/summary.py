@@ -10,15 +10,16 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from shrinkmeta.formulas.design import Design
+from shrinkmeta.mixed.answers.degrees import degrees_of_freedom
 from shrinkmeta.mixed.result import Fit
 
-_NORMAL = 1.959963984540054  # 97.5 % of a standard normal
 _CRITERION = {
   "ml": "log-likelihood",
   "reml": "restricted log-likelihood",
@@ -27,12 +28,17 @@ _CRITERION = {
 
 
 class FixedRow(NamedTuple):
-  """A fixed effect: estimate, standard error, z, two-sided p of a normal, 95 % interval."""
+  """A fixed effect: estimate, standard error, t = estimate / se, two-sided p, 95 % interval.
+
+  p and the interval are those of Student's t with Satterthwaite's `df` if the family is gaussian,
+  and of a normal, df = inf, otherwise.
+  """
 
   name: str
   estimate: float
   se: float
-  z: float
+  df: float
+  t: float
   p: float
   low: float
   high: float
@@ -49,7 +55,7 @@ class SdRow(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """The figures of a fit. `print(summary)` shows them as a table.
+  """The figures of a fit; `print(summary)` shows them as a table.
 
   Attributes:
     title: response, groups, family, estimator, rows.
@@ -99,11 +105,14 @@ def of(
     A Summary.
   """
   fixed = []
-  for name, value in fit.fixed.items():
+  gaussian = fit.residual is not None and fit.estimator != "predictive" and bool(fit.fixed)
+  freedom = degrees_of_freedom(fit, design) if gaussian else [math.inf] * len(fit.fixed)
+  for (name, value), df in zip(fit.fixed.items(), map(float, freedom), strict=True):
     se = fit.fixed_se[name]
-    z = value / se if se > 0 else math.nan
-    p = math.erfc(abs(z) / math.sqrt(2))
-    fixed.append(FixedRow(name, value, se, z, p, value - _NORMAL * se, value + _NORMAL * se))
+    t = value / se if se > 0 else math.nan
+    p = 2 * float(scipy.special.stdtr(df, -abs(t)))
+    width = float(scipy.special.stdtrit(df, 0.975)) * se
+    fixed.append(FixedRow(name, value, se, df, t, p, value - width, value + width))
   by = _by(fit)
   profile = profile or {}
   sds = [
@@ -147,10 +156,13 @@ def text(found: Summary) -> str:
   names = [row.name for row in (*found.fixed, *found.sd)] + list(found.correlation)
   width = max(24, *(len(name) + 1 for name in names))
   wald = found.aic is not None
-  lines += ["", _line(width, "fixed effect", "estimate", *(("se", "z", "p") if wald else ()))
-            + ("   95 % interval" if wald else "")]  # fmt: skip
+  student = any(math.isfinite(row.df) for row in found.fixed)
+  heads = ("se", *(("df", "t") if student else ("z",)), "p") if wald else ()
+  lines += ["", _line(width, "fixed effect", "estimate", *heads)]
+  lines[-1] += "   95 % interval" if wald else ""
   for row in found.fixed:
-    numbers = (f"{row.se:.4g}", f"{row.z:.2f}", _p(row.p)) if wald else ()
+    df = (f"{row.df:.1f}",) if student else ()
+    numbers = (f"{row.se:.4g}", *df, f"{row.t:.2f}", _p(row.p)) if wald else ()
     interval = f"   [{row.low:.5g}, {row.high:.5g}]" if wald else ""
     lines.append(_line(width, row.name, f"{row.estimate:.6g}", *numbers) + interval)
   profiled = any(row.profile for row in found.sd)
@@ -243,7 +255,7 @@ def _notes(fit: Fit) -> tuple[str, ...]:
 
 
 def _line(width: int, name: str, *numbers: str) -> str:
-  widths: Sequence[int] = (12, 12, 10, 11)
+  widths = (12, 12) + ((8,) if len(numbers) == 5 else ()) + (10, 11)
   return f"{name:<{width}}" + "".join(
     f"{number:>{w}}" for number, w in zip(numbers, widths, strict=False)
   )

@@ -92,9 +92,12 @@ def test_every_flag_reaches_the_fit(bees, tmp_path, command):
 def test_nested_groups_by_their_factor(bees, tmp_path, command):
   out = tmp_path / "fit.json"
   formula = "dose ~ 1 + (1 | hive/year)"
-  done = command("mixed", *flags(data=bees, formula=formula, json=out, comment="%", na="lost"))
-  assert done.returncode == 0, done.stderr[-3000:]
+  common = flags(data=bees, formula=formula, json=out, comment="%", na="lost")
+  done = command("mixed", *common, "--profile")
+  assert done.returncode == 0 and "by profile" in done.stdout, done.stderr[-3000:]
   found = json.loads(out.read_text())
+  low, high = found["sd_profile"]["residual"]
+  assert low < found["residual"] < high
   assert set(found["sd"]) == {"hive (Intercept)", "hive:year (Intercept)"}
   assert set(found["groups"]) == {"hive", "hive:year"}
   assert found["groups"]["hive:year"]["03:2020"]["rows"] == 5

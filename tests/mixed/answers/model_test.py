@@ -39,6 +39,9 @@ def test_sleepstudy_as_lme4_prints_it():
   text = str(model)
   assert "REML criterion 1743.628" in text and "180 rows, 18 groups of 10 to 10" in text
   assert "as lme4 prints them, they are 6.825, 1.546" in text
+  # lmerTest 3.1: df 17.00 and p 3.26e-06 of Days.
+  assert [row.df for row in found.fixed] == pytest.approx([17.0, 17.0], abs=0.01)
+  assert found.fixed[1].p == pytest.approx(3.26e-6, rel=5e-3)
 
 
 def test_the_figures_follow_from_their_formulas():
@@ -46,9 +49,9 @@ def test_the_figures_follow_from_their_formulas():
   model = mixed.fit("y ~ x + (x | g)", data)
   found, fit = mixed.summary(model), model.estimates
   for row in found.fixed:
-    assert row.z == pytest.approx(row.estimate / row.se)
-    assert row.p == pytest.approx(2 * scipy.stats.norm.sf(abs(row.z)))
-    low, high = scipy.stats.norm.interval(0.95, row.estimate, row.se)
+    assert row.t == pytest.approx(row.estimate / row.se)
+    assert row.p == pytest.approx(2 * scipy.stats.t.sf(abs(row.t), row.df))
+    low, high = scipy.stats.t.interval(0.95, row.df, row.estimate, row.se)
     assert (row.low, row.high) == (pytest.approx(low), pytest.approx(high))
   assert found.parameters == 6  # two effects, two variances, a covariance, the residual
   assert found.aic == pytest.approx(-2 * fit.log_likelihood + 12)
@@ -60,6 +63,72 @@ def test_the_figures_follow_from_their_formulas():
     z[i, 2 * g : 2 * g + 2] = design.random[0].columns[i]
   between = np.diag(z @ np.kron(np.eye(12), fit.covariances[0]) @ z.T).mean()
   assert found.icc == {"g": pytest.approx(between / (between + fit.residual**2))}
+
+
+def test_degrees_of_freedom_of_balanced_designs():
+  """Those of the analysis of variance, where every group has as many rows."""
+  rng = np.random.default_rng(5)
+  g = np.repeat(np.arange(9), 6)
+  x, treated = np.tile(np.arange(6.0), 9), g % 3
+  y = 2.0 * rng.normal(size=9)[g] + 0.3 * x + rng.normal(size=54)
+  data = {"y": y, "x": x, "g": g, "f": treated}
+  between = mixed.summary(mixed.fit("y ~ 1 + (1 | g)", data, estimator="reml"))
+  assert between.fixed[0].df == pytest.approx(8.0, abs=1e-3)
+  split = mixed.summary(mixed.fit("y ~ C(f) + x + (1 | g)", data, estimator="reml"))
+  assert [row.df for row in split.fixed[1:]] == pytest.approx([6.0, 6.0, 44.0], abs=0.01)
+  noise = rng.normal(size=(9, 6))
+  data["y"] = (noise - noise.mean(1, keepdims=True)).ravel()
+  none = mixed.fit("y ~ x + (1 | g)", data, estimator="reml")
+  assert none.estimates.singular  # so that it is ordinary regression
+  assert mixed.summary(none).fixed[1].df == pytest.approx(52.0, abs=0.01)
+
+
+def test_degrees_of_freedom_by_dense_matrices():
+  """Unbalanced: Satterthwaite's formula from the restricted likelihood of the dense covariance."""
+  data = simulated(seed=4, groups=8, rows=5)
+  keep = np.r_[0:7, 9:30, 33:40]
+  data = {name: np.asarray(values)[keep] for name, values in data.items()}
+  model = mixed.fit("y ~ x + (1 | g)", data, estimator="reml")
+  design = model.design
+  same = design.random[0].index[:, None] == design.random[0].index
+  at = np.array([model.estimates.sd["(Intercept)"], model.estimates.residual])
+
+  def covariance(sd):
+    v = sd[0] ** 2 * same + sd[1] ** 2 * np.eye(len(keep))
+    return v, np.linalg.inv(design.fixed.T @ np.linalg.solve(v, design.fixed))
+
+  def minus_restricted(sd):
+    v, c = covariance(sd)
+    r = design.response - design.fixed @ (c @ design.fixed.T @ np.linalg.solve(v, design.response))
+    return 0.5 * (np.linalg.slogdet(v)[1] - np.linalg.slogdet(c)[1] + r @ np.linalg.solve(v, r))
+
+  h = 1e-3 * np.eye(2)
+  hessian = np.array([
+    [sum(s * t * minus_restricted(at + s * a + t * b) for s in (1, -1) for t in (1, -1)) for b in h]
+    for a in h
+  ]) / 4e-6  # fmt: skip
+  slope = np.array([np.diag(covariance(at + a)[1] - covariance(at - a)[1]) / 2e-3 for a in h])
+  want = 2 * np.diag(covariance(at)[1]) ** 2 / np.diag(slope.T @ np.linalg.inv(hessian) @ slope)
+  got = [row.df for row in mixed.summary(model).fixed]
+  np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+def test_profiles_and_comparisons():
+  data = simulated()
+  small = mixed.fit("y ~ x + (1 | g)", data)
+  large = mixed.fit("y ~ x + (x || g)", data)
+  intervals = mixed.profile(large)
+  assert set(intervals) == {"(Intercept)", "x", "residual"}
+  text = str(mixed.summary(large, intervals))
+  assert f"[{intervals['x'][0]:.4g}, {intervals['x'][1]:.4g}]" in text and "by profile" in text
+  found = mixed.compare(small, large)
+  statistic = 2 * (large.estimates.log_likelihood - small.estimates.log_likelihood)
+  assert found.statistic == pytest.approx(statistic)
+  assert found.p_value == pytest.approx(scipy.stats.chi2.sf(statistic, 1) / 2)
+  assert mixed.compare(small, large, draws=9, seed=1).p_value >= 0.1
+  data["y"][0] = np.nan
+  with pytest.raises(ValueError, match="models are of 96 and 95 rows"):
+    mixed.compare(small, mixed.fit("y ~ x + (x || g)", data))
 
 
 def test_shares_of_the_variance():

@@ -139,6 +139,8 @@ def test_a_class_brings_its_school():
   whole = mixed.predict(model, {"x": [1.0], "a": ["a2"], "class": ["a2b1"]})
   part = mixed.predict(model, {"x": [1.0], "class": ["a2b1"]})
   assert part.mean == whole.mean and part.se == whole.se
+  with pytest.raises(ValueError, match="Row 1 has class 'a2b1' in a 'a3'; .* is in 'a2'"):
+    mixed.predict(model, {"x": [1.0], "a": ["a3"], "class": ["a2b1"]})
 
 
 def test_intervals_of_new_groups_hold_what_they_say():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shrinkmeta.formulas.formula import expression, parse
+from shrinkmeta.formulas.language.formula import expression, parse
 
 
 def terms(text):
@@ -13,16 +13,16 @@ def terms(text):
 @pytest.mark.parametrize(
   "text, columns, fixed, random",
   (
-    ("y ~ x + (x || g)", "y x g", "+ _c1_", [("g", "+ _c1_", False)]),
-    ("y ~ x + (x | g)", "y x g", "+ _c1_", [("g", "+ _c1_", True)]),
-    ("y~1+(1|g)", "y g", "+ 1", [("g", "+ 1", True)]),
-    ("y ~ (1 | g)", "y g", "1", [("g", "+ 1", True)]),
-    ("y ~ (x || g) + x", "y x g", "+ _c1_", [("g", "+ _c1_", False)]),
-    ("y ~ 0 + x + z.1 + (0+x|g)", "y x z.1 g", "+ 0 + _c1_ + _c2_", [("g", "+ 0 + _c1_", True)]),
-    ("y ~ x - 1 + (1 | g)", "y x g", "+ _c1_ - 1", [("g", "+ 1", True)]),
-    ("y ~ ähre + (1 | g)", "y ähre g", "+ _c1_", [("g", "+ 1", True)]),
-    ("y ~ `a b`:class + (1 | g)", "y|a b|class|g", "+ _c1_ : _c2_", [("g", "+ 1", True)]),
-    ("y ~ log (x) + (1 | factor(g))", "y x g", "+ log(_c1_)", [("g", "+ 1", True)]),
+    ("y ~ x + (x || g)", "y x g", "_c1_", [("g", "_c1_", False)]),
+    ("y ~ x + (x | g)", "y x g", "_c1_", [("g", "_c1_", True)]),
+    ("y~1+(1|g)", "y g", "1", [("g", "1", True)]),
+    ("y ~ (1 | g)", "y g", "1", [("g", "1", True)]),
+    ("y ~ (x || g) + x", "y x g", "_c1_", [("g", "_c1_", False)]),
+    ("y ~ 0 + x + z.1 + (0+x|g)", "y x z.1 g", "0 + _c1_ + _c2_", [("g", "0 + _c1_", True)]),
+    ("y ~ x - 1 + (1 | g)", "y x g", "_c1_ - 1", [("g", "1", True)]),
+    ("y ~ ähre + (1 | g)", "y ähre g", "_c1_", [("g", "1", True)]),
+    ("y ~ `a b`:class + (1 | g)", "y|a b|class|g", "_c1_ : _c2_", [("g", "1", True)]),
+    ("y ~ log (x) + (1 | factor(g))", "y x g", "log(_c1_)", [("g", "1", True)]),
   ),
 )
 def test_parts(text, columns, fixed, random):
@@ -62,7 +62,7 @@ def test_expressions_for_formulaic(text, checked):
 def test_a_response_of_two_columns_and_offsets():
   formula = parse("cbind(dead, n - dead) ~ x + offset(log(days)) + (1 | g)")
   assert formula.responses == ("_c0_", "I(_c1_ - _c0_)") and formula.response[:6] == "cbind("
-  assert formula.offsets == ("log(_c3_)",) and formula.fixed == "+ _c2_"
+  assert formula.offsets == ("log(_c3_)",) and formula.fixed == "_c2_"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,11 @@ def test_a_response_of_two_columns_and_offsets():
 def test_errors_say_what_to_write(text, message):
   with pytest.raises(ValueError, match=message):
     parse(text)
+
+
+def test_what_is_no_text():
+  with pytest.raises(TypeError, match="got int"):
+    parse(3)
 
 
 @pytest.mark.parametrize(

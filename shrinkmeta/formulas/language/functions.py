@@ -50,22 +50,47 @@ _ALIAS = re.compile(r"_c\d+_")
 
 
 def context() -> dict[str, Callable[..., Any]]:
-  """Return {name in a checked expression: function} of the functions that act on each number."""
+  """Return the functions that act on each number.
+
+  Returns:
+    {name in a checked expression: function}.
+  """
   return {_python(name): function for name, function in _ELEMENTWISE.items()}
 
 
 def is_levels(name: str) -> bool:
-  """Whether a function takes the levels of a column."""
+  """Say whether a function takes the levels of a column.
+
+  Args:
+    name: as in a formula.
+
+  Returns:
+    True for C, factor and as.factor.
+  """
   return name in _LEVELS
 
 
 def is_contrast(name: str) -> bool:
-  """Whether a name can stand as the second argument of `C`."""
+  """Say whether a name can stand as the second argument of `C`.
+
+  Args:
+    name: as in a formula.
+
+  Returns:
+    True for Treatment, Sum, ...
+  """
   return name in _CONTRASTS
 
 
 def called(name: str, formula: str) -> str:
   """Return how a checked expression calls a function.
+
+  Args:
+    name: as in a formula.
+    formula: the whole formula, for errors.
+
+  Returns:
+    The name in Python.
 
   Raises:
     ValueError: the function is not among `FUNCTIONS`.
@@ -168,7 +193,7 @@ class _Checker(ast.NodeTransformer):
       bases = "; log2(x) and log10(x) have other bases" if name == "log" else ""
       raise ValueError(f"{self.written!r}: {name} takes one argument{bases}.")
     if name in _STATEFUL and any(map(_is_text, ast.walk(node.args[0]))):
-      # Hazard, formulaic 1.2.2: such a text becomes part of the code that it evaluates.
+      # formulaic writes the text of such a call into code that it evaluates, quotes and all.
       raise ValueError(f"{self.written!r}: {name} takes numbers, and no comparison with a text.")
     if not all(_is_literal(n, texts=False) for n in rest) or not all(k.arg for k in node.keywords):
       raise ValueError(f"{self.written!r}: the options of {name} are numbers, TRUE or FALSE.")

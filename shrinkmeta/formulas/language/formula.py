@@ -13,17 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shrinkmeta.formulas import functions
+from shrinkmeta.formulas.language import functions
+from shrinkmeta.formulas.language.tokens import Token, closing, split, tokenise, top
 
 INTERCEPT = "(Intercept)"
 _CONSTANTS = {"TRUE": "True", "FALSE": "False", "True": "True", "False": "False"}
-_TOKEN = re.compile(
-  r"""(?P<space>\s+)|(?P<tick>`[^`]+`)|(?P<string>"[^"]*"|'[^']*')
-  |(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))
-  |(?P<name>(?:[^\W\d]|\.(?!\d))[\w.]*)
-  |(?P<op>\*\*|\|\||==|!=|<=|>=|%in%|[-+*/:^~|(),=<>\[\]])""",
-  re.X,
-)
 
 
 class Random(NamedTuple):
@@ -36,7 +30,10 @@ class Random(NamedTuple):
 
 
 class Formula(NamedTuple):
-  """A formula taken apart. `columns[i]` is the column that the texts call `_ci_` or `_ti_`."""
+  """A formula taken apart.
+
+  In its texts `_c0_` and `_t0_` stand for the column `columns[0]`.
+  """
 
   text: str
   response: str  # how it is written
@@ -46,12 +43,6 @@ class Formula(NamedTuple):
   offsets: tuple[str, ...]
   columns: tuple[str, ...]
   numeric: frozenset[str]  # columns that a function takes as numbers
-
-
-class _Token(NamedTuple):
-  kind: str  # tick, string, number, name, op
-  text: str
-  start: int
 
 
 def parse(text: str) -> Formula:
@@ -66,11 +57,14 @@ def parse(text: str) -> Formula:
   Raises:
     ValueError: the formula cannot be read, has no random term, or calls a function that is not in
       `functions.FUNCTIONS`. The message names the part and says what to write.
+    TypeError: the formula is no text.
 
   >>> formula = parse("y ~ x + (1 | school/class)")
   >>> [":".join(term.group) for term in formula.random]
   ['school', 'school:class']
   """
+  if not isinstance(text, str):
+    raise TypeError(f"A formula is a text such as 'y ~ x + (1 | g)'; got {type(text).__name__}.")
   return _Parser(text).formula()
 
 
@@ -101,12 +95,15 @@ class _Parser:
 
   def __init__(self, text: str):
     self.text = text
-    self.tokens = _tokens(text)
+    self.tokens = tokenise(text)
     self.columns: list[str] = []
     self.numeric: set[str] = set()
+    self.fixed: list[str] = []
+    self.random: list[Random] = []
+    self.offsets: list[str] = []
 
   def formula(self) -> Formula:
-    sides = _split(self.tokens, ("~",))
+    sides = split(self.tokens, ("~",))
     if len(sides) != 2 or not sides[0][1]:
       equals = len(sides) == 1 and any(token.text == "=" for token in self.tokens)
       hint = " Write ~ in place of =." if equals else ""
@@ -117,11 +114,9 @@ class _Parser:
     left, right = sides[0][1], sides[1][1]
     responses = self.response(left)
     used = list(self.columns)
-    fixed: list[str] = []
-    random: list[Random] = []
-    offsets: list[str] = []
-    for sign, term in _split(right, ("+", "-")):
-      self.term(sign, term, fixed, random, offsets)
+    for sign, term in split(right, ("+", "-")):
+      self.term(sign, term)
+    fixed, random, offsets = self.fixed, self.random, self.offsets
     if not random:
       raise ValueError(
         f"The formula {self.text!r} has no random term, such as (1 | group). Without one, an "
@@ -138,17 +133,23 @@ class _Parser:
     names = tuple(self.columns) + tuple(
       dict.fromkeys(n for r in random for n in r.group if n not in self.columns)
     )
-    parts = (" ".join(fixed) or "1", tuple(random), tuple(offsets), names, frozenset(self.numeric))
+    parts = (
+      " ".join(fixed).removeprefix("+ ") or "1",
+      tuple(random),
+      tuple(offsets),
+      names,
+      frozenset(self.numeric),
+    )
     response = left[0].text.strip("`") if len(left) == 1 else self.written(left)
     return Formula(self.text, response, responses, *parts)
 
-  def written(self, tokens: Sequence[_Token]) -> str:
+  def written(self, tokens: Sequence[Token]) -> str:
     """How the user writes a part."""
     return self.text[tokens[0].start : tokens[-1].start + len(tokens[-1].text)]
 
-  def response(self, left: Sequence[_Token]) -> tuple[str, ...]:
+  def response(self, left: Sequence[Token]) -> tuple[str, ...]:
     if left[0].text == "cbind" and len(left) > 1 and left[1].text == "(":
-      parts = _split(left[2:-1], (",",))
+      parts = split(left[2:-1], (",",))
       if left[-1].text != ")" or len(parts) != 2 or not all(part for _, part in parts):
         raise ValueError(
           f"{self.written(left)!r} must be cbind(successes, failures), two columns of counts."
@@ -156,65 +157,57 @@ class _Parser:
       return tuple(self.value(part) for _, part in parts)
     return (self.value(left),)
 
-  def term(
-    self,
-    sign: str,
-    term: Sequence[_Token],
-    fixed: list[str],
-    random: list[Random],
-    offsets: list[str],
-  ) -> None:
+  def term(self, sign: str, term: Sequence[Token]) -> None:
     """Add one signed term of the right side to the part that it belongs to."""
     if not term:
       if sign:
         raise ValueError(f"{self.text!r} has a {sign} with nothing after it.")
       return
     written = self.written(term)
-    whole = _closing(term, 0) == len(term) - 1 if term[0].text == "(" else False
-    bars = [t for t in (_top(term[1:-1]) if whole else ()) if t.text in ("|", "||")]
+    whole = closing(term, 0) == len(term) - 1 if term[0].text == "(" else False
+    bars = [t for t in (top(term[1:-1]) if whole else ()) if t.text in ("|", "||")]
     if bars:
       if sign == "-":
         raise ValueError(f"A random term cannot be taken away: - {written} in {self.text!r}.")
-      random += self.random(term[1:-1], written)
-      twice = [r.text for i, r in enumerate(random) if _same(r, random[:i])]
-      if twice:
-        raise ValueError(f"{self.text!r} has a random term twice: {twice[0]}. Leave one out.")
+      for found in self.varying(term[1:-1], written):
+        if any(found[:3] == other[:3] for other in self.random):
+          raise ValueError(f"{self.text!r} has a random term twice: {found.text}. Leave one out.")
+        self.random.append(found)
     elif any(t.text in ("|", "||") for t in term):
       raise ValueError(
         f"{written!r} is not one term: a random term stands in parentheses of its own and is "
         "joined by +, as in y ~ x + (1 | g)."
       )
-    elif term[0].text == "offset" and len(term) > 1 and _closing(term, 1) == len(term) - 1:
+    elif term[0].text == "offset" and len(term) > 1 and closing(term, 1) == len(term) - 1:
       if sign == "-":
         raise ValueError(f"Write offset(-({self.written(term[2:-1])})) in place of - {written}.")
-      offsets.append(self.value(term[2:-1]))
+      self.offsets.append(self.value(term[2:-1]))
     else:
-      fixed += [sign or "+", self.terms(term)]
+      self.fixed += [sign or "+", self.terms(term)]
 
-  def random(self, inside: Sequence[_Token], written: str) -> list[Random]:
-    sides = _split(inside, ("|", "||"))
+  def varying(self, inside: Sequence[Token], written: str) -> list[Random]:
+    sides = split(inside, ("|", "||"))
     if len(sides) != 2:
       raise ValueError(f"{written} has more than one bar; write (terms | group).")
     bar, group = sides[1]
     if not sides[0][1] or not group:
       raise ValueError(f"{written} needs terms left and a group right of its bar, as (1 | g).")
-    for token in _top(group):
+    for token in top(group):
       if token.kind == "op" and token.text in "+*-":
         raise ValueError(
           f"{written} has the groups {self.written(group)!r}. Write one random term for each, as "
           "in (1 | a) + (1 | b), or (1 | a:b) for their combinations, or (1 | a/b) for b within a."
         )
     nested, found = (), []
-    for _, part in _split(group, ("/",)):
-      nested = (*nested, *(self.group(names, written) for _, names in _split(part, (":",))))
+    for _, part in split(group, ("/",)):
+      nested = (*nested, *(self.group(names, written) for _, names in split(part, (":",))))
       found.append(nested)
-    terms = " ".join(
-      f"{sign or '+'} {self.terms(part)}" for sign, part in _split(sides[0][1], ("+", "-")) if part
-    )
+    signed = [(sign, part) for sign, part in split(sides[0][1], ("+", "-")) if part]
+    terms = " ".join(f"{sign} {self.terms(part)}" for sign, part in signed).strip()
     text = f"{self.written(sides[0][1])} {bar} "
     return [Random(terms, names, bar == "|", f"({text}{':'.join(names)})") for names in found]
 
-  def group(self, tokens: Sequence[_Token], written: str) -> str:
+  def group(self, tokens: Sequence[Token], written: str) -> str:
     """The column of a grouping factor, `g` or `factor(g)`."""
     if len(tokens) == 4 and functions.is_levels(tokens[0].text) and tokens[1].text == "(":
       tokens = tokens[2:3]
@@ -225,14 +218,14 @@ class _Parser:
       )
     return tokens[0].text.strip("`")
 
-  def terms(self, tokens: Sequence[_Token]) -> str:
+  def terms(self, tokens: Sequence[Token]) -> str:
     """The text of fixed terms: operators as they are, columns renamed, calls checked."""
     parts, i = [], 0
     while i < len(tokens):
       token = tokens[i]
       called = i + 1 < len(tokens) and tokens[i + 1].text == "("
       if token.kind == "name" and called:
-        end = _closing(tokens, i + 1)
+        end = closing(tokens, i + 1)
         parts.append(self.value(tokens[i : end + 1]))
         i = end + 1
         continue
@@ -258,13 +251,13 @@ class _Parser:
       i += 1
     return " ".join(parts)
 
-  def alias(self, token: _Token) -> str:
+  def alias(self, token: Token) -> str:
     name = token.text.strip("`")
     if name not in self.columns:
       self.columns.append(name)
     return f"_c{self.columns.index(name)}_"
 
-  def value(self, tokens: Sequence[_Token]) -> str:
+  def value(self, tokens: Sequence[Token]) -> str:
     """One expression, checked: a column, a call, or arithmetic, which becomes I(...)."""
     if not tokens:
       raise ValueError(f"{self.text!r} has an empty expression.")
@@ -290,61 +283,3 @@ class _Parser:
     result, numeric = functions.checked(text, self.written(tokens), self.columns)
     self.numeric |= numeric
     return result
-
-
-def _tokens(text: str) -> list[_Token]:
-  found, at = [], 0
-  while at < len(text):
-    match = _TOKEN.match(text, at)
-    if not match:
-      hint = "; names with other signs stand in backticks, `like this`" if text[at] != "`" else ""
-      raise ValueError(f"{text[at]!r} in the formula {text!r} is not understood{hint}.")
-    if match.lastgroup != "space":
-      found.append(_Token(str(match.lastgroup), match[0], at))
-    at = match.end()
-  depth = 0
-  for token in found:
-    depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
-    if depth < 0:
-      break
-  if depth:
-    raise ValueError(f"The parentheses of {text!r} do not match.")
-  return found
-
-
-def _top(tokens: Sequence[_Token]) -> list[_Token]:
-  """The tokens outside of all parentheses."""
-  depth, found = 0, []
-  for token in tokens:
-    depth -= token.text in (")", "]")
-    if not depth:
-      found.append(token)
-    depth += token.text in ("(", "[")
-  return found
-
-
-def _split(tokens: Sequence[_Token], at: tuple[str, ...]) -> list[tuple[str, list[_Token]]]:
-  """(sign before it, tokens) of the parts between signs outside of parentheses."""
-  parts: list[tuple[str, list[_Token]]] = [("", [])]
-  depth = 0
-  for token in tokens:
-    depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
-    if not depth and token.kind == "op" and token.text in at:
-      parts.append((token.text, []))
-    else:
-      parts[-1][1].append(token)
-  return parts
-
-
-def _closing(tokens: Sequence[_Token], opening: int) -> int:
-  """The place of the parenthesis that closes the one at `opening`."""
-  depth = 0
-  for i in range(opening, len(tokens)):
-    depth += (tokens[i].text in ("(", "[")) - (tokens[i].text in (")", "]"))
-    if not depth:
-      return i
-  return len(tokens)
-
-
-def _same(term: Random, others: Sequence[Random]) -> bool:
-  return any(term[:3] == other[:3] for other in others)

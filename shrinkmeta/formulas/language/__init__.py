@@ -1,0 +1,1 @@
+"""The language of formulas: what can be written, and what it may call."""

@@ -1,0 +1,119 @@
+"""Matrices of a formula, made by formulaic from the columns of a frame."""
+
+import itertools
+import re
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shrinkmeta.formulas.columns import ALIAS, Frame
+from shrinkmeta.formulas.language import functions
+from shrinkmeta.formulas.language.formula import INTERCEPT
+from shrinkmeta.formulas.table import where
+
+
+class Matrix(NamedTuple):
+  """A matrix and how it was made.
+
+  Attributes:
+    names: the P names of its columns.
+    values: [N, P] float64.
+    spec: formulaic's description, which makes the same columns of other rows; None for no column.
+  """
+
+  names: tuple[str, ...]
+  values: np.ndarray
+  spec: Any
+
+
+def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
+  """Let formulaic make the columns of a checked formula.
+
+  Args:
+    text: the terms, as `Formula.fixed` has them.
+    frame: the columns.
+    spec: of an earlier Matrix: makes the same columns, with the means and knots of that time.
+
+  Returns:
+    A Matrix. The intercept is called "(Intercept)", a column keeps its name, and `f[T.b]` is 1
+    where f is b.
+
+  Raises:
+    ImportError: formulaic is not installed.
+    ValueError: formulaic cannot read the text; a column is nan or infinite in some row.
+  """
+  formulaic, errors = _formulaic()
+  readable = lambda name: ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], name)
+  try:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+      warnings.simplefilter("error", errors.DataMismatchWarning)
+      warnings.simplefilter("ignore", RuntimeWarning)
+      if spec is None:
+        parsed = formulaic.Formula(text, _parser=_parser())
+        _check_factors(parsed, frame)
+        made = parsed.get_model_matrix(
+          frame.data, context=functions.context(), na_action="ignore", output="pandas"
+        )
+      else:
+        made = spec.get_model_matrix(frame.data, context=functions.context())
+  except (errors.FormulaicError, errors.DataMismatchWarning, ValueError, TypeError) as error:
+    said = re.sub("\x1b\\[[0-9;]*m|[⧛⧚]", "", readable(str(error))).split("\n")[0]
+    raise ValueError(
+      f"The terms {readable(text).removeprefix('+ ')!r} of the formula cannot be made: {said}"
+    ) from error
+  values = made.to_numpy(float)
+  names = tuple(INTERCEPT if n == "Intercept" else readable(n) for n in made.columns)
+  for j in np.flatnonzero(~np.isfinite(values).all(0)).tolist():
+    row = int(np.flatnonzero(~np.isfinite(values[:, j]))[0])
+    raise ValueError(
+      f"{names[j]} is {values[row, j]:g} in {where(frame.table, int(frame.rows[row]))}; leave such "
+      "rows out, or choose another function."
+    )
+  return Matrix(names, values, made.model_spec)
+
+
+def vector(text: str, frame: Frame) -> np.ndarray:
+  """Evaluate one expression on the rows of a frame.
+
+  Args:
+    text: a checked expression.
+    frame: the columns.
+
+  Returns:
+    [N] float64.
+
+  Raises:
+    ImportError, ValueError: as `matrix`, and for an expression of several columns.
+  """
+  values = matrix(f"0 + {text}", frame).values
+  if values.shape[1] != 1:
+    name = ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
+    raise ValueError(f"{name!r} must be one column of numbers; got {values.shape[1]} columns.")
+  return values[:, 0]
+
+
+def _formulaic() -> tuple[Any, Any]:
+  try:
+    import formulaic
+    import formulaic.errors
+  except ImportError as error:
+    raise ImportError(
+      "Formulas of mixed models need the package formulaic: pip install 'shrinkmeta[mixed]'."
+    ) from error
+  return formulaic, formulaic.errors
+
+
+def _parser() -> Any:
+  from formulaic.parser import DefaultFormulaParser
+
+  return DefaultFormulaParser(feature_flags=DefaultFormulaParser.FeatureFlags.NONE)
+
+
+def _check_factors(parsed: Any, frame: Frame) -> None:
+  """Nothing reaches formulaic's `eval` that `functions.checked` has not seen."""
+  for factor in itertools.chain.from_iterable(term.factors for term in parsed):
+    if factor.eval_method.value == "lookup" and factor.expr not in frame.data:
+      raise ValueError(f"{factor.expr!r} is not a term.")
+    if factor.eval_method.value == "python":
+      functions.checked(factor.expr.replace("_t", "_c"), factor.expr, frame.formula.columns)
