@@ -149,8 +149,8 @@ def main(argv: Sequence[str]) -> None:
       )
   print(
     f"{_DESIGNS.value} designs from {_FIRST.value}, seed {_SEED.value}: {missed} more than "
-    f"{_TOLERANCE.value:g} nats below the best of {_STARTS.value} starts, {above} as much above it, {unconverged} not "
-    f"converged, {seconds / _DESIGNS.value:.3f} s a fit."
+    f"{_TOLERANCE.value:g} nats below the best of {_STARTS.value} starts, {above} as much above "
+    f"it, {unconverged} not converged, {seconds / _DESIGNS.value:.3f} s a fit."
   )
 
 
