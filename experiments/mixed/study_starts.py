@@ -24,6 +24,7 @@ from experiments.settings import flags as shared
 from shrinkmeta import mixed
 
 _DESIGNS = flags.DEFINE_integer("designs", 300, "Number of simulated designs.", 1)
+_FIRST = flags.DEFINE_integer("first", 0, "Number of the first design of the seed.", 0)
 _STARTS = flags.DEFINE_integer("starts", 30, "Starts of the reference.", 1)
 _TOLERANCE = flags.DEFINE_float("tolerance", 0.01, "Nats below the reference that count as missed.")
 _SEED = shared.seed()
@@ -130,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
   """Fit every design, and compare."""
   shared.no_arguments(argv)
   missed, unconverged, above, seconds = 0, 0, 0, 0.0
-  for number in range(_DESIGNS.value):
+  for number in range(_FIRST.value, _FIRST.value + _DESIGNS.value):
     simulated = draw(_SEED.value, number)
     began = time.perf_counter()
     found = mixed.fit_design(simulated.design, "gaussian", simulated.estimator)  # pyright: ignore
@@ -147,9 +148,9 @@ def main(argv: Sequence[str]) -> None:
         flush=True,
       )
   print(
-    f"{_DESIGNS.value} designs, seed {_SEED.value}: {missed} more than {_TOLERANCE.value:g} nats "
-    f"below the best of {_STARTS.value} starts, {above} as much above it, {unconverged} not "
-    f"converged, {seconds / _DESIGNS.value:.3f} s a fit."
+    f"{_DESIGNS.value} designs from {_FIRST.value}, seed {_SEED.value}: {missed} more than "
+    f"{_TOLERANCE.value:g} nats below the best of {_STARTS.value} starts, {above} as much above "
+    f"it, {unconverged} not converged, {seconds / _DESIGNS.value:.3f} s a fit."
   )
 
 

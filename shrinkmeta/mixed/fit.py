@@ -33,6 +33,7 @@ from shrinkmeta.mixed.result import Estimator, Fit, Maximum, report
 ESTIMATORS = ("ml", "reml", "predictive")
 # With so many, a criterion is smooth and slow: every other point of the grid will do.
 _MANY_GROUPS, _MANY_ROWS = 2000, 20000
+_PREDICTIVE_STARTS = 3
 
 
 def fit(
@@ -87,6 +88,8 @@ def best(
   objective: search.Objective,
   starts: list[np.ndarray],
   hessians: list[np.ndarray] | None = None,
+  tol: float = 1e-9,
+  most: int = 200,
 ) -> search.Minimum:
   """The lowest of the minima from several starts; the earlier one of two equal ones.
 
@@ -94,12 +97,15 @@ def best(
     objective: x -> (value, gradient).
     starts: one or more x.
     hessians: guesses of the Hessians there.
+    tol, most: as of `search.minimise`.
 
   Returns:
     The minimum.
   """
   guesses = hessians or [None] * len(starts)
-  found = [search.minimise(objective, x, h) for x, h in zip(starts, guesses, strict=True)]
+  found = [
+    search.minimise(objective, x, h, tol, most) for x, h in zip(starts, guesses, strict=True)
+  ]
   return min(found, key=lambda one: round(one.value, 8))
 
 
@@ -184,7 +190,8 @@ def _predictive(data: Blocks, family: Family, seed: int) -> Maximum:
   grid = search.GRID if family == "gaussian" else laplace.GRID
   starts = search.starts(value, count(data), data.diagonal, grid)
   objective = criterion.value_and_gradient
-  found = best(objective, [np.concatenate([beta, theta]) for theta in starts])
+  points = [np.concatenate([beta, theta]) for theta in starts[:_PREDICTIVE_STARTS]]
+  found = best(objective, points, tol=1e-7, most=60)  # differences of differences cost much
   minimum, x, _ = estimates.settle(objective, found, data, p)
   beta, theta, residual = x[:p], x[p:], None
   if family == "gaussian":

@@ -16,6 +16,7 @@ _NAN = (float("nan"), float("nan"))
 # units of eta, or of 1,000 standard deviations of the response, for a column of size 1.
 _WIDE_LOG, _WIDE_ETA, _WIDE_SPREADS = 3.0, 100.0, 1000.0
 _STILL = 1e-6  # the largest gradient, per row and in scaled coordinates, of a fit that converged
+_STILL_BY_DIFFERENCES = 1e-4  # nats that a Newton step may gain, where differences are the gradient
 
 
 class Fit(NamedTuple):
@@ -141,6 +142,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
       residual_interval = _NAN if flat else _log_interval(found.residual, se)
       if flat or not se < _WIDE_LOG or found.residual <= found.quiet:
         random.open.append("residual")
+  allowed = _STILL if known is not None else _STILL_BY_DIFFERENCES
   largest = float(np.abs(found.minimum.gradient).max(initial=0.0)) / rows
   fixed = data.back @ found.beta
   table = lambda values: dict(zip(names, map(float, values), strict=True))
@@ -160,7 +162,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     float(found.criterion),
     tuple(name for name, sd in random.sd.items() if sd == 0),
     tuple(open_ + random.open),
-    found.minimum.converged and (largest < _STILL or _gain(found.minimum) < _STILL),
+    found.minimum.converged and (largest < _STILL or _gain(found.minimum) < allowed),
     largest,
     rows,
     {level.factor: len(level.starts) for level in data.levels},

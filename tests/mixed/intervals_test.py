@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from shrinkmeta.mixed import compare
+from shrinkmeta.mixed.compare import bootstrap, likelihood_ratio, simulate
 from shrinkmeta.mixed.fit import fit
 from shrinkmeta.mixed.intervals import profile_interval
 from tests.mixed import designs
@@ -107,7 +107,7 @@ def models(seed=0):
 def test_the_mixture(small, large, mixture):
   made = models()
   one, two = fit(made[small]), fit(made[large])
-  found = compare.likelihood_ratio(one, two)
+  found = likelihood_ratio(one, two)
   assert found.mixture == mixture
   statistic = 2 * (two.log_likelihood - one.log_likelihood)
   assert found.statistic == pytest.approx(max(statistic, 0), abs=1e-9)
@@ -120,14 +120,14 @@ def test_fits_that_cannot_be_compared():
   made = models()
   fits = {name: fit(one) for name, one in made.items()}
   with pytest.raises(ValueError, match="-1 more fixed effects.*Pass the smaller model first"):
-    compare.likelihood_ratio(fits["line"], fits["mean"])
+    likelihood_ratio(fits["line"], fits["mean"])
   with pytest.raises(ValueError, match="2 more variances with 1 covariances.*bootstrap"):
-    compare.likelihood_ratio(fits["line"], fits["full"])
+    likelihood_ratio(fits["line"], fits["full"])
   with pytest.raises(ValueError, match="'ml', 60.* and .*'reml', 60"):
-    compare.likelihood_ratio(fits["line"], fit(made["levels"], estimator="reml"))
+    likelihood_ratio(fits["line"], fit(made["levels"], estimator="reml"))
   restricted = [fit(made[name], estimator="reml") for name in ("mean", "levels")]
   with pytest.raises(ValueError, match="restricted likelihoods of other fixed effects"):
-    compare.likelihood_ratio(*restricted)
+    likelihood_ratio(*restricted)
 
 
 def test_the_p_value_is_uniform_where_there_is_no_variance():
@@ -139,20 +139,19 @@ def test_the_p_value_is_uniform_where_there_is_no_variance():
     table = {"g": g, "y": rng.normal(size=60)}
     null = fit(design(table, "y", [ONE]))
     small += (
-      compare.likelihood_ratio(null, fit(design(table, "y", [ONE], ("g", [ONE], False)))).p_value
-      <= 0.1
+      likelihood_ratio(null, fit(design(table, "y", [ONE], ("g", [ONE], False)))).p_value <= 0.1
     )
   assert abs(small / count - 0.1) < 3.5 * np.sqrt(0.09 / count)
 
 
 def test_the_bootstrap_agrees_with_the_mixture():
   made = models(3)
-  by_theory = compare.likelihood_ratio(fit(made["line"]), fit(made["levels"]))
-  drawn = compare.bootstrap(made["line"], made["levels"], draws=150, seed=1)
+  by_theory = likelihood_ratio(fit(made["line"]), fit(made["levels"]))
+  drawn = bootstrap(made["line"], made["levels"], draws=150, seed=1)
   assert drawn.statistic == pytest.approx(by_theory.statistic)
   assert drawn.p_value == pytest.approx(by_theory.p_value, abs=0.1)
-  again = compare.bootstrap(made["line"], made["levels"], draws=5, seed=1)
-  assert again == compare.bootstrap(made["line"], made["levels"], draws=5, seed=1)
+  again = bootstrap(made["line"], made["levels"], draws=5, seed=1)
+  assert again == bootstrap(made["line"], made["levels"], draws=5, seed=1)
 
 
 @pytest.mark.parametrize("family", ("gaussian", "logistic", "poisson"))
@@ -160,8 +159,8 @@ def test_simulated_responses_have_the_moments_of_the_model(family):
   responses = {"gaussian": "y", "logistic": "wins", "poisson": "count"}
   made = designs.nested(response=responses[family])
   found = fit(made, family)
-  draws = np.stack([compare.simulate(found, made, number=i) for i in range(400)])
-  assert (draws[0] == compare.simulate(found, made)).all() and (draws[0] != draws[1]).any()
+  draws = np.stack([simulate(found, made, number=i) for i in range(400)])
+  assert (draws[0] == simulate(found, made)).all() and (draws[0] != draws[1]).any()
   if family == "gaussian":
     v = designs.marginal(made, found.covariances, found.residual)
     beta = np.array(list(found.fixed.values()))
@@ -178,4 +177,4 @@ def test_simulated_responses_have_the_moments_of_the_model(family):
 def test_weights_of_counts_cannot_be_simulated():
   made = designs.nested(response="count", weights=np.full(90, 2.0))
   with pytest.raises(ValueError, match="no distribution to draw from"):
-    compare.simulate(fit(made, "poisson"), made)
+    simulate(fit(made, "poisson"), made)

@@ -114,8 +114,10 @@ def cotangents(
   m = len(top)
   for d, (level, step) in enumerate(zip(levels, found.steps, strict=True)):
     sizes = [len(levels[e].keys) for e in reversed(range(d))]
-    outer = np.zeros((len(level.starts), sum(sizes) + m, sum(sizes) + m))
-    outer[:, sum(sizes) :, sum(sizes) :] = top
+    outer = top[None]
+    if d > 0:
+      outer = np.zeros((len(level.starts), sum(sizes) + m, sum(sizes) + m))
+      outer[:, sum(sizes) :, sum(sizes) :] = top
     at = 0
     for e, width in zip(reversed(range(d)), sizes, strict=True):
       up = parents(level, levels[e])
@@ -192,6 +194,11 @@ def covariances(levels: tuple[Level, ...], found: Eliminated) -> list[np.ndarray
     joint[:, :q, :q] = own + slope @ outer @ slope.transpose(0, 2, 1)
     paths.append(joint)
   return paths
+
+
+def _summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """The sum over g of a_g b_g [i, k], from a [G, i, j] and b [G, j, k]."""
+  return a.transpose(1, 0, 2).reshape(a.shape[1], -1) @ b.reshape(-1, b.shape[2])
 
 
 def _spread(step: Step) -> np.ndarray:

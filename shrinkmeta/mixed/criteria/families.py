@@ -64,8 +64,8 @@ def density(blocks: Blocks, family: Family) -> Density:
   constant = y * log_y - y - scipy.special.gammaln(y + 1)
 
   def log_rate(eta: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-      return weights * (y * (eta - log_y) - (np.exp(eta) - y) + constant)
+    rate = np.exp(np.minimum(eta, 700.0))  # finite, for rows of weight 0
+    return weights * (y * (eta - log_y) - (rate - y) + constant)
 
   def slopes_of_rate(eta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     w = weights * np.exp(np.minimum(eta, 700.0))

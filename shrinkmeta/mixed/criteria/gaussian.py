@@ -88,12 +88,15 @@ class Gaussian:
     """n, or n - p of the restricted likelihood."""
     return self.rows - self.fixed if self.reml else self.rows
 
-  def profile(self, theta: np.ndarray, log_residual: float | None = None) -> Profile:
+  def profile(
+    self, theta: np.ndarray, log_residual: float | None = None, slope: bool = True
+  ) -> Profile:
     """Evaluate the criterion.
 
     Args:
       theta: [k] the entries of Lambda.
       log_residual: log s in the units of the data, held; None to profile it out.
+      slope: compute the gradient, which otherwise is empty.
 
     Returns:
       Value, gradient with respect to theta, and estimates.
@@ -111,7 +114,9 @@ class Gaussian:
     if self.reml and p:
       value += float(np.linalg.slogdet(cross)[1]) + 2 * self.log_units
       top[:p, :p] += np.linalg.inv(cross)
-    gradient = self.blocks.pick(cotangents(self.levels, found, top))
+    gradient = np.zeros(0)
+    if slope:
+      gradient = self.blocks.pick(cotangents(self.levels, found, top))
     residual = float(np.sqrt(squared)) * self.unit
     effects = self.start + beta * self.unit
     return Profile(value / 2, gradient / 2, effects, residual, float(rss / squared), cross, found)
@@ -126,7 +131,10 @@ class Gaussian:
 
   def value(self, theta: np.ndarray) -> float:
     """-log L at theta."""
-    return self.value_and_gradient(theta)[0]
+    try:
+      return self.profile(theta, slope=False).value
+    except np.linalg.LinAlgError:
+      return np.inf
 
   def log_likelihood(self, theta: np.ndarray, beta: np.ndarray, residual: float) -> float:
     """The log likelihood, not restricted, at any parameters.

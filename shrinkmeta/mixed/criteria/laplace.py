@@ -76,13 +76,14 @@ class Laplace:
     self.density = density(blocks, family)
     self.rows, self.fixed = blocks.fixed.shape
     self.zeros = [np.zeros((len(level.starts), len(level.keys))) for level in self.levels]
-    self.warm = self.zeros
+    self.warm, self.effects = self.zeros, self.zeros
     self.failed = 0
 
   def _by_block(self, values: np.ndarray, u: list[np.ndarray]) -> np.ndarray:
     """log p - |u|^2 / 2 of every group of the coarsest factor."""
     coarse = self.levels[0]
-    total = np.add.reduceat(values, coarse.starts)
+    with np.errstate(over="ignore"):
+      total = np.add.reduceat(values, coarse.starts)
     for level, x in zip(self.levels, u, strict=True):
       np.subtract.at(total, coarse.of_row[level.starts], 0.5 * np.square(x).sum(1))
     return total
@@ -222,6 +223,11 @@ class Laplace:
       )
 
     eta, height = at(beta, u)
+    # The effects of the last theta, if they are better than none.
+    near = [_whitened(b, scale) for b, scale in zip(self.effects, scales, strict=True)]
+    other = at(beta, near)
+    if other[1] > height:
+      u, (eta, height) = near, other
     for _ in range(25):
       score, weight, _ = self.density.slopes(eta)
       side = score + weight * (eta - offset)
@@ -243,7 +249,13 @@ class Laplace:
       gain, beta, u, height = risen - height, moved, placed, risen  # pyright: ignore
       if gain < 1e-6:
         break
+    self.effects = [x @ scale.T for x, scale in zip(u, scales, strict=True)]
     return 0.5 * found.log_det - height, beta, cross  # pyright: ignore
+
+
+def _whitened(effects: np.ndarray, scale: np.ndarray) -> np.ndarray:
+  """u with Lambda u = effects, as far as Lambda reaches."""
+  return effects @ np.linalg.pinv(scale).T
 
 
 def _per_group(level, values: np.ndarray) -> np.ndarray:
