@@ -158,8 +158,9 @@ def text(found: Summary) -> str:
   wald = found.aic is not None
   student = any(math.isfinite(row.df) for row in found.fixed)
   heads = ("se", *(("df", "t") if student else ("z",)), "p") if wald else ()
-  lines += ["", _line(width, "fixed effect", "estimate", *heads)]
-  lines[-1] += "   95 % interval" if wald else ""
+  if found.fixed:
+    lines += ["", _line(width, "fixed effect", "estimate", *heads)]
+    lines[-1] += "   95 % interval" if wald else ""
   for row in found.fixed:
     df = (f"{row.df:.1f}",) if student else ()
     numbers = (f"{row.se:.4g}", *df, f"{row.t:.2f}", _p(row.p)) if wald else ()
@@ -257,7 +258,7 @@ def _notes(fit: Fit) -> tuple[str, ...]:
 def _line(width: int, name: str, *numbers: str) -> str:
   widths = (12, 12) + ((8,) if len(numbers) == 5 else ()) + (10, 11)
   return f"{name:<{width}}" + "".join(
-    f"{number:>{w}}" for number, w in zip(numbers, widths, strict=False)
+    f" {number:>{w - 1}}" for number, w in zip(numbers, widths, strict=False)
   )
 
 

@@ -156,6 +156,53 @@ def test_shares_of_the_variance():
   assert "Laplace's approximation" in str(poisson)
 
 
+def test_only_models_of_the_same_data_that_contain_each_other_are_compared():
+  data = simulated()
+  rng = np.random.default_rng(3)
+  x = np.asarray(data["x"])
+  data |= {
+    "z": rng.normal(size=len(x)),
+    "w": rng.uniform(1, 2, len(x)),
+    "far": 1e3 * x + 1e9,
+    "s": [f"{g} again" for g in data["g"]],
+    "pair": [g[:2] for g in data["g"]],
+  }
+  model = lambda formula, **more: mixed.fit(formula, data, **more)
+  one = model("y ~ x + (1 | g)")
+  for other, message in (
+    (model("y ~ x + offset(0.01 * z) + (x | g)"), "not contain the offset"),
+    (model("y ~ x + z + (1 | g)", weights="w"), "different weights, or their rows"),
+    (model("I(2 * y) ~ x + z + (1 | g)"), "different responses"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      mixed.compare(one, other)
+  with pytest.raises(ValueError, match="not contain the fixed effect 'w' of the smaller one"):
+    mixed.compare(model("y ~ w + (1 | g)"), model("y ~ x + z + (1 | g)"))
+  with pytest.raises(ValueError, match=r"effect 'x' by g of the smaller one.*AIC"):
+    mixed.compare(model("y ~ x + (0 + x | g)"), model("y ~ x + z + (1 | g)"), draws=3)
+  with pytest.raises(ValueError, match=r"effect '\(Intercept\)' by pair"):
+    mixed.compare(model("y ~ x + (1 | pair)"), model("y ~ x + z + (1 | g)"))
+  # The same models, written in other ways.
+  want = mixed.compare(one, model("y ~ x + z + (1 | g)")).statistic
+  for small, large in (
+    ("y ~ scale(x) + (1 | g)", "y ~ x + z + (1 | g)"),
+    ("y ~ far + (1 | s)", "y ~ far + z + (1 | g)"),
+    ("y ~ x + (1 | g)", "y ~ poly(x, 1) + z + (1 | s)"),
+  ):
+    assert mixed.compare(model(small), model(large)).statistic == pytest.approx(want, abs=1e-6)
+  slope = mixed.compare(model("y ~ offset(x) + (1 | g)"), one)  # H0: the slope is 1
+  assert slope.mixture == {1: 1.0}
+
+
+def test_no_fixed_effects_and_wide_numbers():
+  data = simulated()
+  text = str(mixed.fit("y ~ 0 + (x | g)", data, estimator="reml"))
+  assert "fixed effect" not in text and "restricted log-likelihood" in text
+  exact = mixed.fit("z ~ x + (1 | g)", data | {"z": 2 * data["x"] + np.repeat(np.arange(12), 8)})
+  row = next(line for line in str(exact).splitlines() if line.startswith("x "))
+  assert len(row.split("[")[0].split()) >= 5  # a space before every number
+
+
 def test_the_text_says_what_to_know():
   data = simulated(sd=(1.0, 0.0), seed=2)
   data["y"][3], data["g"][7] = np.nan, "N/A"
@@ -172,7 +219,7 @@ def test_the_text_says_what_to_know():
 
 
 def test_wrong_arguments():
-  with pytest.raises(ValueError, match="family is 'binomial'; it is one of gaussian, logistic"):
+  with pytest.raises(ValueError, match="'binomial'; it is one of gaussian, .*Write 'logistic'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), family="binomial")
   with pytest.raises(ValueError, match="estimator is 'mle'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), estimator="mle")
