@@ -194,6 +194,26 @@ def test_only_models_of_the_same_data_that_contain_each_other_are_compared():
   assert slope.mixture == {1: 1.0}
 
 
+def test_a_standard_deviation_of_0_in_a_correlated_term_is_0():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(25, 10))
+  x -= x.mean(1, keepdims=True)
+  y = (0.3 + 0.6 * rng.normal(size=(25, 1))) * x + rng.normal(size=x.shape)
+  y -= y.mean(1, keepdims=True)  # the groups do not differ in their level
+  data = {"y": y.ravel(), "x": x.ravel(), "g": np.repeat(np.arange(25), 10)}
+  fit = mixed.fit("y ~ x + (x | g)", data).estimates
+  assert fit.singular == ("(Intercept)",) and fit.sd["(Intercept)"] == 0
+  assert np.isnan(list(fit.correlation.values())).all() and fit.singular_correlation == ()
+  apart = mixed.fit("y ~ x + (x || g)", data).estimates
+  assert fit.sd["x"] == pytest.approx(apart.sd["x"], rel=1e-6)
+  # One row in each of most groups: nothing varies, and both standard deviations are 0.
+  few = rng.normal(size=300)
+  data = {"y": few + rng.normal(size=300), "x": few, "g": np.minimum(np.arange(300), 250)}
+  both = mixed.fit("y ~ x + (x | g)", data).estimates
+  for sd, (low, _) in zip(both.sd.values(), both.sd_interval.values(), strict=True):
+    assert sd > 1e-6 or (sd == 0 and np.isnan(low))
+
+
 def test_no_fixed_effects_and_wide_numbers():
   data = simulated()
   text = str(mixed.fit("y ~ 0 + (x | g)", data, estimator="reml"))
