@@ -200,8 +200,10 @@ class _Random:
     scale = 1.0 if found.residual is None else found.residual
     for level, matrix in zip(data.levels, data.lambdas(found.theta), strict=True):
       rows = level.back @ matrix * scale
-      floor = _ROUNDING * scale * np.linalg.norm(level.back, axis=1) * max(1, np.linalg.norm(matrix))
-      rows[np.linalg.norm(rows, axis=1) < floor] = 0.0
+      size = scale * max(1.0, float(np.linalg.norm(matrix)))
+      rows[np.linalg.norm(rows, axis=1) < _ROUNDING * size * np.linalg.norm(level.back, axis=1)] = (
+        0.0
+      )
       covariance = rows @ rows.T
       sds = np.sqrt(np.diag(covariance))
       places = slice(at, at + len(level.places[0]))
