@@ -148,6 +148,13 @@ def test_shares_of_the_variance():
   text = str(model)
   assert "10 groups of s of 30 to 30, 60 groups of s:p of 5 to 5" in text
   assert "(Intercept) by s:p" in text
+  # Another unit of the weights is another unit of the residual, and the same share.
+  w = rng.uniform(1, 3, 300)
+  shares = [mixed.fit("y ~ (1 | s)", data, weights=c * w) for c in (1.0, 100.0)]
+  fit = shares[0].estimates
+  between = fit.sd["(Intercept)"] ** 2
+  want = between / (between + np.mean(fit.residual**2 / w))
+  assert [mixed.summary(m).icc["s"] for m in shares] == pytest.approx([want, want], rel=1e-6)
   logistic = mixed.fit("b ~ 1 + (1 | s)", data, family="logistic")
   variance = logistic.estimates.sd["(Intercept)"] ** 2
   assert mixed.summary(logistic).icc["s"] == pytest.approx(variance / (variance + np.pi**2 / 3))
