@@ -53,9 +53,9 @@ def design(
   table: Any,
   *,
   family: str = "gaussian",
-  weights: str | np.ndarray | None = None,
-  trials: str | np.ndarray | None = None,
-  offset: str | np.ndarray | None = None,
+  weights: str | float | np.ndarray | None = None,
+  trials: str | float | np.ndarray | None = None,
+  offset: str | float | np.ndarray | None = None,
 ) -> Design:
   """Make the matrices of a mixed model.
 
@@ -63,7 +63,8 @@ def design(
     formula: such as "y ~ x + (x || g)".
     table: a path, {name: values}, a pandas DataFrame or what `read` returns.
     family: "gaussian", "logistic" or "poisson": what the response must be.
-    weights: a column, an expression such as "1 / se^2", or numbers [N]: the weights of the rows.
+    weights: a column, an expression such as "1 / se^2", numbers [N] or one number for all rows: the
+      weights of the rows.
     trials: likewise, the numbers of trials of a logistic response that counts successes.
     offset: likewise, added to the linear predictor; so is every offset(...) of the formula.
 
@@ -88,9 +89,9 @@ def prepare(
   table: Any,
   *,
   family: str = "gaussian",
-  weights: str | np.ndarray | None = None,
-  trials: str | np.ndarray | None = None,
-  offset: str | np.ndarray | None = None,
+  weights: str | float | np.ndarray | None = None,
+  trials: str | float | np.ndarray | None = None,
+  offset: str | float | np.ndarray | None = None,
 ) -> tuple[Design, Template]:
   """Make the matrices of a mixed model, and a Template that makes them of new rows.
 
@@ -189,14 +190,18 @@ def new_rows(template: Template, table: Any, offset: np.ndarray | None = None) -
   )
 
 
-def _extra(data: Table, name: str, given: str | np.ndarray) -> tuple[Table, Formula]:
+def _extra(data: Table, name: str, given: str | float | np.ndarray) -> tuple[Table, Formula]:
   """Weights, trials or an offset as an expression; numbers become a column of the table."""
   if isinstance(given, str):
     quoted = f"`{given}`" if given in data.columns else given
     return data, expression(quoted)
   values = np.asarray(given, float)
+  if not values.ndim:
+    values = np.full(data.rows, float(values))
   if values.shape != (data.rows,):
-    raise ValueError(f"{name} have shape {values.shape}; wanted ({data.rows},), one a row.")
+    raise ValueError(
+      f"The argument {name} has shape {values.shape}; wanted ({data.rows},), one number a row."
+    )
   added = {**data.columns, _argument(name): Column(values, None)}
   return data._replace(columns=added), expression(f"`{_argument(name)}`")
 
@@ -267,7 +272,7 @@ def _response(
         f"A logistic response has two values; {name!r} has {', '.join(map(repr, levels[:6]))}. "
         f'Compare it with one of them: I({name} == "{levels[-1]}").'
       )
-    columns.numbers(data, name, "the response")
+    return columns.numbers(data, name, "the response")[rows], trials, parsed.response
   return matrices.vector(text, columns.frame(only, data, rows)), trials, parsed.response
 
 

@@ -91,11 +91,13 @@ def check_columns(values: np.ndarray, names: Sequence[str], part: str) -> None:
     return
   largest = np.abs(values).max(0)
   for j in np.flatnonzero(largest == 0).tolist():
-    raise ValueError(
-      f"The column {names[j]!r} of {part} is 0 in all {rows} rows"
-      + ("; these levels do not occur together. Leave" if ":" in names[j] else "; leave")
-      + " it out."
-    )
+    advice = "; leave it out."
+    if ":" in names[j]:
+      advice = (
+        "; these levels do not occur together. In place of the interaction, use one column that "
+        "names the combinations that do."
+      )
+    raise ValueError(f"The column {names[j]!r} of {part} is 0 in all {rows} rows{advice}")
   scaled, kept = values / largest, list(range(len(names)))
   size = np.ones(len(names))
   if INTERCEPT in names:

@@ -12,6 +12,8 @@ from shrinkmeta.formulas.table import Column, Table, number, where
 
 _LARGEST = 1e100  # beyond it float64 has no room for squares
 ALIAS = re.compile(r"_([ct])(\d+)_")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:.*)?|-?\d+ (days|hours|minutes|\w*seconds)")
+_LOGICAL = {"true": 1.0, "false": 0.0}
 
 
 class Frame(NamedTuple):
@@ -62,6 +64,9 @@ def find(table: Table, name: str, what: str) -> Column:
   near = difflib.get_close_matches(name.lower(), [n.lower() for n in table.columns], 1, 0.7)
   meant = [n for n in table.columns if n.lower() in near]
   hint = f" Did you mean {meant[0]!r}?" if meant else ""
+  only = next(iter(table.columns), "")
+  if table.lines is not None and len(table.columns) == 1 and len(only.split()) > 1:
+    hint = " If spaces separate the columns, read the file with sep='space'."
   raise ValueError(
     f"There is no column {name!r} ({what}); {table.source} has {', '.join(table.columns)}, "
     f"{table.rows} rows.{hint}"
@@ -98,7 +103,7 @@ def is_numeric(column: Column, decimal: str) -> bool:
 
 
 def numbers(table: Table, name: str, what: str) -> np.ndarray:
-  """Return the numbers of a column.
+  """Return the numbers of a column; 1 and 0 of True and False.
 
   Args:
     table: the table.
@@ -115,7 +120,11 @@ def numbers(table: Table, name: str, what: str) -> np.ndarray:
   if column.levels is None:
     values = column.values
   else:
-    parsed = _parsed(column.levels, table.decimal)
+    small = [level.lower() for level in column.levels]
+    if small and set(small) <= set(_LOGICAL):
+      parsed = np.array([_LOGICAL[level] for level in small])
+    else:
+      parsed = _parsed(column.levels, table.decimal)
     if parsed is None:
       raise ValueError(_not_numeric(table, column, name, what))
     values = np.append(parsed, np.nan)[column.values]
@@ -201,6 +210,7 @@ def frame(
     codes, labels = _codes(column, rows)
     if kind == "c" and levels is None:
       _check_no_number_lost(table, column, name)
+      _check_no_times(column, name)
     order = tuple(_ordered(column, labels, table.decimal))
     if levels is not None:
       order = levels[alias]
@@ -229,6 +239,15 @@ def _check_no_number_lost(table: Table, column: Column, name: str) -> None:
       f"Column {name!r} has {others[0]!r} in {where(table, row)} among numbers. If it stands for a "
       f"missing value, read the table with na=[{others[0]!r}]; if the values are levels, write "
       f"C({name})."
+    )
+
+
+def _check_no_times(column: Column, name: str) -> None:
+  """Dates are points in time more often than levels."""
+  if column.levels and not column.ordered and all(map(_TIME.fullmatch, column.levels)):
+    raise ValueError(
+      f"Column {name!r} has dates or durations, such as {column.levels[0]!r}. Make a column of "
+      f"numbers of it, such as days since the first date; if each is a level, write C({name})."
     )
 
 

@@ -12,6 +12,9 @@ from shrinkmeta.formulas.language import functions
 from shrinkmeta.formulas.language.formula import INTERCEPT
 from shrinkmeta.formulas.table import where
 
+_POWER = re.compile(r"(?<=[_)]) \*\* (?=-?\d)")
+_RAW = re.compile(r"(poly\(.*?raw=True[^()]*\))\[(\d+)\]")
+
 
 class Matrix(NamedTuple):
   """A matrix and how it was made.
@@ -44,7 +47,7 @@ def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
     ValueError: formulaic cannot read the text; a column is nan or infinite in some row.
   """
   formulaic, errors = _formulaic()
-  readable = lambda name: ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], name)
+  readable = lambda name: _readable(name, frame)
   try:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
       warnings.simplefilter("error", errors.DataMismatchWarning)
@@ -59,11 +62,29 @@ def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
         made = spec.get_model_matrix(frame.data, context=functions.context())
   except (errors.FormulaicError, errors.DataMismatchWarning, ValueError, TypeError) as error:
     said = re.sub("\x1b\\[[0-9;]*m|[⧛⧚]", "", readable(str(error))).split("\n")[0]
+    if isinstance(error, errors.DataMismatchWarning):
+      said = "levels=[...] leaves out levels that rows have; name all of them, or drop these rows."
+    if "beyond upper and/or lower bounds" in said:
+      said = "a value is outside of the range of the fit, where bs has no spline; cr(...) goes on."
+    if "levels" in said:
+      said += "".join(
+        f" {readable(alias)} has the levels {', '.join(map(repr, levels))}."
+        for alias, levels in frame.levels.items()
+        if alias in text
+      )
     raise ValueError(
       f"The terms {readable(text).removeprefix('+ ')!r} of the formula cannot be made: {said}"
     ) from error
   values = made.to_numpy(float)
-  names = tuple(INTERCEPT if n == "Intercept" else readable(n) for n in made.columns)
+  # formulaic counts the columns of poly from 1, and those of poly(..., raw=True) from 0.
+  counted = [_RAW.sub(lambda m: f"{m[1]}[{int(m[2]) + 1}]", n) for n in made.columns]
+  names = tuple(INTERCEPT if n == "Intercept" else readable(n) for n in counted)
+  for part in made.model_spec.structure if spec is None else ():
+    if not part.columns:
+      raise ValueError(
+        f"The term {readable(str(part.term))!r} has one level in {len(values)} rows, so it has no "
+        "column of its own. Leave it out."
+      )
   for j in np.flatnonzero(~np.isfinite(values).all(0)).tolist():
     row = int(np.flatnonzero(~np.isfinite(values[:, j]))[0])
     raise ValueError(
@@ -88,9 +109,15 @@ def vector(text: str, frame: Frame) -> np.ndarray:
   """
   values = matrix(f"0 + {text}", frame).values
   if values.shape[1] != 1:
-    name = ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
+    name = _readable(text, frame)
     raise ValueError(f"{name!r} must be one column of numbers; got {values.shape[1]} columns.")
   return values[:, 0]
+
+
+def _readable(text: str, frame: Frame) -> str:
+  """A checked text as users write it, with the names of the columns."""
+  text = _POWER.sub("^", text).replace("as_numeric(", "as.numeric(").replace(functions.CENTRE, "")
+  return ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
 
 
 def _formulaic() -> tuple[Any, Any]:

@@ -18,10 +18,12 @@ import numpy as np
 # In small letters, and what spreadsheets, R and pandas write for a missing value.
 MISSING = ("", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nat", ".")
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_WORDS = {**_SEPARATORS, " ": "space"}
 _NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
 _COMMA_NUMBER = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 _POINT_NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
+_SEP_LINE = re.compile(r'"?sep=(.)"?\s*')  # the first line of some files for spreadsheets
 _SAMPLE = 1000  # rows that are looked at for the separator and the decimal comma
 
 
@@ -72,7 +74,7 @@ def read(
   Args:
     path: the file. Fields may be quoted by "; empty lines are skipped.
     sep: what separates columns, one character, or "comma", "semicolon", "tab", "space". None finds
-      out whether it is comma, semicolon or tab.
+      out whether it is comma, semicolon or tab, or takes it from a first line such as sep=;
     decimal: "." or ",". None takes the comma where numbers such as 1,5 and none such as 1.5 occur.
     encoding: such as "latin-1". None reads UTF-8, and UTF-16 with a byte order mark.
     comment: lines that begin with this text are skipped.
@@ -99,6 +101,8 @@ def read(
   if not path.is_file():
     raise ValueError(f"There is no file {path}; wanted a text file with a line of column names.")
   lines = list(io.StringIO(_text(path, encoding), newline=""))
+  if lines and (said := _SEP_LINE.fullmatch(lines[0])):
+    sep, lines[0] = sep or said[1], "\n"
   sep = _NAMES.get(sep, sep) if sep else _separator(lines, path, comment)
   if len(sep) != 1:
     raise ValueError(f"A separator is one character, or one of {', '.join(_NAMES)}; got {sep!r}.")
@@ -197,6 +201,8 @@ def _text(path: pathlib.Path, encoding: str | None) -> str:
   data = path.read_bytes()
   if data[:2] == b"PK" or data[:4] == b"\xd0\xcf\x11\xe0":
     raise ValueError(f"{path} is a workbook or an archive; save the table in it as a CSV file.")
+  if data[:2] == b"\x1f\x8b" or data[:3] == b"BZh" or data[:6] == b"\xfd7zXZ\0":
+    raise ValueError(f"{path} is compressed; unpack it, or read it by pandas.read_csv.")
   if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
     encoding = encoding or "utf-16"
   try:
@@ -206,6 +212,7 @@ def _text(path: pathlib.Path, encoding: str | None) -> str:
   except UnicodeDecodeError as error:
     line = data[: error.start].count(b"\n") + 1
     hint = "latin-1 or cp1252" if not encoding else "another encoding"
+    hint = "utf-16-le" if not encoding and b"\0" in data else hint
     raise ValueError(
       f"{path} is not {encoding or 'UTF-8'} text: line {line} has "
       f"{data[error.start : error.end]!r}. Read it with encoding {hint}, or save it as UTF-8."
@@ -221,9 +228,7 @@ def _fields(
   """(line, fields) of every row, the column names first."""
   lines = list(lines)
   kept = [i for i, line in enumerate(lines) if not (comment and line.startswith(comment))]
-  reader = csv.reader(
-    (lines[i] for i in kept), delimiter=sep, strict=True, skipinitialspace=sep == " "
-  )
+  reader = csv.reader((lines[i] for i in kept), delimiter=sep, strict=True, skipinitialspace=True)
   numbers, rows, start = [], [], 0
   try:
     for row in reader:
@@ -233,7 +238,10 @@ def _fields(
       start = reader.line_num
   except csv.Error as error:
     line = kept[min(start, len(kept) - 1)] + 1
-    raise ValueError(f"{path} is no CSV file that can be read: line {line}: {error}.") from error
+    raise ValueError(
+      f"{path} is no CSV file that can be read: line {line}: {error}. If something other than "
+      f"{_WORDS.get(sep, sep)} separates columns, say so by sep."
+    ) from error
   return numbers, rows
 
 
@@ -309,15 +317,34 @@ def _of_values(values: Any, name: str) -> Column:
     codes = np.asarray(getattr(values, "cat", values).codes, np.int64)
     return Column(codes, tuple(map(str, categories)), ordered=True)
   array = np.asarray(values)
+  if array.dtype.kind == "f" and "int" in str(getattr(values, "dtype", "")).lower():
+    array = np.asarray(values, object)  # pandas makes floats of Int64 where a value is missing
   if array.ndim != 1:
     raise ValueError(f"Column {name!r} has shape {array.shape}; wanted one dimension, [N].")
-  if array.dtype.kind in "iuf":
+  if array.dtype.kind in "iuf" and not _long(array):
     return Column(array.astype(float), None)
+  if array.dtype.kind == "M":  # as texts: tolist() makes nanoseconds of datetime64[ns]
+    days = array.astype("datetime64[D]")
+    array = np.datetime_as_string(days if (days == array)[~np.isnat(array)].all() else array)
+  elif array.dtype.kind == "m":
+    array = np.array(["" if np.isnat(v) else _duration(v) for v in array])
   # pandas.NA and NaT, by name: this file does without pandas.
   kept = [
     None if type(v).__name__ in ("NAType", "NaTType") or v != v else v for v in array.tolist()
   ]
   numeric = all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in kept)
-  if numeric and any(v is not None for v in kept):
+  whole = [v for v in kept if isinstance(v, int)]
+  if numeric and any(v is not None for v in kept) and not _long(whole):
     return Column(np.array([np.nan if v is None else float(v) for v in kept]), None)
   return _of_text(["" if v is None else str(v).strip() for v in kept], None)
+
+
+def _long(values: Any) -> bool:
+  """Whether whole numbers, such as long labels of groups, are more than float64 has digits for."""
+  array = np.asarray(values)
+  return array.dtype.kind != "f" and array.size > 0 and bool(np.max(np.abs(array)) > 2**53)
+
+
+def _duration(value: np.timedelta64) -> str:
+  days = value.astype("timedelta64[D]")
+  return str(days if days == value else value)

@@ -82,9 +82,10 @@ def check_nested(coarse: str, fine: str, outer: np.ndarray, inner: np.ndarray) -
   if not np.array_equal(found[inner], outer):
     raise ValueError(
       f"The grouping factors {coarse!r} and {fine!r} are crossed: a group of {fine!r} has rows in "
-      f"several groups of {coarse!r}. Nested factors alone are fitted. If the labels of {fine!r} "
-      f"start anew in every {coarse!r}, write (1 | {coarse}/{fine}); otherwise put the factor with "
-      "fewer levels into the fixed part, as C(...), or fit crossed factors with lme4."
+      f"several groups of {coarse!r}. Nested factors alone are fitted. If the labels of one start "
+      f"anew in every group of the other, write (1 | {coarse}/{fine}) for {fine!r} within "
+      f"{coarse!r}, or (1 | {fine}/{coarse}); otherwise put the factor with fewer levels into the "
+      "fixed part, as C(...), or fit crossed factors with lme4."
     )
 
 

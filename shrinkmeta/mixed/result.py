@@ -12,6 +12,7 @@ from shrinkmeta.mixed.criteria.families import Family
 Estimator = Literal["ml", "reml", "predictive"]
 _NORMAL = 1.959963984540054  # 97.5 % of a standard normal
 _NAN = (float("nan"), float("nan"))
+_ROUNDING = 1e-10  # of a standard deviation that is 0, from the change of coordinates
 # A log standard deviation that is known to a factor of 20 is hardly known; so is an effect of 100
 # units of eta, or of 1,000 standard deviations of the response, for a column of size 1.
 _WIDE_LOG, _WIDE_ETA, _WIDE_SPREADS = 3.0, 100.0, 1000.0
@@ -201,6 +202,10 @@ class _Random:
     scale = 1.0 if found.residual is None else found.residual
     for level, matrix in zip(data.levels, data.lambdas(found.theta), strict=True):
       rows = level.back @ matrix * scale
+      size = scale * max(1.0, float(np.linalg.norm(matrix)))
+      rows[np.linalg.norm(rows, axis=1) < _ROUNDING * size * np.linalg.norm(level.back, axis=1)] = (
+        0.0
+      )
       covariance = rows @ rows.T
       sds = np.sqrt(np.diag(covariance))
       places = slice(at, at + len(level.places[0]))

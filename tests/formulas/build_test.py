@@ -67,6 +67,8 @@ def test_levels_and_their_reference(data):
     ("scale(x)", "I((x - x.mean()) / x.std())"),
     ("I(f == 'b'):x", "I((f == 'b') * 1.0 * x)"),
     ("bs(x, df=4)", "bs(x, df=4)"),
+    ("cr(x, df=4)", "cr(x, df=4, constraints='center')"),
+    ("cc(x, df=3) * f", "cc(x, df=3, constraints='center') * f"),
     ("f * yes", "f * yes"),
   ),
 )
@@ -85,8 +87,53 @@ def test_polynomials_are_orthonormal_as_those_of_r(data):
   np.testing.assert_allclose(made.fixed[:, 1:].T @ made.fixed[:, 1:], np.eye(2), atol=1e-12)
   np.testing.assert_allclose(made.fixed[:, 1:].sum(0), 0, atol=1e-12)
   x = data["x"]
-  raw = design("y ~ poly(x, 2, raw=TRUE) + (1 | g)", data).fixed
-  np.testing.assert_allclose(raw, np.stack([np.ones(ROWS), x, x**2], 1))
+  raw = design("y ~ poly(x, 2, raw=TRUE) + (1 | g)", data)
+  np.testing.assert_allclose(raw.fixed, np.stack([np.ones(ROWS), x, x**2], 1))
+  assert [name[-3:] for name in raw.fixed_names[1:]] == ["[1]", "[2]"]
+
+
+def test_natural_splines_go_on_as_lines(data):
+  _, template = prepare("y ~ cr(x, df=3) + (1 | g)", data)
+  rows = new_rows(template, {"x": [10.0, 11.0, 12.0, 13.0], "g": [0] * 4}).fixed
+  np.testing.assert_allclose(np.diff(rows, 2, axis=0), 0, atol=1e-9)
+  _, template = prepare("y ~ bs(x, df=4) + (1 | g)", data)
+  with pytest.raises(ValueError, match=r"outside of the range of the fit.*cr\(...\) goes on"):
+    new_rows(template, {"x": [10.0], "g": [0]})
+
+
+def test_truth_values_are_numbers_where_a_number_is_wanted(data):
+  true = np.array(["TRUE", "FALSE", "FALSE"] * 20)
+  for column in (true, true == "TRUE"):
+    made = design("y ~ as.numeric(b) + I(b * x^2) + (1 | g)", data | {"b": column})
+    assert made.fixed_names[1:] == ("as.numeric(b)", "I(b * x^2)")
+    np.testing.assert_array_equal(made.fixed[:, 1], true == "TRUE")
+    np.testing.assert_allclose(made.fixed[:, 2], (true == "TRUE") * data["x"] ** 2)
+    response = design("b ~ x + (1 | g)", data | {"b": column}).response
+    np.testing.assert_array_equal(response, true == "TRUE")
+    assert "b[T." in design("y ~ b + (1 | g)", data | {"b": column}).fixed_names[1]
+
+
+@pytest.mark.parametrize("unit", ("D", "s", "ns"))
+def test_dates_are_groups_and_levels_and_no_numbers(data, unit):
+  days = (np.datetime64("2024-02-28") + np.arange(ROWS) // 20).astype(f"datetime64[{unit}]")
+  for column, first in ((days, "2024-02-28"), (days - days[0], "0 days")):
+    more = data | {"day": column}
+    assert design("y ~ x + (1 | day)", more).random[0].levels[0] == first
+    with pytest.raises(ValueError, match=rf"'day' has dates or durations, such as '{first}'.*C\("):
+      design("y ~ day + (1 | g)", more)
+  assert design("y ~ C(day) + (1 | g)", data | {"day": days}).fixed_names[2] == (
+    "C(day)[T.2024-03-01]"
+  )
+  days[3] = np.datetime64("NaT")
+  assert design("y ~ (1 | day)", data | {"day": days}).dropped == (("day is missing", 1),)
+
+
+def test_one_number_is_that_of_every_row(data):
+  made = design(
+    "n ~ x + (1 | g)", data, family="logistic", weights=2, trials=9, offset=np.float64(0.5)
+  )
+  for got, want in ((made.weights, 2), (made.trials, 9), (made.offset, 0.5)):
+    np.testing.assert_array_equal(got, np.full(ROWS, want))
 
 
 def test_a_text_among_numbers_can_be_a_level(data):
@@ -216,7 +263,7 @@ def test_a_hundred_thousand_groups():
     ("q ~ x + (1 | h)", {}, "no column 'q' .the response."),
     ("y ~ x + (1 | g)", {"weights": "wt"}, "no column 'wt'"),
     ("y ~ x + (1 | g)", {"weights": "x"}, "Weights are above 0"),
-    ("y ~ x + (1 | g)", {"weights": np.ones(3)}, r"weights have shape \(3,\)"),
+    ("y ~ x + (1 | g)", {"weights": np.ones(3)}, r"weights has shape \(3,\)"),
     ("y ~ log(f) + (1 | g)", {}, r"Column 'f' .a term. is not numeric: 'c' in row 1.*C\("),
     ("f ~ x + (1 | g)", {}, "Column 'f' .the response. is not numeric"),
     ("f ~ x + (1 | g)", {"family": "logistic"}, "two values; 'f' has 'a', 'b', 'c'"),
@@ -231,7 +278,13 @@ def test_a_hundred_thousand_groups():
     ("y ~ (0 | g)", {}, "has no term"),
     ("y ~ 2 + (1 | g)", {}, "'2' of the formula cannot be made: Numeric literals"),
     ("y ~ C(f, Treatment('q')) + (1 | g)", {}, "cannot be made: .*'q'.*not among"),
-    ("y ~ C(f, levels=['a', 'b']) + (1 | g)", {}, "cannot be made: .*'c'"),
+    ("y ~ C(f, levels=['a', 'b']) + (1 | g)", {}, "name all of them.*f has the levels .*'c'"),
+    ("y ~ C(f, Treatment('q')) + (1 | g)", {}, "f has the levels 'a', 'b', 'c'"),
+    ("y ~ x + one + (1 | g)", {}, "'one' has one level in 60 rows.*Leave it out"),
+    ("y ~ x * one + (1 | g)", {}, "'one' has one level"),
+    ("y ~ x + (one | g)", {}, "'one' has one level"),
+    ("y ~ f * part + (1 | g)", {}, "do not occur together.*one column that names"),
+    ("y ~ cr(x, df=3, constraints='none') + (1 | g)", {}, "options of cr are numbers"),
     ("cbind(n, n) ~ x + (1 | g)", {}, "is a logistic response; the family is gaussian"),
     ("cbind(n, n) ~ x + (1 | g)", {"family": "logistic", "trials": "n"}, "leave trials out"),
     ("cbind(n, x) ~ x + (1 | g)", {"family": "logistic"}, "among the terms"),
@@ -246,7 +299,7 @@ def test_a_hundred_thousand_groups():
 )
 def test_errors_name_column_and_rows(data, text, options, message):
   more = {
-    "one": ["k"] * ROWS, "c": [3] * ROWS, "zero": [0] * ROWS,
+    "one": ["k"] * ROWS, "part": ["u", "v", "v"] * 20, "c": [3] * ROWS, "zero": [0] * ROWS,
     "slip": ["lost", *map(str, range(ROWS - 1))],
     "colon": ["a:b", "a"] * 30, "tail": ["c", "b:c"] * 30,
   }  # fmt: skip

@@ -1,10 +1,12 @@
 """Files as people have them: separators, decimal signs, encodings, missing values."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from shrinkmeta.formulas.columns import is_missing, numbers
+from shrinkmeta.formulas.columns import find, is_missing, numbers
 from shrinkmeta.formulas.table import as_table, read
 
 
@@ -210,3 +212,38 @@ def test_a_large_file_is_read_quickly(file):
   table = read(path)
   assert numbers(table, "y", "y").shape == (73_000,) and len(table.columns["g"].levels) == 1128
   assert time.process_time() - begin < 3.0
+
+
+def test_long_whole_numbers_stay_different_labels():
+  ids = np.arange(6) + 10**17
+  missing = pd.Series(ids, dtype="Int64").mask(ids == ids[0])
+  for column, groups in ((ids, 6), (missing, 5), ([int(i) * 10**9 for i in ids], 6)):
+    found = as_table({"id": column}).columns["id"]
+    assert len(found.levels) == groups
+    assert is_missing(found).sum() == 6 - groups
+  np.testing.assert_allclose(numbers(as_table({"id": ids}), "id", "a term"), ids.astype(float))
+
+
+def test_a_first_line_may_name_the_separator(file):
+  table = read(file("sep=;\r\ny;g\r\n1,5;a\r\n"))
+  assert table.columns["y"].levels == ("1,5",) and table.lines.tolist() == [3]
+  assert read(file('"sep=|"\ny|g\n1|a\n')).columns["g"].levels == ("a",)
+
+
+def test_quotes_after_a_space(file):
+  table = read(file('y, g\n1, "a, b"\n2, c\n'))
+  assert table.columns["g"].levels == ("a, b", "c")
+
+
+def test_files_that_are_no_such_text_say_what_to_do(tmp_path, file):
+  path = tmp_path / "data.csv.gz"
+  with gzip.open(path, "wt") as opened:
+    opened.write("y,g\n1,a\n")
+  with pytest.raises(ValueError, match="compressed; unpack it"):
+    read(path)
+  with pytest.raises(ValueError, match="encoding utf-16-le"):
+    read(file("y,größe\n1,a\n", encoding="utf-16-le"))
+  with pytest.raises(ValueError, match="say so by sep"):
+    read(file('"y" "g"\n1 "a"\n'))
+  with pytest.raises(ValueError, match="sep='space'"):
+    find(read(file("y g\n1 a\n")), "y", "the response")

@@ -202,7 +202,11 @@ class _Parser:
     for _, part in split(group, ("/",)):
       nested = (*nested, *(self.group(names, written) for _, names in split(part, (":",))))
       found.append(nested)
-    signed = [(sign, part) for sign, part in split(sides[0][1], ("+", "-")) if part]
+    parts = split(sides[0][1], ("+", "-"))
+    lost = [sign for sign, part in parts if sign and not part]
+    if lost:
+      raise ValueError(f"{written} has a {lost[0]} with nothing after it.")
+    signed = [(sign, part) for sign, part in parts if part]
     terms = " ".join(f"{sign} {self.terms(part)}" for sign, part in signed).strip()
     text = f"{self.written(sides[0][1])} {bar} "
     return [Random(terms, names, bar == "|", f"({text}{':'.join(names)})") for names in found]

@@ -30,6 +30,9 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
   "as.numeric": lambda x: x,
 }
 _STATEFUL = ("poly", "scale", "center", "standardize", "bs", "cr", "cc")  # formulaic's own
+_CENTRED = ("cr", "cc")  # their columns add up to 1, as the intercept is, unless they are centred
+_CENTRE = ast.keyword("constraints", ast.Constant("center"))
+CENTRE = f", {ast.unparse(_CENTRE)}"
 _LEVELS = {"C": "C", "factor": "C", "as.factor": "C"}
 _CONTRASTS = ("Treatment", "Sum", "Helmert", "Diff", "Poly", "contr.treatment", "contr.sum")
 _CONTRASTS += ("contr.helmert", "contr.poly")
@@ -39,6 +42,9 @@ _HINTS = {
   "s": "smooth terms are not fitted; bs(x, df=4) and cr(x, df=4) are splines of fixed degrees",
   "relevel": 'C(x, Treatment("b")) chooses the reference level',
   "ordered": "C(x, Poly) has polynomial contrasts",
+  "ifelse": "I(x > 3) is 1 where x is above 3, and 0 elsewhere",
+  "c": 'a list of levels is levels=["b", "a"]',
+  "Q": "a name with spaces stands in backticks",
   "offset": "an offset is a term of its own, as in y ~ x + offset(log(days)) + (1 | g)",
   "cbind": "cbind(successes, failures) is a response",
   "diag": "independent random terms are (x || g)",
@@ -97,6 +103,8 @@ def called(name: str, formula: str) -> str:
   """
   if name not in FUNCTIONS:
     hint = f" ({_HINTS[name]})" if name in _HINTS else ""
+    short = name.removeprefix("np.").removeprefix("numpy.")
+    hint = f" (write {short})" if name != short and short in FUNCTIONS else hint
     raise ValueError(
       f"{name}(...) in {formula!r} is not a function of formulas{hint}. There are "
       f"{', '.join(FUNCTIONS)}. Compute anything else in a column of the table."
@@ -195,9 +203,14 @@ class _Checker(ast.NodeTransformer):
     if name in _STATEFUL and any(map(_is_text, ast.walk(node.args[0]))):
       # formulaic writes the text of such a call into code that it evaluates, quotes and all.
       raise ValueError(f"{self.written!r}: {name} takes numbers, and no comparison with a text.")
-    if not all(_is_literal(n, texts=False) for n in rest) or not all(k.arg for k in node.keywords):
+    keywords = node.keywords
+    if name in _CENTRED:  # an expression that was checked before has the constraint
+      keywords = [k for k in keywords if ast.unparse(k) != ast.unparse(_CENTRE)]
+    rest = [*node.args[1:], *(k.value for k in keywords)]
+    if not all(_is_literal(n, texts=False) for n in rest) or not all(k.arg for k in keywords):
       raise ValueError(f"{self.written!r}: the options of {name} are numbers, TRUE or FALSE.")
-    return ast.Call(node.func, [self.visit(node.args[0]), *node.args[1:]], node.keywords)
+    keywords = [*keywords, _CENTRE] if name in _CENTRED else keywords
+    return ast.Call(node.func, [self.visit(node.args[0]), *node.args[1:]], keywords)
 
   def factor(self, node: ast.Call) -> ast.expr:
     """C(f), C(f, Sum), C(f, Treatment("b")), C(f, levels=["b", "a"])."""

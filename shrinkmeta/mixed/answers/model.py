@@ -16,6 +16,9 @@ from shrinkmeta.mixed.groups import Effects
 from shrinkmeta.mixed.intervals import profile_interval
 from shrinkmeta.mixed.result import Estimator, Fit
 
+# What others call the families.
+_NAMES = {"binomial": "logistic", "bernoulli": "logistic", "normal": "gaussian"}
+
 
 class Model(NamedTuple):
   """A fitted mixed model; `print(model)` shows its summary.
@@ -43,9 +46,9 @@ def fit(
   *,
   family: Family = "gaussian",
   estimator: Estimator = "ml",
-  weights: str | np.ndarray | None = None,
-  trials: str | np.ndarray | None = None,
-  offset: str | np.ndarray | None = None,
+  weights: str | float | np.ndarray | None = None,
+  trials: str | float | np.ndarray | None = None,
+  offset: str | float | np.ndarray | None = None,
   seed: int = 0,
 ) -> Model:
   """Fit a mixed model that a formula describes.
@@ -55,7 +58,8 @@ def fit(
     table: the path of a text file, {name: values}, a pandas DataFrame, or what `read` returns.
     family: "gaussian", "logistic" (a response of 0 and 1, or counts with trials) or "poisson".
     estimator: "ml", "reml" (gaussian only) or "predictive".
-    weights: a column, an expression such as "1 / se^2", or numbers [N], above 0.
+    weights: a column, an expression such as "1 / se^2", numbers [N] or one number for all rows;
+      above 0.
     trials: likewise, the numbers of trials of a logistic response that counts successes.
     offset: likewise, added to the linear predictor; so is every offset(...) of the formula.
     seed: of the halves, for "predictive".
@@ -75,7 +79,9 @@ def fit(
   (1528.89, 47.98)
   """
   if family not in checks.FAMILIES:
-    raise ValueError(f"family is {family!r}; it is one of {', '.join(checks.FAMILIES)}.")
+    meant = _NAMES.get(str(family).lower())
+    hint = f" Write {meant!r}." if meant else ""
+    raise ValueError(f"family is {family!r}; it is one of {', '.join(checks.FAMILIES)}.{hint}")
   design, template = build.prepare(
     formula, table, family=family, weights=weights, trials=trials, offset=offset
   )
@@ -173,20 +179,66 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
     The test.
 
   Raises:
-    ValueError: the models are of different rows, families or estimators, or one does not contain
-      the other.
+    ValueError: the models are of different rows, weights, families or estimators, or one does not
+      contain the other.
 
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "x": [0, 1, 0, 1, 0, 1], "g": list("aabbcc")}
   >>> found = compare(fit("y ~ (1 | g)", data), fit("y ~ x + (1 | g)", data))
   >>> round(found.statistic, 2), round(found.p_value, 2)
   (3.3, 0.07)
   """
-  if not np.array_equal(small.design.response, large.design.response):
+  one, other = small.estimates, large.estimates
+  if one.rows != other.rows:
     raise ValueError(
-      f"The models are of {small.estimates.rows} and {large.estimates.rows} rows or of different "
-      "responses. If a column of one has missing values, leave these rows out of both."
+      f"The models are of {one.rows} and {other.rows} rows. If a column of one has missing values, "
+      "leave these rows out of both."
     )
-  if draws == 0:
-    return likelihood_ratio(small.estimates, large.estimates)
-  settings = {"family": small.estimates.family, "estimator": small.estimates.estimator}
+  for name, what in (("response", "responses"), ("weights",) * 2, ("trials",) * 2):
+    if not _same(getattr(small.design, name), getattr(large.design, name)):
+      raise ValueError(
+        f"The two models have different {what}, or their rows are in another order, so their "
+        "likelihoods are not those of one data set."
+      )
+  # The messages of `likelihood_ratio` on families and sizes say more, so they come first.
+  found = None if draws else likelihood_ratio(one, other)
+  _check_contained(small.design, large.design)
+  if found is not None:
+    return found
+  settings = {"family": one.family, "estimator": one.estimator}
   return bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)
+
+
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+  if one is None or other is None:
+    return one is other
+  return np.array_equal(one, other)
+
+
+def _check_contained(small: Design, large: Design) -> None:
+  """Raise unless the columns of the larger model span those of the smaller one."""
+  columns = np.column_stack([small.fixed, small.offset - large.offset])
+  names = (*(f"fixed effect {name!r}" for name in small.fixed_names), "offset")
+  lost = [names[j] for j in _outside(columns, large.fixed)]
+  for term in small.random:
+    same = [other.columns for other in large.random if _same_groups(term.index, other.index)]
+    spanned = np.column_stack([np.zeros((len(term.index), 0)), *same])
+    lost += [
+      f"random effect {term.names[j]!r} by {term.group}" for j in _outside(term.columns, spanned)
+    ]
+  if lost:
+    raise ValueError(
+      f"The larger model does not contain the {lost[0]} of the smaller one, so the chi-squares of "
+      "nested models do not hold. Compare such models by the AIC or BIC of their summaries."
+    )
+
+
+def _outside(columns: np.ndarray, spanned: np.ndarray) -> list[int]:
+  """The columns [N, P] that are no combination of others [N, Q]."""
+  basis = np.linalg.qr(spanned / np.maximum(np.linalg.norm(spanned, axis=0), 1e-300))[0]
+  left = np.linalg.norm(columns - basis @ (basis.T @ columns), axis=0)
+  return np.flatnonzero(left > 1e-7 * np.linalg.norm(columns, axis=0)).tolist()
+
+
+def _same_groups(one: np.ndarray, other: np.ndarray) -> bool:
+  pairs = len(np.unique(one * (int(other.max()) + 1) + other))
+  return pairs == len(np.unique(one)) == len(np.unique(other))

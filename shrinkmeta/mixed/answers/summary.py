@@ -2,7 +2,8 @@
 
     AIC = -2 l + 2 k,   BIC = -2 l + k log N,   l the maximised criterion, k all parameters
     ICC of a factor = its share of the variance, averaged over the rows:
-      v_f / (sum_f v_f + v_e),   v_f = mean_i z_i' Sigma_f z_i,   v_e = s^2, or pi^2 / 3 if logistic
+      v_f / (sum_f v_f + v_e),   v_f = mean_i z_i' Sigma_f z_i,
+      v_e = mean_i s^2 / w_i, or pi^2 / 3 if logistic
 
 References:
   Johnson (2014). Extension of Nakagawa & Schielzeth's R^2 GLMM to random slopes models. Methods in
@@ -158,8 +159,9 @@ def text(found: Summary) -> str:
   wald = found.aic is not None
   student = any(math.isfinite(row.df) for row in found.fixed)
   heads = ("se", *(("df", "t") if student else ("z",)), "p") if wald else ()
-  lines += ["", _line(width, "fixed effect", "estimate", *heads)]
-  lines[-1] += "   95 % interval" if wald else ""
+  if found.fixed:
+    lines += ["", _line(width, "fixed effect", "estimate", *heads)]
+    lines[-1] += "   95 % interval" if wald else ""
   for row in found.fixed:
     df = (f"{row.df:.1f}",) if student else ()
     numbers = (f"{row.se:.4g}", *df, f"{row.t:.2f}", _p(row.p)) if wald else ()
@@ -220,7 +222,9 @@ def _icc(fit: Fit, design: Design) -> dict[str, float]:
   for term, sigma in zip(design.random, fit.covariances, strict=True):
     variance = float(np.einsum("ni,ij,nj->n", term.columns, sigma, term.columns).mean())
     own[term.group] = own.get(term.group, 0.0) + variance
-  error = math.pi**2 / 3 if fit.residual is None else fit.residual**2
+  weights = 1.0 if design.weights is None else np.asarray(design.weights)
+  gaussian = fit.residual is not None
+  error = float(np.mean(fit.residual**2 / weights)) if gaussian else math.pi**2 / 3
   total = sum(own.values()) + error
   return {name: variance / total for name, variance in own.items()}
 
@@ -257,7 +261,7 @@ def _notes(fit: Fit) -> tuple[str, ...]:
 def _line(width: int, name: str, *numbers: str) -> str:
   widths = (12, 12) + ((8,) if len(numbers) == 5 else ()) + (10, 11)
   return f"{name:<{width}}" + "".join(
-    f"{number:>{w}}" for number, w in zip(numbers, widths, strict=False)
+    f" {number:>{w - 1}}" for number, w in zip(numbers, widths, strict=False)
   )
 
 

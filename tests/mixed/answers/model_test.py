@@ -148,12 +148,86 @@ def test_shares_of_the_variance():
   text = str(model)
   assert "10 groups of s of 30 to 30, 60 groups of s:p of 5 to 5" in text
   assert "(Intercept) by s:p" in text
+  # Another unit of the weights is another unit of the residual, and the same share.
+  w = rng.uniform(1, 3, 300)
+  shares = [mixed.fit("y ~ (1 | s)", data, weights=c * w) for c in (1.0, 100.0)]
+  fit = shares[0].estimates
+  between = fit.sd["(Intercept)"] ** 2
+  want = between / (between + np.mean(fit.residual**2 / w))
+  assert [mixed.summary(m).icc["s"] for m in shares] == pytest.approx([want, want], rel=1e-6)
   logistic = mixed.fit("b ~ 1 + (1 | s)", data, family="logistic")
   variance = logistic.estimates.sd["(Intercept)"] ** 2
   assert mixed.summary(logistic).icc["s"] == pytest.approx(variance / (variance + np.pi**2 / 3))
   poisson = mixed.fit("k ~ 1 + (1 | s)", data, family="poisson")
   assert mixed.summary(poisson).icc == {} and "ICC" not in str(poisson)
   assert "Laplace's approximation" in str(poisson)
+
+
+def test_only_models_of_the_same_data_that_contain_each_other_are_compared():
+  data = simulated()
+  rng = np.random.default_rng(3)
+  x = np.asarray(data["x"])
+  data |= {
+    "z": rng.normal(size=len(x)),
+    "w": rng.uniform(1, 2, len(x)),
+    "far": 1e3 * x + 1e9,
+    "s": [f"{g} again" for g in data["g"]],
+    "pair": [g[:2] for g in data["g"]],
+  }
+  model = lambda formula, **more: mixed.fit(formula, data, **more)
+  one = model("y ~ x + (1 | g)")
+  for other, message in (
+    (model("y ~ x + offset(0.01 * z) + (x | g)"), "not contain the offset"),
+    (model("y ~ x + z + (1 | g)", weights="w"), "different weights, or their rows"),
+    (model("I(2 * y) ~ x + z + (1 | g)"), "different responses"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      mixed.compare(one, other)
+  with pytest.raises(ValueError, match="not contain the fixed effect 'w' of the smaller one"):
+    mixed.compare(model("y ~ w + (1 | g)"), model("y ~ x + z + (1 | g)"))
+  with pytest.raises(ValueError, match=r"effect 'x' by g of the smaller one.*AIC"):
+    mixed.compare(model("y ~ x + (0 + x | g)"), model("y ~ x + z + (1 | g)"), draws=3)
+  with pytest.raises(ValueError, match=r"effect '\(Intercept\)' by pair"):
+    mixed.compare(model("y ~ x + (1 | pair)"), model("y ~ x + z + (1 | g)"))
+  # The same models, written in other ways.
+  want = mixed.compare(one, model("y ~ x + z + (1 | g)")).statistic
+  for small, large in (
+    ("y ~ scale(x) + (1 | g)", "y ~ x + z + (1 | g)"),
+    ("y ~ far + (1 | s)", "y ~ far + z + (1 | g)"),
+    ("y ~ x + (1 | g)", "y ~ poly(x, 1) + z + (1 | s)"),
+  ):
+    assert mixed.compare(model(small), model(large)).statistic == pytest.approx(want, abs=1e-6)
+  slope = mixed.compare(model("y ~ offset(x) + (1 | g)"), one)  # H0: the slope is 1
+  assert slope.mixture == {1: 1.0}
+
+
+def test_a_standard_deviation_of_0_in_a_correlated_term_is_0():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(25, 10))
+  x -= x.mean(1, keepdims=True)
+  y = (0.3 + 0.6 * rng.normal(size=(25, 1))) * x + rng.normal(size=x.shape)
+  y -= y.mean(1, keepdims=True)  # the groups do not differ in their level
+  data = {"y": y.ravel(), "x": x.ravel(), "g": np.repeat(np.arange(25), 10)}
+  fit = mixed.fit("y ~ x + (x | g)", data).estimates
+  assert fit.singular == ("(Intercept)",) and fit.sd["(Intercept)"] == 0
+  assert np.isnan(list(fit.correlation.values())).all() and fit.singular_correlation == ()
+  apart = mixed.fit("y ~ x + (x || g)", data).estimates
+  assert fit.sd["x"] == pytest.approx(apart.sd["x"], rel=1e-6)
+  # One row in each of most groups: nothing varies, and both standard deviations are 0.
+  few = rng.normal(size=300)
+  data = {"y": few + rng.normal(size=300), "x": few, "g": np.minimum(np.arange(300), 250)}
+  both = mixed.fit("y ~ x + (x | g)", data).estimates
+  for sd, (low, _) in zip(both.sd.values(), both.sd_interval.values(), strict=True):
+    assert sd > 1e-6 or (sd == 0 and np.isnan(low))
+
+
+def test_no_fixed_effects_and_wide_numbers():
+  data = simulated()
+  text = str(mixed.fit("y ~ 0 + (x | g)", data, estimator="reml"))
+  assert "fixed effect" not in text and "restricted log-likelihood" in text
+  exact = mixed.fit("z ~ x + (1 | g)", data | {"z": 2 * data["x"] + np.repeat(np.arange(12), 8)})
+  row = next(line for line in str(exact).splitlines() if line.startswith("x "))
+  assert len(row.split("[")[0].split()) >= 5  # a space before every number
 
 
 def test_the_text_says_what_to_know():
@@ -172,7 +246,7 @@ def test_the_text_says_what_to_know():
 
 
 def test_wrong_arguments():
-  with pytest.raises(ValueError, match="family is 'binomial'; it is one of gaussian, logistic"):
+  with pytest.raises(ValueError, match="'binomial'; it is one of gaussian, .*Write 'logistic'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), family="binomial")
   with pytest.raises(ValueError, match="estimator is 'mle'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), estimator="mle")
