@@ -35,9 +35,10 @@ def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> Non
       none = np.mean([r["methods"]["fine_tuning"]["bits"][str(articles)]["0"] for r in results])
       ax.axhline(none, color="#222222", linewidth=0.8, linestyle=":")
       low, high = none, none
-      for method in results[0]["methods"]:
+      for method in dict.fromkeys(m for r in results for m in r["methods"]):
         name, hue = _LINES[method]
-        found = [r["methods"][method]["bits"][str(articles)] for r in results]
+        some = [r["methods"][method] for r in results if method in r["methods"]]
+        found = [one["bits"][str(articles)] for one in some]
         steps = [s for s in own["steps"][1:] if all(str(s) in one for one in found)]
         means = np.array([np.mean([one[str(s)] for one in found]) for s in steps])
         ours = method.startswith("sigma")

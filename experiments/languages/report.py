@@ -34,7 +34,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def bits(results: Sequence[Result], method: str, articles: int, steps: int) -> np.ndarray | None:
-  """Return bits per byte [languages of all results], or None if no result has these steps."""
+  """Return bits per byte [languages of the results], or None if a result lacks them."""
   if method == BASELINE:
     method, steps = "fine_tuning", 0
   found = [r["methods"][method]["bits"][str(articles)].get(str(steps)) for r in results]
@@ -43,22 +43,34 @@ def bits(results: Sequence[Result], method: str, articles: int, steps: int) -> n
   return np.array([math.nan if x is None else x for one in found for x in one], float)
 
 
+def having(results: Sequence[Result], method: str) -> list[Result]:
+  """Return the results that compare a method: runs may have different methods."""
+  return [r for r in results if method == BASELINE or method in r["methods"]]
+
+
+def methods_of(results: Sequence[Result]) -> list[str]:
+  """Return the methods of all results together, each once."""
+  return list(dict.fromkeys(name for r in results for name in r["methods"]))
+
+
 def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
   """Return a record for each number of articles, method and number of steps.
 
-  A record has the mean in bits per byte, and the mean difference to sigma_imaml_chosen after the
-  same steps on the same languages, each with the half width of its 95 % interval.
+  A record has the number of languages, the mean in bits per byte, and the mean difference to
+  sigma_imaml_chosen after the same steps on the same languages, each with the half width of its
+  95 % interval.
   """
   config, records = results[0]["config"], []
   for articles in config["adapt"]["articles"]:
-    for method in (BASELINE, *results[0]["methods"]):
+    for method in (BASELINE, *methods_of(results)):
+      some = having(results, method)
       for steps in config["adapt"]["steps"][1:]:
-        own = bits(results, method, articles, steps)
-        ours = bits(results, "sigma_imaml_chosen", articles, steps)
+        own = bits(some, method, articles, steps)
+        ours = bits(some, "sigma_imaml_chosen", articles, steps)
         if own is None or ours is None:
           continue
         (mean, half), (far, error) = statistics.interval(own), statistics.interval(own - ours)
-        record = {"articles": articles, "algorithm": method, "steps": steps}
+        record = {"articles": articles, "algorithm": method, "languages": len(own), "steps": steps}
         record |= {"bits_per_byte": mean, "bits_per_byte_ci95": half}
         record |= {"bits_difference_to_chosen": far, "bits_difference_to_chosen_ci95": error}
         records.append(record)
@@ -70,12 +82,13 @@ def overfitting(results: Sequence[Result]) -> list[dict[str, Any]]:
   config, records = results[0]["config"], []
   steps = config["adapt"]["steps"]
   for articles in config["adapt"]["articles"]:
-    for method in results[0]["methods"]:
-      known = {s: b for s in steps if (b := bits(results, method, articles, s)) is not None}
+    for method in methods_of(results):
+      some = having(results, method)
+      known = {s: b for s in steps if (b := bits(some, method, articles, s)) is not None}
       best, last = min(known, key=lambda s: known[s].mean()), max(known)
       rise, half = statistics.interval(known[last] - known[best])
       record = {"articles": articles, "algorithm": method, "best_step": best}
-      record |= {"bits_per_byte_at_best": known[best].mean(), "last_step": last}
+      record |= {"bits_per_byte_at_best": float(known[best].mean()), "last_step": last}
       records.append(record | {"bits_difference_last": rise, "bits_difference_last_ci95": half})
   return records
 
@@ -160,8 +173,11 @@ def _cell(value: Any) -> str:
 def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
   """Write the CSV files of several runs of one preset, and their pictures, to a folder."""
   results = sorted((read(path) for path in paths), key=lambda r: r["seed"])
-  if any(r["config"] != results[0]["config"] for r in results):
-    raise ValueError("The runs have different settings: collect runs that differ in seed alone.")
+  settings = [{k: v for k, v in r["config"].items() if k != "methods"} for r in results]
+  if any(one != settings[0] for one in settings):
+    raise ValueError(
+      "The runs have different settings: collect runs that differ in seed and methods alone."
+    )
   both = comparison(results)
   without = lambda column: [
     {k: v for k, v in record.items() if not k.startswith(column)} for record in both

@@ -130,15 +130,15 @@ def test_collected_runs(finished, tmp_path):
   report.collect([folder / "results.json"], tmp_path)
   table = lambda name: (tmp_path / f"{name}.csv").read_text().splitlines()
   lines, differences = table("bits"), table("differences")
-  assert lines[0] == "articles,algorithm,steps,bits_per_byte,bits_per_byte_ci95"
+  assert lines[0] == "articles,algorithm,languages,steps,bits_per_byte,bits_per_byte_ci95"
   assert len(lines) == 1 + (1 + 2) * 3 and len(differences) == 1 + (1 + 1) * 3
   own = np.array(result["methods"]["fine_tuning"]["bits"]["20"]["5"])
   ours = np.array(result["methods"]["sigma_imaml_chosen"]["bits"]["20"]["5"])
   for rows, want in ((lines, own), (differences, own - ours)):
-    row = next(line.split(",") for line in rows if line.startswith("20,fine_tuning,5,"))
-    assert float(row[3]) == pytest.approx(want.mean(), abs=1e-4)
+    row = next(line.split(",") for line in rows if line.startswith("20,fine_tuning,2,5,"))
+    assert float(row[4]) == pytest.approx(want.mean(), abs=1e-4)
     half = 12.706 * want.std(ddof=1) / math.sqrt(2)  # Student's t for two languages
-    assert float(row[4]) == pytest.approx(half, rel=1e-2, abs=1e-4)
+    assert float(row[5]) == pytest.approx(half, rel=1e-2, abs=1e-4)
   for name in ("adaptation.png", "sigma.png"):
     assert (tmp_path / name).stat().st_size > 10_000
   (tmp_path / "other.json").write_text("{}")
