@@ -11,6 +11,7 @@ left out.
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -27,16 +28,16 @@ _DROPOUT = flags.DEFINE_float("dropout", 0.2, "Probability of a dropped feature.
 
 
 def lines(
-  kinds: Sequence[str], updates: int, tasks: int, seed: int, dropout: float
+  kinds: Sequence[Any], updates: int, tasks: int, seed: int, dropout: float
 ) -> Iterator[str]:
   """Yield the lines of the table, each as soon as it is measured."""
   problem = writing_systems.problem(ways=5, shots=2, queries=2)
+  batch_norms: Any = (("batch", 0.0), ("running", 0.0), ("running", dropout))
+  inputs: Any = problem.inputs
   yield "| framework | network | batch norm | dropout | loss | minus plain |"
   yield "|---|---|---|---|---|---|"
-  for kind, (norm, rate) in itertools.product(
-    kinds, (("batch", 0.0), ("running", 0.0), ("running", dropout))
-  ):
-    shape = plain.Shape(kind, problem.inputs, problem.outputs, dropout=rate)
+  for kind, (norm, rate) in itertools.product(kinds, batch_norms):
+    shape = plain.Shape(kind, inputs, problem.outputs, dropout=rate)
     params, of_plain = plain.start(shape, seed), float("nan")
     for name, build in training.frameworks().items():
       written = build(shape, params)

@@ -1,6 +1,7 @@
 """Settings of JAX on this machine: host devices, other processes, the cache of programs."""
 
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -9,7 +10,6 @@ import socket
 from typing import NamedTuple
 
 import jax
-import jaxlib
 
 
 class Processes(NamedTuple):
@@ -83,7 +83,7 @@ def programs_folder() -> pathlib.Path:
     cpu += platform.node()  # where the CPU is unknown, a folder a machine
   kind = hashlib.sha256(cpu.encode()).hexdigest()[:12]
   root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-  name = f"programs-{jaxlib.__version__}-{kind}"
+  name = f"programs-{importlib.metadata.version('jaxlib')}-{kind}"
   return pathlib.Path(root).expanduser() / "shrinkmeta" / name
 
 

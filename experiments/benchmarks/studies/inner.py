@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def _sinusoid(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = MLP(1)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  predict = lambda p, x: net.apply({"params": p}, x)[..., 0]
+  predict = lambda p, x: cast(jax.Array, net.apply({"params": p}, x))[..., 0]
   return problem.likelihood(predict), params, batch
 
 
@@ -64,7 +64,8 @@ def _glyphs(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = ConvNet(5, features=8, norm="batch", blocks=2)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  return problem.likelihood(lambda p, x: net.apply({"params": p}, x)), params, batch
+  predict = lambda p, x: cast(jax.Array, net.apply({"params": p}, x))
+  return problem.likelihood(predict), params, batch
 
 
 PROBLEMS = {"ten lines": _linear, "mixed model": _mixed, "sinusoid": _sinusoid, "glyphs": _glyphs}
