@@ -223,8 +223,9 @@ def _icc(fit: Fit, design: Design) -> dict[str, float]:
     variance = float(np.einsum("ni,ij,nj->n", term.columns, sigma, term.columns).mean())
     own[term.group] = own.get(term.group, 0.0) + variance
   weights = 1.0 if design.weights is None else np.asarray(design.weights)
-  gaussian = fit.residual is not None
-  error = float(np.mean(fit.residual**2 / weights)) if gaussian else math.pi**2 / 3
+  error = math.pi**2 / 3
+  if fit.residual is not None:
+    error = float(np.mean(fit.residual**2 / weights))
   total = sum(own.values()) + error
   return {name: variance / total for name, variance in own.items()}
 
