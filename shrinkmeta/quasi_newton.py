@@ -59,19 +59,19 @@ def lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs:
     return direction.init(params), search(0.0).init(params)
 
   def update(
-    updates: PyTree, state: Any, params: PyTree, *, value: Any, grad: PyTree, value_fn: Any
+    updates: PyTree, state: Any, params: PyTree = None, *, value: Any, grad: PyTree, value_fn: Any
   ) -> tuple[PyTree, Any]:
     updates, memory = direction.update(updates, state[0], params)
     along = optax.tree.vdot(updates, grad)  # positive where -updates descends
     plain = optax.tree.scale(1 / jnp.maximum(1.0, optax.tree.norm(grad)), grad)
     downhill = optax.tree.scale(-1.0, optax.tree.where(along > 0, updates, plain))
     slack = _ROUNDING * jnp.finfo(jnp.asarray(value).dtype).eps * jnp.abs(value)
-    step, last = search(slack).update(
-      downhill, state[1], params, value=value, grad=grad, value_fn=value_fn
-    )
+    given: Any = {"value": value, "grad": grad, "value_fn": value_fn}
+    step, last = search(slack).update(downhill, state[1], params, **given)
     return _no_reverse_mode(step), (memory, last)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  # optax's type has all of `value`, `grad` and `value_fn` optional; without them there is no search.
+  return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _no_reverse_mode(step: PyTree) -> PyTree:
