@@ -70,7 +70,7 @@ def lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs:
     step, last = search(slack).update(downhill, state[1], params, **given)
     return _no_reverse_mode(step), (memory, last)
 
-  # optax's type has all of `value`, `grad` and `value_fn` optional; without them there is no search.
+  # To optax, `value`, `grad` and `value_fn` are optional; without them there is no search.
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
