@@ -21,6 +21,7 @@ from shrinkmeta.mixed.criteria.blocks import Blocks, key_of
 from shrinkmeta.mixed.criteria.gaussian import Gaussian
 
 _SMALL = 1e-2  # of an entry of Lambda, below which 0 is tried
+_NOTHING = 1e-10  # of an entry of Lambda, which is rounding
 _NO_WORSE = 1e-6  # nats that 0 may lose
 _FLAT = 1e-4  # nats per unit squared, below which the criterion is flat in a direction
 _TOUCHED = 1e-3  # share of a flat direction above which a parameter counts as in it
@@ -76,7 +77,9 @@ def settle(
     if trial.value - value <= _NO_WORSE:
       zero[without] = trial.x
       x, free, value = _tidy(zero, blocks, first), without, trial.value
-  free[first:] &= x[first:] != 0
+  # The usual form of Lambda may have moved a value to a place that was set to 0.
+  x[first:] = np.where(np.abs(x[first:]) < _NOTHING, 0.0, x[first:])
+  free[first:] = x[first:] != 0
   if free.all() and np.allclose(np.abs(x), np.abs(found.x), rtol=1e-12, atol=0):
     signs = np.sign(x) * np.sign(found.x)  # the columns of Lambda that changed their sign
     hessian, gradient = found.hessian * np.outer(signs, signs), found.gradient * signs
