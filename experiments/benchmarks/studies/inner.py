@@ -53,8 +53,8 @@ def _sinusoid(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = MLP(1)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  predict = lambda p, x: net.apply({"params": p}, x)[..., 0]
-  return problem.likelihood(predict), params, batch
+  apply: Any = net.apply
+  return problem.likelihood(lambda p, x: apply({"params": p}, x)[..., 0]), params, batch
 
 
 def _glyphs(tasks: int) -> Made:
@@ -63,7 +63,8 @@ def _glyphs(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = ConvNet(5, features=8, norm="batch", blocks=2)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  return problem.likelihood(lambda p, x: net.apply({"params": p}, x)), params, batch
+  apply: Any = net.apply
+  return problem.likelihood(lambda p, x: apply({"params": p}, x)), params, batch
 
 
 PROBLEMS = {"ten lines": _linear, "mixed model": _mixed, "sinusoid": _sinusoid, "glyphs": _glyphs}
