@@ -6,7 +6,7 @@ convolutions, followed by the mean over 2 x 2 pixels. Dropout and a dense head c
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Shape:
 
   Attributes:
     kind: "mlp" or "cnn".
-    inputs: shape of one picture.
+    inputs: shape of one picture, height, width and channels.
     outputs: number of classes.
     features: of every block.
     blocks: their number.
@@ -31,8 +31,8 @@ class Shape:
       equinox weigh the first updates otherwise than flax: they correct the bias of the start.
   """
 
-  kind: Literal["mlp", "cnn"]
-  inputs: tuple[int, int, int]
+  kind: str
+  inputs: tuple[int, ...]
   outputs: int
   features: int = 8
   blocks: int = 2

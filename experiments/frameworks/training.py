@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from experiments.frameworks import plain, with_flax
 from experiments.frameworks.plain import Shape, Written
 
 PyTree = Any
-Norm = Literal["batch", "running"]
 # Compiled once for all frameworks.
 _sample = jax.jit(Source.sample, static_argnames="count")
 
@@ -33,7 +32,7 @@ def frameworks() -> dict[str, Callable[[Shape, PyTree], Written]]:
   return found
 
 
-def likelihood(written: Written, norm: Norm, dropout: bool) -> sm.Likelihood:
+def likelihood(written: Written, norm: str, dropout: bool) -> sm.Likelihood:
   """The likelihood of a network: with batch norm by the batch, or by the constants of the state."""
 
   def by_batch(theta: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -49,9 +48,11 @@ def likelihood(written: Written, norm: Norm, dropout: bool) -> sm.Likelihood:
 
 
 def train(
-  written: Written, problem: Problem, norm: Norm, dropout: bool, updates: int, tasks: int, seed: int
+  written: Written, problem: Problem, norm: str, dropout: bool, updates: int, tasks: int, seed: int
 ) -> tuple[float, sm.MetaState]:
-  """Run sigma_maml; return (the validation loss of the last update, nats per example, the state).
+  """Run sigma_maml; return (the last validation loss, nats per example, the state).
+
+  `norm` is "batch" or "running".
 
   Running statistics follow the training inputs of every update, before phi does.
   """

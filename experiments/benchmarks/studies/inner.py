@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,8 @@ def _sinusoid(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = MLP(1)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  predict = lambda p, x: cast(jax.Array, net.apply({"params": p}, x))[..., 0]
-  return problem.likelihood(predict), params, batch
+  apply: Any = net.apply
+  return problem.likelihood(lambda p, x: apply({"params": p}, x)[..., 0]), params, batch
 
 
 def _glyphs(tasks: int) -> Made:
@@ -64,8 +64,8 @@ def _glyphs(tasks: int) -> Made:
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = ConvNet(5, features=8, norm="batch", blocks=2)
   params = net.init(jax.random.key(1), batch.inputs[0])["params"]
-  predict = lambda p, x: cast(jax.Array, net.apply({"params": p}, x))
-  return problem.likelihood(predict), params, batch
+  apply: Any = net.apply
+  return problem.likelihood(lambda p, x: apply({"params": p}, x)), params, batch
 
 
 PROBLEMS = {"ten lines": _linear, "mixed model": _mixed, "sinusoid": _sinusoid, "glyphs": _glyphs}
