@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments.languages import pictures, presets, report, stages
+from experiments.languages import presets, report, stages
 from experiments.settings import flags as shared
 from experiments.settings import machine
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
   with shared.usage():
     result = stages.run(config, _SEED.value, folder, _DATA_DIR.value)
   print(report.text(result))
-  pictures.draw(folder, [result])
+  report.draw(folder, [result])
 
 
 if __name__ == "__main__":

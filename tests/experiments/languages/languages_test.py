@@ -77,7 +77,6 @@ def finished(tmp_path_factory):
     "network.layers=1",
   )
   config = presets.load("synthetic", changes)
-  config.methods = ("sigma_imaml_chosen", "fine_tuning")
   return config, folder, stages.run(config, 0, folder, None)
 
 
