@@ -13,23 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.languages.pictures import draw
 from experiments.languages.stages import FORMAT
 from experiments.report import statistics
-from experiments.report.pictures import canvas
 from experiments.runs import files
 
 Result = Mapping[str, Any]  # the content of results.json
 BASELINE = "no_adaptation"
-_LINES = {  # method -> its name in pictures, and the algorithm whose hue it has
-  "sigma_imaml": ("σ-iMAML, all kernels", "imaml"),
-  "sigma_imaml_chosen": ("σ-iMAML, chosen", "boil"),
-  "fine_tuning": ("fine-tuning", "fine_tuning"),
-  "qv": ("LoRA on q, v", "maml"),
-  "head": ("head only", "anil"),
-  "reptile": ("Reptile, LoRA", "reptile"),
-  "fomaml": ("FOMAML, LoRA", "fomaml"),
-}
-KERNELS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -206,62 +196,3 @@ def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
       writer.writerow(records[0])
       writer.writerows([_cell(value) for value in record.values()] for record in records)
   draw(out, results)
-
-
-def draw(folder: pathlib.Path, results: Sequence[Result]) -> None:
-  """Write adaptation.png and sigma.png, means over the languages and seeds of all results."""
-  _adaptation(folder / "adaptation.png", results)
-  _sigma(folder / "sigma.png", results)
-
-
-def _adaptation(path: pathlib.Path, results: Sequence[Result]) -> None:
-  own = results[0]["config"]["adapt"]
-  panels = [k for k in own["articles"] if k in own["long"]] or list(own["articles"])
-  with canvas.canvas(path, 2.9 * len(panels)) as figure:
-    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-    for ax, articles in zip(axes, panels, strict=True):
-      none = np.mean([r["methods"]["fine_tuning"]["bits"][str(articles)]["0"] for r in results])
-      ax.axhline(none, color="#222222", linewidth=0.8, linestyle=":")
-      low, high = none, none
-      for method in dict.fromkeys(m for r in results for m in r["methods"]):
-        name, hue = _LINES[method]
-        some = [r["methods"][method] for r in results if method in r["methods"]]
-        found = [one["bits"][str(articles)] for one in some]
-        steps = [s for s in own["steps"][1:] if all(str(s) in one for one in found)]
-        means = np.array([np.mean([one[str(s)] for one in found]) for s in steps])
-        ours = method.startswith("sigma")
-        ax.plot(
-          steps,
-          means,
-          label=name,
-          color=canvas.hue(hue),
-          linewidth=2.2 if ours else 1.2,
-          marker="o",
-          markersize=4 if ours else 2.5,
-          linestyle="-" if ours else "--",
-        )
-        low, high = min(low, means.min()), max(high, means[0])
-      ax.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
-      ax.set_xscale("log")
-      ax.set_title(f"{articles} articles; dotted: no adaptation")
-      ax.set_ylabel("bits per byte")
-    axes[-1].set_xlabel("adaptation steps")
-    canvas.label_ends(figure, list(axes))
-
-
-def _sigma(path: pathlib.Path, results: Sequence[Result]) -> None:
-  layers = sorted({row["layer"] for row in results[0]["sigma"]})
-  with canvas.canvas(path, 2.8) as figure:
-    axes = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
-    for ax, layer in zip(axes, layers, strict=True):
-      for n, result in enumerate(results):
-        of = {r["kernel"]: r["sigma"] for r in result["sigma"] if r["layer"] == layer}
-        chosen = {m.split("/")[1] for m in result["chosen"] if m.endswith(f"[{layer}]")}
-        for place, kernel in enumerate(KERNELS):
-          at = place + 0.15 * (n - (len(results) - 1) / 2)
-          face = canvas.hue("imaml") if kernel in chosen else "white"
-          ax.plot([at], [of[kernel]], "o", color=canvas.hue("imaml"), markerfacecolor=face)
-      ax.set_xticks(range(len(KERNELS)), [k.removesuffix("_proj") for k in KERNELS], rotation=60)
-      ax.set_yscale("log")
-      ax.set_title(f"layer {layer}")
-    axes[0].set_ylabel("σ (filled: chosen)")
