@@ -62,6 +62,11 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = os.environ.get("SHRINKMETA_NOTEBOOKS", "off")
 nb_execution_in_temp = True
+os.environ["PYTHONPATH"] = (
+  os.pathsep.join(  # of the kernels: one notebook takes data of experiments/
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+  )
+)
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900  # seconds a notebook
 

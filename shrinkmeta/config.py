@@ -53,7 +53,7 @@ class Inner:
   """How theta_hat of one task is found: by minimising J / N, the negative log joint per example.
 
   Attributes:
-    optimizer: any optax optimiser. It moves z for finite sigma (theta = phi + sigma z), and theta
+    optimizer: any optax optimiser; `sm.lbfgs()` by default. It moves z for finite sigma (theta = phi + sigma z), and theta
       for sigma = inf. Schedules count inner steps. `value`, `grad` and `value_fn` are passed to
       optimisers that want them (L-BFGS, Polyak step sizes).
     steps: the number of steps; if `tol` is given, the largest number.
