@@ -53,9 +53,9 @@ class Inner:
   """How theta_hat of one task is found: by minimising J / N, the negative log joint per example.
 
   Attributes:
-    optimizer: any optax optimiser; `sm.lbfgs()` by default. It moves z for finite sigma (theta = phi + sigma z), and theta
-      for sigma = inf. Schedules count inner steps. `value`, `grad` and `value_fn` are passed to
-      optimisers that want them (L-BFGS, Polyak step sizes).
+    optimizer: any optax optimiser; `sm.lbfgs()` by default. It moves z for finite sigma (theta =
+      phi + sigma z), and theta for sigma = inf. Schedules count inner steps. `value`, `grad` and
+      `value_fn` are passed to optimisers that want them (L-BFGS, Polyak step sizes).
     steps: the number of steps; if `tol` is given, the largest number.
     tol: stop once the norm of grad J / N is at most this, in nats per example. None runs all steps.
       A loop that may stop early can be differentiated in forward mode and implicitly, but not
