@@ -23,6 +23,14 @@ os.environ.setdefault("XLA_FLAGS", _FAST)
 _MOST_BYTES = 3_000_000_000  # of a process that runs tests
 
 
+def pytest_collection_modifyitems(config, items):
+  """Leaves out tests that are marked as a study, unless -m asks for them."""
+  if "study" not in config.option.markexpr:
+    left_out = [item for item in items if item.get_closest_marker("study")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
   """Drops the compiled programs of earlier files once they take gigabytes (Linux only)."""
