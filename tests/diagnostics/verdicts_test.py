@@ -103,16 +103,9 @@ def checked(model, algorithm, likelihood=None, **changes):
 # One algorithm for each way to a gradient runs on all models in CI: through the steps, implicit,
 # l_MAP, the evidence. The whole table takes twenty minutes: python -m pytest -m study.
 EVERY_WAY = {"maml", "sigma_imaml", "sigma_reptile", "empirical_bayes"}
+LONG = {name: pytest.mark.slow if name in EVERY_WAY else pytest.mark.study for name in LEARNERS}
 CASES = [
-  pytest.param(
-    model,
-    name,
-    marks=()
-    if model == MODELS[0]
-    else pytest.mark.slow
-    if name in EVERY_WAY
-    else pytest.mark.study,
-  )
+  pytest.param(model, name, marks=() if model == MODELS[0] else LONG[name])
   for model in MODELS
   for name in LEARNERS
 ]
