@@ -284,7 +284,16 @@ def test_fractional_weights_in_what_is_reported():
 
 def test_the_sweep_leaves_no_function_out():
   """Functions of numbers are above. The others hold no closed form of this model."""
-  settings = {"Algorithm", "Implicit", "Inner", "LogDet", "Checkpoints", "priors", "FAMILY"}
+  settings = {
+    "Algorithm",
+    "Implicit",
+    "Inner",
+    "LogDet",
+    "Checkpoints",
+    "priors",
+    "FAMILY",
+    "lbfgs",
+  }
   types = {
     *("Batch", "Task", "Likelihood", "Labels", "ModuleSummary", "MetaLearner", "MetaParams"),
     *("MetaState", "Metrics", "WarmStart", "EvidenceInfo", "InnerInfo", "SolveInfo", "Callback"),
@@ -300,7 +309,15 @@ def test_the_sweep_leaves_no_function_out():
     *("num_tasks", "source", "stack_batches", "stack_tasks", "by_layer", "by_path", "task_axes"),
     *("format_summary", "restore", "json_lines", "progress_bar", "read_json_lines", "recorder"),
     *("tensorboard", "check_alike", "check_shared", "over_tasks", "place_state", "place_tasks"),
-    *("share_of_tasks", "task_mesh", "program_cost", "export", "load_deltas", "save_deltas"),
+    *(
+      "share_of_tasks",
+      "task_mesh",
+      "program_cost",
+      "export",
+      "load_deltas",
+      "save_deltas",
+      "plots",
+    ),
   }
   built_on_these = {
     *("fit", "evaluate", "paired", "choose_modules", "lora", "rounding_loss"),
