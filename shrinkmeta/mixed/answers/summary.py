@@ -11,6 +11,7 @@ References:
 """
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed.answers.degrees import degrees_of_freedom
 from shrinkmeta.mixed.result import Fit
 
+_WIDTH = 88  # characters of a line of notes
 _CRITERION = {
   "ml": "log-likelihood",
   "reml": "restricted log-likelihood",
@@ -189,7 +191,8 @@ def text(found: Summary) -> str:
   if found.icc:
     shares = ", ".join(f"{name} {share:.4f}" for name, share in found.icc.items())
     lines.append(f"share of the variance between groups (ICC): {shares}")
-  return "\n".join([*lines, *found.notes])
+  notes = (line for note in found.notes for line in textwrap.wrap(note, _WIDTH))
+  return "\n".join([*lines, *notes])
 
 
 def _title(fit: Fit, design: Design) -> str:
