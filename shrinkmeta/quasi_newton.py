@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from shrinkmeta.checks import validate
+
 PyTree = Any
 
 _MOST_HALVINGS = 20
@@ -34,6 +36,9 @@ def lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs:
     An optax transformation whose update wants `value`, `grad` and `value_fn`. A loop with it cannot
     be differentiated backwards through its steps.
 
+  Raises:
+    TypeError, ValueError: `memory_size` is no whole number of at least 1.
+
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
   >>> linear = sm.gaussian(lambda theta, x: x @ theta["w"])
@@ -47,7 +52,7 @@ def lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs:
 
   References: Nocedal, Wright, Numerical Optimization, 2006, sections 3.1 and 7.2.
   """
-  direction = optax.scale_by_lbfgs(memory_size)
+  direction = optax.scale_by_lbfgs(validate.integer("memory_size", memory_size, least=1))
 
   def search(slack: jax.Array | float) -> optax.GradientTransformationExtraArgs:
     # The large factor begins every search at a = 1, whatever the last one found.

@@ -55,7 +55,7 @@ def test_the_layer_that_varies_is_found():
   learner = sm.sigma_imaml(
     sm.gaussian(predict, NOISE),
     sm.by_layer(params),
-    inner=sm.Inner(sm.lbfgs(), steps=20, tol=1e-3),
+    inner=sm.Inner(sm.lbfgs(), steps=30, tol=1e-3),
     implicit=sm.Implicit(max_steps=100, tol=1e-3),
     phi_optimizer=optax.chain(
       optax.clip_by_global_norm(1.0),
@@ -86,5 +86,5 @@ def test_the_layer_that_varies_is_found():
   others = np.where(planted[:, None] == np.arange(3), 0.0, sigma).max(1)
   assert (own > others).sum() >= 9, sigma
   assert (own >= 10 * others).sum() >= 9, sigma
-  # Modes are not quite reached in 20 steps, which widens sigma; within a half of the truth.
+  # Modes are not quite reached in 30 steps, which widens sigma; within a half of the truth.
   np.testing.assert_array_less(np.abs(np.log(own / SIGMA)), np.log(1.5), err_msg=str(sigma))

@@ -259,6 +259,7 @@ ALLOWED_OF = {
   "deltas": {"ids": "list params"},  # ids are strings and integers
   "export.peft": {"alpha": "None", "base": "str", "task_type": "str None"},
   "fit": {"tasks": CALLABLE},
+  "lbfgs": {"memory_size": "int"},
   "learner.init": {"params": "params"},
   "learner.sums": {"first": "int"},
   "load_deltas": {"ids": "list params"},
