@@ -38,7 +38,7 @@ def test_sleepstudy_as_lme4_prints_it():
   assert found.bic == pytest.approx(1774.786, abs=1e-3)
   text = str(model)
   assert "REML criterion 1743.628" in text and "180 rows, 18 groups of 10 to 10" in text
-  assert "as lme4 prints them, they are 6.825, 1.546" in text
+  assert "as lme4 prints them, they are 6.825, 1.546" in " ".join(text.split())
   # lmerTest 3.1: df 17.00 and p 3.26e-06 of Days.
   assert [row.df for row in found.fixed] == pytest.approx([17.0, 17.0], abs=0.01)
   assert found.fixed[1].p == pytest.approx(3.26e-6, rel=5e-3)
