@@ -8,10 +8,13 @@ half of the data sets and a mixture of chi-squares over all:
     f more fixed effects and v independent variances     sum_i Binomial(v, 1/2)(i) chi2_(f + i)
     one more effect with c covariances with the others   chi2_(f + c) / 2 + chi2_(f + c + 1) / 2
 
-The first row takes the estimates of the v variances as independent, which is exact for v = 1.
-`bootstrap` needs no such theory: it refits both models to responses drawn from the smaller one.
+Both rows are limits for many groups. The first takes the estimates of the v variances as
+independent. With few groups T is 0 in more than half of the data sets, and p is too large: 0.26
+where the exact value is 0.18, in one test with ten groups of six rows. `bootstrap` needs no such
+theory: it refits both models to responses drawn from the smaller one.
 
 References:
+  Crainiceanu, Ruppert (2004). Journal of the Royal Statistical Society B 66, 165-185.
   Self, Liang (1987). Journal of the American Statistical Association 82, 605-610.
   Stram, Lee (1994). Variance components testing in the longitudinal mixed effects model. Biometrics
   50, 1171-1177.

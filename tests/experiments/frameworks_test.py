@@ -4,7 +4,6 @@ import functools
 import importlib.util
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,9 +64,11 @@ def test_a_key_drops_features_and_none_does_not(name):
   network = written(name, "mlp")
   x = jax.random.normal(jax.random.key(0), (6, *SHAPES["mlp"].inputs))
   logits = lambda key: network.apply(network.params, x, network.statistics, key, True)[0]
-  keys = jax.random.split(jax.random.key(1), 400)
+  keys = jax.random.split(jax.random.key(1), 10_000)
   whole = network.apply(network.params, x, network.statistics, None, True)[0]
-  drawn = jax.jit(jax.vmap(logits))(keys)
-  assert jnp.max(jnp.abs(drawn[0] - drawn[1])) > 0.01
-  # The head is linear, so the mean over masks is the network without dropout.
-  np.testing.assert_allclose(drawn.mean(0), whole, atol=0.3)
+  drawn = np.asarray(jax.jit(jax.vmap(logits))(keys), float)
+  # The head is linear, so the expectation over masks is the network without dropout. A mean of
+  # 10,000 draws lies within 5 of its standard errors but once in a million.
+  error = drawn.std(0) / np.sqrt(len(keys))
+  assert (error > 0).all() and error.max() < 0.025
+  assert (np.abs(drawn.mean(0) - whole) < 5 * error).all()

@@ -136,8 +136,8 @@ def test_collected_runs(finished, tmp_path):
   for rows, want in ((lines, own), (differences, own - ours)):
     row = next(line.split(",") for line in rows if line.startswith("20,fine_tuning,2,5,"))
     assert float(row[4]) == pytest.approx(want.mean(), abs=1e-4)
-    half = 12.706 * want.std(ddof=1) / math.sqrt(2)  # Student's t for two languages
-    assert float(row[5]) == pytest.approx(half, rel=1e-2, abs=1e-4)
+    half = 12.7062 * want.std(ddof=1) / math.sqrt(2)  # Student's t for two languages
+    assert float(row[5]) == pytest.approx(half, abs=1e-4)
   for name in ("adaptation.png", "sigma.png"):
     assert (tmp_path / name).stat().st_size > 10_000
   (tmp_path / "other.json").write_text("{}")

@@ -41,12 +41,12 @@ def test_sleepstudy_by_maximum_likelihood(tmp_path, command):
   assert done.returncode == 0, done.stderr[-3000:]
   assert "log-likelihood -876.0016" in done.stdout
   found = json.loads(out.read_text())
-  assert found["fixed"]["(Intercept)"] == pytest.approx(251.405, rel=1e-3)
-  assert found["fixed"]["Days"] == pytest.approx(10.467, rel=1e-3)
-  assert found["sd"]["(Intercept)"] == pytest.approx(24.171, rel=1e-3)
-  assert found["sd"]["Days"] == pytest.approx(5.799, rel=1e-3)
-  assert found["residual"] == pytest.approx(25.556, rel=1e-3)
-  assert found["log_likelihood"] == pytest.approx(-876.0016, abs=1e-3)
+  assert found["fixed"]["(Intercept)"] == pytest.approx(251.405, abs=5e-4)
+  assert found["fixed"]["Days"] == pytest.approx(10.467, abs=5e-4)
+  assert found["sd"]["(Intercept)"] == pytest.approx(24.171, abs=1e-3)
+  assert found["sd"]["Days"] == pytest.approx(5.799, abs=1e-3)
+  assert found["residual"] == pytest.approx(25.556, abs=1e-3)
+  assert found["log_likelihood"] == pytest.approx(-876.0016, abs=1e-4)
   assert found["converged"] and found["singular"] == [] and found["rows"] == 180
   assert len(found["groups"]) == 18 and plot.stat().st_size > 10_000
   group = found["groups"]["308"]

@@ -65,4 +65,10 @@ def test_families_without_estimates_of_single_groups(family):
   rng = np.random.default_rng(1)
   g = np.repeat(np.arange(8), 10)
   data = {"y": rng.integers(0, 2, 80), "g": g}
-  pictures.draw(mixed.fit("y ~ 1 + (1 | g)", data, family=family), "all").canvas.draw()
+  model = mixed.fit("y ~ 1 + (1 | g)", data, family=family)
+  figure = pictures.draw(model, "all")
+  figure.canvas.draw()
+  groups, shrinkage, *_ = (part.axes[0] for part in figure.subfigs)
+  (offsets,) = [c.get_offsets() for c in shrinkage.collections]
+  assert len(offsets) == 0  # a group alone has no estimate
+  assert np.isnan(groups.lines[1].get_xdata()).all()

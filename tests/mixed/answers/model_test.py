@@ -110,7 +110,7 @@ def test_degrees_of_freedom_by_dense_matrices():
   slope = np.array([np.diag(covariance(at + a)[1] - covariance(at - a)[1]) / 2e-3 for a in h])
   want = 2 * np.diag(covariance(at)[1]) ** 2 / np.diag(slope.T @ np.linalg.inv(hessian) @ slope)
   got = [row.df for row in mixed.summary(model).fixed]
-  np.testing.assert_allclose(got, want, rtol=1e-3)
+  np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 def test_profiles_and_comparisons():

@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -45,8 +46,11 @@ class AdaptationTest(PictureTest):
     self.picture()
 
   def test_adaptation_curves_of_regression_have_no_panel_of_accuracy(self):
-    adaptation.adaptation_curves(self.path, [curve("maml", accuracy=np.full((4, 5), math.nan))])
-    self.picture()
+    curves = [curve("maml", accuracy=np.full((4, 5), math.nan))]
+    with mock.patch.object(adaptation, "save") as save:
+      adaptation.adaptation_curves(self.path, curves)
+    (ax,) = save.call_args.args[1].axes
+    self.assertIn("Loss on new tasks", ax.get_title(loc="left") + ax.get_ylabel())
 
   def test_refuses_no_curves(self):
     with self.assertRaisesRegex(ValueError, "at least one Curve"):
