@@ -17,12 +17,12 @@ import numpy as np
 import scipy.special
 from matplotlib.backend_bases import FigureCanvasBase
 
+import shrinkmeta as sm
 from experiments.runs import files
 from shrinkmeta import mixed
 
 _KNOWN = sorted(FigureCanvasBase.get_supported_filetypes())
 SUFFIXES = (".png", *(f".{name}" for name in _KNOWN if name != "png"))
-_NAMED = 60  # groups whose names fit beside a picture
 
 
 def write(path: pathlib.Path, model: mixed.Model, kind: str) -> None:
@@ -39,7 +39,7 @@ def draw(model: mixed.Model, kind: str) -> matplotlib.figure.Figure:
   columns = len(model.estimates.sd)
   heights = [_height(model) if k == "groups" else 3.6 for k in kinds]
   figure = matplotlib.figure.Figure(
-    figsize=(4.2 * max(columns, len(kinds) > 1 and 2), sum(heights)), layout="constrained"
+    figsize=(5.6 * max(columns, len(kinds) > 1 and 2), sum(heights)), layout="constrained"
   )
   parts = figure.subfigures(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
   for part, one in zip(parts, kinds, strict=True):
@@ -57,28 +57,20 @@ def _groups(part: Any, model: mixed.Model) -> None:
   fit, own = model.estimates, mixed.unshrunk(model)
   axes = part.subplots(1, len(fit.sd), squeeze=False)[0]
   for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):
-    mean, sd, count = effect.value, effect.sd, len(effect.levels)
-    order, y = np.argsort(mean), np.arange(count)
-    centre, spread = float(np.mean(mean - effect.mode)), fit.sd[key]
-    ax.axvspan(centre - spread, centre + spread, color="0.92", label=r"$\varphi \pm \sigma$")
-    ax.axvline(centre, color="0.6", linewidth=1)
-    ax.plot(own[key][order], y, "o", mfc="none", color="tab:orange", ms=4, label="by itself")
-    ax.errorbar(mean[order], y, xerr=1.96 * sd[order], fmt="o", color="tab:blue", ms=4,
-                linewidth=1, label="shrunk, 95 %")  # fmt: skip
-    shown = count <= _NAMED
-    names = [effect.levels[i] for i in order] if shown else []
-    ax.set_yticks(y if shown else [], names, fontsize=7, parse_math=False)
-    inner = np.concatenate([mean - 2 * sd, mean + 2 * sd, [centre - spread, centre + spread]])
-    width = np.ptp(inner) or 1.0
-    ax.set_xlim(inner.min() - 0.5 * width, inner.max() + 0.5 * width)
-    ax.set_ylim(-1, count)
+    sm.plots.shrunk_estimates(
+      effect.value,
+      effect.sd,
+      unshrunk=None if np.isnan(own[key]).all() else own[key],
+      names=effect.levels,
+      centre=float(np.mean(effect.value - effect.mode)),
+      sigma=fit.sd[key],
+      ax=ax,
+    )
     low, high = fit.sd_interval[key]
     between = "" if math.isnan(low) else f"[{low:.3g}, {high:.3g}]"
-    between = "on the boundary" if spread == 0 else between
-    ax.set_title(rf"$\sigma$ {spread:.3g}  {between}", fontsize=10)
-    ax.set_xlabel(key, parse_math=False)
+    between = "on the boundary" if fit.sd[key] == 0 else between
+    ax.set_xlabel(f"{key}\nσ {fit.sd[key]:.3g}  {between}", parse_math=False)
     ax.set_ylabel(effect.group, parse_math=False)
-  axes[0].legend(fontsize=8, loc="lower right")
 
 
 def _shrinkage(part: Any, model: mixed.Model) -> None:

@@ -49,12 +49,10 @@ def effects(fit: Fit, design: Design) -> dict[str, Effects]:
   Raises:
     ValueError: if the fit is of another design.
 
+  >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
-  >>> from shrinkmeta.formulas.design import RandomTerm
-  >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
-  >>> one, batch = np.ones((9, 1)), np.repeat(np.arange(3), 3)
-  >>> term = RandomTerm("batch", ("A", "B", "C"), batch, ("(Intercept)",), one, False)
-  >>> design = Design(y, "yield", one, ("(Intercept)",), (term,), np.zeros(9))
+  >>> grams = [1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605]
+  >>> design = matrices("grams ~ (1 | batch)", {"grams": grams, "batch": list("AAABBBCCC")})
   >>> effects(fit(design), design)["(Intercept)"].mode.round(1)
   array([-36.5,  -0.4,  36.8])
   """
@@ -110,12 +108,10 @@ def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
   Raises:
     ValueError: if the fit is of another design.
 
+  >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
-  >>> from shrinkmeta.formulas.design import RandomTerm
-  >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
-  >>> one, batch = np.ones((9, 1)), np.repeat(np.arange(3), 3)
-  >>> term = RandomTerm("batch", ("A", "B", "C"), batch, ("(Intercept)",), one, False)
-  >>> design = Design(y, "yield", one, ("(Intercept)",), (term,), np.zeros(9))
+  >>> grams = [1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605]
+  >>> design = matrices("grams ~ (1 | batch)", {"grams": grams, "batch": list("AAABBBCCC")})
   >>> unshrunk(fit(design), design)["(Intercept)"].round(1)
   array([1475. , 1528.3, 1583.3])
   """

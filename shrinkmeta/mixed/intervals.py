@@ -48,12 +48,10 @@ def profile_interval(
   Raises:
     ValueError: no such standard deviation; a predictive fit; a level outside (0, 1).
 
+  >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
-  >>> from shrinkmeta.formulas.design import RandomTerm
-  >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
-  >>> one, batch = np.ones((9, 1)), np.repeat(np.arange(3), 3)
-  >>> term = RandomTerm("batch", ("A", "B", "C"), batch, ("(Intercept)",), one, False)
-  >>> design = Design(y, "yield", one, ("(Intercept)",), (term,), np.zeros(9))
+  >>> grams = [1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605]
+  >>> design = matrices("grams ~ (1 | batch)", {"grams": grams, "batch": list("AAABBBCCC")})
   >>> low, high = profile_interval(fit(design), design, "(Intercept)")
   >>> round(low, 1), round(high, 1)
   (0.0, 128.2)
