@@ -11,35 +11,22 @@ coordinates, and takes the best of 30 runs of L-BFGS from random starts.
 Prints how many nats each fit lies below the reference, where that is more than 0.001, and a count.
 """
 
-import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 import scipy.optimize
-from absl import app, flags
+from absl import app
 
+from experiments.mixed import study
+from experiments.mixed.study import ONE, Reference, Simulated
 from experiments.settings import flags as shared
 from shrinkmeta import mixed
 
-_DESIGNS = flags.DEFINE_integer("designs", 300, "Number of simulated designs.", 1)
-_FIRST = flags.DEFINE_integer("first", 0, "Number of the first design of the seed.", 0)
-_STARTS = flags.DEFINE_integer("starts", 30, "Starts of the reference.", 1)
-_TOLERANCE = flags.DEFINE_float("tolerance", 0.01, "Nats below the reference that count as missed.")
-_SEED = shared.seed()
-ONE = "(Intercept)"
+_SETTINGS = study.define(designs=300, starts=30)
+ESTIMATORS: tuple[mixed.Estimator, ...] = ("ml", "reml")
 KINDS = ("independent", "correlated", "three")
 _LOWEST, _HIGHEST = -7.0, 10.0  # of log relative standard deviations in the reference
-
-
-class Simulated(NamedTuple):
-  """A design, and what the reference needs of it."""
-
-  design: mixed.Design
-  kind: str
-  estimator: str
-  about: str
 
 
 def draw(seed: int, number: int) -> Simulated:
@@ -65,22 +52,17 @@ def draw(seed: int, number: int) -> Simulated:
   columns = {ONE: one, "x": x * unit, "w": w}
   names = [[ONE, "x"]] if kind == "correlated" else [[ONE], ["x"]]
   names += [["w"]] if kind == "three" else []
-  labels = tuple(map(str, range(groups)))
-  terms = tuple(
-    mixed.RandomTerm(
-      "g", labels, g, tuple(part), np.stack([columns[n] for n in part], 1), len(part) > 1
-    )
-    for part in names
-  )
+  terms = study.random_terms(g, columns, names)
   fixed = np.stack([one, x * unit], 1)
   design = mixed.Design(y, "y", fixed, (ONE, "x"), terms, np.zeros(rows))
   about = (
     f"{groups} groups, {rows} rows, x from {origin:g} by {unit:g}, sds {level:.3g} {slope:.3g}"
   )
-  return Simulated(design, kind, ("ml", "reml")[number // len(KINDS) % 2], about)
+  estimator = ESTIMATORS[number // len(KINDS) % 2]
+  return Simulated(design, "gaussian", estimator, kind, about)
 
 
-def reference(simulated: Simulated, starts: int, seed: int) -> float:
+def reference(simulated: Simulated, starts: int, seed: int) -> Reference:
   """The highest log likelihood, or restricted one, of `starts` searches."""
   design, reml = simulated.design, simulated.estimator == "reml"
   g = design.random[0].index
@@ -124,34 +106,13 @@ def reference(simulated: Simulated, starts: int, seed: int) -> float:
   bounds = [(_LOWEST, _HIGHEST)] * len(products)
   bounds += [(-6.0, 6.0)] if simulated.kind == "correlated" else []
   run = lambda point: scipy.optimize.minimize(value, point, method="L-BFGS-B", bounds=bounds).fun
-  return -min(map(run, points))
+  return Reference(-min(map(run, points)))
 
 
 def main(argv: Sequence[str]) -> None:
   """Fit every design, and compare."""
   shared.no_arguments(argv)
-  missed, unconverged, above, seconds = 0, 0, 0, 0.0
-  for number in range(_FIRST.value, _FIRST.value + _DESIGNS.value):
-    simulated = draw(_SEED.value, number)
-    began = time.perf_counter()
-    found = mixed.fit_design(simulated.design, "gaussian", simulated.estimator)  # pyright: ignore
-    seconds += time.perf_counter() - began
-    loss = reference(simulated, _STARTS.value, number) - found.criterion
-    missed += loss > _TOLERANCE.value
-    above += loss < -_TOLERANCE.value
-    unconverged += not found.converged
-    if loss > 1e-3 or not found.converged:
-      state = "" if found.converged else f", not converged, gradient {found.gradient:.2g}"
-      print(
-        f"{number}: {loss:.4f} nats below, {simulated.kind}, {simulated.estimator}, "
-        f"{simulated.about}{state}",
-        flush=True,
-      )
-  print(
-    f"{_DESIGNS.value} designs from {_FIRST.value}, seed {_SEED.value}: {missed} more than "
-    f"{_TOLERANCE.value:g} nats below the best of {_STARTS.value} starts, {above} as much above "
-    f"it, {unconverged} not converged, {seconds / _DESIGNS.value:.3f} s a fit."
-  )
+  study.compare(_SETTINGS, draw, reference)
 
 
 if __name__ == "__main__":
