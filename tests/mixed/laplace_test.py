@@ -216,6 +216,21 @@ def test_without_variation_between_groups_it_is_a_generalised_linear_model():
   assert mixed.log_likelihood >= other.llf - 1e-6
 
 
+def test_the_criterion_does_not_depend_on_where_it_was_before():
+  """u of a small theta, taken as the start at a larger one, would be a rate of e^200."""
+  y = np.concatenate([np.arange(18.0), [9000.0, 7.0]])
+  table = {"y": y, "g": np.repeat(np.arange(5), 4), "x": np.linspace(-1, 1, 20)}
+  made = blocks(design(table, "y", [ONE, "x"], ("g", [ONE], False)))
+  before, fresh = Laplace(made, "poisson"), Laplace(made, "poisson")
+  before.value_and_gradient(np.array([0.0, 0.0, 0.01]))
+  assert np.abs(before.warm[0]).max() > 40
+  at = np.array([0.5, 0.5, 5.0])
+  value, gradient = before.value_and_gradient(at)
+  want = fresh.value_and_gradient(at)
+  assert value == pytest.approx(want[0], abs=1e-8)
+  np.testing.assert_allclose(gradient, want[1], atol=1e-7)
+
+
 def test_large_counts():
   rng = np.random.default_rng(10)
   g = np.repeat(np.arange(8), 5)

@@ -111,10 +111,16 @@ class Laplace:
       values = self.density.log_prob(eta)
       return eta, self._by_block(values, u) if levels else np.array([values.sum()])
 
-    u, close = self.warm, not levels
+    u, close = self.zeros, not levels
     eta, height = heights(u)
-    if levels and not np.isfinite(height).all():
-      u = self.zeros
+    if levels:
+      # The last mode, in those blocks where it is the higher start. u of a small theta is large,
+      # and Lambda u of a larger theta may then be so far off that its rates overflow.
+      higher = heights(self.warm)[1] > height
+      u = [
+        np.where(higher[levels[0].of_row[level.starts]][:, None], x, 0.0)
+        for level, x in zip(levels, self.warm, strict=True)
+      ]
       eta, height = heights(u)
     for _ in range(_STEPS):
       score, weight, _ = self.density.slopes(eta)
@@ -140,7 +146,6 @@ class Laplace:
     coarse = self.levels[0]
     shares = np.ones(len(coarse.starts))
     rounding = 1e-12 * np.abs(height) + 1e-12
-    moved, (eta, new) = u, heights(u)
     for tries in range(41):
       moved = [
         x + shares[coarse.of_row[level.starts]][:, None] * dx
@@ -152,7 +157,7 @@ class Laplace:
         break
       # A block that never rises stays where it is.
       shares = np.where(worse, shares / 2 if tries < 39 else 0.0, shares)
-    return moved, eta, new
+    return moved, eta, new  # pyright: ignore
 
   def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
     """-log L and its gradient [P + k] at (beta, theta)."""
