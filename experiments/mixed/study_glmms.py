@@ -10,7 +10,7 @@ The reference is Laplace's approximation as glmmTMB maximises it: fixed effects,
 deviations and the correlation together, by the best of ten runs of L-BFGS from random starts.
 
 A maximum counts as one at infinity if the fixed columns separate the responses, which a linear
-program finds, or if a standard deviation of the reference ends at its upper bound, e^5. The fit has
+program finds, or if a standard deviation of the reference ends at its upper bound, e^8. The fit has
 to name what is not determined there, or to say that it did not converge.
 
 Prints how many nats each fit lies below the reference, where that is more than 0.001, and a count.
@@ -32,7 +32,7 @@ from shrinkmeta import mixed
 _SETTINGS = study.define(designs=500, starts=10)
 FAMILIES: tuple[mixed.Family, ...] = ("logistic", "poisson")
 KINDS = ("intercept", "independent", "correlated")
-_LOWEST, _HIGHEST = -9.0, 5.0  # of log standard deviations in the reference
+_LOWEST, _HIGHEST = -9.0, 8.0  # of log standard deviations in the reference
 _MOST_FIXED = 30.0  # of fixed effects in the reference
 _MOST_ETA = 15.0  # of simulated rows: counts of 3 million
 
@@ -89,12 +89,12 @@ def reference(simulated: Simulated, starts: int, seed: int) -> Reference:
   mean = (laplace.y.sum() + 0.5) / (np.sum(laplace.trials * np.exp(laplace.offset)) + 1)
   crude = np.log(mean) if laplace.poisson else scipy.special.logit(mean)
   bounds = [(-_MOST_FIXED, _MOST_FIXED)] * 2 + [(_LOWEST, _HIGHEST)] * laplace.sds
-  bounds += [(-6.0, 6.0)] * (laplace.size - len(bounds))
+  bounds += [(-8.0, 8.0)] * (laplace.size - len(bounds))
   best, end = np.inf, np.zeros(laplace.size)
   for _ in range(starts):
     point = rng.normal(size=laplace.size)
     point[0] += crude
-    point[2 : 2 + laplace.sds] = rng.uniform(-3, 2, laplace.sds)
+    point[2 : 2 + laplace.sds] = rng.uniform(-3, 3, laplace.sds)
     laplace.b = np.zeros_like(laplace.b)
     found = scipy.optimize.minimize(
       laplace, point, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-12}

@@ -34,6 +34,8 @@ ESTIMATORS = ("ml", "reml", "predictive")
 # With so many, a criterion is smooth and slow: every other point of the grid will do.
 _MANY_GROUPS, _MANY_ROWS = 2000, 20000
 _PREDICTIVE_STARTS = 3
+_NEAR_ONE = 0.2  # of the diagonal entry to its row: a correlation above 0.98
+_LOWER = 1e-6  # nats from which another minimum is the better one
 
 
 def fit(
@@ -109,6 +111,28 @@ def best(
   return min(found, key=lambda one: round(one.value, 8))
 
 
+def _from_inside(
+  objective: search.Objective, found: search.Minimum, data: Blocks, first: int
+) -> search.Minimum:
+  """The lower of a minimum with a correlation near 1 or -1 and one that is sought from inside.
+
+  A covariance without full rank is often a local minimum, and no start of the grid has a
+  correlation. The search starts again with that entry of Lambda's diagonal as large as its row, a
+  correlation of 0.7.
+  """
+  scales, moved = data.lambdas(found.x[first:]), False
+  for level, scale in zip(data.levels, scales, strict=True):
+    for low, high in level.correlated:
+      for j in range(low + 1, high):
+        size = float(np.linalg.norm(scale[j, :j]))
+        if abs(scale[j, j]) < _NEAR_ONE * size:
+          scale[j, j], moved = size, True
+  if not moved:
+    return found
+  other = search.minimise(objective, np.concatenate([found.x[:first], data.pick(scales)]))
+  return other if other.value < found.value - _LOWER else found
+
+
 def count(data: Blocks) -> int:
   """k, the number of entries of theta.
 
@@ -127,7 +151,8 @@ def _gaussian(data: Blocks, reml: bool) -> Maximum:
   grid = search.GRID if groups <= _MANY_GROUPS else search.GRID[::2]
   starts = search.starts(criterion.value, count(data), data.diagonal, grid)
   objective = criterion.value_and_gradient
-  minimum, theta, free = estimates.settle(objective, best(objective, starts), data, 0)
+  found = _from_inside(objective, best(objective, starts), data, 0)
+  minimum, theta, free = estimates.settle(objective, found, data, 0)
   at = criterion.profile(theta)
   return Maximum(
     at.beta,
@@ -165,9 +190,10 @@ def _laplace(data: Blocks, family: Family) -> Maximum:
   points = [np.concatenate([effects[tuple(theta)], theta]) for theta in starts]
   objective = criterion.value_and_gradient
   guesses = [curvatures[tuple(theta)] for theta in starts]
-  minimum, x, free = estimates.settle(objective, best(objective, points, guesses), data, p)
+  found = _from_inside(objective, best(objective, points, guesses), data, p)
+  minimum, x, free = estimates.settle(objective, found, data, p)
   beta, theta = x[:p], x[p:]
-  cross = criterion.penalised(theta, beta)[2]
+  cross, mode = criterion.penalised(theta, beta)[2], criterion.mode(beta, theta)
   return Maximum(
     beta,
     theta,
@@ -176,7 +202,7 @@ def _laplace(data: Blocks, family: Family) -> Maximum:
     np.linalg.pinv(cross, hermitian=True),
     -minimum.value,
     -minimum.value,
-    minimum,
+    minimum._replace(converged=minimum.converged and mode.converged),
   )
 
 

@@ -196,6 +196,18 @@ def test_a_factor_with_a_separated_level_names_that_level():
   assert found.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-5)
 
 
+def test_a_maximum_behind_a_correlation_of_one():
+  """Pairs of 0 or 1 with two effects; the best of 30 random starts of another likelihood."""
+  rng = np.random.default_rng(12)
+  g, x, u = np.repeat(np.arange(20), 2), 3 + rng.normal(size=40), rng.normal(size=(2, 20))
+  eta = 4 * u[0][g] + (0.5 + u[1][g]) * (x - 3)
+  y = (rng.random(40) < 1 / (1 + np.exp(-eta))) * 1.0
+  made = design({"x": x, "y": y, "g": g}, "y", [ONE, "x"], ("g", [ONE, "x"], True))
+  found = fit(made, "logistic")
+  assert found.converged and found.log_likelihood > -19.5493
+  assert -0.95 < found.correlation[ONE, "x"] < -0.93
+
+
 def test_without_variation_between_groups_it_is_a_generalised_linear_model():
   import statsmodels.api
 
