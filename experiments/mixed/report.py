@@ -45,6 +45,7 @@ def as_json(
     "icc": _numbers(found.icc),
     "singular": list(fit.singular),
     "undetermined": list(fit.undetermined),
+    "perfect": fit.perfect,
     "converged": fit.converged,
     "rows": fit.rows,
     "dropped": dict(model.design.dropped),

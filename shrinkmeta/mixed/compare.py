@@ -59,7 +59,8 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
   Raises:
     ValueError: fits that cannot be compared: other rows, families or estimators; restricted
       likelihoods of other fixed effects; a larger model that is not larger; two or more new
-      variances with covariances, for which no mixture is known.
+      variances with covariances, for which no mixture is known; a perfect fit of a gaussian
+      response, whose likelihood has no maximum.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -189,6 +190,11 @@ def _statistic(small: Fit, large: Fit) -> float:
     raise ValueError(
       f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}, and "
       "restricted likelihoods of other fixed effects are of other data; fit both models with 'ml'."
+    )
+  if small.residual is not None and (small.perfect or large.perfect):
+    raise ValueError(
+      f"The {'smaller' if small.perfect else 'larger'} model repeats the response to its last "
+      "digits, so that its likelihood has no maximum, and a ratio of likelihoods says nothing."
     )
   statistic = 2 * (large.criterion - small.criterion)
   if statistic < -1e-4:

@@ -36,6 +36,7 @@ _MANY_GROUPS, _MANY_ROWS = 2000, 20000
 _PREDICTIVE_STARTS = 3
 _NEAR_ONE = 0.2  # of the diagonal entry to its row: a correlation above 0.98
 _LOWER = 1e-6  # nats from which another minimum is the better one
+_FAR_ETA = float(np.log(9.0))  # a fitted probability of 0.9
 
 
 def fit(
@@ -163,7 +164,7 @@ def _gaussian(data: Blocks, reml: bool) -> Maximum:
     criterion.log_likelihood(theta, at.beta, at.residual),
     -at.value,
     minimum,
-    criterion.quiet,
+    at.residual <= criterion.quiet,
     criterion.unit,
   )
 
@@ -203,7 +204,14 @@ def _laplace(data: Blocks, family: Family) -> Maximum:
     -minimum.value,
     -minimum.value,
     minimum._replace(converged=minimum.converged and mode.converged),
+    family == "logistic" and _separates(data, mode.eta),
   )
+
+
+def _separates(data: Blocks, eta: np.ndarray) -> bool:
+  """Whether every row has successes alone or failures alone, and eta is far on their side."""
+  far = np.where(eta > 0, data.response == data.trials, data.response == 0)
+  return bool((far & (np.abs(eta) > _FAR_ETA)).all())
 
 
 def _predictive(data: Blocks, family: Family, seed: int) -> Maximum:

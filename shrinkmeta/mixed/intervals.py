@@ -46,7 +46,8 @@ def profile_interval(
     never falls far enough.
 
   Raises:
-    ValueError: no such standard deviation; a predictive fit; a level outside (0, 1).
+    ValueError: no such standard deviation; a predictive fit or a perfect one; a level outside
+      (0, 1).
 
   >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
@@ -63,6 +64,11 @@ def profile_interval(
   if fit.estimator == "predictive":
     raise ValueError(
       "The predictive criterion is no log likelihood, so it has no intervals; fit with 'ml'."
+    )
+  if fit.perfect:
+    raise ValueError(
+      "The fit repeats every response, so that its likelihood has no maximum from which a profile "
+      "could fall. Leave effects out, or bring more rows a group."
     )
   if not 0 < level < 1:
     raise ValueError(f"level is {level}; it lies between 0 and 1.")

@@ -24,7 +24,7 @@ class Fit(NamedTuple):
   """A fitted mixed model, in the units of the data.
 
   Errors and intervals are nan if the estimator is "predictive": its criterion is no log likelihood,
-  so its curvature does not say how far the estimates are off.
+  so its curvature does not say how far the estimates are off. They are nan if the fit is `perfect`.
 
   Attributes:
     family, estimator: as asked for.
@@ -52,6 +52,10 @@ class Fit(NamedTuple):
     covariances: Sigma_k [q_k, q_k] of every random term of the design.
     singular_correlation: names of the grouping factors with a term whose covariance has no full
       rank although no standard deviation in it is 0, such as a correlation of 1.
+    perfect: whether the fit repeats every response. gaussian: the residual is as small as rounding,
+      and the likelihood grows without end as it goes to 0. logistic: the fitted probability of
+      every response is above 0.9 (complete separation), and the likelihood grows, or hardly falls,
+      as fixed effects and standard deviations go to infinity together.
   """
 
   family: Family
@@ -76,6 +80,7 @@ class Fit(NamedTuple):
   parameters: tuple[int, int, int, int]
   covariances: tuple[np.ndarray, ...]
   singular_correlation: tuple[str, ...]
+  perfect: bool
 
 
 class Maximum(NamedTuple):
@@ -89,7 +94,7 @@ class Maximum(NamedTuple):
     conditional: [P, P] covariance of beta at given variances.
     log_likelihood, criterion: as in `Fit`.
     minimum: the end of the search.
-    quiet: a residual of this size or less is rounding.
+    perfect: as in `Fit`.
     spread: the size of what least squares without groups leaves of the response, or 1.
   """
 
@@ -101,7 +106,7 @@ class Maximum(NamedTuple):
   log_likelihood: float
   criterion: float
   minimum: search.Minimum
-  quiet: float = 0.0
+  perfect: bool = False
   spread: float = 1.0
 
 
@@ -121,7 +126,8 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
   covariance = np.full((len(names),) * 2, np.nan)
   error = np.full(len(names), np.nan)
   open_: list[str] = []
-  if (known := found.information) is not None:
+  known = None if found.perfect else found.information
+  if known is not None:
     covariance = data.back @ known.beta @ data.back.T
     error = np.sqrt(np.diag(covariance))
     size = np.sqrt(np.mean(np.square(design.fixed), 0)) if len(names) else np.zeros(0)
@@ -133,7 +139,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
         open_.append(name)
         if flat:
           covariance[j], covariance[:, j], error[j] = np.nan, np.nan, np.inf
-  random = _Random(data, found)
+  random = _Random(data, found, known)
   residual_interval = None
   if found.residual is not None:
     residual_interval = _NAN
@@ -141,18 +147,24 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
       flat = bool((np.abs(known.flat_residual) > 1e-3).any())
       se = float(np.sqrt(known.log_residual or 0.0))
       residual_interval = _NAN if flat else _log_interval(found.residual, se)
-      if flat or not se < _WIDE_LOG or found.residual <= found.quiet:
+      if flat or not se < _WIDE_LOG:
         random.open.append("residual")
-  allowed = _STILL if known is not None else _STILL_BY_DIFFERENCES
+  if found.perfect:
+    both = [*names, *(f"sd of {name}" for name, sd in random.sd.items() if sd > 0)]
+    open_ += both if found.residual is None else ["residual"]
+  allowed = _STILL if found.information is not None else _STILL_BY_DIFFERENCES
   largest = float(np.abs(found.minimum.gradient).max(initial=0.0)) / rows
   fixed = data.back @ found.beta
+  conditional = error  # nan
+  if not found.perfect:
+    conditional = np.sqrt(np.diag(data.back @ found.conditional @ data.back.T))
   table = lambda values: dict(zip(names, map(float, values), strict=True))
   return Fit(
     family,
     estimator,
     table(fixed),
     table(error),
-    table(np.sqrt(np.diag(data.back @ found.conditional @ data.back.T))),
+    table(conditional),
     covariance,
     random.sd,
     random.interval,
@@ -175,6 +187,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     ),
     random.covariances,
     random.degenerate,
+    found.perfect,
   )
 
 
@@ -193,7 +206,7 @@ def _log_interval(value: float, se: float) -> tuple[float, float]:
 class _Random:
   """Standard deviations, intervals and correlations of the random effects."""
 
-  def __init__(self, data: Blocks, found: Maximum):
+  def __init__(self, data: Blocks, found: Maximum, known: estimates.Information | None):
     self.sd: dict[str, float] = {}
     self.interval: dict[str, tuple[float, float]] = {}
     self.correlation: dict[tuple[str, str], float] = {}
@@ -214,8 +227,8 @@ class _Random:
         by_column[key] = covariance[j]
         self.sd[key] = float(sds[j])
         self.interval[key] = _NAN
-        if sds[j] > 0 and found.information is not None:
-          self._interval(key, level, rows[j] / scale, j, places, found.information)
+        if sds[j] > 0 and known is not None:
+          self._interval(key, level, rows[j] / scale, j, places, known)
       for low, high in level.correlated:
         for i in range(low, high):
           for j in range(low, i):

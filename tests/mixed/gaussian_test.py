@@ -371,7 +371,13 @@ def test_an_exact_fit_leaves_the_residual_open(random):
   g, x = np.repeat(np.arange(6), 5), np.tile(np.arange(5.0), 6)
   y = 1 + 2 * x + random * (g - 2.5) * 3
   found = fit(design({"x": x, "y": y, "g": g}, "y", [ONE, "x"], ("g", [ONE], False)))
-  assert "residual" in found.undetermined
+  assert found.perfect and found.undetermined == ("residual",)
+  for errors in (found.fixed_se, found.fixed_se_conditional):
+    assert np.isnan(list(errors.values())).all()
+  assert np.isnan(found.sd_interval[ONE]).all() and np.isnan(found.residual_interval).all()
+  noisy = y + 1e-4 * np.sin(np.arange(30))
+  close_by = fit(design({"x": x, "y": noisy, "g": g}, "y", [ONE, "x"], ("g", [ONE], False)))
+  assert not close_by.perfect and close_by.fixed_se["x"] > 0
   close(found.fixed["x"], 2.0, 1e-6)
   if random:
     close(found.sd[ONE], 3 * np.sqrt(np.mean(np.square(np.arange(6) - 2.5))), 0.02)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from shrinkmeta.mixed.criteria.blocks import blocks
@@ -206,6 +207,21 @@ def test_a_maximum_behind_a_correlation_of_one():
   found = fit(made, "logistic")
   assert found.converged and found.log_likelihood > -19.5493
   assert -0.95 < found.correlation[ONE, "x"] < -0.93
+
+
+def test_groups_of_one_kind_alone_have_no_finite_sd():
+  """Pairs of two successes or two failures: the likelihood itself rises with the sd."""
+  both = lambda sd: scipy.integrate.quad(
+    lambda u: scipy.stats.norm.pdf(u) * scipy.special.expit(sd * u) ** 2, -9, 9, limit=200
+  )[0]
+  assert both(2) < both(8) < both(32) < both(128) < 0.5
+  table = {"y": np.repeat(np.arange(20) % 2, 2) * 1.0, "g": np.repeat(np.arange(20), 2)}
+  found = fit(design(table, "y", [ONE], ("g", [ONE], False)), "logistic")
+  assert found.perfect and found.undetermined == (ONE, "sd of (Intercept)")
+  assert np.isnan(found.sd_interval[ONE]).all() and np.isnan(found.fixed_se[ONE])
+  table["y"][0] = 1 - table["y"][0]
+  mixed = fit(design(table, "y", [ONE], ("g", [ONE], False)), "logistic")
+  assert not mixed.perfect and mixed.fixed_se[ONE] > 0 and mixed.sd_interval[ONE][0] > 0
 
 
 def test_without_variation_between_groups_it_is_a_generalised_linear_model():

@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
     mean: [N] of the response: of a trial if logistic, of the count if poisson.
     low, high: [N] interval of this mean.
     eta: [N] the linear predictor.
-    se: [N] its standard error; nan if the estimator is "predictive".
+    se: [N] its standard error; nan if the estimator is "predictive", or the fit is perfect.
     new_low, new_high: [N] interval of a new observation; nan if the family is not gaussian.
     known: [N] whether the fit knows every group of the row.
   """

@@ -68,7 +68,7 @@ class Summary(NamedTuple):
     criterion: log likelihood, restricted one, or l_PLL: what was maximised.
     log_likelihood: at the estimates.
     parameters: k.
-    aic, bic: None where the criterion is no likelihood.
+    aic, bic: None where the criterion is no likelihood, or the fit is perfect.
     icc: {factor: share of the variance}; empty for the poisson family.
     groups: {factor: (groups, smallest, largest)}, in rows.
     dropped: (reason, rows) of the rows that were left out.
@@ -108,7 +108,8 @@ def of(
     A Summary.
   """
   fixed = []
-  gaussian = fit.residual is not None and fit.estimator != "predictive" and bool(fit.fixed)
+  likelihood = fit.estimator != "predictive" and not fit.perfect
+  gaussian = fit.residual is not None and likelihood and bool(fit.fixed)
   freedom = degrees_of_freedom(fit, design) if gaussian else [math.inf] * len(fit.fixed)
   for (name, value), df in zip(fit.fixed.items(), map(float, freedom), strict=True):
     se = fit.fixed_se[name]
@@ -123,7 +124,7 @@ def of(
   ]
   if fit.residual is not None and fit.residual_interval is not None:
     sds.append(SdRow("residual", fit.residual, *fit.residual_interval, profile.get("residual")))
-  k, likelihood = sum(fit.parameters), fit.estimator != "predictive"
+  k = sum(fit.parameters)
   sizes = {term.group: np.bincount(term.index) for term in design.random}
   return Summary(
     _title(fit, design),
@@ -236,7 +237,7 @@ def _icc(fit: Fit, design: Design) -> dict[str, float]:
 def _notes(fit: Fit) -> tuple[str, ...]:
   what = _CRITERION[fit.estimator]
   notes = []
-  if fit.estimator != "predictive" and fit.fixed:
+  if fit.estimator != "predictive" and fit.fixed and not fit.perfect:
     text = "Standard errors allow for the estimation of the standard deviations."
     if fit.family == "gaussian":
       given = ", ".join(f"{se:.4g}" for se in fit.fixed_se_conditional.values())
@@ -254,6 +255,18 @@ def _notes(fit: Fit) -> tuple[str, ...]:
       f"Singular fit: the {what} is highest where effects by "
       f"{', '.join(fit.singular_correlation)} are combinations of one another, as at a correlation "
       "of 1. Try || in place of |."
+    )
+  if fit.perfect and fit.residual is not None:
+    notes.append(
+      "PERFECT FIT: the model repeats the response to its last digits. The likelihood grows "
+      "without end as the residual goes to 0. The residual and the log-likelihood above are those "
+      "of rounding, and there are no standard errors, intervals, AIC or BIC."
+    )
+  elif fit.perfect:
+    notes.append(
+      "COMPLETE SEPARATION: fixed effects and groups tell all successes from all failures. The "
+      "likelihood grows, or hardly falls, as the effects go to infinity, and the estimates are a "
+      "product of Laplace's approximation. So there are no standard errors, intervals, AIC or BIC."
     )
   if fit.undetermined:
     notes.append(f"NOT DETERMINED by these data, or hardly: {', '.join(fit.undetermined)}.")

@@ -225,9 +225,29 @@ def test_no_fixed_effects_and_wide_numbers():
   data = simulated()
   text = str(mixed.fit("y ~ 0 + (x | g)", data, estimator="reml"))
   assert "fixed effect" not in text and "restricted log-likelihood" in text
-  exact = mixed.fit("z ~ x + (1 | g)", data | {"z": 2 * data["x"] + np.repeat(np.arange(12), 8)})
-  row = next(line for line in str(exact).splitlines() if line.startswith("x "))
+  z = 2 * data["x"] + np.repeat(np.arange(12), 8) + 1e-5 * data["y"]
+  close = mixed.fit("z ~ x + (1 | g)", data | {"z": z})
+  row = next(line for line in str(close).splitlines() if line.startswith("x "))
   assert len(row.split("[")[0].split()) >= 5  # a space before every number
+
+
+def test_a_perfect_fit_has_no_errors():
+  data = simulated()
+  g = np.repeat(np.arange(12), 8)
+  data |= {"z": 2 * data["x"] + g % 5, "won": g % 2}
+  model = mixed.fit("z ~ x + (1 | g)", data)
+  text = " ".join(str(model).split())
+  assert "PERFECT FIT: the model repeats the response" in text and "x 2 " in text
+  assert "nan" not in text and "AIC 1" not in text and "Standard errors" not in text
+  assert "NOT DETERMINED by these data, or hardly: residual." in text
+  assert np.isnan(mixed.predict(model).se).all()
+  with pytest.raises(ValueError, match="likelihood has no maximum from which a profile"):
+    mixed.profile(model)
+  with pytest.raises(ValueError, match="The larger model repeats the response to its last digits"):
+    mixed.compare(mixed.fit("z ~ 1 + (1 | g)", data), model)
+  won = " ".join(str(mixed.fit("won ~ x + (1 | g)", data, family="logistic")).split())
+  assert "COMPLETE SEPARATION: fixed effects and groups tell all successes" in won
+  assert "or hardly: (Intercept), x, sd of (Intercept)." in won and "nan" not in won
 
 
 def test_the_text_says_what_to_know():
