@@ -50,6 +50,18 @@ def test_all_valleys_get_a_start(entries):
   assert len(found) <= 6
 
 
+def test_a_valley_in_which_two_entries_rise_together_gets_a_start():
+  def value(x):
+    u = np.log10(np.abs(x))
+    wide = 0.3 * np.square(u - [-1.0, 1.5, 1.5]).sum()
+    narrow = 4 * (u[0] - u[1]) ** 2 + 0.3 * (u[0] + u[1] - 5) ** 2 + (u[2] - 0.5) ** 2 - 0.2
+    return min(wide, narrow)
+
+  found = search.starts(value, 3, np.arange(3))
+  np.testing.assert_allclose(np.log10(found[0]), [2.5, 2.5, 0.5], atol=1e-12)
+  np.testing.assert_allclose(np.log10(found[1]), [-1.0, 1.5, 1.5], atol=1e-12)
+
+
 def test_held_entries_stay():
   of_free = search.held(rosenbrock, np.array([3.0, 0.0]), np.array([False, True]))
   found = search.minimise(of_free, np.array([0.0]))

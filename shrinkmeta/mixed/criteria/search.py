@@ -21,6 +21,7 @@ Hessian = Callable[[np.ndarray], np.ndarray]
 GRID = tuple(10.0 ** (i / 2) for i in range(-4, 7))  # 0.01 to 1000
 _MOST_STARTS = 6
 _PLAIN = 2  # diagonal entries for which all combinations of the grid are tried
+_COARSE = 3  # and for which those of every other point are
 
 
 class Minimum(NamedTuple):
@@ -169,7 +170,9 @@ def starts(value: Callable[[np.ndarray], float], count: int, diagonal: np.ndarra
   """Where to start: local minima of a grid over the diagonal entries of Lambda.
 
   Two entries take all combinations of the grid. With more of them, all take the same value first;
-  from every minimum of that line each entry then moves along the grid, in turn, twice.
+  from every minimum of that line each entry then moves along the grid, in turn, twice. Three
+  entries also take all combinations of every other point, whose minima go downhill on the whole
+  grid: a valley in which two entries rise together is not found by moving one at a time.
 
   Args:
     value: theta [k] -> the criterion to minimise.
@@ -196,18 +199,30 @@ def starts(value: Callable[[np.ndarray], float], count: int, diagonal: np.ndarra
   d, n = len(diagonal), len(grid)
   if d == 0:
     return [np.zeros(count)]
+
+  def near(place: tuple[int, ...], step: int) -> list[tuple[int, ...]]:
+    moves = itertools.product((-step, 0, step), repeat=d)
+    found = (tuple(map(sum, zip(place, move, strict=True))) for move in moves)
+    return [p for p in found if all(0 <= i < n for i in p)]
+
+  def valleys(step: int) -> list[tuple[int, ...]]:
+    places = itertools.product(range(0, n, step), repeat=d)
+    return [p for p in places if all(at(p) <= at(q) + 1e-8 for q in near(p, step))]
+
+  def downhill(place: tuple[int, ...]) -> tuple[int, ...]:
+    while at(lower := min(near(place, 1), key=at)) < at(place) - 1e-8:
+      place = lower
+    return place
+
   if d <= _PLAIN:
-    places = list(itertools.product(range(n), repeat=d))
-    moves = list(itertools.product((-1, 0, 1), repeat=d))
-    inside = lambda place: all(0 <= i < n for i in place)
-    near = lambda place: (tuple(map(sum, zip(place, move, strict=True))) for move in moves)
-    best = [p for p in places if all(at(p) <= at(q) + 1e-8 for q in near(p) if inside(q))]
+    best = valleys(1)
   else:
     line = [(i,) * d for i in range(n)]
     values = [at(place) for place in line]
     lowest = lambda i: values[i] <= min(values[max(i - 1, 0) : i + 2])
     best = [_along(line[i], at, d, n) for i in range(n) if lowest(i)]
     best += [_along(line[i], at, d, n) for i in (0, n // 2, n - 1)]
+    best += [downhill(place) for place in valleys(2)] if d == _COARSE else []
   # Where the criterion is flat, rounding would choose; then the one nearest to 1 comes first.
   middle = lambda place: sum(abs(np.log(grid[i])) for i in place)
   best = sorted(dict.fromkeys(best), key=lambda place: (round(at(place), 8), middle(place)))
