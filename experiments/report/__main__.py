@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments.report import page
+from experiments.report import browser, page
 from experiments.settings import flags as shared
 from experiments.settings import paths
 
 _OUT = shared.out()
+_OPEN = shared.open_page()
 _EVALUATION = flags.DEFINE_string(
   "evaluation", "test", "Which file of the runs: test, validation, or such as test-freeze0.1."
 )
@@ -27,7 +28,10 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError("Name folders of runs: python -m experiments.report runs/small_data")
   with shared.usage():
     folders = [paths.local("A folder of runs", text) for text in argv[1:]]
-    page.write(folders, pathlib.Path(shared.or_default(_OUT, "report")), _EVALUATION.value)
+    out = pathlib.Path(shared.or_default(_OUT, "report"))
+    written = page.write(folders, out, _EVALUATION.value)
+  if _OPEN.value:
+    browser.show(written)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ def write(
     diverged: runs that diverged in training, in words. No mean has them.
   """
   settings, curves = members[0].settings, [one.curve for one in members]
-  facts = _facts(members, diverged)
-  terms = "".join(f"<dt>{html.text(k)}</dt><dd>{html.text(v)}</dd>" for k, v in facts.items())
-  parts = [f"<h2>{number}. {html.text(heading(settings))}</h2><dl>{terms}</dl>"]
+  title = f"<h2>{number}. {html.text(heading(settings))}</h2>"
+  parts = [title + facts_list(members, diverged)]
 
-  tables = [f"Judged on: {facts['judged on']}"]
+  tables = [f"Judged on: {_facts(members, diverged)['judged on']}"]
   if diverged:
     tables.append(f"Diverged in training, in no mean: {'; '.join(diverged)}")
   at = report_step(settings)
@@ -54,6 +53,13 @@ def write(
       draw(file, learned)
       parts.append(html.picture(file, draw.__name__.replace("_", " ")))
   return "\n".join(parts)
+
+
+def facts_list(members: Sequence[Evaluated], diverged: Sequence[str]) -> str:
+  """Return protocol, training, seeds and machine of comparable runs as a list in HTML."""
+  facts = _facts(members, diverged).items()
+  terms = "".join(f"<dt>{html.text(k)}</dt><dd>{html.text(v)}</dd>" for k, v in facts)
+  return f"<dl>{terms}</dl>"
 
 
 def _facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def out() -> Text:
   return paths.define("out", "Where results are written; default as said above.")
 
 
+def open_page() -> flags.FlagHolder[bool]:
+  """--open."""
+  return flags.DEFINE_bool("open", False, "Opens the page in a browser once it is written.")
+
+
 def seed() -> flags.FlagHolder[int]:
   """--seed, of commands that run one."""
   return flags.DEFINE_integer("seed", 0, "Seed of everything that is drawn at random.")
