@@ -1,4 +1,4 @@
-"""Errors for designs that cannot be fitted: what came, and what to do."""
+"""Check that a mixed model can be fitted to a design; the errors say what to change."""
 
 import numpy as np
 
@@ -8,13 +8,14 @@ FAMILIES = ("gaussian", "logistic", "poisson")
 
 
 def check(design: Design) -> None:
-  """Raise if a design cannot be fitted, whatever the family.
+  """Raise ValueError if a design cannot be fitted with any family.
 
   Args:
     design: the matrices of a formula.
 
   Raises:
-    ValueError: what came, and what to do.
+    ValueError: the numbers of rows differ, there are too many columns or too few groups, or a
+      value is not allowed. The message says what to change.
   """
   rows, p = np.shape(design.fixed)
   if rows == 0 or rows != len(design.response):
@@ -68,14 +69,14 @@ def check(design: Design) -> None:
 
 
 def check_nested(coarse: str, fine: str, outer: np.ndarray, inner: np.ndarray) -> None:
-  """Raise unless every group of the finer factor lies in one group of the coarser one.
+  """Raise ValueError unless every group of the finer factor lies in one group of the coarser one.
 
   Args:
-    coarse, fine: the names of the factors.
-    outer, inner: [N] the groups of every row.
+    coarse, fine: the names of the two factors.
+    outer, inner: [N], the group of every row in the coarser and in the finer factor.
 
   Raises:
-    ValueError: crossed factors.
+    ValueError: the factors are crossed.
   """
   found = np.zeros(inner.max() + 1, int)
   found[inner] = outer
@@ -90,14 +91,15 @@ def check_nested(coarse: str, fine: str, outer: np.ndarray, inner: np.ndarray) -
 
 
 def check_response(design: Design, family: str) -> None:
-  """Raise if the family cannot have the response.
+  """Raise ValueError if the response does not fit the family.
 
   Args:
-    design: the matrices of a formula.
-    family: its family.
+    design: the design that holds the response.
+    family: the family.
 
   Raises:
-    ValueError: what came, and what to do.
+    ValueError: a value of the response or of the trials is not allowed, or the response is
+      constant. The message says what to change.
   """
   if family not in FAMILIES:
     raise ValueError(f"family is {family!r}; it is one of {', '.join(FAMILIES)}.")

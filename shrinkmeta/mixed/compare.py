@@ -1,17 +1,17 @@
-"""Likelihood-ratio tests of nested mixed models, at the boundary too.
+"""Likelihood-ratio tests of nested mixed models, also for a variance of 0.
 
     T = 2 (log L of the larger model - log L of the smaller one)
 
-A variance that is 0 under the smaller model lies on the boundary of its range, so that T is 0 in
-half of the data sets and a mixture of chi-squares over all:
+A variance that is 0 under the smaller model lies on the boundary of its range. For such a variance
+T is 0 in half of the data sets, and the distribution of T is a mixture of chi-squares:
 
     f more fixed effects and v independent variances     sum_i Binomial(v, 1/2)(i) chi2_(f + i)
     one more effect with c covariances with the others   chi2_(f + c) / 2 + chi2_(f + c + 1) / 2
 
-Both rows are limits for many groups. The first takes the estimates of the v variances as
-independent. With few groups T is 0 in more than half of the data sets, and p is too large: 0.26
-where the exact value is 0.18, in one test with ten groups of six rows. `bootstrap` needs no such
-theory: it refits both models to responses drawn from the smaller one.
+Both mixtures hold in the limit of many groups. The first assumes that the estimates of the v
+variances are independent. With few groups T is 0 in more than half of the data sets, and p is too
+large. In one test with ten groups of six rows, p was 0.26 and the exact value 0.18. `bootstrap`
+does not use these mixtures: it refits both models to responses drawn from the smaller one.
 
 References:
   Crainiceanu, Ruppert (2004). Journal of the Royal Statistical Society B 66, 165-185.
@@ -37,8 +37,8 @@ class Ratio(NamedTuple):
 
   Attributes:
     statistic: T.
-    p_value: the probability of a larger T under the smaller model.
-    mixture: {degrees of freedom: weight} of the chi-squares; empty for a bootstrap.
+    p_value: the probability under the smaller model that T is at least `statistic`.
+    mixture: {degrees of freedom: weight} of the mixture of chi-squares. Empty for a bootstrap.
   """
 
   statistic: float
@@ -47,19 +47,19 @@ class Ratio(NamedTuple):
 
 
 def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
-  """Test a mixed model against a larger one that contains it.
+  """Test a mixed model against a larger one that contains it, by a mixture of chi-squares.
 
   Args:
     small: the fit of the smaller model.
-    large: the fit of the larger model, to the same rows, by the same family and estimator.
+    large: the fit of the larger model, with the same rows, family and estimator.
 
   Returns:
-    The test.
+    The statistic, the p-value and the mixture.
 
   Raises:
-    ValueError: fits that cannot be compared: other rows, families or estimators; restricted
-      likelihoods of other fixed effects; a larger model that is not larger; two or more new
-      variances with covariances, for which no mixture is known.
+    ValueError: the fits differ in rows, family or estimator; they are REML fits with different
+      fixed effects; `large` is not the larger model; or `large` adds two or more variances
+      together with covariances, for which no mixture is known.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -95,21 +95,23 @@ def bootstrap(
   draws: int = 200,
   seed: int = 0,
 ) -> Ratio:
-  """Test a mixed model against a larger one by responses drawn from the fitted smaller one.
+  """Test a mixed model against a larger one by a parametric bootstrap.
+
+      p = (1 + number of draws whose T is at least the observed T) / (1 + draws)
 
   Args:
-    small: the design of the smaller model.
+    small: the design of the smaller model, from which the responses are drawn.
     large: the design of the larger model, with the same response.
-    family: of both.
-    estimator: "ml", or "reml" if the fixed effects are the same.
-    draws: number of responses; 200 resolve a p-value to 0.005.
-    seed: of the draws.
+    family: the family of both models.
+    estimator: "ml", or "reml" if both models have the same fixed effects.
+    draws: the number of drawn responses. With 200 draws the p-value has a resolution of 0.005.
+    seed: the seed of the draws.
 
   Returns:
-    The test; p = (1 + number of draws with a T at least as large) / (1 + draws).
+    The statistic and the p-value.
 
   Raises:
-    ValueError: designs that cannot be fitted or compared.
+    ValueError: a design cannot be fitted, or the two fits cannot be compared.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -133,19 +135,20 @@ def bootstrap(
 
 
 def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.ndarray:
-  """Draw a response from a fitted model, with new effects of all groups.
+  """Draw random effects and a response from a fitted model.
 
   Args:
-    fit: a fit.
-    design: its design.
-    seed: of the draws.
-    number: which draw of the seed.
+    fit: the fitted model.
+    design: the design of this fit.
+    seed: the seed of the draws.
+    number: the number of the draw. Each number gives another response for the same seed.
 
   Returns:
-    [N] the response.
+    The response [N].
 
   Raises:
-    ValueError: weights of a family other than gaussian: a row of weight 2 has no distribution.
+    ValueError: the family is not gaussian and a weight is not 1. The weight multiplies the log
+      density of its row, and the result is not the log density of any distribution.
 
   >>> from shrinkmeta.mixed.fit import fit
   >>> y, one = np.array([1.0, 2.0, 4.0]), np.ones((3, 1))
