@@ -34,7 +34,7 @@ class Algorithm(NamedTuple):
       "evidence": the log evidence of the training examples; a learned sigma follows it too.
       "pooled": the log-likelihood of all examples at theta = phi, without adaptation.
     gradient: how theta_hat is differentiated. "unrolled": through the inner steps. "first_order":
-      as if d theta_hat / d phi = I. "implicit": by the implicit function theorem. "none": not.
+      as if d theta_hat / d phi = I. "implicit": by the implicit function theorem. "none": never.
     prior: False drops the prior, so that a finite sigma^2 is only a step size.
   """
 
@@ -112,9 +112,10 @@ class Implicit:
       `num_batches` mini-batches of that size, drawn for each solve with a key that the caller
       passes, and scales it to all N. Batch statistics are then those of the mini-batches.
     num_batches: the number of these mini-batches. None takes all examples. With 1 the cost does not
-      grow with N. The noise of the draw averages out over tasks, but a bias stays: w is s g along
-      directions that no drawn example determines. With more than 1, each product linearises the
-      mini-batches anew, one in memory at a time, with 1.5 times the work of a stored linearisation.
+      grow with N. The noise of the draw averages out over tasks. A bias remains: w = s g along
+      directions that no drawn example determines. With more than 1, each product linearises one
+      mini-batch after another. This takes the memory of one mini-batch, and 1.5 times the work of
+      a product with a stored linearisation.
 
   >>> Implicit(solver="dual").max_steps
   30
@@ -212,7 +213,7 @@ class Spec(NamedTuple):
 
   @property
   def sees_all_tasks(self) -> bool:
-    """Whether the meta-loss needs all tasks of an update at once, and so no micro-batches."""
+    """Whether the meta-loss needs all tasks of an update at once, and excludes micro-batches."""
     return self.sigma_gradient == "joint" or bool(self.restricted)
 
 
