@@ -249,8 +249,8 @@ def check_spec(spec: Spec) -> None:
   learned, evidence = algorithm.sigma == "learned", algorithm.phi == "evidence"
   if algorithm.gradient == "unrolled" and spec.inner.tol is not None:
     raise ValueError(
-      "A gradient through the steps needs their number: set Inner.tol=None, or take an algorithm "
-      "with an implicit gradient, such as sm.sigma_imaml."
+      "A gradient through the inner steps needs a fixed number of steps: set Inner.tol=None, or "
+      "take an algorithm with an implicit gradient, such as sm.sigma_imaml."
     )
   for name, given in (("restricted", spec.restricted), ("log_det", spec.log_det != LogDet())):
     if given and not evidence:
@@ -261,11 +261,11 @@ def check_spec(spec: Spec) -> None:
       f"{tuple(sigma)}."
     )
   if spec.log_p_sigma is not None and not learned:
-    raise ValueError("log_p_sigma is a prior on a learned sigma; this algorithm has a fixed one.")
+    raise ValueError("log_p_sigma is for algorithms that learn sigma; this one has a fixed sigma.")
   if algorithm.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:
-    raise ValueError(f"This algorithm has no finite sigma: init_sigma is 0 or inf; got {sigma}.")
+    raise ValueError(f'init_sigma must be 0 or inf if Algorithm.sigma is "inf"; got {sigma}.')
   if evidence and math.inf in sigma.values():
-    raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
+    raise ValueError("init_sigma must be finite: the evidence needs a prior on theta.")
   if evidence or spec.sigma_gradient == "joint":
     check_whole(spec.implicit)
   if spec.has_mode:
@@ -290,13 +290,13 @@ def check_optimisers(spec: Spec) -> None:
     wanted = needs(getattr(spec, name), tree)
     if "value_fn" in wanted:
       raise ValueError(
-        f"{name} evaluates the loss at points of its own (a line search); an update knows it at "
-        "one: take another, such as optax.adam(1e-3) or optax.lbfgs(1e-2, linesearch=None)."
+        f"{name} has a line search, which needs the loss at several points. An update computes it "
+        "at one: take optax.adam(1e-3), or optax.lbfgs(1e-2, linesearch=None)."
       )
     if wanted and no_loss:
       raise ValueError(
-        f"{name} needs the loss, and reptile's phi follows none: take one that needs gradients "
-        "alone, such as optax.adam(1e-3)."
+        f"{name} needs the loss, but reptile computes no loss: take an optimiser that needs only "
+        "gradients, such as optax.adam(1e-3)."
       )
 
 
@@ -315,11 +315,11 @@ def check_algorithm(algorithm: Algorithm) -> None:
   if not fits or (sigma == "learned" and gradient == "none"):
     choices = "; ".join(f"{phi}: {' or '.join(own)}" for phi, own in _GRADIENTS.items())
     raise ValueError(
-      f"There is no {algorithm}. sigma is inf, fixed or, except with gradient none, learned. The "
-      f"gradients that go with each phi are {choices}. See sm.FAMILY."
+      f"There is no {algorithm}. sigma must be inf, fixed or learned; learned needs a gradient "
+      f"other than none. The gradients for each phi are {choices}. See sm.FAMILY."
     )
   if not prior and gradient not in ("unrolled", "first_order"):
-    raise ValueError("Without a prior there is no mode: the gradient goes through the steps.")
+    raise ValueError('prior=False has no mode: gradient must be "unrolled" or "first_order".')
 
 
 def check_sigma_gradient(spec: Spec) -> None:
@@ -331,7 +331,7 @@ def check_sigma_gradient(spec: Spec) -> None:
     raise ValueError(f"sigma_gradient={choice!r} is for sigma_reptile, in which phi follows l_MAP.")
   if choice == "joint" and spec.implicit.solver != "cg":
     raise ValueError(
-      f'sigma_gradient="joint" is solved by CG: implicit.solver is {spec.implicit.solver!r}.'
+      f'sigma_gradient="joint" needs solver="cg"; implicit.solver is {spec.implicit.solver!r}.'
     )
 
 

@@ -155,7 +155,7 @@ def as_table(data: Any) -> Table:
   columns = {str(name): _of_values(data[name], str(name)) for name in names}
   lengths = {name: len(column.values) for name, column in columns.items()}
   if len(set(lengths.values())) > 1:
-    raise ValueError(f"The columns of a table have one length; got {lengths}.")
+    raise ValueError(f"The columns of a table must have equal lengths; got {lengths}.")
   if len(columns) < len(names):
     raise ValueError(f"The table has a column name twice: {names}.")
   rows = next(iter(lengths.values()), 0)
@@ -239,8 +239,8 @@ def _fields(
   except csv.Error as error:
     line = kept[min(start, len(kept) - 1)] + 1
     raise ValueError(
-      f"{path} is no CSV file that can be read: line {line}: {error}. If something other than "
-      f"{_WORDS.get(sep, sep)} separates columns, say so by sep."
+      f"{path} cannot be read as a CSV file: line {line}: {error}. If something other than "
+      f"{_WORDS.get(sep, sep)} separates the columns, pass sep."
     ) from error
   return numbers, rows
 
@@ -259,7 +259,7 @@ def _separator(lines: Sequence[str], path: pathlib.Path, comment: str | None) ->
       fits.append(sep)
   if len(fits) > 1:
     names = " or by ".join(_SEPARATORS[sep] for sep in fits)
-    raise ValueError(f"The columns of {path} may be separated by {names}: say which, by sep.")
+    raise ValueError(f"The columns of {path} may be separated by {names}: pass sep to choose.")
   # If none fits, the one that the column names point to, for an error that names the row.
   return fits[0] if fits else max(counts, key=lambda sep: counts[sep], default=",")
 
@@ -279,7 +279,7 @@ def _other_length(
   elif len(row) == len(names) + 1:
     hint = " Give the first column a name if it holds names of rows."
   elif len(names) == 1 and sep == ",":
-    hint = " If something other than comma, semicolon or tab separates columns, say so by sep."
+    hint = " If something other than comma, semicolon or tab separates the columns, pass sep."
   return (
     f"{path}, row {i} (line {line}): {len(row)} fields, but there are {len(names)} column names, "
     f"{', '.join(names)}.{hint}"
@@ -295,8 +295,8 @@ def _decimal(fields: Mapping[str, Sequence[str]], sep: str, path: pathlib.Path) 
   points = [v for v in cells if _POINT_NUMBER.fullmatch(v)]
   if commas and points:
     raise ValueError(
-      f"{path} has numbers such as {commas[0]} and such as {points[0]}: say by decimal which sign "
-      "is the decimal one."
+      f"{path} has numbers such as {commas[0]} and such as {points[0]}: pass decimal to choose "
+      "the decimal sign."
     )
   return "," if commas else "."
 

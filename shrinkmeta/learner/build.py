@@ -58,12 +58,10 @@ def make_learner(
     log_p_phi: a log density phi -> [], nats. The meta-loss subtracts log_p_phi / n once per update.
       If phi follows l_MAP or the evidence, n is the number of tasks. If phi follows the pooled
       data, n is the number of all examples. Otherwise n is the number of validation examples.
-    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. If sigma is learned, the
-      meta-loss subtracts log_p_sigma / n once per update. n is the number of tasks for the
-      evidence, and otherwise the number of validation examples.
+    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. The meta-loss of a learned sigma
+      subtracts log_p_sigma / n, with n tasks for the evidence, and otherwise n validation examples.
     log_det: how the determinant of the evidence is computed.
-    restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
-      models: see `sm.restriction`.
+    restricted: modules of phi that the evidence integrates out too (REML): see `sm.restriction`.
     sigma_gradient: "joint", "per_task" or "diagonal", for algorithms in which phi follows l_MAP:
       see `sm.sigma_reptile`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and an

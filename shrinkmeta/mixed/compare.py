@@ -122,7 +122,7 @@ def bootstrap(
   True
   """
   if draws < 1:
-    raise ValueError(f"draws is {draws}; at least one is needed.")
+    raise ValueError(f"draws must be at least 1; got {draws}.")
   both = lambda a, b: (fit(a, family, estimator), fit(b, family, estimator))  # pyright: ignore
   null, other = both(small, large)
   statistic = _statistic(null, other)
@@ -169,8 +169,8 @@ def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.
     return eta + fit.residual / np.sqrt(weights) * rng.normal(size=len(eta))
   if design.weights is not None and not np.all(np.asarray(design.weights) == 1):
     raise ValueError(
-      f"The weights multiply log densities of a {fit.family} response, which has no distribution "
-      "to draw from. Repeat rows in place of weights."
+      f"A {fit.family} response with weights other than 1 cannot be drawn: a weighted log density "
+      "is not the log density of a distribution. Repeat rows instead of weighting them."
     )
   if fit.family == "logistic":
     trials = np.ones(len(eta)) if design.trials is None else design.trials
@@ -183,21 +183,21 @@ def _statistic(small: Fit, large: Fit) -> float:
   settings = lambda one: (one.family, one.estimator, one.rows)
   if settings(small) != settings(large):
     raise ValueError(
-      f"The fits are of (family, estimator, rows) {settings(small)} and {settings(large)}; these "
+      f"The fits have (family, estimator, rows) {settings(small)} and {settings(large)}; these "
       "must be the same."
     )
   if small.estimator == "predictive":
-    raise ValueError("The predictive criterion is no log likelihood; fit both models with 'ml'.")
+    raise ValueError("The predictive criterion is not a log likelihood; fit both models by 'ml'.")
   if small.estimator == "reml" and set(small.fixed) != set(large.fixed):
     raise ValueError(
-      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}, and "
-      "restricted likelihoods of other fixed effects are of other data; fit both models with 'ml'."
+      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}. Restricted "
+      "likelihoods with different fixed effects cannot be compared; fit both models by 'ml'."
     )
   statistic = 2 * (large.criterion - small.criterion)
   if statistic < -1e-4:
     raise ValueError(
       f"The larger model has the lower likelihood, {large.criterion:.4f} to {small.criterion:.4f}, "
-      "so it does not contain the smaller one. Compare models of which one is a case of the other."
+      "so it does not contain the smaller one. Compare nested models only."
     )
   return max(statistic, 0.0)
 

@@ -75,9 +75,9 @@ def fit(
   """
   checks.check_response(design, family)
   if estimator not in ESTIMATORS:
-    raise ValueError(f"estimator is {estimator!r}; it is one of {', '.join(ESTIMATORS)}.")
+    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
   if estimator == "reml" and family != "gaussian":
-    raise ValueError(f"reml is for the gaussian family, and this is {family}; take estimator='ml'.")
+    raise ValueError(f"reml is for the gaussian family; got {family}. Use estimator='ml'.")
   data = blocks(design)
   if estimator == "predictive":
     found = _predictive(data, family, seed)

@@ -63,10 +63,10 @@ def profile_interval(
     raise ValueError(f"There is no standard deviation {name!r}; the fit has {', '.join(names)}.")
   if fit.estimator == "predictive":
     raise ValueError(
-      "The predictive criterion is no log likelihood, so it has no intervals; fit with 'ml'."
+      "The predictive criterion is not a log likelihood, so it has no intervals; fit by 'ml'."
     )
   if not 0 < level < 1:
-    raise ValueError(f"level is {level}; it lies between 0 and 1.")
+    raise ValueError(f"level must lie between 0 and 1; got {level}.")
   data = blocks(design, centred=False, first=name)
   allowed = float(scipy.special.chdtri(1, 1 - level)) / 2
   if fit.family == "gaussian":

@@ -85,7 +85,8 @@ def fit(
   if family not in checks.FAMILIES:
     meant = _NAMES.get(str(family).lower())
     hint = f" Write {meant!r}." if meant else ""
-    raise ValueError(f"family is {family!r}; it is one of {', '.join(checks.FAMILIES)}.{hint}")
+    wanted = ", ".join(checks.FAMILIES)
+    raise ValueError(f"family must be one of {wanted}; got {family!r}.{hint}")
   design, template = build.prepare(
     formula, table, family=family, weights=weights, trials=trials, offset=offset
   )
@@ -196,8 +197,8 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
   one, other = small.estimates, large.estimates
   if one.rows != other.rows:
     raise ValueError(
-      f"The models are of {one.rows} and {other.rows} rows. If a column of one has missing values, "
-      "leave these rows out of both."
+      f"The models are fitted to {one.rows} and {other.rows} rows. If a column of one model has "
+      "missing values, leave these rows out of both models."
     )
   for name, what in (("response", "responses"), ("weights",) * 2, ("trials",) * 2):
     if not _same(getattr(small.design, name), getattr(large.design, name)):

@@ -77,7 +77,7 @@ def predict(
   import scipy.special
 
   if not 0 < level < 1:
-    raise ValueError(f"level is {level}; it is between 0 and 1, such as 0.95.")
+    raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}.")
   fit, design = model.estimates, model.design
   if table is None:
     rows = NewRows(
