@@ -144,7 +144,7 @@ def new_rows(template: Template, table: Any, offset: np.ndarray | None = None) -
   Args:
     template: the Template that `prepare` returned for the fitted data.
     table: the new rows, in a form that `design` accepts, without the response. A grouping column
-      may be absent or have missing values. The rows concerned then belong to a new group.
+      may be absent or have missing values. Rows without a group label count as a new group.
     offset: the offset of the new rows [N]. It is needed if the fit got its offset as numbers.
 
   Returns:

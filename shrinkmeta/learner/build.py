@@ -59,7 +59,7 @@ def make_learner(
       If phi follows l_MAP or the evidence, n is the number of tasks. If phi follows the pooled
       data, n is the number of all examples. Otherwise n is the number of validation examples.
     log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. The meta-loss of a learned sigma
-      subtracts log_p_sigma / n, with n tasks for the evidence, and otherwise n validation examples.
+      subtracts log_p_sigma / n. n counts tasks for the evidence, and otherwise validation examples.
     log_det: how the determinant of the evidence is computed.
     restricted: modules of phi that the evidence integrates out too (REML): see `sm.restriction`.
     sigma_gradient: "joint", "per_task" or "diagonal", for algorithms in which phi follows l_MAP:

@@ -1,4 +1,4 @@
-"""Likelihood-ratio tests of nested mixed models, also for a variance of 0.
+"""Likelihood-ratio tests of nested mixed models, also if the smaller one has a variance of 0.
 
     T = 2 (log L of the larger model - log L of the smaller one)
 

@@ -286,7 +286,7 @@ def test_a_hundred_thousand_groups():
     ("y ~ f * part + (1 | g)", {}, "do not occur together.*one column that names"),
     ("y ~ cr(x, df=3, constraints='none') + (1 | g)", {}, "options of cr must be numbers"),
     ("cbind(n, n) ~ x + (1 | g)", {}, "is a logistic response; the family is gaussian"),
-    ("cbind(n, n) ~ x + (1 | g)", {"family": "logistic", "trials": "n"}, "leave out the argument trials"),
+    ("cbind(n, n) ~ x + (1 | g)", {"family": "logistic", "trials": "n"}, "leave out the arg"),
     ("cbind(n, x) ~ x + (1 | g)", {"family": "logistic"}, "among the terms"),
     ("cbind(n, y) ~ x + (1 | g)", {"family": "logistic"}, "must be at least 0; a row is negative"),
     (

@@ -6,7 +6,7 @@
     count ~ x + offset(log(days)) + (1 | site)
 
 This file parses the random terms. The package formulaic parses the fixed part and the terms to the
-left of a bar. It gets them with `_c0_`, `_c1_`, ... in place of the names of the columns.
+left of a bar. In these parts `_c0_`, `_c1_`, ... stand for the names of the columns.
 """
 
 import re

@@ -1,10 +1,10 @@
 """The functions that a formula may call, and the check that an expression calls no others.
 
-formulaic evaluates an expression as Python code. So `ast` parses every expression first. It may
-hold only arithmetic with columns, comparisons, and calls of `FUNCTIONS`. Anything else is an error,
-so a formula cannot run other code. The columns are called `_c0_` or `_t0_` in these expressions,
-so a column may have any name in the table. `_c0_` holds numbers, or levels if the column holds
-text. `_t0_` always holds levels.
+formulaic evaluates an expression as Python code. So this file parses every expression with `ast`
+first. An expression may contain only arithmetic with columns, comparisons, and calls of
+`FUNCTIONS`. Anything else is an error, so a formula cannot run other code. The columns are called
+`_c0_` or `_t0_` in these expressions, so a column may have any name in the table. `_c0_` holds
+numbers, or levels if the column holds text. `_t0_` always holds levels.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Fit a mixed model from a formula and a table, and ask the fitted model questions."""
+"""Fit a formula to a table; summaries, effects, intervals and tests of the fitted model."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -57,8 +57,8 @@ def fit(
     formula: the formula, such as "y ~ x + (x | g)". docs/mixed.md lists what it may contain.
     table: the path of a text file, {name: values}, a pandas DataFrame, or a Table from `read`.
     family: "gaussian", "logistic" (a response of 0 and 1, or counts with trials) or "poisson".
-    estimator: "ml" (maximum likelihood), "reml" (restricted maximum likelihood, gaussian only) or
-      "predictive" (the log-likelihood of one half of each group given the other half).
+    estimator: "ml" maximises the likelihood, and "reml" the restricted likelihood (gaussian only).
+      "predictive" maximises the log-likelihood of each half of every group given the other half.
     weights: the weights of the rows, all above 0. Give a column, an expression such as "1 / se^2",
       numbers [N], or one number for all rows.
     trials: the numbers of trials, in the same forms as `weights`. Give them if the response counts

@@ -65,8 +65,8 @@ def predict(
 
   Raises:
     ValueError: a predictor is absent, is missing in a row, or has a level that the fitted data do
-      not have; a group lies in another coarser group than in the fitted data; or `level` is not
-      between 0 and 1.
+      not have; a row puts a fitted group into a different coarser group; or `level` is not between
+      0 and 1.
 
   >>> from shrinkmeta.mixed.answers.model import fit
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}

@@ -6,8 +6,8 @@
 
 u^ is the mode of log p(y given eta(u)) - |u|^2 / 2. W is diagonal, with entries
 w = -d^2 log p / d eta^2. log p includes all its constants, as in glmmTMB and in the library's
-`log_evidence`. For a correlated term (x | g) the approximation is of the joint integral over all
-effects of a group. Lambda is diagonal for an uncorrelated term (x || g).
+`log_evidence`. The integral over all effects of a group is approximated jointly. Lambda is diagonal
+for an uncorrelated term (x || g), and lower triangular for a correlated term (x | g).
 
 The gradient of this approximation is exact. Let s be the score d log p / d eta and w' the
 derivative of w. Let h_i = z_i' Lambda H^-1 Lambda' z_i, v = h w' / 2, H a = Lambda' Z' v, and

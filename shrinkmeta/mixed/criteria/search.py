@@ -46,7 +46,7 @@ def differences(objective: Objective, x: np.ndarray, step: float = 1e-4) -> np.n
   Args:
     objective: x -> (value, gradient [k]).
     x: [k], the point at which to compute the Hessian.
-    step: the step h of the differences. For an entry of x above 1 in size, h is multiplied by it.
+    step: the step h of the differences. For an entry of x with |x_i| > 1, h is multiplied by |x_i|.
 
   Returns:
     The Hessian [k, k], made symmetric.
