@@ -221,7 +221,7 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
   sigma = known_sigma(learner.spec, state, "choose_modules")
   if not any(sigma.values()):
     raise ValueError(
-      "No module of this learner moves: sigma is 0 for all. Choose with one that adapts, such as "
+      "Every module of this learner is frozen (sigma is 0). Use a learner that adapts, such as "
       "sm.sigma_imaml or sm.fine_tuning."
     )
   if len(jax.tree.leaves(tasks.val.targets)[0]) < 2 and tolerance is None:

@@ -32,7 +32,7 @@ class Interval(NamedTuple):
   Attributes:
     mean: the mean; NaN without tasks.
     low: the lower end of the interval; NaN with fewer than two tasks.
-    high: the upper end; NaN likewise.
+    high: the upper end of the interval; NaN with fewer than two tasks.
 
   >>> print(Interval(0.5, 0.45, 0.55))
   0.5 [0.45, 0.55]

@@ -82,7 +82,8 @@ def check_meta_gradient(
   phi changes with sigma, but the differences hold phi fixed.
 
   Two programs compile: one for the meta-gradient and the losses, and one for the derivative through
-  every inner step. For every row the first runs twice, or four times if the row does not agree.
+  every inner step. For every row of the table the first program runs twice. It runs four times if
+  the derivatives in the row do not agree.
 
   Args:
     learner: the learner to check.

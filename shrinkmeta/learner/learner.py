@@ -1,8 +1,8 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is a mean over the tasks that did not fail. For phi, `Algorithm.phi` says of what:
-validation NLL at theta_hat, training negative log joint, negative log evidence, or the NLL of all
-examples at phi. For sigma it is the validation NLL, or with "evidence" the negative log evidence.
+The meta-loss is a mean over the tasks that did not fail. `Algorithm.phi` chooses the meta-loss of
+phi: the validation NLL at theta_hat, the negative log joint, the negative log evidence, or the NLL
+of all examples at phi. The meta-loss of sigma is the validation NLL, or the negative log evidence.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""Linear and generalised linear mixed models: fits, summaries, effects of groups, predictions.
+"""Fit linear and generalised linear mixed models, summarise them, and predict with them.
 
     model = mixed.fit("y ~ x + (x | g)", "data.csv", estimator="reml")
     print(model)
 
-`fit` takes a formula, `fit_design` the matrices that a formula makes.
+`fit` takes a formula and a table. `fit_design` takes the matrices, which `design` makes of both.
 """
 
 from shrinkmeta.formulas.build import design as design

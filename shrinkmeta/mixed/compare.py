@@ -1,17 +1,17 @@
-"""Likelihood-ratio tests of nested mixed models, at the boundary too.
+"""Likelihood-ratio tests of nested mixed models, also if the smaller one has a variance of 0.
 
     T = 2 (log L of the larger model - log L of the smaller one)
 
-A variance that is 0 under the smaller model lies on the boundary of its range, so that T is 0 in
-half of the data sets and a mixture of chi-squares over all:
+A variance that is 0 under the smaller model lies on the boundary of its range. For such a variance
+T is 0 in half of the data sets, and the distribution of T is a mixture of chi-squares:
 
     f more fixed effects and v independent variances     sum_i Binomial(v, 1/2)(i) chi2_(f + i)
     one more effect with c covariances with the others   chi2_(f + c) / 2 + chi2_(f + c + 1) / 2
 
-Both rows are limits for many groups. The first takes the estimates of the v variances as
-independent. With few groups T is 0 in more than half of the data sets, and p is too large: 0.26
-where the exact value is 0.18, in one test with ten groups of six rows. `bootstrap` needs no such
-theory: it refits both models to responses drawn from the smaller one.
+Both mixtures hold in the limit of many groups. The first assumes that the estimates of the v
+variances are independent. With few groups T is 0 in more than half of the data sets, and p is too
+large. In one test with ten groups of six rows, p was 0.26 and the exact value 0.18. `bootstrap`
+does not use these mixtures: it refits both models to responses drawn from the smaller one.
 
 References:
   Crainiceanu, Ruppert (2004). Journal of the Royal Statistical Society B 66, 165-185.
@@ -37,8 +37,8 @@ class Ratio(NamedTuple):
 
   Attributes:
     statistic: T.
-    p_value: the probability of a larger T under the smaller model.
-    mixture: {degrees of freedom: weight} of the chi-squares; empty for a bootstrap.
+    p_value: the probability under the smaller model that T is at least `statistic`.
+    mixture: {degrees of freedom: weight} of the mixture of chi-squares. Empty for a bootstrap.
   """
 
   statistic: float
@@ -47,19 +47,19 @@ class Ratio(NamedTuple):
 
 
 def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
-  """Test a mixed model against a larger one that contains it.
+  """Test a mixed model against a larger one that contains it, by a mixture of chi-squares.
 
   Args:
     small: the fit of the smaller model.
-    large: the fit of the larger model, to the same rows, by the same family and estimator.
+    large: the fit of the larger model, with the same rows, family and estimator.
 
   Returns:
-    The test.
+    The statistic, the p-value and the mixture.
 
   Raises:
-    ValueError: fits that cannot be compared: other rows, families or estimators; restricted
-      likelihoods of other fixed effects; a larger model that is not larger; two or more new
-      variances with covariances, for which no mixture is known.
+    ValueError: the fits differ in rows, family or estimator; they are REML fits with different
+      fixed effects; `large` is not the larger model; or `large` adds two or more variances
+      together with covariances, for which no mixture is known.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -95,21 +95,23 @@ def bootstrap(
   draws: int = 200,
   seed: int = 0,
 ) -> Ratio:
-  """Test a mixed model against a larger one by responses drawn from the fitted smaller one.
+  """Test a mixed model against a larger one by a parametric bootstrap.
+
+      p = (1 + number of draws whose T is at least the observed T) / (1 + draws)
 
   Args:
-    small: the design of the smaller model.
+    small: the design of the smaller model, from which the responses are drawn.
     large: the design of the larger model, with the same response.
-    family: of both.
-    estimator: "ml", or "reml" if the fixed effects are the same.
-    draws: number of responses; 200 resolve a p-value to 0.005.
-    seed: of the draws.
+    family: the family of both models.
+    estimator: "ml", or "reml" if both models have the same fixed effects.
+    draws: the number of drawn responses. With 200 draws the p-value has a resolution of 0.005.
+    seed: the seed of the draws.
 
   Returns:
-    The test; p = (1 + number of draws with a T at least as large) / (1 + draws).
+    The statistic and the p-value.
 
   Raises:
-    ValueError: designs that cannot be fitted or compared.
+    ValueError: a design cannot be fitted, or the two fits cannot be compared.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -120,7 +122,7 @@ def bootstrap(
   True
   """
   if draws < 1:
-    raise ValueError(f"draws is {draws}; at least one is needed.")
+    raise ValueError(f"draws must be at least 1; got {draws}.")
   both = lambda a, b: (fit(a, family, estimator), fit(b, family, estimator))  # pyright: ignore
   null, other = both(small, large)
   statistic = _statistic(null, other)
@@ -133,19 +135,20 @@ def bootstrap(
 
 
 def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.ndarray:
-  """Draw a response from a fitted model, with new effects of all groups.
+  """Draw random effects and a response from a fitted model.
 
   Args:
-    fit: a fit.
-    design: its design.
-    seed: of the draws.
-    number: which draw of the seed.
+    fit: the fitted model.
+    design: the design of this fit.
+    seed: the seed of the draws.
+    number: the number of the draw. Each number gives another response for the same seed.
 
   Returns:
-    [N] the response.
+    The response [N].
 
   Raises:
-    ValueError: weights of a family other than gaussian: a row of weight 2 has no distribution.
+    ValueError: the family is not gaussian and a weight is not 1. The weight multiplies the log
+      density of its row, and the result is not the log density of any distribution.
 
   >>> from shrinkmeta.mixed.fit import fit
   >>> y, one = np.array([1.0, 2.0, 4.0]), np.ones((3, 1))
@@ -166,8 +169,8 @@ def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.
     return eta + fit.residual / np.sqrt(weights) * rng.normal(size=len(eta))
   if design.weights is not None and not np.all(np.asarray(design.weights) == 1):
     raise ValueError(
-      f"The weights multiply log densities of a {fit.family} response, which has no distribution "
-      "to draw from. Repeat rows in place of weights."
+      f"A {fit.family} response with weights other than 1 cannot be drawn: a weighted log density "
+      "is not the log density of a distribution. Repeat rows instead of weighting them."
     )
   if fit.family == "logistic":
     trials = np.ones(len(eta)) if design.trials is None else design.trials
@@ -180,21 +183,21 @@ def _statistic(small: Fit, large: Fit) -> float:
   settings = lambda one: (one.family, one.estimator, one.rows)
   if settings(small) != settings(large):
     raise ValueError(
-      f"The fits are of (family, estimator, rows) {settings(small)} and {settings(large)}; these "
+      f"The fits have (family, estimator, rows) {settings(small)} and {settings(large)}; these "
       "must be the same."
     )
   if small.estimator == "predictive":
-    raise ValueError("The predictive criterion is no log likelihood; fit both models with 'ml'.")
+    raise ValueError("The predictive criterion is not a log likelihood; fit both models by 'ml'.")
   if small.estimator == "reml" and set(small.fixed) != set(large.fixed):
     raise ValueError(
-      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}, and "
-      "restricted likelihoods of other fixed effects are of other data; fit both models with 'ml'."
+      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}. Restricted "
+      "likelihoods with different fixed effects cannot be compared; fit both models by 'ml'."
     )
   statistic = 2 * (large.criterion - small.criterion)
   if statistic < -1e-4:
     raise ValueError(
       f"The larger model has the lower likelihood, {large.criterion:.4f} to {small.criterion:.4f}, "
-      "so it does not contain the smaller one. Compare models of which one is a case of the other."
+      "so it does not contain the smaller one. Compare nested models only."
     )
   return max(statistic, 0.0)
 

@@ -1,4 +1,4 @@
-"""A fitted mixed model in the units of the data."""
+"""The result of fitting a mixed model, in the units of the data."""
 
 from typing import Literal, NamedTuple
 
@@ -23,35 +23,39 @@ _STILL_BY_DIFFERENCES = 1e-4  # nats that a Newton step may gain, where differen
 class Fit(NamedTuple):
   """A fitted mixed model, in the units of the data.
 
-  Errors and intervals are nan if the estimator is "predictive": its criterion is no log likelihood,
-  so its curvature does not say how far the estimates are off.
+  If the estimator is "predictive", standard errors and intervals are nan. Its criterion is not a
+  log likelihood, so the inverse of its Hessian is not a covariance of the estimates.
 
   Attributes:
-    family, estimator: as asked for.
+    family, estimator: the arguments of `fit`.
     fixed: {name: estimate} of the fixed effects.
-    fixed_se: {name: standard error} from the observed information of all parameters; inf for an
+    fixed_se: {name: standard error}, from the observed information of all parameters. inf for an
       effect that the data do not determine.
-    fixed_se_conditional: the same at given variances, as lme4 prints them for linear models.
-    fixed_covariance: [P, P] behind `fixed_se`; nan for effects that are not determined.
-    sd: {name: standard deviation} of the random effects; 0 for a boundary estimate.
-    sd_interval: {name: (low, high)}, 95 %, Wald's on the log scale; nan on the boundary.
-    correlation: {(name, name): correlation} of the effects of correlated terms; nan beside an sd of
-      0.
-    residual, residual_interval: the residual standard deviation; None if not gaussian.
-    log_likelihood: not restricted, with all constants, at the estimates; Laplace's approximation if
-      not gaussian.
-    criterion: what was maximised: log likelihood, restricted one, or l_PLL.
-    singular: names of the effects whose sd is 0.
-    undetermined: what the data leave open or nearly so: names of fixed effects, "sd of NAME",
-      "residual".
+    fixed_se_conditional: {name: standard error} at given variances, as lme4 prints them for linear
+      models.
+    fixed_covariance: [P, P], the covariance of the fixed effects. nan for undetermined effects.
+    sd: {name: standard deviation} of the random effects. It is 0 if the maximum is at 0.
+    sd_interval: {name: (low, high)}, Wald's 95 % interval on the log scale. nan if the sd is 0.
+    correlation: {(name, name): correlation} of the effects of a correlated term. nan if the sd of
+      one of the two is 0.
+    residual, residual_interval: the residual standard deviation and its interval. None if the
+      family is not gaussian.
+    log_likelihood: the log likelihood at the estimates, not restricted, with all constants. It is
+      Laplace's approximation if the family is not gaussian.
+    criterion: the maximised criterion: the log likelihood, the restricted log likelihood, or l_PLL.
+    singular: the names of the effects whose sd is 0.
+    undetermined: the parameters that the data do not determine, or hardly determine: names of fixed
+      effects, "sd of NAME", "residual".
     converged: whether the search ended at a maximum.
-    gradient: largest entry of the criterion's gradient at the end, per row, in scaled coordinates.
-    rows: N.
+    gradient: the largest entry of the criterion's gradient at the end, divided by N, in scaled
+      coordinates.
+    rows: the number of rows N.
     groups: {grouping factor: number of groups}.
-    parameters: (fixed effects, variances, covariances, residual variances) that were estimated.
+    parameters: the numbers of fixed effects, variances, covariances and residual variances that
+      were estimated.
     covariances: Sigma_k [q_k, q_k] of every random term of the design.
-    singular_correlation: names of the grouping factors with a term whose covariance has no full
-      rank although no standard deviation in it is 0, such as a correlation of 1.
+    singular_correlation: the grouping factors with a singular covariance in which no standard
+      deviation is 0. A correlation of 1 is an example.
   """
 
   family: Family
@@ -82,15 +86,15 @@ class Maximum(NamedTuple):
   """A maximum in the coordinates of the blocks.
 
   Attributes:
-    beta: [P] fixed effects.
-    theta: [k] the entries of Lambda.
-    residual: s in the units of the data; None if not gaussian.
-    information: covariances of the parameters; None for a criterion that is no log likelihood.
-    conditional: [P, P] covariance of beta at given variances.
+    beta: [P], the fixed effects.
+    theta: [k], the entries of Lambda.
+    residual: s, in the units of the data. None if the family is not gaussian.
+    information: the covariances of the parameters. None if the criterion is not a log likelihood.
+    conditional: [P, P], the covariance of beta at given variances.
     log_likelihood, criterion: as in `Fit`.
-    minimum: the end of the search.
-    quiet: a residual of this size or less is rounding.
-    spread: the size of what least squares without groups leaves of the response, or 1.
+    minimum: the minimum at which the search ended.
+    quiet: the largest residual that may be due to rounding alone.
+    spread: the root mean square of the residuals of least squares without random effects, or 1.
   """
 
   beta: np.ndarray
@@ -106,11 +110,11 @@ class Maximum(NamedTuple):
 
 
 def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -> Fit:
-  """The fit in the units of the data.
+  """Convert a maximum to a Fit, in the units of the data.
 
   Args:
     data: the blocks.
-    family, estimator: as asked for.
+    family, estimator: the arguments of `fit`.
     found: the maximum.
 
   Returns:

@@ -87,7 +87,7 @@ def freeze(
   labels: modules.Labels,
   also: Iterable[str],
 ) -> tuple[PyTree, Frozen]:
-  """Find the frozen modules, some of which the caller names; return (checked phi, their names).
+  """Find the frozen modules, and check log sigma^2 against them.
 
   Args:
     phi: the parameters that all tasks share.
@@ -95,6 +95,9 @@ def freeze(
     known: {module: log sigma^2, or None while it is traced}.
     labels: the module of every parameter.
     also: the modules that the caller names as frozen.
+
+  Returns:
+    (phi after the check of `as_built`, the names of the frozen modules).
   """
   also = modules.module_names("frozen", also, labels)
   frozen = frozen_modules(known, also)

@@ -128,13 +128,13 @@ def width_for(names: Iterable[str]) -> float:
 
 
 def title(ax: "Axes", text: str, pad: float = 6) -> None:
-  """Write the title of a panel, at its left and as it is."""
+  """Write the title of a panel at its left, with "$" as an ordinary character."""
   style = {"fontsize": TITLE, "fontweight": "bold", "color": INK, "parse_math": False}
   ax.set_title(text, loc="left", pad=pad, **style)
 
 
 def axis_labels(ax: "Axes", x: str | None = None, y: str | None = None) -> None:
-  """Write the words beside the axes, as they are."""
+  """Write the labels of the axes, with "$" as an ordinary character."""
   for write, text in ((ax.set_xlabel, x), (ax.set_ylabel, y)):
     if text is not None:
       write(text, fontsize=TEXT, color=INK, parse_math=False)
@@ -154,8 +154,8 @@ def legend_above(ax: "Axes", entries: Mapping[str, "Artist"], width: float = 5.0
   """Draw a legend between the panel and its title.
 
   Args:
-    ax: the panel. Its title gets out of the way.
-    entries: {name: what is drawn like it}.
+    ax: the panel. Its title moves up to make room.
+    entries: {name: an Artist drawn in the style of this name}.
     width: the room for the legend, in inches.
   """
   inches = [0.55 + 0.075 * len(name) for name in entries]  # of a marker and a name

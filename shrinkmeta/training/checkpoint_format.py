@@ -96,7 +96,7 @@ def describe(
 
 
 def stored(state: MetaState, by_value: bool) -> MetaState:
-  """Return the part of the state that a checkpoint holds: constants only by_value."""
+  """Return the part of the state that a checkpoint holds: the constants only if `by_value`."""
   return state if by_value else state._replace(constants=None)
 
 
@@ -106,7 +106,7 @@ def describing(
   by_value: bool,
   meta_batch: int | None = None,
 ) -> Callable[[MetaState], dict[str, Any]]:
-  """Build state -> description; constants never change, so they are described once."""
+  """Return a function state -> description, which describes the constants only once."""
   known: list[dict[str, Any]] = []
 
   def description(state: MetaState) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def check_writable(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
-  """Add advice to an error of writing, and the step from which training would continue."""
+  """Add advice to an error of writing, and name the step from which a new run will continue."""
   try:
     yield
   except (OSError, ValueError, RuntimeError) as error:

@@ -141,7 +141,7 @@ GOOD = batches()[0]
       r"tasks\[1\].val and tasks\[0\].val",
     ),
     ([sm.Task(GOOD, GOOD)], {}, r"got rows=\(4, 4\) and a list of Tasks"),
-    (batches(), {"rows": None}, "belongs to a list of Batches, and is needed there; got rows=None"),
+    (batches(), {"rows": None}, "A list of Batches needs rows=.*; got rows=None"),
     (batches(), {"rows": (0, 4)}, r"rows\[0\]"),
     (batches(), {"rows": 4}, r"rows must be \(examples of train, examples of val\); got"),
     (batches(), {"split": "half"}, 'split must be "random" or "fixed"; got \'half\''),

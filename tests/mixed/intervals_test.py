@@ -80,9 +80,9 @@ def test_names_and_levels():
   found = fit(made)
   with pytest.raises(ValueError, match="no standard deviation 'x'; the fit has .Intercept., resid"):
     profile_interval(found, made, "x")
-  with pytest.raises(ValueError, match="level is 95"):
+  with pytest.raises(ValueError, match="level must lie between 0 and 1; got 95"):
     profile_interval(found, made, ONE, 95)
-  with pytest.raises(ValueError, match="predictive criterion is no log likelihood"):
+  with pytest.raises(ValueError, match="predictive criterion is not a log likelihood"):
     profile_interval(fit(made, estimator="predictive"), made, ONE)
 
 
@@ -134,7 +134,7 @@ def test_fits_that_cannot_be_compared():
   with pytest.raises(ValueError, match="'ml', 60.* and .*'reml', 60"):
     likelihood_ratio(fits["line"], fit(made["levels"], estimator="reml"))
   restricted = [fit(made[name], estimator="reml") for name in ("mean", "levels")]
-  with pytest.raises(ValueError, match="restricted likelihoods of other fixed effects"):
+  with pytest.raises(ValueError, match="Restricted likelihoods with different fixed effects"):
     likelihood_ratio(*restricted)
 
 
@@ -211,5 +211,5 @@ def test_simulated_responses_have_the_moments_of_the_model(family):
 
 def test_weights_of_counts_cannot_be_simulated():
   made = designs.nested(response="count", weights=np.full(90, 2.0))
-  with pytest.raises(ValueError, match="no distribution to draw from"):
+  with pytest.raises(ValueError, match="is not the log density of a distribution"):
     simulate(fit(made, "poisson"), made)

@@ -127,7 +127,7 @@ def test_profiles_and_comparisons():
   assert found.p_value == pytest.approx(scipy.stats.chi2.sf(statistic, 1) / 2)
   assert mixed.compare(small, large, draws=9, seed=1).p_value >= 0.1
   data["y"][0] = np.nan
-  with pytest.raises(ValueError, match="models are of 96 and 95 rows"):
+  with pytest.raises(ValueError, match="models are fitted to 96 and 95 rows"):
     mixed.compare(small, mixed.fit("y ~ x + (x || g)", data))
 
 
@@ -246,9 +246,9 @@ def test_the_text_says_what_to_know():
 
 
 def test_wrong_arguments():
-  with pytest.raises(ValueError, match="'binomial'; it is one of gaussian, .*Write 'logistic'"):
+  with pytest.raises(ValueError, match="must be one of gaussian, .*'binomial'. Write 'logistic'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), family="binomial")
-  with pytest.raises(ValueError, match="estimator is 'mle'"):
+  with pytest.raises(ValueError, match="estimator must be .*'mle'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), estimator="mle")
 
 

@@ -161,5 +161,5 @@ def test_what_cannot_be_predicted():
   model = mixed.fit("y ~ x + (1 | a)", simulated())
   with pytest.raises(ValueError, match="no column 'x'"):
     mixed.predict(model, {"a": ["a1"]})
-  with pytest.raises(ValueError, match="level is 95"):
+  with pytest.raises(ValueError, match="level must lie between 0 and 1.*got 95"):
     mixed.predict(model, NEW, level=95)
