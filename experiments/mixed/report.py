@@ -36,6 +36,9 @@ def as_json(
     "sd_interval": {name: _interval(pair) for name, pair in fit.sd_interval.items()},
     "sd_profile": {name: _interval(pair) for name, pair in profile.items()},
     "correlation": {" ".join(pair): _number(x) for pair, x in fit.correlation.items()},
+    "correlation_interval": {
+      " ".join(pair): _interval(ends) for pair, ends in fit.correlation_interval.items()
+    },
     "residual": _number(fit.residual),
     "residual_interval": _interval(fit.residual_interval),
     "log_likelihood": _number(fit.log_likelihood),

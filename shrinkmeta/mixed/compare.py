@@ -29,21 +29,73 @@ import scipy.special
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed.fit import fit
 from shrinkmeta.mixed.groups import check_same
-from shrinkmeta.mixed.result import Fit
+from shrinkmeta.mixed.result import Estimator, Fit
+
+
+class Compared(NamedTuple):
+  """One of the two models of a likelihood-ratio test.
+
+  Attributes:
+    name: the formula, or "smaller model" or "larger model" if the models were given as matrices.
+    parameters: the number of all parameters.
+    criterion: the maximised log likelihood, or restricted log likelihood.
+  """
+
+  name: str
+  parameters: int
+  criterion: float
 
 
 class Ratio(NamedTuple):
-  """A likelihood-ratio test.
+  """A likelihood-ratio test; `print(ratio)` shows it as a table.
 
   Attributes:
-    statistic: T.
-    p_value: the probability under the smaller model that T is at least `statistic`.
+    statistic: the value of T.
+    p_value: the probability under the smaller model that T is at least `statistic`. A bootstrap
+      with n draws gives at least 1 / (n + 1).
     mixture: {degrees of freedom: weight} of the mixture of chi-squares. Empty for a bootstrap.
+    draws: the number of draws of the bootstrap. It is 0 for a mixture of chi-squares.
+    estimator: the estimator of both models.
+    models: the smaller model and the larger one.
   """
 
   statistic: float
   p_value: float
   mixture: dict[int, float]
+  draws: int
+  estimator: Estimator
+  models: tuple[Compared, Compared]
+
+  def __str__(self) -> str:
+    """The table."""
+    return text(self)
+
+
+def text(found: Ratio) -> str:
+  """Format a likelihood-ratio test as text.
+
+  Args:
+    found: the test.
+
+  Returns:
+    A line for each model, the statistic, the p-value and the distribution behind it, without a
+    newline at the end.
+  """
+  width = max(24, *(len(one.name) + 1 for one in found.models))
+  kind = "restricted log-likelihood" if found.estimator == "reml" else "log-likelihood"
+  lines = [f"{'likelihood-ratio test':<{width}} {'parameters':>10}   {kind}"]
+  for one in found.models:
+    lines.append(f"{one.name:<{width}} {one.parameters:>10}   {one.criterion:>{len(kind)}.4f}")
+  lines += ["", f"2 log ratio = {found.statistic:.4f}, p = {found.p_value:.2g}"]
+  if found.draws:
+    least = f"1/{found.draws + 1} = {1 / (1 + found.draws):.2g}"
+    lines.append(f"p from {found.draws} draws from the smaller model; it is at least {least}")
+  elif len(found.mixture) == 1:
+    lines.append(f"p from a chi-square with {next(iter(found.mixture))} df")
+  else:
+    parts = (f"{weight:.4g} of {df} df" for df, weight in found.mixture.items())
+    lines.append(f"p from a mixture of chi-squares: {', '.join(parts)}")
+  return "\n".join(lines)
 
 
 def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
@@ -54,7 +106,7 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
     large: the fit of the larger model, with the same rows, family and estimator.
 
   Returns:
-    The statistic, the p-value and the mixture.
+    The statistic, the p-value, the mixture and the two models.
 
   Raises:
     ValueError: the fits differ in rows, family or estimator; they are REML fits with different
@@ -70,12 +122,7 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
   >>> round(found.statistic, 3), found.mixture
   (1.376, {0: 0.5, 1: 0.5})
   """
-  f, v, c = (b - a for a, b in zip(small.parameters[:3], large.parameters[:3], strict=True))
-  if min(f, v, c) < 0 or f + v + c == 0:
-    raise ValueError(
-      f"The larger model has {f} more fixed effects, {v} more variances and {c} more covariances; "
-      "none may be negative, and one must be positive. Pass the smaller model first."
-    )
+  f, v, c = check_order(small, large)
   if v > 1 and c > 0:
     raise ValueError(
       f"The larger model has {v} more variances with {c} covariances, and no mixture of "
@@ -83,7 +130,31 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
     )
   statistic = _statistic(small, large)
   mixture = {f + c + i: math.comb(v, i) / 2**v for i in range(v + 1)}
-  return Ratio(statistic, sum(w * _tail(df, statistic) for df, w in mixture.items()), mixture)
+  p = sum(w * _tail(df, statistic) for df, w in mixture.items())
+  return Ratio(statistic, p, mixture, 0, small.estimator, _models(small, large))
+
+
+def check_order(small: Fit, large: Fit) -> tuple[int, int, int]:
+  """Count the parameters that a model has in addition to a smaller one.
+
+  Args:
+    small: the fit of the smaller model.
+    large: the fit of the larger model.
+
+  Returns:
+    The additional fixed effects, variances and covariances.
+
+  Raises:
+    ValueError: one of the three numbers is negative, or all are 0.
+  """
+  f, v, c = (b - a for a, b in zip(small.parameters[:3], large.parameters[:3], strict=True))
+  if min(f, v, c) < 0 or f + v + c == 0:
+    raise ValueError(
+      f"Pass the smaller model first, and second a model that contains it. The second model has {f} "
+      f"more fixed effects, {v} more variances and {c} more covariances than the first; none of "
+      "these numbers may be negative, and one must be positive."
+    )
+  return f, v, c
 
 
 def bootstrap(
@@ -104,11 +175,11 @@ def bootstrap(
     large: the design of the larger model, with the same response.
     family: the family of both models.
     estimator: "ml", or "reml" if both models have the same fixed effects.
-    draws: the number of drawn responses. With 200 draws the p-value has a resolution of 0.005.
+    draws: the number of drawn responses. p is at least 1 / (1 + draws), 0.005 for 200 draws.
     seed: the seed of the draws.
 
   Returns:
-    The statistic and the p-value.
+    The statistic, the p-value and the two models.
 
   Raises:
     ValueError: a design cannot be fitted, or the two fits cannot be compared.
@@ -131,7 +202,8 @@ def bootstrap(
     response = simulate(null, small, seed=seed, number=i)
     one, two = both(small._replace(response=response), large._replace(response=response))
     above += _statistic(one, two) >= statistic
-  return Ratio(statistic, (1 + above) / (1 + draws), {})
+  p = (1 + above) / (1 + draws)
+  return Ratio(statistic, p, {}, draws, null.estimator, _models(null, other))
 
 
 def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.ndarray:
@@ -176,6 +248,14 @@ def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.
     trials = np.ones(len(eta)) if design.trials is None else design.trials
     return rng.binomial(np.asarray(trials, int), scipy.special.expit(eta)).astype(float)
   return rng.poisson(np.exp(eta)).astype(float)
+
+
+def _models(small: Fit, large: Fit) -> tuple[Compared, Compared]:
+  one, other = (sum(fit.parameters) for fit in (small, large))
+  return (
+    Compared("smaller model", one, small.criterion),
+    Compared("larger model", other, large.criterion),
+  )
 
 
 def _statistic(small: Fit, large: Fit) -> float:

@@ -38,6 +38,8 @@ class Fit(NamedTuple):
     sd_interval: {name: (low, high)}, Wald's 95 % interval on the log scale. nan if the sd is 0.
     correlation: {(name, name): correlation} of the effects of a correlated term. nan if the sd of
       one of the two is 0.
+    correlation_interval: {(name, name): (low, high)}, Wald's 95 % interval on Fisher's z scale. nan
+      if the correlation is -1, 1 or nan, or if the data do not determine it.
     residual, residual_interval: the residual standard deviation and its interval. None if the
       family is not gaussian.
     log_likelihood: the log likelihood at the estimates, not restricted, with all constants. It is
@@ -67,6 +69,7 @@ class Fit(NamedTuple):
   sd: dict[str, float]
   sd_interval: dict[str, tuple[float, float]]
   correlation: dict[tuple[str, str], float]
+  correlation_interval: dict[tuple[str, str], tuple[float, float]]
   residual: float | None
   residual_interval: tuple[float, float] | None
   log_likelihood: float
@@ -161,6 +164,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     random.sd,
     random.interval,
     random.correlation,
+    random.correlation_interval,
     found.residual,
     residual_interval,
     float(found.log_likelihood),
@@ -201,6 +205,7 @@ class _Random:
     self.sd: dict[str, float] = {}
     self.interval: dict[str, tuple[float, float]] = {}
     self.correlation: dict[tuple[str, str], float] = {}
+    self.correlation_interval: dict[tuple[str, str], tuple[float, float]] = {}
     self.open: list[str] = []
     degenerate, by_column, at = [], {}, 0
     scale = 1.0 if found.residual is None else found.residual
@@ -225,7 +230,12 @@ class _Random:
           for j in range(low, i):
             product = sds[i] * sds[j]
             value = float(covariance[i, j] / product) if product > 0 else float("nan")
-            self.correlation[level.keys[j], level.keys[i]] = value
+            pair = level.keys[j], level.keys[i]
+            self.correlation[pair] = value
+            self.correlation_interval[pair] = _NAN
+            if found.information is not None and abs(value) < 1 - _ROUNDING:
+              slope = _slope_of_z(level, rows / scale, i, j, len(found.theta), places)
+              self.correlation_interval[pair] = _z_interval(value, slope, found.information)
         some = np.diag(matrix)[low:high] == 0
         if some.any() and (sds[low:high] > 0).all():
           degenerate.append(level.factor)
@@ -248,6 +258,31 @@ class _Random:
     self.interval[key] = _NAN if flat else _log_interval(self.sd[key], se)
     if flat or not se < _WIDE_LOG:
       self.open.append(f"sd of {key}")
+
+
+def _slope_of_z(
+  level: Level, rows: np.ndarray, i: int, j: int, k: int, places: slice
+) -> np.ndarray:
+  """The derivative [k] of z = atanh(rho_ij) with respect to theta; `rows` is T Lambda.
+
+  d rho / d row_i = (row_j / |row_j| - rho row_i / |row_i|) / |row_i|,   dz = d rho / (1 - rho^2)
+  """
+  r, c = level.places
+  one, other = np.linalg.norm(rows[i]), np.linalg.norm(rows[j])
+  rho = float(rows[i] @ rows[j] / (one * other))
+  by_i = (rows[j] / other - rho * rows[i] / one) / one
+  by_j = (rows[i] / one - rho * rows[j] / other) / other
+  slope = np.zeros(k)
+  slope[places] = (level.back[i, r] * by_i[c] + level.back[j, r] * by_j[c]) / (1 - rho**2)
+  return slope
+
+
+def _z_interval(rho: float, slope: np.ndarray, known: estimates.Information) -> tuple[float, float]:
+  """Wald's interval of z = atanh(rho), as an interval of rho."""
+  if (np.abs(known.flat_theta @ slope) > 1e-3).any():
+    return _NAN
+  width = _NORMAL * float(np.sqrt(max(float(slope @ known.theta @ slope), 0.0)))
+  return float(np.tanh(np.arctanh(rho) - width)), float(np.tanh(np.arctanh(rho) + width))
 
 
 def _by_term(data: Blocks, by_column: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -9,7 +9,7 @@ from shrinkmeta.formulas import build
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed import checks, groups
 from shrinkmeta.mixed.answers import summary as figures
-from shrinkmeta.mixed.compare import Ratio, bootstrap, likelihood_ratio
+from shrinkmeta.mixed.compare import Ratio, bootstrap, check_order, likelihood_ratio
 from shrinkmeta.mixed.criteria.families import Family
 from shrinkmeta.mixed.fit import fit as fit_design
 from shrinkmeta.mixed.groups import Effects
@@ -54,7 +54,8 @@ def fit(
   """Fit a mixed model to a table.
 
   Args:
-    formula: the formula, such as "y ~ x + (x | g)". docs/mixed.md lists what it may contain.
+    formula: the formula, such as "y ~ x + (x | g)". The page "Mixed models" lists what it may
+      contain.
     table: the path of a text file, {name: values}, a pandas DataFrame, or a Table from `read`.
     family: "gaussian", "logistic" (a response of 0 and 1, or counts with trials) or "poisson".
     estimator: "ml" maximises the likelihood, and "reml" the restricted likelihood (gaussian only).
@@ -179,11 +180,12 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
     small: the smaller model.
     large: the larger model, fitted to the same rows.
     draws: 0 computes the p-value from a mixture of chi-squares. A positive number computes it by
-      a parametric bootstrap with this many responses, drawn from the smaller model.
+      a parametric bootstrap with this many responses, drawn from the smaller model. This p-value
+      is at least 1 / (1 + draws).
     seed: the seed of the bootstrap.
 
   Returns:
-    The statistic and the p-value.
+    A Ratio: the statistic, the p-value and the two models. `print` shows it as a table.
 
   Raises:
     ValueError: the models differ in their rows, weights, families or estimators, or the larger
@@ -193,6 +195,13 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
   >>> found = compare(fit("y ~ (1 | g)", data), fit("y ~ x + (1 | g)", data))
   >>> round(found.statistic, 2), round(found.p_value, 2)
   (3.3, 0.07)
+  >>> print(found)
+  likelihood-ratio test    parameters   log-likelihood
+  y ~ (1 | g)                       3         -10.7131
+  y ~ x + (1 | g)                   4          -9.0652
+  <BLANKLINE>
+  2 log ratio = 3.2958, p = 0.069
+  p from a chi-square with 1 df
   """
   one, other = small.estimates, large.estimates
   if one.rows != other.rows:
@@ -208,11 +217,14 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
       )
   # The messages of `likelihood_ratio` on families and sizes say more, so they come first.
   found = None if draws else likelihood_ratio(one, other)
+  check_order(one, other)
   _check_contained(small.design, large.design)
-  if found is not None:
-    return found
-  settings = {"family": one.family, "estimator": one.estimator}
-  return bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)
+  if found is None:
+    settings = {"family": one.family, "estimator": one.estimator}
+    found = bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)
+  first, second = found.models
+  named = (first._replace(name=small.formula), second._replace(name=large.formula))
+  return found._replace(models=named)
 
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -7,7 +7,8 @@
 
 X, Z and W are those of the fitted rows of the group. A new group has no fitted rows: its b is 0, G
 is Sigma, and X'W Z is 0. The formula is the error variance of best linear unbiased prediction.
-Cov(beta^) includes the error from estimating the variances.
+Cov(beta^) includes the error from estimating the variances. G, Sigma and s^2 do not: they are taken
+at the estimates.
 
 References:
   Henderson (1975). Best linear unbiased estimation and prediction under a selection model.
@@ -50,6 +51,11 @@ def predict(
   model: Model, table: Any = None, *, level: float = 0.95, offset: np.ndarray | None = None
 ) -> Predictions:
   """Predict the response of rows in fitted groups or in new groups.
+
+  For every family the ends of an interval are `eta` plus and minus a normal quantile times a
+  standard error. The standard error takes the estimated variances for the true ones, so with few
+  groups the intervals are too narrow. In simulations with five groups of four rows, 95 % intervals
+  held 84 % of the means of new groups and 92 % of new observations in new groups.
 
   Args:
     model: a fitted model.

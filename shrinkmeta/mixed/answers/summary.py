@@ -66,6 +66,7 @@ class Summary(NamedTuple):
     fixed: the fixed effects.
     sd: the standard deviations. The last one is that of the residual, if there is one.
     correlation: {"a, b by g": the correlation of the random effects a and b of factor g}.
+    correlation_interval: {"a, b by g": Wald's 95 % interval on Fisher's z scale}.
     criterion: (name, value) of the maximised criterion: the log likelihood, the restricted log
       likelihood, or the predictive log-likelihood of held-out halves.
     log_likelihood: the log likelihood at the estimates.
@@ -81,6 +82,7 @@ class Summary(NamedTuple):
   fixed: tuple[FixedRow, ...]
   sd: tuple[SdRow, ...]
   correlation: dict[str, float]
+  correlation_interval: dict[str, tuple[float, float]]
   criterion: tuple[str, float]
   log_likelihood: float
   parameters: int
@@ -120,6 +122,7 @@ def of(
     width = float(scipy.special.stdtrit(df, 0.975)) * se
     fixed.append(FixedRow(name, value, se, df, t, p, value - width, value + width))
   by = _by(fit)
+  pair = lambda a, b: f"{by[a].split(' by ')[0]}, {by[b]}"
   profile = profile or {}
   sds = [
     SdRow(by[key], value, *fit.sd_interval[key], profile.get(key)) for key, value in fit.sd.items()
@@ -132,7 +135,8 @@ def of(
     _title(fit, design),
     tuple(fixed),
     tuple(sds),
-    {f"{by[a].split(' by ')[0]}, {by[b]}": value for (a, b), value in fit.correlation.items()},
+    {pair(*names): value for names, value in fit.correlation.items()},
+    {pair(*names): ends for names, ends in fit.correlation_interval.items()},
     (_CRITERION[fit.estimator], fit.criterion),
     fit.log_likelihood,
     k,
@@ -182,8 +186,11 @@ def text(found: Summary) -> str:
     shown = note if wald or row.estimate == 0 else ""
     lines.append(f"{_line(width, row.name, f'{row.estimate:.6g}')}   {shown}".rstrip())
   if found.correlation:
-    lines += ["", _line(width, "correlation", "estimate")]
-    lines += [_line(width, name, f"{value:.4f}") for name, value in found.correlation.items()]
+    lines += ["", _line(width, "correlation", "estimate") + ("   95 % interval" if wald else "")]
+    for name, value in found.correlation.items():
+      low, high = found.correlation_interval[name]
+      shown = "" if math.isnan(low) else f"   [{low:.4g}, {high:.4g}]"
+      lines.append(_line(width, name, f"{value:.4f}") + shown)
   lines += ["", f"{found.criterion[0]} {found.criterion[1]:.4f}"]
   if found.criterion[0] != _CRITERION["ml"]:
     lines.append(f"log-likelihood at these estimates {found.log_likelihood:.4f}")
