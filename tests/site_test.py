@@ -56,6 +56,8 @@ def test_references_are_one_paragraph():
     ("**bold** `a|b`", "**bold** `a|b`"),
     ("  **options: of jit", r"  \*\*options: of jit"),
     (r"a \ b", r"a \\ b"),
+    ("docs/mixed.md lists a_.", r"`Mixed models <../mixed.html>`__ lists a\_."),
+    ("(docs/hazards.md#x-y)", "(`Hazards: x-y <../hazards.html#x-y>`__)"),
   ),
 )
 def test_marks_are_escaped(line, wanted):

@@ -20,6 +20,7 @@ import pytest
 from flax import nnx
 
 import shrinkmeta as sm
+from shrinkmeta import mixed
 from shrinkmeta.choice.tables import CurvePoint, ModuleLoss
 
 PARAMS = {"w": jnp.zeros(2), "b": jnp.zeros([])}
@@ -88,6 +89,11 @@ def chosen():
   row = ModuleLoss("head", 0.3, 0.1, 1, 4, 1.0, 0.1, 1.2, 0.1)
   point = CurvePoint(None, (), 1.2, 0.1, 0.0, 0, 0, 0.1)
   return sm.Choice((), (row,), (point, point), 2, 0, None)
+
+
+@functools.cache
+def mixed_model():
+  return mixed.fit("y ~ (1 | g)", {"y": [1, 2, 3, 3, 7, 8.0], "g": [*"aabbcc"]})
 
 
 @functools.cache
@@ -173,6 +179,7 @@ OWN = {
   "paired": {"a": EVALUATION, "b": EVALUATION},
   "plots.adaptation_curves": {"evaluations": {"maml": {0: EVALUATION}}},
   "plots.choice_curve": {"choice": lambda: chosen()},
+  "plots.mixed_model": {"model": lambda: mixed_model()},
   "plots.reliability_diagram": {
     "log_probabilities": np.log(np.full((2, 2), 0.5)),
     "targets": np.array([0, 1]),

@@ -150,9 +150,9 @@ def check_order(small: Fit, large: Fit) -> tuple[int, int, int]:
   f, v, c = (b - a for a, b in zip(small.parameters[:3], large.parameters[:3], strict=True))
   if min(f, v, c) < 0 or f + v + c == 0:
     raise ValueError(
-      f"Pass the smaller model first, and second a model that contains it. The second model has {f} "
-      f"more fixed effects, {v} more variances and {c} more covariances than the first; none of "
-      "these numbers may be negative, and one must be positive."
+      "Pass the smaller model first, and second a model that contains it. The second model has "
+      f"{f} more fixed effects, {v} more variances and {c} more covariances than the first; none "
+      "of these numbers may be negative, and one must be positive."
     )
   return f, v, c
 

@@ -90,14 +90,29 @@ def figure(
 
   layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05)  # inches
   made = Figure(figsize=(width, height), layout=layout)
-  panels = list(made.subplots(rows, columns, squeeze=False, **options).ravel())
+  return made, panels_of(made, rows, columns, **options)
+
+
+def panels_of(part: Any, rows: int = 1, columns: int = 1, **options: Any) -> list["Axes"]:
+  """Make the panels of a figure or subfigure, with the spines, grid and ticks of all pictures.
+
+  Args:
+    part: the Figure or SubFigure.
+    rows: the number of rows of panels.
+    columns: the number of columns of panels.
+    **options: what `Figure.subplots` takes.
+
+  Returns:
+    The panels, row by row.
+  """
+  panels = list(part.subplots(rows, columns, squeeze=False, **options).ravel())
   for ax in panels:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set(color=QUIET, linewidth=0.7)
     ax.grid(color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.tick_params(color=QUIET, labelcolor=INK, labelsize=SMALL)
-  return made, panels
+  return panels
 
 
 def panel(ax: Any, height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:

@@ -54,8 +54,7 @@ def fit(
   """Fit a mixed model to a table.
 
   Args:
-    formula: the formula, such as "y ~ x + (x | g)". The page "Mixed models" lists what it may
-      contain.
+    formula: the formula, such as "y ~ x + (x | g)". docs/mixed.md lists what it may contain.
     table: the path of a text file, {name: values}, a pandas DataFrame, or a Table from `read`.
     family: "gaussian", "logistic" (a response of 0 and 1, or counts with trials) or "poisson".
     estimator: "ml" maximises the likelihood, and "reml" the restricted likelihood (gaussian only).

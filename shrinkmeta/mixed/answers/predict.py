@@ -103,7 +103,7 @@ def predict(
   se = np.sqrt(np.maximum(variance, 0.0))
   nan = np.full(len(eta), np.nan)
   new_se = nan if fit.residual is None else np.sqrt(variance + fit.residual**2)
-  mean = lambda x: _mean(x, fit.family)
+  mean = lambda x: mean_of(x, fit.family)
   known = np.all([group >= 0 for group in rows.groups], 0)
   ends = (mean(eta - z * se), mean(eta + z * se))
   return Predictions(mean(eta), *ends, eta, se, eta - z * new_se, eta + z * new_se, known)
@@ -126,7 +126,7 @@ def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
   array([1.56, 1.56, 3.03, 3.03, 7.41, 7.41])
   """
   fit, design = model.estimates, model.design
-  mean = _mean(_fitted(model, _modes(model)), fit.family)
+  mean = mean_of(_fitted(model, _modes(model)), fit.family)
   weights = np.ones(len(mean)) if design.weights is None else design.weights
   if fit.residual is not None:
     variance = fit.residual**2 / weights
@@ -138,7 +138,16 @@ def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
   return mean, (design.response - mean) / np.sqrt(variance)
 
 
-def _mean(eta: np.ndarray, family: str) -> np.ndarray:
+def mean_of(eta: np.ndarray, family: str) -> np.ndarray:
+  """Return the mean of a response, or the probability of success in one trial, from eta.
+
+  Args:
+    eta: the linear predictor, of any shape.
+    family: "gaussian", "logistic" or "poisson".
+
+  Returns:
+    The means, in the shape of `eta`.
+  """
   import scipy.special
 
   if family == "gaussian":
@@ -227,7 +236,7 @@ def _weights(model: Model, modes: list[np.ndarray]) -> np.ndarray:
   weights = np.ones(fit.rows) if design.weights is None else design.weights
   if fit.residual is not None:
     return weights / fit.residual**2
-  mean = _mean(_fitted(model, modes), fit.family)
+  mean = mean_of(_fitted(model, modes), fit.family)
   if fit.family == "poisson":
     return weights * mean
   trials = 1.0 if design.trials is None else design.trials
