@@ -7,11 +7,12 @@
     python -m experiments.benchmarks --study=tolerance
 
 Workloads: w1 few-shot images, w2 many inner steps on mini-batches, w3 sinusoids, w4 a Transformer
-of which few modules are task-specific, w5 adaptation alone. Prints a table and appends a JSON line
-a measurement to --out. A rival, or this library with other settings, is run in turn with it.
+with few task-specific modules, w5 adaptation alone. The command prints a table, and appends one
+JSON line for each measurement to --out. With --rival or --against, a second side (another library,
+or this one with other settings) is measured alternately with the first: A B A B ...
 
-The algorithm is by default the first of the workload, the tasks are as many as the workload says,
-and --out is runs/benchmarks.jsonl.
+The default algorithm is the first one of the workload. The default number of tasks is the
+workload's own. The default of --out is runs/benchmarks.jsonl.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ _MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "No repetition begins aft
 
 
 def read_flags() -> Config:
-  """The configuration that the flags describe."""
+  """Return the configuration that the flags describe."""
   batching: Any = _BATCHING.value
   curvature: Any = _CURVATURE.value
   moving: Any = _MOVING.value
@@ -80,7 +81,7 @@ def read_flags() -> Config:
 
 
 def opponent(config: Config) -> Callable[[], report.Record] | None:
-  """What is run in turn with `config`, if anything; ValueError where it cannot be."""
+  """Return a function that measures the second side, or None; raise ValueError for bad flags."""
   if _RIVAL.value and _AGAINST.value:
     raise ValueError("--rival and --against exclude each other.")
   if _RIVAL.value:
