@@ -29,18 +29,20 @@ from experiments.benchmarks.worker import Config
 from experiments.settings import flags as shared
 from experiments.settings import machine, paths
 
-_WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
+_WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "The workload to time.")
 _ALGORITHM = shared.algorithm()
-_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, instead of a workload.")
-_RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
-_PEERS = paths.define("peers", "Folder of the rivals' scripts.")
+_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study to run instead.")
+_RIVAL = flags.DEFINE_string(
+  "rival", None, f"A library to measure too: {', '.join(rivals.RIVALS)}."
+)
+_PEERS = paths.define("peers", "Folder of the scripts that --rival runs.")
 _RIVAL_PYTHON = paths.define("rival_python", "Python that has the rival installed.")
 _AGAINST = flags.DEFINE_multi_string(
-  "against", [], "Run in turn: this library with a setting changed, as in curvature=gauss_newton."
+  "against", [], "A changed setting of this library to measure too, such as curvature=gauss_newton."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each side is run.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each side is measured.", 1)
 _OUT = shared.out()
-_WORKER = flags.DEFINE_string("worker", None, "Used by the program itself: one measurement.")
+_WORKER = flags.DEFINE_string("worker", None, "For use by the program itself.")
 
 _SEED = shared.seed()
 _TASKS = shared.tasks()
@@ -48,13 +50,15 @@ _SHOTS = flags.DEFINE_integer(
   "shots", None, "Training examples of a class; default: the workload's.", 1
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Inner steps; default: the workload's.", 1)
-_BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or tasks at once.")
-_DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one a core.", 0)
-_CURVATURE = flags.DEFINE_enum("curvature", "hessian", ["hessian", "gauss_newton"], "Of imaml.")
+_BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or a number of tasks.")
+_DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one for each core.", 0)
+_CURVATURE = flags.DEFINE_enum(
+  "curvature", "hessian", ["hessian", "gauss_newton"], "Of imaml's solve."
+)
 _MOVING = flags.DEFINE_enum("moving", "few", ["few", "all"], "Task-specific modules of w4.")
 _TINY = flags.DEFINE_bool("tiny", False, "Miniature sizes, for tests.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 10, "Timed repetitions of a run.", 1)
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "No repetition begins after this.", 0.0)
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "No repetition begins later.", 0.0)
 
 
 def read_flags() -> Config:
