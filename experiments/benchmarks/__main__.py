@@ -31,7 +31,9 @@ from experiments.settings import machine, paths
 
 _WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "The workload to time.")
 _ALGORITHM = shared.algorithm()
-_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study to run instead.")
+_STUDY = flags.DEFINE_enum(
+  "study", None, list(index.STUDIES), "A study to run, instead of timing --workload."
+)
 _RIVAL = flags.DEFINE_string(
   "rival", None, f"A library to measure too: {', '.join(rivals.RIVALS)}."
 )
@@ -53,7 +55,7 @@ _STEPS = flags.DEFINE_integer("steps", None, "Inner steps; default: the workload
 _BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or a number of tasks.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one for each core.", 0)
 _CURVATURE = flags.DEFINE_enum(
-  "curvature", "hessian", ["hessian", "gauss_newton"], "Of imaml's solve."
+  "curvature", "hessian", ["hessian", "gauss_newton"], "Curvature in imaml's solve."
 )
 _MOVING = flags.DEFINE_enum("moving", "few", ["few", "all"], "Task-specific modules of w4.")
 _TINY = flags.DEFINE_bool("tiny", False, "Miniature sizes, for tests.")

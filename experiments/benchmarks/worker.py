@@ -1,7 +1,7 @@
 """Measure one configuration of this library, in a process of its own.
 
-In a process of its own, the peak memory is that of the configuration alone. The number of host
-devices can be set before JAX starts. The time from the start of the process to the first finished
+A separate process has three advantages. Its peak memory is that of the configuration alone. The
+number of host devices can be set before JAX starts. The time from its start to the first finished
 update can be measured. `comparison/pairs.py` starts the process.
 """
 

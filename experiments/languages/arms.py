@@ -181,9 +181,9 @@ def blocks(batches: Sequence[sm.Batch], count: int, size: int = 8) -> Judged:
 def adapt_and_judge(config: Config, make: MakeLearner) -> Callable[..., tuple[PyTree, jax.Array]]:
   """Return a function (state, texts [T, N, S], judged, rate, steps, key) -> (thetas, nats [T]).
 
-  Each inner step draws `adapt.windows` windows of a text. The learning rate at step t is rate / (1
-  + t / decay) for all methods. Rate and steps are arguments, so that one compiled program serves
-  all values. nats are sums over the evaluated windows.
+  Each inner step draws `adapt.windows` windows of a text. For all methods, step t has learning rate
+  rate / (1 + t / decay). Rate and steps are arguments, so that one compiled program serves all
+  values. nats are sums over the evaluated windows.
   """
   own = config.adapt
 

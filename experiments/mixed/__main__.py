@@ -21,7 +21,7 @@ from shrinkmeta import mixed
 _DATA = paths.define("data", "Text file with a line of column names.")
 _FORMULA = flags.DEFINE_string("formula", None, "The model, such as 'y ~ x + (x || g)'.")
 _FAMILY = flags.DEFINE_enum(
-  "family", "gaussian", ["gaussian", "logistic", "poisson"], "Family of y."
+  "family", "gaussian", ["gaussian", "logistic", "poisson"], "Distribution of y."
 )
 _ESTIMATOR = flags.DEFINE_enum(
   "estimator", "ml", ["ml", "reml", "predictive"], "The criterion that phi and sigma maximise."

@@ -5,7 +5,8 @@ n devices share T tasks. A device computes for
     ceil(T / n) * flops of a task / (peak * utilisation)
 
 seconds. Once in a meta-step, the devices add up the gradients of phi and sigma and the metrics, b
-bytes in all. This does not depend on the number of inner steps or of products in a solve. It takes
+bytes in all. b does not depend on the number of inner steps or of products in a solve. The sum
+takes
 
     2 (n - 1) / n * b / bandwidth + hops * latency
 

@@ -10,17 +10,17 @@ What differs from the original:
 - The original distorts every batch anew. Here each draw of a task makes `copies` distorted copies
   of its drawings, and mini-batches (`sm.Inner(batch_size=20)`) come from these copies. The default
   is 7 copies, because 100 steps of 20 pictures use each of 300 drawings 6.7 times. Steps draw with
-  replacement, so about 1,290 of 2,000 drawn pictures are distinct. A run longer than 100 steps sees
-  almost nothing new. In exchange, the objective of a task is one fixed function with a mode, which
-  the implicit gradients need. A pass over all data of a task costs `copies` times as much.
+  replacement, so about 1,290 of 2,000 drawn pictures are distinct. Later steps use the same 2,100
+  copies. In exchange, the objective of a task is one fixed function with a mode, which the implicit
+  gradients need. A pass over all data of a task costs `copies` times as much.
 - The mask gives each copy the weight 1 / copies, so that the likelihood counts 300 examples.
   `batch_size` must then be at least `copies`.
 - Pictures are resampled bilinearly, and pixels outside a picture are paper. The original takes the
   nearest pixel, and pixels outside are black, the colour of ink. Ink is 1 here and 0 in the
   original.
 - The original holds out the first 5 listed drawings of a character. Here a seed draws the 5.
-- Here each training alphabet occurs once in every round through all of them. The original draws
-  distinct alphabets within a meta-batch only.
+- Here each training alphabet occurs once in every round, and the order is random. In the original,
+  alphabets are distinct within a meta-batch only.
 
 Without augmentation (`augment=False`) nothing in a task is random, and `copies` is 1. A task takes
 the first K of the 15 drawings, so the data for K = 5 are a part of the data for K = 10.
@@ -72,9 +72,9 @@ def problem(
   data_dir: cache.Folder | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
-  """Return tasks of 20 characters of one alphabet; index i of a test task is the i-th alphabet.
+  """Return tasks of 20 characters of one alphabet; validation or test task i is alphabet i.
 
-  Settings chosen on the validation alphabets of one T may be used for a smaller T, whose test
+  Settings chosen on the validation alphabets of one T may be used for any smaller T, whose test
   alphabets are not among these. But the trials of the search may have trained on its test
   alphabets. With T = 25 in the trials and T = 10 in the run, they trained on all of them. No
   network and no score of a trial is kept. Still, the rates were then chosen with the help of test
