@@ -1,4 +1,4 @@
-"""The main job, small: it runs from end to end, repeats itself, and says what is wrong."""
+"""The main job in miniature: it runs to the end, repeats exactly, and reports errors."""
 
 import csv
 import functools
@@ -44,9 +44,15 @@ def test_end_to_end_and_again(tmp_path):
   sigma = [c.history["sigma/head"] for c in curves if c.algorithm == "sigma_imaml"]
   assert all(len(s) == 3 and np.isfinite(s).all() for s in sigma) and sigma[0] != sigma[1]
   page = (tmp_path / "a" / "index.html").read_text()
-  assert "<pre>python -m experiments.glyphs</pre>" in page and "<dd>batch (transductive)</dd>" in page
-  assert page.count('src="data:image/png;base64') == 3 and "http" not in page  # reads no other file
-  for text in ("tasks a second", "<td>conv_3</td>", "inner_rate", "<dt>seeds</dt><dd>0, 1</dd>"):
+  assert "<pre>python -m experiments.glyphs</pre>" in page
+  assert page.count('src="data:image/png;base64') == 3 and "http" not in page  # of one file
+  for text in (
+    "batch (transductive)",
+    "tasks a second",
+    "<td>conv_3</td>",
+    "inner_rate",
+    "<dt>seeds</dt><dd>0, 1</dd>",
+  ):
     assert text in page
   with (tmp_path / "a" / "results.csv").open() as file:
     assert len(list(csv.reader(file))) == 1 + 4 * SYSTEMS * 3  # curves, systems, steps
