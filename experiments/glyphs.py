@@ -5,9 +5,9 @@
     python -m experiments.glyphs --dataset=omniglot --data_dir=FOLDER
 
 The command trains each algorithm on episodes of the training writing systems. It then adapts to
-episodes of unseen systems for up to 1000 steps. It prints tables, and writes an HTML page, pictures,
-CSV, JSON and TensorBoard logs; --open opens the page. The settings are those of the table `glyphs`
-of experiments.train.
+episodes of unseen systems for up to 1000 steps. It prints tables, and writes an HTML page,
+pictures, CSV, JSON and TensorBoard logs; --open opens the page. The settings are those of the table
+`glyphs` of experiments.train.
 
 By default sigma_imaml, reptile and fomaml are trained from seed 0, into runs/glyphs.
 """
