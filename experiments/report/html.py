@@ -5,12 +5,16 @@ import html
 import pathlib
 
 _STYLE = """
-body { font: 15px/1.5 sans-serif; color: #222; max-width: 62rem; margin: 2rem auto }
+body { font: 15px/1.5 sans-serif; color: #222; background: #fff }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+pre { background: #f6f6f6; padding: .5rem .75rem; white-space: pre-wrap; overflow-wrap: anywhere }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto } img { max-width: 100% } dt { font-weight: bold }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dd { margin: 0 }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .1rem 1rem }
+dd { margin: 0 }
 """
 
 
@@ -45,6 +49,8 @@ def picture(file: pathlib.Path, title: str) -> str:
 def page(title: str, body: str) -> str:
   """Return a whole page that needs no other file."""
   return (
-    f'<!doctype html><html lang="en"><meta charset="utf-8"><title>shrinkmeta: {text(title)}</title>'
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<title>shrinkmeta: {text(title)}</title>"
     f"<style>{_STYLE}</style><h1>{text(title).capitalize()}</h1>\n{body}\n</html>\n"
   )

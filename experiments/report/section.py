@@ -73,8 +73,8 @@ def _facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, A
     "training": f"{settings['meta_steps']} meta-steps of {settings['meta_batch']} tasks",
     "seeds": ", ".join(map(str, seeds)),
     "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
-    "diverged in training, in no mean": "; ".join(diverged) or "none",
-    "on": "; and ".join(sorted({_listed(one.environment) for one in members})),
+    "diverged, in no mean": "; ".join(diverged) or "none",
+    "software and device": "; and ".join(sorted({_listed(one.environment) for one in members})),
   }
 
 
