@@ -115,7 +115,7 @@ def draw(ax: Any, found: Estimates) -> None:
   if many:
     ax.set(yticks=[], ylim=(mean.size, -1))
   else:
-    look.name_rows(ax, [labels[i] for i in order.tolist()])
+    look.name_rows(ax, [labels[int(i)] for i in order])
   thin = 0.5 if many else 1.0
   if sigma is not None and centre is not None:
     span = (centre - sigma, centre + sigma)
