@@ -2,7 +2,7 @@
 
 A page links to a file, as GitHub shows it: [`cg`](../shrinkmeta/curvature/solvers.py). In the site,
 a link to a public name leads to its entry in the reference, and every other link to a page with the
-file's text, at the line that defines the name. `sm.fit` in the text of a page becomes a link, too.
+file's text, at the line that defines the name. `sm.fit` and `mixed.fit` in a page become links, too.
 """
 
 import importlib
@@ -25,6 +25,7 @@ import shrinkmeta as sm
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 SHOWN = {".py", ".sh", ".yml", ".yaml", ".cfg", ".toml"}
 PUBLIC = set(sm.__all__)
+_ROOMS = "lora|export|priors|plots|mixed"
 
 
 def file_of(name: str) -> tuple[str, int] | None:
@@ -66,8 +67,9 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
       continue
     file, name = str(path.relative_to(ROOT)), node.astext().split(".")[-1]
     is_name = isinstance(node[0], nodes.literal) and name.isidentifier()
-    if is_name and name in PUBLIC and (file_of(f"shrinkmeta.{name}") or [""])[0] == file:
-      node.replace_self(reference_to(f"shrinkmeta.{name}", docname, node[0].deepcopy()))
+    places = [f"shrinkmeta.{x}" for x in (name, f"mixed.{name}") if is_name and target_exists(x)]
+    if public := next((x for x in places if (file_of(x) or [""])[0] == file), None):
+      node.replace_self(reference_to(public, docname, node[0].deepcopy()))
       continue
     line = line_of(path, name) if is_name and path.suffix == ".py" else None
     link = nodes.reference("", "", internal=True, refuri=source_link(app, docname, file, line))
@@ -82,9 +84,9 @@ def reference_to(target: str, docname: str, content: nodes.Node) -> nodes.Node:
 
 
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
-  """Turn `sm.name` and `sm.name(...)` in the text of a page into links to the reference."""
+  """Turn `sm.name`, `sm.name(...)` and `mixed.name(...)` in a page into links to the reference."""
   for node in list(doctree.findall(nodes.literal)):
-    match = re.match(r"sm\.((?:lora\.|export\.|priors\.)?\w+)(\(|$)", node.astext())
+    match = re.match(rf"(?:sm\.|(?=mixed\.))((?:(?:{_ROOMS})\.)?\w+)(\(|$)", node.astext())
     inside_link = isinstance(node.parent, nodes.reference | addnodes.pending_xref | nodes.title)
     if match and not inside_link and target_exists(match[1]):
       link = reference_to(f"shrinkmeta.{match[1]}", app.env.docname, node.deepcopy())
@@ -92,11 +94,12 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def target_exists(name: str) -> bool:
-  """Whether the reference has an entry for sm.NAME."""
+  """Whether the reference has an entry for sm.NAME, such as fit, lora.init or mixed.Fit."""
   if "." not in name:
     return name in PUBLIC
-  module, _, function = name.partition(".")
-  return inspect.isfunction(getattr(getattr(sm, module), function, None))
+  module, _, last = name.partition(".")
+  value = getattr(getattr(sm, module), last, None)
+  return inspect.isfunction(value) or inspect.isclass(value)
 
 
 def add_source_links(app: Sphinx, doctree: nodes.document) -> None:
