@@ -2,7 +2,7 @@
 
 A page links to a file, as GitHub shows it: [`cg`](../shrinkmeta/curvature/solvers.py). In the site,
 a link to a public name leads to its entry in the reference, and every other link to a page with the
-file's text, at the line that defines the name. `sm.fit` and `mixed.fit` in a page become links, too.
+file's text, at the line that defines the name. `sm.fit` and `mixed.fit` in a page become links.
 """
 
 import importlib
@@ -66,14 +66,16 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
     if path.suffix not in SHOWN or not path.is_relative_to(ROOT):
       continue
     file, name = str(path.relative_to(ROOT)), node.astext().split(".")[-1]
-    is_name = isinstance(node[0], nodes.literal) and name.isidentifier()
-    places = [f"shrinkmeta.{x}" for x in (name, f"mixed.{name}") if is_name and target_exists(x)]
-    if public := next((x for x in places if (file_of(x) or [""])[0] == file), None):
-      node.replace_self(reference_to(public, docname, node[0].deepcopy()))
+    # A name in backticks, and not a file or words.
+    literal = next(iter(node.findall(nodes.literal)), None) if name.isidentifier() else None
+    places = [f"shrinkmeta.{x}" for x in (name, f"mixed.{name}") if literal and target_exists(x)]
+    public = next((x for x in places if (file_of(x) or [""])[0] == file), None)
+    if public and literal:
+      node.replace_self(reference_to(public, docname, literal.deepcopy()))
       continue
-    line = line_of(path, name) if is_name and path.suffix == ".py" else None
+    line = line_of(path, name) if literal and path.suffix == ".py" else None
     link = nodes.reference("", "", internal=True, refuri=source_link(app, docname, file, line))
-    link += [child.deepcopy() for child in node.children]
+    link += [literal.deepcopy()] if literal else [child.deepcopy() for child in node.children]
     node.replace_self(link)
 
 
