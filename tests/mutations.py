@@ -34,7 +34,7 @@ class Fault(NamedTuple):
 FAULTS = (
   # The mode and its model.
   Fault("mode/task_model", "lambda p, s, v: p + s * v, self.part",
-        "lambda p, s, v: p + s * s * v, self.part", "mode/optimise", "one_step_in_theta"),
+        "lambda p, s, v: p + s * s * v, self.part", "gradients/implicit", "the_mode_is_the_closed"),
   Fault("mode/task_model", "s * g + p * v / self.n", "s * g + 1.02 * p * v / self.n",
         "gradients/implicit", "the_mode_is_the_closed_form"),
   Fault("mode/task_model", "return nll + self._neg_log_prior(z) / self.n, grad",
