@@ -145,10 +145,10 @@ def test_a_class_brings_its_school():
 
 @pytest.mark.parametrize(
   "groups,fits,means,rows",
-  ((15, 40, (0.88, 0.97), (0.90, 0.97)), (5, 60, (0.78, 0.90), (0.88, 0.94))),
+  ((15, 40, (0.86, 0.94), (0.91, 0.96)), (5, 60, (0.78, 0.88), (0.88, 0.94))),
 )
 def test_how_often_intervals_of_new_groups_hold(groups, fits, means, rows):
-  """95 % intervals hold what they say with fifteen groups, and are too narrow with five.
+  """95 % intervals are a little too narrow with fifteen groups, and more so with five.
 
   The mean of a new group has the distribution N(0, 1), and a new observation in it N(0, 2).
   """
