@@ -119,8 +119,8 @@ FAULTS = (
   # Mixed models.
   Fault("mixed/compare", "math.comb(v, i) / 2**v", "1 / (v + 1)", "mixed/intervals",
         "the_mixture"),
-  Fault("mixed/compare", "return Ratio(statistic, (1 + above) / (1 + draws), {})",
-        "return Ratio(statistic, above / draws, {})", "mixed/intervals", "bootstrap"),
+  Fault("mixed/compare", "p = (1 + above) / (1 + draws)", "p = above / draws",
+        "mixed/intervals", "bootstrap"),
   Fault("mixed/compare", "fit.residual / np.sqrt(weights)", "fit.residual", "mixed/intervals",
         "moments"),
 )  # fmt: skip
