@@ -187,6 +187,10 @@ def test_the_bootstrap_has_the_exact_distribution():
   made = models(3)
   again = bootstrap(made["line"], made["levels"], draws=5, seed=1)
   assert again == bootstrap(made["line"], made["levels"], draws=5, seed=1)
+  steep = made["line"].response + 10 * made["line"].fixed[:, 1]
+  small, large = (made[name]._replace(response=steep) for name in ("mean", "line"))
+  clear = bootstrap(small, large, draws=3)
+  assert clear.statistic > 20 and clear.p_value == 0.25  # no draw reaches it: p = 1 / (1 + 3)
 
 
 @pytest.mark.parametrize("family", ("gaussian", "logistic", "poisson"))
