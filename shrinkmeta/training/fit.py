@@ -56,11 +56,12 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks, the seconds, and the share of inner loops that
-  converged. `fit` warns once if tasks fail, and once if few loops of an implicit gradient converge.
+  of every module, the number of failed tasks, the share of inner loops that converged, and the
+  seconds, compilation and evaluations included. `fit` warns once if tasks fail, and once if few
+  inner loops converge. `absl.logging.set_verbosity(absl.logging.INFO)` shows an update's memory.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
-  `checkpoints`, and returns it. Another `fit` can continue from it. A second Ctrl-C stops at once.
+  `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.
 
   Args:
     learner: the learner.
@@ -120,8 +121,7 @@ def fit(
     first = _first_step(state, steps)
     reporter = stack.enter_context(reporting(learner, callbacks, first, steps, meta_batch))
     stopped = stack.enter_context(stop_signals())
-    watchdog = Watchdog(stall_seconds)
-    stack.callback(watchdog.stop)
+    stack.callback((watchdog := Watchdog(stall_seconds)).stop)
     options = (meta_batch, micro_batches, key, watchdog, refresh)
     update = build_update(learner, state, _source(tasks, key), *options)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
