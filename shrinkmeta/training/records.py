@@ -103,6 +103,8 @@ class Warnings:
     """Log a warning if fewer than half of the inner loops of the first updates converged."""
     first, count, tol = self._first, self._wanted, self._inner.tol
     share = sum(self._converged) / count
+    which = f"updates {first} to {first + count - 1}" if first else f"the first {count} updates"
+    which = f"update {first}" if count == 1 else which
     if share < 0.5:
       logging.warning(
         "%.0f %% of the inner loops of %s converged. The implicit gradient "
@@ -110,7 +112,7 @@ class Warnings:
         "norm is %.2g on average; a loop counts as converged at %s or less. Give Inner more steps "
         "(now %d), a larger tol or a smaller step size, or lower init_sigma.",
         100 * share,
-        f"updates {first} to {first + count - 1}" if first else f"the first {count} updates",
+        which,
         numbers["inner_grad_norm"],
         "1e-3 (Inner.tol is None)" if tol is None else f"{tol:g} (Inner.tol)",
         self._inner.steps,
