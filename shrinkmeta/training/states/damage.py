@@ -61,7 +61,7 @@ def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
 def in_short(error: BaseException) -> str:
   """Return the first line of an error, without the pages of JSON that tensorstore appends."""
   line = next(iter(str(error).splitlines()), "")
-  line = line.partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
+  line = line.partition(" [tensorstore_spec")[0].partition(" [source locations=")[0]
   return line if len(line) <= 300 else f"{line[:300]} ..."
 
 

@@ -37,7 +37,7 @@ def test_changed_settings_are_named_and_allowed():
 
 
 def test_long_errors_are_cut():
-  long = 'Error reading "d/1": no such file [tensorstore_spec=\'{"a": 1}\']\nmore'
+  long = 'Error reading "d/1": no such file [tensorstore_spec[1]=\'{"a": 1}\']\nmore'
   assert damage.in_short(ValueError(long)) == 'Error reading "d/1": no such file'
   assert damage.in_short(ValueError("x" * 2000)) == "x" * 300 + " ..."
   assert damage.in_short(ValueError()) == ""
