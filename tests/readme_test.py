@@ -13,6 +13,7 @@ import re
 import textwrap
 from typing import NamedTuple
 
+import absl.logging
 import numpy as np
 import pytest
 
@@ -67,6 +68,14 @@ def pages() -> list[pathlib.Path]:
   """Pages with Python blocks."""
   every = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
   return [path for path in every if blocks_of(path.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+  """Blocks may change what absl shows; the tests after them must not notice."""
+  before = absl.logging.get_verbosity()
+  yield
+  absl.logging.set_verbosity(before)
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)

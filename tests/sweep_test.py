@@ -316,6 +316,7 @@ def test_the_sweep_leaves_no_function_out():
       "export",
       "load_deltas",
       "save_deltas",
+      "save_state",
       "plots",
     ),
   }

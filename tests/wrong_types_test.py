@@ -190,6 +190,7 @@ OWN = {
   "plots.sigma_picture": {"path": "sigma.png"},
   "priors.normal": {"scale": 1.0},
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
+  "save_state": {"checkpoints": lambda: sm.Checkpoints(tempfile.mkdtemp())},
   "stack_batches": {"batches": [BATCH, BATCH]},
   "stack_tasks": {"tasks": [sm.Task(BATCH, BATCH)] * 2},
   "check_alike": {"settings": {"rate": 0.1}},
@@ -328,6 +329,7 @@ CONCRETE = {
   ),
   *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
   *("deltas", "load_deltas", "predict_tasks", "rounding_loss", "save_deltas"),
+  "save_state",
   *("export.merged", "export.peft"),
   *(f"plots.{name}" for name in sm.plots.__all__),
 }

@@ -23,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import shrinkmeta as sm
 from shrinkmeta.training import programs, stopping
+from shrinkmeta.training.records import Warnings
 from tests import fit_worker
 
 SOURCE = fit_worker.source
@@ -260,6 +261,14 @@ def test_few_converged_loops_are_warned_of_once(steps, share, caplog):
     )
 
 
+def test_the_warning_of_a_resumed_run_names_its_updates(caplog):
+  seen = Warnings(make()[0], 3, 30, 60)
+  for step in range(30, 60):
+    seen.see(step, {"failed": 0, "converged": 0.0, "inner_grad_norm": 1.0})
+  (found,) = warnings_of(caplog)
+  assert found.startswith("0 % of the inner loops of updates 30 to 49 converged")
+
+
 def test_convergence_is_not_logged_where_it_is_not_known():
   """A loop of `maml` knows no gradient norm at its end: the share would always be 0."""
   _, records = run(*make("maml"), 1)
@@ -383,11 +392,13 @@ def test_an_interrupted_run_returns_its_state_and_continues_to_the_same_bits(tmp
     caplog.clear()
     reached, _ = run(learner, state, 6, callbacks=[interrupting(2)], **keywords)
     assert reached.step == 3
-    assert "SIGINT: stopped after step 2 (3 of 6 done)" in caplog.text
+    saved = "" if checkpoints is None else ", saved as 3"
+    assert f"SIGINT: stopped; 3 of 6 updates done{saved}." in caplog.text
     assert checkpoints is None or os.listdir(tmp_path) == ["3"]
     # With checkpoints the folder knows the state, so that the start may be passed again.
     ended, records = run(learner, reached if checkpoints is None else state, 6, **keywords)
     assert [record["step"] for record in records] == [3, 4, 5]
+    assert checkpoints is None or "Training continues from step 3 of 6" in caplog.text
     chex.assert_trees_all_equal(ended, straight)
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
