@@ -2,7 +2,8 @@
 
 A page links to a file, as GitHub shows it: [`cg`](../shrinkmeta/curvature/solvers.py). In the site,
 a link to a public name leads to its entry in the reference, and every other link to a page with the
-file's text, at the line that defines the name. `sm.fit` in the text of a page becomes a link, too.
+file's text, at the line that defines the name. Such a page begins with links to the entries of the
+public names in the file. `sm.fit` in the text of a page becomes a link, too.
 """
 
 import importlib
@@ -25,6 +26,7 @@ import shrinkmeta as sm
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 SHOWN = {".py", ".sh", ".yml", ".yaml", ".cfg", ".toml"}
 PUBLIC = set(sm.__all__)
+LEARNER = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
 
 
 def file_of(name: str) -> tuple[str, int] | None:
@@ -48,6 +50,28 @@ def line_of(path: pathlib.Path, name: str) -> int | None:
   return next((n + 1 for n, line in enumerate(lines) if definition.match(line)), None)
 
 
+def entry_of(file: str, name: str) -> str | None:
+  """The entry of the reference for a name that a file defines, or None if the name is private."""
+  if name in PUBLIC and (file_of(f"shrinkmeta.{name}") or [""])[0] == file:
+    return f"shrinkmeta.{name}"
+  function = getattr(LEARNER, name, None)  # learner.init, learner.update, ...
+  if inspect.ismethod(function) and _file(function.__func__) == file:
+    return f"shrinkmeta.MetaLearner.{name}"
+  return None
+
+
+def public_names(file: str) -> list[str]:
+  """The public names that a file defines, as their entries in the reference: shrinkmeta.fit."""
+  own = [f"shrinkmeta.{name}" for name in sm.__all__]
+  own += [f"shrinkmeta.MetaLearner.{name}" for name in LEARNER._fields]
+  return [x for x in own if entry_of(file, x.rpartition(".")[2]) == x]
+
+
+def _file(function: Any) -> str:
+  """The file of a function, relative to the root."""
+  return str(pathlib.Path(inspect.getfile(function)).relative_to(ROOT))
+
+
 def source_link(app: Sphinx, docname: str, file: str, line: int | None) -> str:
   """The address of a file's page, as seen from the page `docname`; the page will be written."""
   shown: set[str] = app.env.__dict__.setdefault("shown_sources", set())
@@ -66,8 +90,8 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
       continue
     file, name = str(path.relative_to(ROOT)), node.astext().split(".")[-1]
     is_name = isinstance(node[0], nodes.literal) and name.isidentifier()
-    if is_name and name in PUBLIC and (file_of(f"shrinkmeta.{name}") or [""])[0] == file:
-      node.replace_self(reference_to(f"shrinkmeta.{name}", docname, node[0].deepcopy()))
+    if is_name and (entry := entry_of(file, name)):
+      node.replace_self(reference_to(entry, docname, node[0].deepcopy()))
       continue
     line = line_of(path, name) if is_name and path.suffix == ".py" else None
     link = nodes.reference("", "", internal=True, refuri=source_link(app, docname, file, line))
@@ -137,7 +161,23 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
   for file in sorted(app.env.__dict__.get("shown_sources", ())):
     text = (ROOT / file).read_text(encoding="utf-8")
     body = highlight(text, guess_lexer_for_filename(file, text), format_)
-    yield f"source/{file}", {"title": file, "body": f"<h1>{file}</h1>\n{body}"}, "page.html"
+    body = f"<h1>{file}</h1>\n{links_to_entries(app, file)}{body}"
+    yield f"source/{file}", {"title": file, "body": body}, "page.html"
+
+
+def links_to_entries(app: Sphinx, file: str) -> str:
+  """A line with the entries of the public names of a file, or "" if it has none."""
+  links = []
+  for name in public_names(file):
+    if entry := app.env.get_domain("py").objects.get(name):
+      uri = app.builder.get_relative_uri(f"source/{file}", entry.docname)
+      links.append(f'<a href="{uri}#{entry.node_id}"><code>{shown_name(name)}</code></a>')
+  return f"<p>In the reference: {', '.join(links)}.</p>\n" if links else ""
+
+
+def shown_name(name: str) -> str:
+  """An entry as users write it: sm.fit, learner.init."""
+  return name.replace("shrinkmeta.MetaLearner.", "learner.").replace("shrinkmeta.", "sm.")
 
 
 def merge_sources(app: Sphinx, env: Any, docnames: list[str], other: Any) -> None:
