@@ -89,9 +89,10 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
     if path.suffix not in SHOWN or not path.is_relative_to(ROOT):
       continue
     file, name = str(path.relative_to(ROOT)), node.astext().split(".")[-1]
-    is_name = isinstance(node[0], nodes.literal) and name.isidentifier()
+    code = next(iter(node.findall(nodes.literal)), None)  # MyST wraps it in an inline node
+    is_name = code is not None and code.astext() == node.astext() and name.isidentifier()
     if is_name and (entry := entry_of(file, name)):
-      node.replace_self(reference_to(entry, docname, node[0].deepcopy()))
+      node.replace_self(reference_to(entry, docname, code.deepcopy()))
       continue
     line = line_of(path, name) if is_name and path.suffix == ".py" else None
     link = nodes.reference("", "", internal=True, refuri=source_link(app, docname, file, line))
