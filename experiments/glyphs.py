@@ -4,10 +4,10 @@
     python -m experiments.glyphs --algorithms=all --seeds=0,1,2
     python -m experiments.glyphs --dataset=omniglot --data_dir=FOLDER
 
-Trains each algorithm on episodes of the training writing systems, adapts it to episodes of unseen
-ones for up to 1000 steps, and prints tables. It writes an HTML page, pictures, CSV, JSON and
-TensorBoard logs; --open opens the page.
-This is the table `glyphs` of experiments.train, trained, evaluated and reported by one command.
+The command trains each algorithm on episodes of the training writing systems. It then adapts to
+episodes of unseen systems for up to 1000 steps. It prints tables, and writes an HTML page,
+pictures, CSV, JSON and TensorBoard logs; --open opens the page. The settings are those of the table
+`glyphs` of experiments.train.
 
 By default sigma_imaml, reptile and fomaml are trained from seed 0, into runs/glyphs.
 """
@@ -44,7 +44,8 @@ _DATASET = flags.DEFINE_enum(
 _DATA_DIR = shared.data_dir()
 _SPLIT = shared.split()
 _CHECKPOINTS = paths.define(
-  "checkpoints", "Folder of states, from which a stopped run goes on; None: none are kept."
+  "checkpoints",
+  "Folder of states, from which a stopped run continues. Default: no states are saved.",
 )
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
   "checkpoint_every", 20, "Meta-steps between checkpoints.", lower_bound=1
@@ -71,21 +72,21 @@ def run(
   checkpoint_every: int = 20,
   command: str = "python -m experiments.glyphs",
 ) -> tuple[str, list[str]]:
-  """Train, evaluate and report. Results are saved after every arm; diverged ones have none.
+  """Train, evaluate and report. Results are saved after every arm; a diverged run has none.
 
   Args:
-    names: of algorithms.
-    seeds: of parameters and training tasks.
-    config: settings of the table `glyphs`.
-    data_dir: folder of the data set.
+    names: the names of the algorithms.
+    seeds: fix the initial parameters and the training tasks.
+    config: the settings of the table `glyphs`.
+    data_dir: the folder of the data set.
     split: "test" or "validation".
-    out: folder of results.
-    checkpoints: folder of states, with a folder for each arm and seed; None keeps none.
+    out: the folder of the results.
+    checkpoints: the folder of states, with a folder for each arm and seed; None saves none.
     checkpoint_every: meta-steps between checkpoints.
     command: what the page says was typed.
 
   Returns:
-    The tables, and which runs diverged. Only the first process writes; others return "".
+    The tables and the list of diverged runs. Only the first process writes; the others return "".
   """
   with shared.usage():
     chosen = algorithms.chosen(names)

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of the library, and how hard XLA optimises under test."""
+"""Fixtures for the tests of the library, and XLA's level of optimisation in tests."""
 
 import faulthandler
 import functools

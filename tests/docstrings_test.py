@@ -1,7 +1,7 @@
-"""Every public function says what it does, takes and returns, and most show an example.
+"""Every public function documents its purpose, arguments and result; most show an example.
 
 A docstring begins with one sentence on one line. The section "Args:" names every parameter, and the
-section "Returns:" says what comes back.
+section "Returns:" describes the result.
 """
 
 import inspect

@@ -1,8 +1,8 @@
-"""The Python examples of the documents run as pasted and print what they show.
+"""The Python examples of the documents run as written and print what they show.
 
 The documents are README.md, CONTRIBUTING.md and docs/. The blocks of one page run in order, in one
-namespace and in an empty folder. A plain ``` block right after a Python block is what that block
-prints. A block that cannot run is fenced as ```python no-run, after a comment that gives the
+namespace and in an empty folder. A plain ``` block right after a Python block holds the expected
+output. A block that cannot run is fenced as ```python no-run, after a comment that gives the
 reason: <!-- not run: ... -->. A block after <!-- needs: NAME --> runs if the package NAME is
 installed.
 """

@@ -1,6 +1,6 @@
 """The site of the documents and the text of the wheel: docstrings, links, README.md.
 
-`.ci/run` builds the whole site. These are the parts that need no Sphinx.
+`.ci/run` builds the whole site. These tests check the parts that need no Sphinx.
 """
 
 import importlib.util

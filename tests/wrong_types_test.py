@@ -1,8 +1,8 @@
 """Every public function refuses arguments of the wrong type, by name and before any work.
 
-Each function is called once with valid arguments and then, one argument at a time, with wrong
-things. A wrong thing must raise TypeError or ValueError with the argument's name in the message,
-unless the table ALLOWED says that this argument takes it.
+Each function is called once with valid arguments. Then each argument is replaced by wrong values,
+one at a time. A wrong value must raise TypeError or ValueError with the argument's name in the
+message, unless the table ALLOWED says that the argument takes it.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Pictures of a fit. Names are shown as they are: matplotlib would read a formula between two $.
+"""Pictures of a fit; names are escaped, because matplotlib reads text between two $ as a formula.
 
-groups      every group's shrunk estimate with its interval, beside its own
-shrinkage   the shrunk estimate against the group's own
+groups      every group's shrunk estimate with its interval, and its unshrunk estimate
+shrinkage   the shrunk estimate against the unshrunk one
 residuals   Pearson residuals against fitted means
 quantiles   residuals and standardised group effects against a normal distribution
 """
@@ -26,7 +26,7 @@ SUFFIXES = (".png", *(f".{name}" for name in _KNOWN if name != "png"))
 
 
 def write(path: pathlib.Path, model: mixed.Model, kind: str) -> None:
-  """Write a picture in the format that the name of the file ends in."""
+  """Write a picture in the format that the file's suffix names."""
   matplotlib.use("agg")
   figure = draw(model, kind)
   with files.atomic(path) as temporary:
@@ -34,7 +34,7 @@ def write(path: pathlib.Path, model: mixed.Model, kind: str) -> None:
 
 
 def draw(model: mixed.Model, kind: str) -> matplotlib.figure.Figure:
-  """Draw "groups", "shrinkage", "residuals" or "quantiles", or all of them below each other."""
+  """Draw "groups", "shrinkage", "residuals" or "quantiles"; "all" draws them below each other."""
   kinds = list(_KINDS) if kind == "all" else [kind]
   columns = len(model.estimates.sd)
   heights = [_height(model) if k == "groups" else 3.6 for k in kinds]
@@ -53,7 +53,7 @@ def _height(model: mixed.Model) -> float:
 
 
 def _groups(part: Any, model: mixed.Model) -> None:
-  """Groups in order of their shrunk estimates, one panel a random effect."""
+  """Draw groups in the order of their shrunk estimates, with one panel for each random effect."""
   fit, own = model.estimates, mixed.unshrunk(model)
   axes = part.subplots(1, len(fit.sd), squeeze=False)[0]
   for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):

@@ -1,9 +1,9 @@
-"""Make one self-contained HTML page, with pictures and tables, of runs that were evaluated.
+"""Make one self-contained HTML page with the pictures and tables of evaluated runs.
 
     python -m experiments.report runs/small_data runs/sinusoid --out=report
 
-Runs are compared if protocol and settings are the same; others get sections of their own. The
-default of --out is report.
+Runs with the same protocol and settings are compared in one section. The default of --out is
+report.
 """
 
 import pathlib
@@ -18,7 +18,9 @@ from experiments.settings import paths
 _OUT = shared.out()
 _OPEN = shared.open_page()
 _EVALUATION = flags.DEFINE_string(
-  "evaluation", "test", "Which file of the runs: test, validation, or such as test-freeze0.1."
+  "evaluation",
+  "test",
+  "The file to read in each run: test, validation, or a name such as test-freeze0.1.",
 )
 
 

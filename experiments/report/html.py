@@ -15,7 +15,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dd
 
 
 def tables(markdown: str) -> str:
-  """Return paragraphs and Markdown tables, as report/tables makes them, in HTML."""
+  """Return the paragraphs and Markdown tables of report/tables in HTML."""
   parts = []
   for block in markdown.strip().split("\n\n"):
     lines = block.splitlines()
@@ -37,13 +37,13 @@ def text(value: object) -> str:
 
 
 def picture(file: pathlib.Path, title: str) -> str:
-  """Return a PNG as an image that the page holds."""
+  """Return a PNG as an image embedded in the page."""
   data = base64.b64encode(file.read_bytes()).decode()
   return f'<img alt="{text(title)}" src="data:image/png;base64,{data}">'
 
 
 def page(title: str, body: str) -> str:
-  """Return a whole page that reads no other file."""
+  """Return a whole page that needs no other file."""
   return (
     f'<!doctype html><html lang="en"><meta charset="utf-8"><title>shrinkmeta: {text(title)}</title>'
     f"<style>{_STYLE}</style><h1>{text(title).capitalize()}</h1>\n{body}\n</html>\n"

@@ -1,4 +1,4 @@
-"""The report: a section for each group of runs that may be compared, in one HTML page."""
+"""The report: one HTML page with a section for each group of comparable runs."""
 
 import pathlib
 import re
@@ -17,9 +17,9 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pa
   """Write index.html, tables and pictures to `out`.
 
   Args:
-    paths: folders of runs are searched for there.
-    out: folder of the report. Sections of an earlier report that this one lacks are removed.
-    evaluation: name of the file of each run, without its ending.
+    paths: folders that hold runs, at any depth.
+    out: the folder of the report. Sections of an earlier report are removed if this one lacks them.
+    evaluation: the name of the file of each run, without its suffix.
 
   Returns:
     The path of the page.

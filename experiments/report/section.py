@@ -1,4 +1,4 @@
-"""One section of the report: tables and pictures of runs that may be compared."""
+"""One section of the report: tables and pictures of comparable runs."""
 
 import collections
 import itertools
@@ -20,10 +20,10 @@ def write(
   """Write the tables and pictures of a section to `out`, and return its HTML.
 
   Args:
-    out: folder of the report.
-    number: of the section.
+    out: the folder of the report.
+    number: the number of the section.
     members: the runs.
-    diverged: runs that diverged in training, in words. No mean has them.
+    diverged: the runs that diverged in training, in words. They are part of no mean.
   """
   settings, curves = members[0].settings, [one.curve for one in members]
   title = f"<h2>{number}. {html.text(heading(settings))}</h2>"
@@ -63,7 +63,7 @@ def facts_list(members: Sequence[Evaluated], diverged: Sequence[str]) -> str:
 
 
 def _facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, Any]:
-  """Return what stands at the head of a section."""
+  """Return the facts at the head of a section."""
   settings = members[0].settings
   searched = settings["split"] == "validation" and any(one.arm["trials"] for one in members)
   chosen = ", on which settings were chosen" if searched else ""
@@ -83,7 +83,7 @@ def _listed(environment: Mapping[str, Any]) -> str:
 
 
 def freezing(members: Sequence[Evaluated], step: int) -> list[str]:
-  """Return tables of what freezing modules costs, for each algorithm and split with such files."""
+  """Return tables of the cost of freezing modules, for each algorithm and split with such files."""
   tables = []
   names = dict.fromkeys(one.curve.algorithm for one in members)
   read = lambda file: results.read_json(file)[1][0]

@@ -1,4 +1,4 @@
-"""choose_modules against closed forms, planted truths and learners built for one set."""
+"""choose_modules agrees with closed forms, simulated truths, and learners built for one set."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""learner.keep: it equals a learner built anew, and carries phi, sigma and the optimisers on."""
+"""learner.keep equals a new learner, and keeps phi, sigma and the states of the optimisers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Sources of tasks: epochs, splits, shapes, and what `fit` takes."""
+"""Sources of tasks: epochs, splits, shapes, and the arguments of `fit`."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The main job, small: it runs from end to end, repeats itself, and says what is wrong."""
+"""The main job in miniature: it runs to the end, repeats exactly, and reports errors."""
 
 import csv
 import functools

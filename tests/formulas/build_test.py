@@ -1,4 +1,4 @@
-"""Designs against matrices written out, R's conventions, and errors that name column and rows."""
+"""Designs equal written-out matrices and R's conventions; errors name the column and the rows."""
 
 import sys
 

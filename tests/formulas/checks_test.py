@@ -1,4 +1,4 @@
-"""Columns that depend on each other in any unit, and responses that a family cannot have."""
+"""Dependent columns are found in any unit, and so are responses that a family cannot have."""
 
 import numpy as np
 import pytest

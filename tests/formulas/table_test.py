@@ -1,4 +1,4 @@
-"""Files as people have them: separators, decimal signs, encodings, missing values."""
+"""Text files with any separator, decimal sign, encoding and missing values."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""The posterior mode and its derivative: closed forms, then central differences on networks."""
+"""The mode and its derivative agree with closed forms, and with differences on networks."""
 
 import functools
 

@@ -1,6 +1,6 @@
-"""Every row of the family against an implementation of its own, written here without the library.
+"""Every algorithm of the family agrees with an independent implementation in this file.
 
-The models have few parameters, so that Hessians are dense; all is in float64.
+The models have few parameters, so that Hessians are dense. All computations are in float64.
 """
 
 import functools

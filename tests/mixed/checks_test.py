@@ -1,4 +1,4 @@
-"""Designs that cannot be fitted: the errors name what came and what to do."""
+"""Designs that cannot be fitted raise errors that name the fault and the remedy."""
 
 import numpy as np
 import pytest

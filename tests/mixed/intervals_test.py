@@ -1,4 +1,4 @@
-"""Profile intervals and likelihood-ratio tests, against published ones and dense densities."""
+"""Profile intervals and likelihood-ratio tests agree with published ones and dense densities."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""theta_hat: every optimiser on a ridge regression, whose mode is a formula."""
+"""Every optimiser finds theta_hat of a ridge regression, whose mode has a closed form."""
 
 import dataclasses
 import functools

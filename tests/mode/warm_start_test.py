@@ -1,4 +1,4 @@
-"""Recurring tasks begin where they ended: fewer steps, the same mode and gradient."""
+"""Recurring tasks start where they ended: fewer steps, and the same mode and gradient."""
 
 import chex
 import jax

@@ -29,7 +29,7 @@ def at(axis: str, value: int) -> Workload:
 
 
 def scaling(config: Config) -> Iterator[report.Record]:
-  """A row a size, and a slope k of seconds ~ size^k an axis, over the upper half of its range."""
+  """Yield the seconds at each size, and for each axis the slope k of seconds ~ size^k."""
   for axis, values in (_TINY if config.tiny else AXES).items():
     sizes, seconds = [], []
     for value in values:

@@ -1,4 +1,4 @@
-"""Pictures of fits: their format, and names shown as they are."""
+"""Pictures of fits: their formats, and names that are not read as formulas."""
 
 import matplotlib
 import numpy as np

@@ -1,4 +1,4 @@
-"""The study of starts: a few designs, against a few starts each."""
+"""The study of starts, with a few designs and a few starts."""
 
 
 def test_no_design_of_a_few_is_missed(command):

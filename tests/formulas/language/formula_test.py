@@ -1,4 +1,4 @@
-"""Formulas taken apart, errors that say what to write, and code that a formula cannot run."""
+"""Parsed formulas; errors say what to write, and a formula cannot run code."""
 
 import pytest
 

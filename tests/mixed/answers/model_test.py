@@ -1,4 +1,4 @@
-"""The door and the summary: figures recomputed from their formulas, text that says what to know."""
+"""`mixed.fit` and `mixed.summary`: figures recomputed from formulas, and the notes in the text."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Predictions and their errors against dense linear algebra."""
+"""Predictions and their standard errors agree with dense linear algebra."""
 
 import numpy as np
 import pytest
