@@ -74,7 +74,7 @@ def sums():
 def deltas():
   frozen_body = sm.hand_picked(LIKELIHOOD, LABELS, task_specific=("head",))
   thetas = {"w": None, "b": jnp.zeros(2)}
-  return sm.deltas(frozen_body, state(), thetas, ["ann", "bob"])
+  return sm.deltas(frozen_body, frozen_body.init(state().phi), thetas, ["ann", "bob"])
 
 
 @functools.cache

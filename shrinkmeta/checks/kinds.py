@@ -200,7 +200,7 @@ def model_hint(value: Any) -> str:
     return (
       f"an nnx module, {kind}. Pass its parameters: graphdef, params, rest = "
       "nnx.split(model, nnx.Param, ...); `predict` is then "
-      "lambda params, x: nnx.merge(graphdef, params, rest)(x)."
+      "lambda params, x: nnx.merge(graphdef, params, rest, copy=True)(x)."
     )
   if _derives(value, "flax.linen", "Module"):
     return (

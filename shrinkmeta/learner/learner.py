@@ -42,7 +42,7 @@ from shrinkmeta.learner.meta_step import apply, gradient_from
 from shrinkmeta.learner.sigma import keep_modules
 from shrinkmeta.learner.statistics import refresh
 from shrinkmeta.mode import warm_start
-from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
+from shrinkmeta.mode.frozen import as_built, built_of, check_own, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
@@ -344,7 +344,6 @@ def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
     "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, spec.labels
   )
   frozen = frozen_modules(known, spec.frozen)
-  masked = spec.algorithm.sigma == "inf"
-  built = {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
-  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built)
+  check_own(spec, state.log_sigma2)
+  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built_of(spec))
   return MetaParams(phi, state.log_sigma2), frozen

@@ -33,7 +33,8 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
 
   Args:
     state: a MetaState of this learner, with constants.
-    tasks: T tasks, leaves [T, N, ...]. Padding within a task reaches `statistics`.
+    tasks: T tasks, leaves [T, N, ...]. Padding within a task reaches `statistics`: let the inputs
+      say which examples are real, as docs/frameworks.md shows.
     statistics: (phi, inputs [N, ...], constants) -> the new constants of one task. If the constants
       are a dict, it may return only the entries that change, such as {"batch_stats": ...}.
 

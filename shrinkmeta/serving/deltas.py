@@ -22,6 +22,7 @@ import numpy as np
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
+from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -185,6 +186,8 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
   check_learner("learner", learner)
   check_state("state", state)
   modules.check_labels(learner.labels, state.phi, "state.phi")
+  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
+  check_own(learner.spec, state.log_sigma2)
   names = task_ids("ids", ids)
   if len(set(names)) != len(names):
     seen: set[TaskId] = set()

@@ -23,6 +23,8 @@ from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
 from shrinkmeta.devices.processes import check_alike, check_shared
 from shrinkmeta.learner.statistics import Statistics
+from shrinkmeta.mode.frozen import check_own
+from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoint_format import describe, fingerprints, versions
@@ -196,7 +198,10 @@ def _loop(
 def _first_step(state: MetaState, steps: int) -> int:
   """Return the first step of the run; raise ValueError if the state is past `steps`."""
   if (first := int(state.step)) > steps:
-    raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
+    raise ValueError(
+      f"steps is {steps}, but the state is already that of step {first}. steps counts all runs "
+      f"together: for {steps} more pass steps={first + steps}."
+    )
   return first
 
 
@@ -222,6 +227,8 @@ def _check_types(
   """Raise TypeError or ValueError if an argument of `fit` has a wrong type or value."""
   check_learner("learner", learner)
   check_state("state", state)
+  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
+  check_own(learner.spec, state.log_sigma2)
   if not isinstance(tasks, (Task, list, tuple)):
     wanted = "(first, count) -> shrinkmeta.Task of `count` tasks"
     validate.function("tasks", tasks, wanted, "A list of Tasks, or a Task, serves too.")

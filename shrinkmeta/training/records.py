@@ -107,10 +107,12 @@ class Warnings:
     which = f"update {first}" if count == 1 else which
     if share < 0.5:
       logging.warning(
-        "%.0f %% of the inner loops of %s converged. The implicit gradient "
-        "belongs to a converged loop and is wrong elsewhere. At the end of a loop the gradient "
+        "%.0f %% of the inner loops of %s converged. The implicit gradient is that of a "
+        "converged loop and has an error elsewhere. At the end of a loop the gradient "
         "norm is %.2g on average; a loop counts as converged at %s or less. Give Inner more steps "
-        "(now %d), a larger tol or a smaller step size, or lower init_sigma.",
+        "(now %d) or a smaller step size, or lower init_sigma. Whether the error matters: double "
+        'the steps and compare sigma and the validation loss, as docs/limits.md, "The mode was '
+        'not reached", shows.',
         100 * share,
         which,
         numbers["inner_grad_norm"],

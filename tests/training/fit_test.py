@@ -256,9 +256,8 @@ def test_few_converged_loops_are_warned_of_once(steps, share, caplog):
     assert len(found) == 1
     assert found[0].startswith("0 % of the inner loops of the first 20 updates converged")
     assert "converged at 0.0001 (Inner.tol) or less" in found[0]
-    assert (
-      "more steps (now 2), a larger tol or a smaller step size, or lower init_sigma" in found[0]
-    )
+    assert "more steps (now 2) or a smaller step size, or lower init_sigma" in found[0]
+    assert '"The mode was not reached"' in found[0]
 
 
 def test_the_warning_of_a_resumed_run_names_its_updates(caplog):
@@ -298,7 +297,7 @@ def test_wrong_arguments(tmp_path):
   with pytest.raises(ValueError, match=r"gives \['eval/a'\]"):
     keywords = {"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}
     run(learner, state, 1, checkpoints=sm.Checkpoints(tmp_path / "b"), **keywords)
-  with pytest.raises(ValueError, match="steps is 2, but the state is already that of step 7"):
+  with pytest.raises(ValueError, match="already that of step 7.*for 2 more pass steps=9"):
     run(learner, state._replace(step=jnp.asarray(7)), 2)
   for more in (1, -1):
     with pytest.raises(ValueError, match=rf"tasks\(0, 3\) returned {3 + more} tasks; 3 were asked"):
