@@ -1,1 +1,1 @@
-"""Experiments with `shrinkmeta`, written as a user of the library would write them."""
+"""Experiments with `shrinkmeta`, written as users of the library would write them."""

@@ -3,7 +3,7 @@
     python -m experiments.evaluate runs/small_data
     python -m experiments.evaluate runs/small_data --freeze=0.1,0.2,0.4
 
-A result that is there already is not computed again.
+A result that already exists is not computed again.
 """
 
 import functools
@@ -20,7 +20,7 @@ from experiments.settings import machine, paths
 
 _SPLIT = shared.split()
 _FREEZE = flags.DEFINE_list(
-  "freeze", [], "Thresholds: modules whose sigma is below are frozen in adaptation."
+  "freeze", [], "Thresholds of sigma. Modules below a threshold stay frozen in adaptation."
 )
 _DATA_DIR = shared.data_dir()
 _CACHE = shared.compilation_cache()

@@ -4,14 +4,16 @@
     python -m experiments.glyphs --algorithms=all --seeds=0,1,2
     python -m experiments.glyphs --dataset=omniglot --data_dir=FOLDER
 
-Trains each algorithm on episodes of the training writing systems, adapts it to episodes of unseen
-ones for up to 1000 steps, and prints tables and writes pictures, CSV, JSON and TensorBoard logs.
-This is the table `glyphs` of experiments.train, trained, evaluated and reported by one command.
+The command trains each algorithm on episodes of the training writing systems. It then adapts to
+episodes of unseen systems for up to 1000 steps. It prints tables, and writes an HTML page,
+pictures, CSV, JSON and TensorBoard logs; --open opens the page. The settings are those of the table
+`glyphs` of experiments.train.
 
 By default sigma_imaml, reptile and fomaml are trained from seed 0, into runs/glyphs.
 """
 
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +21,8 @@ import jax
 from absl import app, flags, logging
 
 import shrinkmeta as sm
+from experiments.report import browser, single
+from experiments.report.evaluated import Evaluated
 from experiments.report.pictures import adaptation, sigma_plots
 from experiments.report.tables import comparison, sigma
 from experiments.runs import files, pipeline, problems, results
@@ -40,13 +44,15 @@ _DATASET = flags.DEFINE_enum(
 _DATA_DIR = shared.data_dir()
 _SPLIT = shared.split()
 _CHECKPOINTS = paths.define(
-  "checkpoints", "Folder of states, from which a stopped run goes on; None: none are kept."
+  "checkpoints",
+  "Folder of states, from which a stopped run continues. Default: no states are saved.",
 )
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
   "checkpoint_every", 20, "Meta-steps between checkpoints.", lower_bound=1
 )
 _CACHE = shared.compilation_cache()
 _OUT = shared.out()
+_OPEN = shared.open_page()
 shared.define_processes()
 
 _NOT_OF_TRAINING = (
@@ -64,21 +70,23 @@ def run(
   out: pathlib.Path,
   checkpoints: pathlib.Path | None = None,
   checkpoint_every: int = 20,
+  command: str = "python -m experiments.glyphs",
 ) -> tuple[str, list[str]]:
-  """Train, evaluate and report. Results are saved after every arm; diverged ones have none.
+  """Train, evaluate and report. Results are saved after every arm; a diverged run has none.
 
   Args:
-    names: of algorithms.
-    seeds: of parameters and training tasks.
-    config: settings of the table `glyphs`.
-    data_dir: folder of the data set.
+    names: the names of the algorithms.
+    seeds: fix the initial parameters and the training tasks.
+    config: the settings of the table `glyphs`.
+    data_dir: the folder of the data set.
     split: "test" or "validation".
-    out: folder of results.
-    checkpoints: folder of states, with a folder for each arm and seed; None keeps none.
+    out: the folder of the results.
+    checkpoints: the folder of states, with a folder for each arm and seed; None saves none.
     checkpoint_every: meta-steps between checkpoints.
+    command: what the page says was typed.
 
   Returns:
-    The tables, and which runs diverged. Only the first process writes; others return "".
+    The tables and the list of diverged runs. Only the first process writes; the others return "".
   """
   with shared.usage():
     chosen = algorithms.chosen(names)
@@ -119,20 +127,30 @@ def run(
     f"norm: {norm}{' (transductive)' if norm == 'batch' else ''}, {judged.source.tasks} systems, "
     f"the mean of {judged.rounds} episodes each, seeds {', '.join(map(str, seeds))}"
   )
-  return f"{line}\n\n{report(out, curves, config.evaluation.over)}", diverged
+  arms = settings.pop("arms")
+  environment = files.environment()
+  members = [Evaluated(out, settings, arms[c.algorithm], c, environment) for c in curves]
+  lost = [name.replace("-", ", seed ") for name in diverged]
+  return f"{line}\n\n{report(out, members, lost, command)}", diverged
 
 
-def report(out: pathlib.Path, curves: Sequence[results.Curve], over: str) -> str:
-  """Write the pictures and the CSV, and return the tables."""
+def report(
+  out: pathlib.Path, members: Sequence[Evaluated], diverged: Sequence[str], command: str
+) -> str:
+  """Write the page, its pictures and the CSV, and return the tables."""
+  curves, over = [one.curve for one in members], members[0].settings["evaluation"]["over"]
   results.write_csv(out / "results.csv", curves)
   learned = [c for c in curves if algorithms.learns_sigma(c.algorithm)]
+  pictures = {"adaptation.png": "accuracy and loss against adaptation steps"}
+  adaptation.adaptation_curves(out / "adaptation.png", curves, over)
   if learned:
     sigma_plots.sigma_per_module(out / "sigma.png", learned)
     sigma_plots.sigma_history(out / "sigma_history.png", learned)
-  adaptation.adaptation_curves(out / "adaptation.png", curves, over)
+    pictures |= {"sigma.png": "σ of each module", "sigma_history.png": "σ during training"}
   shown = {c.algorithm: c for c in reversed(learned)}  # the first seed of each
-  found = comparison.tables(curves, over=over)
-  return "\n\n".join([*found, *(sigma.module_table(curve) for curve in shown.values())])
+  tables = [*comparison.tables(curves, over=over), *map(sigma.module_table, shown.values())]
+  single.write(out, command, members, diverged, tables, pictures)
+  return "\n\n".join(tables)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -153,10 +171,13 @@ def main(argv: Sequence[str]) -> None:
     out,
     pathlib.Path(_CHECKPOINTS.value) if _CHECKPOINTS.value is not None else None,
     _CHECKPOINT_EVERY.value,
+    shlex.join(["python", "-m", "experiments.glyphs", *sys.argv[1:]]),
   )
   if found:
     print(f"\n{found}\n")
-    logging.info("Tables, pictures and logs are in %s", out)
+    logging.info("The page is %s; tables, pictures and logs are beside it.", out / "index.html")
+    if _OPEN.value:
+      browser.show(out / "index.html")
   if diverged:
     logging.error("Without a result: %s. Lower their rates by --set.", ", ".join(diverged))
     sys.exit(1)

@@ -2,13 +2,14 @@
 
     python -m experiments.sinusoid
 
-Tasks are y = a sin(x - p) + noise, amplitude a in [0.1, 5], phase p in [0, pi], x in [-5, 5]. A
-network 1-40-40-1 learns phi, sigma of every module and the noise from the evidence of tasks of 5 to
-20 examples. On new tasks Laplace's posterior gives a 95 % interval for every further observation.
-Prints how many fall inside, and writes JSON and a picture.
+Tasks are y = a sin(x - p) + noise, with amplitude a in [0.1, 5], phase p in [0, pi] and x in [-5,
+5]. A network 1-40-40-1 learns phi, sigma of every module and the noise. It maximises the evidence
+of tasks with 5 to 20 examples. On new tasks Laplace's posterior gives a 95 % interval for every
+further observation. The command prints how many observations lie in their interval, and writes JSON
+and a picture.
 
-The algorithm is empirical_bayes by default, or sigma_imaml. An update has 20 tasks by default. The
-results go into runs/sinusoid_evidence by default.
+The algorithm is empirical_bayes (the default) or sigma_imaml. By default an update has 20 tasks,
+and the results go into runs/sinusoid_evidence.
 """
 
 import pathlib
@@ -28,7 +29,7 @@ _ALGORITHM = shared.algorithm()
 _TASKS = shared.tasks()
 _SEED = shared.seed()
 _OUT = shared.out()
-_META_STEPS = flags.DEFINE_integer("meta_steps", 1_500, "Updates.", 1)
+_META_STEPS = flags.DEFINE_integer("meta_steps", 1_500, "Number of updates.", 1)
 _TEST_TASKS = flags.DEFINE_integer("test_tasks", 200, "New tasks for each number of shots.", 1)
 
 
@@ -48,7 +49,7 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Read the flags, train, and judge the intervals."""
+  """Read the flags, train, and count the observations in their intervals."""
   shared.no_arguments(argv)
   config = {
     "algorithm": shared.or_default(_ALGORITHM, ALGORITHMS[0]),

@@ -2,8 +2,8 @@
 
     python -m experiments.train --table=small_data --set=problem.shots=3 --seeds=10,11,12
 
-Give the same command again to continue a run that was stopped. By default all algorithms are
-trained from seeds 10 to 14 (searches use seeds from 0 on), into runs/TABLE.
+The same command, given again, continues a run that was stopped. By default all algorithms are
+trained from seeds 10 to 14, because searches use seeds from 0. Runs go into runs/TABLE by default.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ _ALGORITHMS = shared.algorithms()
 _SEEDS = shared.seeds()
 _SET = shared.changes()
 _TUNED = flags.DEFINE_bool(
-  "tuned", True, "Use the settings that experiments.tune chose; false: those it starts from."
+  "tuned", True, "Use the settings that experiments.tune chose. False uses those it starts from."
 )
 _OUT = shared.out()
 _DATA_DIR = shared.data_dir()

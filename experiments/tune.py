@@ -2,14 +2,15 @@
 
     python -m experiments.tune --table=small_data --trials=8
 
-runs/search.py says what the trials of a search are. The best is the most accurate after
-`report_step` adaptation steps, in regression the one with the highest likelihood. It goes with the
-whole search into experiments/tuned/TABLE-SIZE/ALGORITHM.json, where `experiments.train` finds it.
+runs/search.py describes the trials of a search. The best trial is the most accurate after
+`report_step` adaptation steps. In regression it is the trial with the highest likelihood. It is
+written with the whole search to experiments/tuned/TABLE-SIZE/ALGORITHM.json, which
+`experiments.train` reads.
 
-By default all algorithms are searched, and a trial is one run, from seed 0. With --seeds=0,1,2 a
-trial is the mean of three runs: it takes three times as long and depends less on luck. The protocol
-of a table may fix settings (config.fixed); these are not searched. Runs go into
-searches/TABLE-SIZE. Give the same command again to continue a search that was stopped.
+By default all algorithms are searched, and a trial is one run from seed 0. With --seeds=0,1,2 a
+trial is the mean of three runs. It takes three times as long and depends less on chance. Settings
+that the protocol of a table fixes (config.fixed) are not searched. Runs go into
+searches/TABLE-SIZE. The same command, given again, continues a search that was stopped.
 """
 
 import pathlib
@@ -37,7 +38,7 @@ _CHOSEN = paths.define(
 
 
 def runs_per_trial(texts: Sequence[str]) -> int:
-  """Return how many runs --seeds asks for; the seeds of a trial are 0, 1, ..."""
+  """Return the number of seeds in --seeds, which must be 0, 1, ..."""
   seeds = shared.parse_seeds(texts)
   if seeds != list(range(len(seeds))):
     raise ValueError(

@@ -69,6 +69,7 @@ from shrinkmeta.training.callbacks import (
 )
 from shrinkmeta.training.checkpoints import Checkpoints, restore
 from shrinkmeta.training.fit import fit
+from shrinkmeta.training.states.save import save_state
 from shrinkmeta.uncertainty.calibration import Calibration, calibration, coverage
 from shrinkmeta.uncertainty.laplace import posterior
 from shrinkmeta.uncertainty.posterior import Posterior, Predictive
@@ -102,7 +103,7 @@ __all__ = (
   # Uncertainty.
   "Calibration", "Posterior", "Predictive", "calibration", "coverage", "posterior",
   # Training.
-  "Checkpoints", "fit", "restore",
+  "Checkpoints", "fit", "restore", "save_state",
   "Difference", "Evaluation", "Interval", "evaluate", "paired",
   "Callback", "json_lines", "progress_bar", "read_json_lines", "recorder", "tensorboard",
   # Devices and memory.

@@ -10,12 +10,12 @@ from shrinkmeta.model.likelihood import check_likelihood
 
 
 def check_types(**arguments: Any) -> None:
-  """Raise an error unless every argument has the type that its name stands for.
+  """Raise an error unless every argument has the right type for its name.
 
-  The check of most arguments is a single `isinstance`.
+  Most checks are a single `isinstance`, so they take little time.
 
   Args:
-    **arguments: {name: value}. Every name is that of an argument of `make_learner`, or `key`.
+    **arguments: {name: value}. Every name is `key` or the name of an argument of `make_learner`.
 
   Raises:
     TypeError: if an argument has another type. The message says what to write instead.

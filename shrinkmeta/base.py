@@ -79,13 +79,13 @@ class InnerInfo(NamedTuple):
   """How the inner optimisation of one task ended, measured at theta_hat on all examples.
 
   In the metrics of an algorithm without an implicit gradient (`maml`, `fomaml`, `reptile`, ...),
-  `objective` and `grad_norm` are cheaper values: those at the point where the last step began, on
-  the mini-batch of that step. In these metrics `objective` is NaN if no step was made. If Inner.tol
-  is None, their `grad_norm` is NaN and their `converged` is False.
+  `objective` and `grad_norm` are measured before the last step, on the mini-batch of that step,
+  because this costs nothing. In these metrics `objective` is NaN if no step was made. If Inner.tol
+  is None, `grad_norm` is NaN and `converged` is False in these metrics.
 
   Updates of `fine_tuning` and `no_adaptation` make no inner steps. In their metrics `objective` is
-  the loss of phi on the train and val examples of the task, nats per example, and `grad_norm` is
-  the norm of its gradient with respect to phi. `steps` is 0 and `converged` is False.
+  the loss of phi on the train and val examples of the task, nats per example. `grad_norm` is the
+  norm of the gradient of this loss with respect to phi. `steps` is 0 and `converged` is False.
   """
 
   steps: jax.Array  # [] int32, the number of inner steps made
@@ -171,7 +171,7 @@ class Sums(NamedTuple):
 
 
 class PerTask(NamedTuple):
-  """The report of each of T tasks; Metrics has the meaning of the fields."""
+  """The report of each of T tasks; `Metrics` explains the fields."""
 
   val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
   failed: jax.Array  # [T] bool

@@ -34,7 +34,7 @@ class Algorithm(NamedTuple):
       "evidence": the log evidence of the training examples; a learned sigma follows it too.
       "pooled": the log-likelihood of all examples at theta = phi, without adaptation.
     gradient: how theta_hat is differentiated. "unrolled": through the inner steps. "first_order":
-      as if d theta_hat / d phi = I. "implicit": by the implicit function theorem. "none": not.
+      as if d theta_hat / d phi = I. "implicit": by the implicit function theorem. "none": never.
     prior: False drops the prior, so that a finite sigma^2 is only a step size.
   """
 
@@ -112,9 +112,10 @@ class Implicit:
       `num_batches` mini-batches of that size, drawn for each solve with a key that the caller
       passes, and scales it to all N. Batch statistics are then those of the mini-batches.
     num_batches: the number of these mini-batches. None takes all examples. With 1 the cost does not
-      grow with N. The noise of the draw averages out over tasks, but a bias stays: w is s g along
-      directions that no drawn example determines. With more than 1, each product linearises the
-      mini-batches anew, one in memory at a time, with 1.5 times the work of a stored linearisation.
+      grow with N. The noise of the draw averages out over tasks. A bias remains: w = s g along
+      directions that no drawn example determines. With more than 1, each product linearises one
+      mini-batch after another. This takes the memory of one mini-batch, and 1.5 times the work of
+      a product with a stored linearisation.
 
   >>> Implicit(solver="dual").max_steps
   30
@@ -212,7 +213,7 @@ class Spec(NamedTuple):
 
   @property
   def sees_all_tasks(self) -> bool:
-    """Whether the meta-loss needs all tasks of an update at once, and so no micro-batches."""
+    """Whether the meta-loss needs all tasks of an update at once, and excludes micro-batches."""
     return self.sigma_gradient == "joint" or bool(self.restricted)
 
 
@@ -248,8 +249,8 @@ def check_spec(spec: Spec) -> None:
   learned, evidence = algorithm.sigma == "learned", algorithm.phi == "evidence"
   if algorithm.gradient == "unrolled" and spec.inner.tol is not None:
     raise ValueError(
-      "A gradient through the steps needs their number: set Inner.tol=None, or take an algorithm "
-      "with an implicit gradient, such as sm.sigma_imaml."
+      "A gradient through the inner steps needs a fixed number of steps: set Inner.tol=None, or "
+      "take an algorithm with an implicit gradient, such as sm.sigma_imaml."
     )
   for name, given in (("restricted", spec.restricted), ("log_det", spec.log_det != LogDet())):
     if given and not evidence:
@@ -260,11 +261,11 @@ def check_spec(spec: Spec) -> None:
       f"{tuple(sigma)}."
     )
   if spec.log_p_sigma is not None and not learned:
-    raise ValueError("log_p_sigma is a prior on a learned sigma; this algorithm has a fixed one.")
+    raise ValueError("log_p_sigma is for algorithms that learn sigma; this one has a fixed sigma.")
   if algorithm.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:
-    raise ValueError(f"This algorithm has no finite sigma: init_sigma is 0 or inf; got {sigma}.")
+    raise ValueError(f'init_sigma must be 0 or inf if Algorithm.sigma is "inf"; got {sigma}.')
   if evidence and math.inf in sigma.values():
-    raise ValueError("Without a prior on theta there is no evidence: init_sigma must be finite.")
+    raise ValueError("init_sigma must be finite: the evidence needs a prior on theta.")
   if evidence or spec.sigma_gradient == "joint":
     check_whole(spec.implicit)
   if spec.has_mode:
@@ -289,13 +290,13 @@ def check_optimisers(spec: Spec) -> None:
     wanted = needs(getattr(spec, name), tree)
     if "value_fn" in wanted:
       raise ValueError(
-        f"{name} evaluates the loss at points of its own (a line search); an update knows it at "
-        "one: take another, such as optax.adam(1e-3) or optax.lbfgs(1e-2, linesearch=None)."
+        f"{name} has a line search, which needs the loss at several points. An update computes it "
+        "at one: take optax.adam(1e-3), or optax.lbfgs(1e-2, linesearch=None)."
       )
     if wanted and no_loss:
       raise ValueError(
-        f"{name} needs the loss, and reptile's phi follows none: take one that needs gradients "
-        "alone, such as optax.adam(1e-3)."
+        f"{name} needs the loss, but reptile computes no loss: take an optimiser that needs only "
+        "gradients, such as optax.adam(1e-3)."
       )
 
 
@@ -314,11 +315,11 @@ def check_algorithm(algorithm: Algorithm) -> None:
   if not fits or (sigma == "learned" and gradient == "none"):
     choices = "; ".join(f"{phi}: {' or '.join(own)}" for phi, own in _GRADIENTS.items())
     raise ValueError(
-      f"There is no {algorithm}. sigma is inf, fixed or, except with gradient none, learned. The "
-      f"gradients that go with each phi are {choices}. See sm.FAMILY."
+      f"There is no {algorithm}. sigma must be inf, fixed or learned; learned needs a gradient "
+      f"other than none. The gradients for each phi are {choices}. See sm.FAMILY."
     )
   if not prior and gradient not in ("unrolled", "first_order"):
-    raise ValueError("Without a prior there is no mode: the gradient goes through the steps.")
+    raise ValueError('prior=False has no mode: gradient must be "unrolled" or "first_order".')
 
 
 def check_sigma_gradient(spec: Spec) -> None:
@@ -330,7 +331,7 @@ def check_sigma_gradient(spec: Spec) -> None:
     raise ValueError(f"sigma_gradient={choice!r} is for sigma_reptile, in which phi follows l_MAP.")
   if choice == "joint" and spec.implicit.solver != "cg":
     raise ValueError(
-      f'sigma_gradient="joint" is solved by CG: implicit.solver is {spec.implicit.solver!r}.'
+      f'sigma_gradient="joint" needs solver="cg"; implicit.solver is {spec.implicit.solver!r}.'
     )
 
 

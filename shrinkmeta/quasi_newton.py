@@ -17,14 +17,14 @@ _ROUNDING = 8  # units in the last place by which rounding may raise the objecti
 def lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs:
   """Return L-BFGS with a backtracking line search, for objectives without noise.
 
-  A step goes along u = -H g, with H the limited-memory estimate of the inverse Hessian. It begins
-  with the length of u and is halved until the objective J falls enough,
+  The direction of a step is u = -H g, where H is the limited-memory estimate of the inverse
+  Hessian. The step a u begins at a = 1 and is halved, at most 20 times, until J falls enough:
 
       J(z + a u) <= J(z) + 1e-4 a <u, g> + 8 eps |J(z)|,   a = 1, 1/2, 1/4, ...
 
-  or 20 times. The last term lets steps pass whose gain is below J's rounding, so the gradient goes
-  on shrinking near the mode. Where u is no direction of descent, which negative curvature can
-  cause, the step follows -g instead.
+  The last term accepts a step whose gain is smaller than the rounding error of J. So the gradient
+  still shrinks close to the mode. If u is not a direction of descent, for example because of
+  negative curvature, the step follows -g instead.
 
   `optax.lbfgs()` has another line search, which under `jax.vmap` on a CPU may not end
   (docs/hazards.md#line-search).

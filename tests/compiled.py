@@ -1,4 +1,4 @@
-"""What compiled programs are made of."""
+"""Read the operations of a compiled program."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of the library, and how hard XLA optimises under test."""
+"""Fixtures for the tests of the library, and XLA's level of optimisation in tests."""
 
 import faulthandler
 import functools
@@ -10,12 +10,12 @@ import jax
 import pytest
 
 # Tests compile thousands of programs and run each a few times, so nearly all their time is XLA's.
-# Unoptimised, with loops as LLVM alone makes them, a program compiles in a quarter of the time. XLA
-# reads the variable when the first array is made, and so do the processes that tests start.
-# XLA_FLAGS= runs all tests with XLA's defaults.
+# Unoptimised, with loops as LLVM alone makes them and one LLVM module a program, a program compiles
+# in a quarter of the time. XLA reads the variable when the first array is made, and so do the
+# processes that tests start. XLA_FLAGS= runs all tests with XLA's defaults.
 _FAST, _DEFAULTS = "--xla_backend_optimization_level=0", {"xla_backend_optimization_level": 3}
-if jax.__version_info__ < (0, 11):  # later ones do not know this flag, and end at one unknown
-  _FAST += " --xla_cpu_use_fusion_emitters=false"
+if jax.__version_info__ < (0, 11):  # XLA ends at a flag that it does not know
+  _FAST += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
   _DEFAULTS["xla_cpu_use_fusion_emitters"] = True
 os.environ.setdefault("XLA_FLAGS", _FAST)
 

@@ -1,7 +1,8 @@
-"""Relative links of the pages at the top, in docs/, experiments/ and results/ lead somewhere.
+"""Every relative link of the documents leads to a file or an anchor that exists.
 
-A link to a Python file whose text is a name in backticks, [`f`](../shrinkmeta/a.py), says that the
-file defines that name.
+The documents are the pages at the top and those in docs/, experiments/ and results/. A link to a
+Python file whose text is a name in backticks, [`f`](../shrinkmeta/a.py), also says that the file
+defines this name.
 """
 
 import pathlib

@@ -1,10 +1,12 @@
-"""Every public function says what it does, takes and returns, and most show an example.
+"""Every public function documents its purpose, arguments and result; most show an example.
 
 A docstring begins with one sentence on one line. The section "Args:" names every parameter, and the
-section "Returns:" says what comes back.
+section "Returns:" describes the result.
 """
 
+import ast
 import inspect
+import pathlib
 import re
 
 import pytest
@@ -120,6 +122,29 @@ def test_most_functions_have_an_example():
   new = sorted(without - gaps_of("example"))
   most = (1 - LEAST_EXAMPLES) * len(FUNCTIONS)
   assert len(new) <= most, f"more than {most:.0f} of {len(FUNCTIONS)} have no example: {new}"
+
+
+# docutils reads the description "N." as the start of a list, and the site then shows no text.
+ENUMERATOR = re.compile(r"\(?(#|\d+|[A-Za-z]|[ivxlcdm]+|[IVXLCDM]+)[.)](\s|$)")
+
+
+def enumerated(source):
+  """The entries "name: text" in docstrings and comments whose text begins like a list."""
+  trees = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+  lines = [line for tree in trees for line in (ast.get_docstring(tree) or "").splitlines()]
+  entries = [re.match(r"  [*\w, ]+: (.*)", line) for line in lines]
+  entries += [re.match(r"  \w+: [^#]*#\s*(.*)", line) for line in source.splitlines()]
+  return [entry[0].strip() for entry in entries if entry and ENUMERATOR.match(entry[1])]
+
+
+def test_no_description_is_read_as_a_list():
+  files = pathlib.Path(inspect.getfile(sm)).parent.rglob("*.py")
+  found = {path.name: enumerated(path.read_text(encoding="utf-8")) for path in files}
+  assert not {name: entries for name, entries in found.items() if entries}
+  poor = (
+    'class A:\n  """B.\n\n  Attributes:\n    t: T.\n    k: k, a number.\n  """\n  n: int  # N.\n'
+  )
+  assert enumerated(poor) == ["t: T.", "n: int  # N."]
 
 
 def test_gaps_name_rules_and_objects():

@@ -1,4 +1,4 @@
-"""JAX's own flags: every algorithm runs under jax_debug_nans and without promotion of ranks."""
+"""Every algorithm runs under JAX's flags jax_debug_nans and jax_numpy_rank_promotion."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The notebooks in docs/notebooks/ are whole and use public names only.
+"""The notebooks in docs/notebooks/ are well formed and use public names only.
 
 A notebook is a page of MyST markdown with ```{code-cell} blocks. The build of the site runs them.
 """

@@ -1,4 +1,4 @@
-"""L-BFGS: it ends, and it finds the mode."""
+"""L-BFGS always ends, and it finds the mode."""
 
 import jax
 import jax.numpy as jnp

@@ -1,8 +1,8 @@
-"""The Python examples of the documents run as pasted and print what they show.
+"""The Python examples of the documents run as written and print what they show.
 
 The documents are README.md, CONTRIBUTING.md and docs/. The blocks of one page run in order, in one
-namespace and in an empty folder. A plain ``` block right after a Python block is what that block
-prints. A block that cannot run is fenced as ```python no-run, after a comment that gives the
+namespace and in an empty folder. A plain ``` block right after a Python block holds the expected
+output. A block that cannot run is fenced as ```python no-run, after a comment that gives the
 reason: <!-- not run: ... -->. A block after <!-- needs: NAME --> runs if the package NAME is
 installed.
 """
@@ -13,6 +13,7 @@ import re
 import textwrap
 from typing import NamedTuple
 
+import absl.logging
 import numpy as np
 import pytest
 
@@ -67,6 +68,14 @@ def pages() -> list[pathlib.Path]:
   """Pages with Python blocks."""
   every = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
   return [path for path in every if blocks_of(path.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+  """Blocks may change what absl shows; the tests after them must not notice."""
+  before = absl.logging.get_verbosity()
+  yield
+  absl.logging.set_verbosity(before)
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)

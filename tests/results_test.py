@@ -1,4 +1,4 @@
-"""The result pages are what their CSV files give, and they hang together."""
+"""The pages of results equal what their CSV files give, and link to each other."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""The order of the library's rooms, and how large files and functions may be.
+"""The order of the library's rooms, and limits on the size of files and functions.
 
 Every violation is listed with its file and line.
 """

@@ -1,6 +1,6 @@
-"""Planted truth: of three layers one varies between tasks. sigma_imaml finds it, and how far.
+"""One of three layers varies between simulated tasks; sigma_imaml finds the layer and its sigma.
 
-phi starts at random, not at the truth; the tasks of every meta-step are new.
+phi starts at random, not at the truth. Every meta-step has new tasks.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """The site of the documents and the text of the wheel: docstrings, links, README.md.
 
-`.ci/run` builds the whole site. These are the parts that need no Sphinx.
+`.ci/run` builds the whole site. These tests check the parts that need no Sphinx.
 """
 
 import importlib.util
@@ -56,6 +56,8 @@ def test_references_are_one_paragraph():
     ("**bold** `a|b`", "**bold** `a|b`"),
     ("  **options: of jit", r"  \*\*options: of jit"),
     (r"a \ b", r"a \\ b"),
+    ("docs/mixed.md lists a_.", r"`Mixed models <../mixed.html>`__ lists a\_."),
+    ("(docs/hazards.md#x-y)", "(`Hazards: x-y <../hazards.html#x-y>`__)"),
   ),
 )
 def test_marks_are_escaped(line, wanted):
@@ -102,3 +104,15 @@ def test_a_dead_link_of_the_site_is_found(tmp_path, link, dead):
   found, outside = site(tmp_path, link + '<a href="https://example.org/">')
   assert outside == {"https://example.org/"}
   assert found == [] if dead is None else dead in found[0]
+
+
+def test_links_to_public_names_lead_to_the_reference():
+  for name in ("sphinx", "pygments"):
+    pytest.importorskip(name)
+  sources = module_of("docs/extensions/sources.py")
+  assert sources.entry_of("shrinkmeta/training/fit.py", "fit") == "shrinkmeta.fit"
+  file = "shrinkmeta/learner/learner.py"
+  assert sources.entry_of(file, "init") == "shrinkmeta.MetaLearner.init"
+  assert sources.entry_of(file, "learner_of") is None
+  assert sources.entry_of("shrinkmeta/mode/warm_start.py", "no_start") is None  # another function
+  assert "shrinkmeta.MetaLearner.update" in sources.public_names(file)

@@ -1,4 +1,4 @@
-"""The public names and the order of their arguments, as the design fixes them."""
+"""The public names and the order of their arguments."""
 
 import inspect
 

@@ -1,6 +1,6 @@
 """Every public function that computes, on one linear-Gaussian model, for each kind of use.
 
-The kinds are fractional weights, a module held at phi, parameters with a None leaf, a likelihood
+The kinds are fractional weights, a module frozen at phi, parameters with a None leaf, a likelihood
 that closes over a traced number, and second derivatives. The references are closed forms in NumPy.
 """
 
@@ -316,6 +316,7 @@ def test_the_sweep_leaves_no_function_out():
       "export",
       "load_deltas",
       "save_deltas",
+      "save_state",
       "plots",
     ),
   }

@@ -1,8 +1,8 @@
 """Every public function refuses arguments of the wrong type, by name and before any work.
 
-Each function is called once with valid arguments and then, one argument at a time, with wrong
-things. A wrong thing must raise TypeError or ValueError with the argument's name in the message,
-unless the table ALLOWED says that this argument takes it.
+Each function is called once with valid arguments. Then each argument is replaced by wrong values,
+one at a time. A wrong value must raise TypeError or ValueError with the argument's name in the
+message, unless the table ALLOWED says that the argument takes it.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import pytest
 from flax import nnx
 
 import shrinkmeta as sm
+from shrinkmeta import mixed
 from shrinkmeta.choice.tables import CurvePoint, ModuleLoss
 
 PARAMS = {"w": jnp.zeros(2), "b": jnp.zeros([])}
@@ -73,7 +74,7 @@ def sums():
 def deltas():
   frozen_body = sm.hand_picked(LIKELIHOOD, LABELS, task_specific=("head",))
   thetas = {"w": None, "b": jnp.zeros(2)}
-  return sm.deltas(frozen_body, state(), thetas, ["ann", "bob"])
+  return sm.deltas(frozen_body, frozen_body.init(state().phi), thetas, ["ann", "bob"])
 
 
 @functools.cache
@@ -88,6 +89,11 @@ def chosen():
   row = ModuleLoss("head", 0.3, 0.1, 1, 4, 1.0, 0.1, 1.2, 0.1)
   point = CurvePoint(None, (), 1.2, 0.1, 0.0, 0, 0, 0.1)
   return sm.Choice((), (row,), (point, point), 2, 0, None)
+
+
+@functools.cache
+def mixed_model():
+  return mixed.fit("y ~ (1 | g)", {"y": [1, 2, 3, 3, 7, 8.0], "g": [*"aabbcc"]})
 
 
 @functools.cache
@@ -173,6 +179,7 @@ OWN = {
   "paired": {"a": EVALUATION, "b": EVALUATION},
   "plots.adaptation_curves": {"evaluations": {"maml": {0: EVALUATION}}},
   "plots.choice_curve": {"choice": lambda: chosen()},
+  "plots.mixed_model": {"model": lambda: mixed_model()},
   "plots.reliability_diagram": {
     "log_probabilities": np.log(np.full((2, 2), 0.5)),
     "targets": np.array([0, 1]),
@@ -183,6 +190,7 @@ OWN = {
   "plots.sigma_picture": {"path": "sigma.png"},
   "priors.normal": {"scale": 1.0},
   "restore": {"checkpoints": lambda: sm.Checkpoints("runs")},
+  "save_state": {"checkpoints": lambda: sm.Checkpoints(tempfile.mkdtemp())},
   "stack_batches": {"batches": [BATCH, BATCH]},
   "stack_tasks": {"tasks": [sm.Task(BATCH, BATCH)] * 2},
   "check_alike": {"settings": {"rate": 0.1}},
@@ -321,6 +329,7 @@ CONCRETE = {
   ),
   *("restore", "stack_batches", "stack_tasks", "task_mesh", "format_summary", "learner.init"),
   *("deltas", "load_deltas", "predict_tasks", "rounding_loss", "save_deltas"),
+  "save_state",
   *("export.merged", "export.peft"),
   *(f"plots.{name}" for name in sm.plots.__all__),
 }

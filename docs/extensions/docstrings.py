@@ -1,14 +1,18 @@
 """Docstrings of the library as reStructuredText that Sphinx's napoleon extension can read.
 
 The docstrings are written for people who read the code: formulas are indented text, and a vertical
-bar or an asterisk stands for itself. reStructuredText would read these as its own marks.
+bar or an asterisk stands for itself. reStructuredText would read these as its own marks. The path
+of a page, such as docs/hazards.md#line-search, becomes a link to that page.
 """
 
 import inspect
+import pathlib
 import re
 
 _TITLE = re.compile(r"[A-Z]\w+:$")
-_CODE = re.compile(r"(`[^`]+`)")
+_KEPT = re.compile(r"(`[^`]+`|docs/\w+\.md(?:#[\w-]+)?)")
+_PAGE = re.compile(r"(docs/(\w+)\.md)(?:#([\w-]+))?")
+_ROOT = pathlib.Path(__file__).absolute().parents[2]
 
 
 def to_rst(lines: list[str]) -> list[str]:
@@ -65,13 +69,22 @@ def _block(lines: list[str], indented: bool) -> list[str]:
 
 
 def escaped(line: str) -> str:
-  """Escape what reStructuredText would read as a mark, outside of `code` and **bold**."""
-  parts = _CODE.split(line)
+  """Escape what reStructuredText would read as a mark, outside of `code` and **bold**.
+
+  The path of a page of docs/ becomes a link, as seen from the folder docs/reference/.
+  """
+  parts = _KEPT.split(line)
   for n in range(0, len(parts), 2):
     text = parts[n].replace("\\", "\\\\").replace("|", r"\|")
     text = re.sub(r"(?<!\*)\*(?!\*)", r"\*", text)
     text = re.sub(r"\*\*(?=[\w,: ]+:)(?!.*\*\*)", r"\*\*", text)  # **kwargs: of a list of arguments
     parts[n] = re.sub(r"(?<=\w)_(?!\w)", r"\_", text)
+  for n in range(1, len(parts), 2):
+    if page := _PAGE.fullmatch(parts[n]):
+      file, name, anchor = page.groups()
+      title = (_ROOT / file).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+      text, end = (f"{title}: {anchor}", f"#{anchor}") if anchor else (title, "")
+      parts[n] = f"`{text} <../{name}.html{end}>`__"
   return "".join(parts)
 
 

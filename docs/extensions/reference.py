@@ -62,8 +62,8 @@ def names_of(module: Any) -> list[str]:
 
 
 def _is_class(value: Any) -> bool:
-  """Whether a value is a class, and not a type such as dict[str, Any]."""
-  return inspect.isclass(value) and not hasattr(value, "__origin__")
+  """Whether a value is a class, and not a type such as dict[str, Any], or Any itself."""
+  return inspect.isclass(value) and value is not Any and not hasattr(value, "__origin__")
 
 
 def summary_of(name: str) -> str:

@@ -2,7 +2,8 @@
 
 A page links to a file, as GitHub shows it: [`cg`](../shrinkmeta/curvature/solvers.py). In the site,
 a link to a public name leads to its entry in the reference, and every other link to a page with the
-file's text, at the line that defines the name. `sm.fit` in the text of a page becomes a link, too.
+file's text, at the line that defines the name. Such a page begins with links to the entries of the
+public names in the file. `sm.fit` and `mixed.fit` in the text of a page become links, too.
 """
 
 import importlib
@@ -21,10 +22,13 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 import shrinkmeta as sm
+import shrinkmeta.mixed  # noqa: F401 (so that sm.mixed is there)
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 SHOWN = {".py", ".sh", ".yml", ".yaml", ".cfg", ".toml"}
 PUBLIC = set(sm.__all__)
+LEARNER = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
+_ROOMS = "lora|export|priors|plots|mixed"
 
 
 def file_of(name: str) -> tuple[str, int] | None:
@@ -48,6 +52,29 @@ def line_of(path: pathlib.Path, name: str) -> int | None:
   return next((n + 1 for n, line in enumerate(lines) if definition.match(line)), None)
 
 
+def entry_of(file: str, name: str) -> str | None:
+  """The entry of the reference for a name that a file defines, or None if the name is private."""
+  for public in (name, f"mixed.{name}"):
+    if target_exists(public) and (file_of(f"shrinkmeta.{public}") or [""])[0] == file:
+      return f"shrinkmeta.{public}"
+  function = getattr(LEARNER, name, None)  # learner.init, learner.update, ...
+  if inspect.ismethod(function) and _file(function.__func__) == file:
+    return f"shrinkmeta.MetaLearner.{name}"
+  return None
+
+
+def public_names(file: str) -> list[str]:
+  """The public names that a file defines, as their entries in the reference: shrinkmeta.fit."""
+  own = [f"shrinkmeta.{name}" for name in sm.__all__]
+  own += [f"shrinkmeta.MetaLearner.{name}" for name in LEARNER._fields]
+  return [x for x in own if entry_of(file, x.rpartition(".")[2]) == x]
+
+
+def _file(function: Any) -> str:
+  """The file of a function, relative to the root."""
+  return str(pathlib.Path(inspect.getfile(function)).relative_to(ROOT))
+
+
 def source_link(app: Sphinx, docname: str, file: str, line: int | None) -> str:
   """The address of a file's page, as seen from the page `docname`; the page will be written."""
   shown: set[str] = app.env.__dict__.setdefault("shown_sources", set())
@@ -65,9 +92,10 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
     if path.suffix not in SHOWN or not path.is_relative_to(ROOT):
       continue
     file, name = str(path.relative_to(ROOT)), node.astext().split(".")[-1]
-    is_name = isinstance(node[0], nodes.literal) and name.isidentifier()
-    if is_name and name in PUBLIC and (file_of(f"shrinkmeta.{name}") or [""])[0] == file:
-      node.replace_self(reference_to(f"shrinkmeta.{name}", docname, node[0].deepcopy()))
+    code = next(iter(node.findall(nodes.literal)), None)  # MyST wraps it in an inline node
+    is_name = code is not None and code.astext() == node.astext() and name.isidentifier()
+    if is_name and (entry := entry_of(file, name)):
+      node.replace_self(reference_to(entry, docname, code.deepcopy()))
       continue
     line = line_of(path, name) if is_name and path.suffix == ".py" else None
     link = nodes.reference("", "", internal=True, refuri=source_link(app, docname, file, line))
@@ -82,9 +110,9 @@ def reference_to(target: str, docname: str, content: nodes.Node) -> nodes.Node:
 
 
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
-  """Turn `sm.name` and `sm.name(...)` in the text of a page into links to the reference."""
+  """Turn `sm.name`, `sm.name(...)` and `mixed.name(...)` in a page into links to the reference."""
   for node in list(doctree.findall(nodes.literal)):
-    match = re.match(r"sm\.((?:lora\.|export\.|priors\.)?\w+)(\(|$)", node.astext())
+    match = re.match(rf"(?:sm\.|(?=mixed\.))((?:(?:{_ROOMS})\.)?\w+)(\(|$)", node.astext())
     inside_link = isinstance(node.parent, nodes.reference | addnodes.pending_xref | nodes.title)
     if match and not inside_link and target_exists(match[1]):
       link = reference_to(f"shrinkmeta.{match[1]}", app.env.docname, node.deepcopy())
@@ -92,11 +120,12 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def target_exists(name: str) -> bool:
-  """Whether the reference has an entry for sm.NAME."""
+  """Whether the reference has an entry for sm.NAME, such as fit, lora.init or mixed.Fit."""
   if "." not in name:
     return name in PUBLIC
-  module, _, function = name.partition(".")
-  return inspect.isfunction(getattr(getattr(sm, module), function, None))
+  module, _, last = name.partition(".")
+  value = getattr(getattr(sm, module), last, None)
+  return inspect.isfunction(value) or inspect.isclass(value)
 
 
 def add_source_links(app: Sphinx, doctree: nodes.document) -> None:
@@ -137,7 +166,23 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
   for file in sorted(app.env.__dict__.get("shown_sources", ())):
     text = (ROOT / file).read_text(encoding="utf-8")
     body = highlight(text, guess_lexer_for_filename(file, text), format_)
-    yield f"source/{file}", {"title": file, "body": f"<h1>{file}</h1>\n{body}"}, "page.html"
+    body = f"<h1>{file}</h1>\n{links_to_entries(app, file)}{body}"
+    yield f"source/{file}", {"title": file, "body": body}, "page.html"
+
+
+def links_to_entries(app: Sphinx, file: str) -> str:
+  """A line with the entries of the public names of a file, or "" if it has none."""
+  links = []
+  for name in public_names(file):
+    if entry := app.env.get_domain("py").objects.get(name):
+      uri = app.builder.get_relative_uri(f"source/{file}", entry.docname)
+      links.append(f'<a href="{uri}#{entry.node_id}"><code>{shown_name(name)}</code></a>')
+  return f"<p>In the reference: {', '.join(links)}.</p>\n" if links else ""
+
+
+def shown_name(name: str) -> str:
+  """An entry as users write it: sm.fit, learner.init."""
+  return name.replace("shrinkmeta.MetaLearner.", "learner.").replace("shrinkmeta.", "sm.")
 
 
 def merge_sources(app: Sphinx, env: Any, docnames: list[str], other: Any) -> None:

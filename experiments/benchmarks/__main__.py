@@ -7,11 +7,12 @@
     python -m experiments.benchmarks --study=tolerance
 
 Workloads: w1 few-shot images, w2 many inner steps on mini-batches, w3 sinusoids, w4 a Transformer
-of which few modules are task-specific, w5 adaptation alone. Prints a table and appends a JSON line
-a measurement to --out. A rival, or this library with other settings, is run in turn with it.
+with few task-specific modules, w5 adaptation alone. The command prints a table, and appends one
+JSON line for each measurement to --out. With --rival or --against, a second side (another library,
+or this one with other settings) is measured alternately with the first: A B A B ...
 
-The algorithm is by default the first of the workload, the tasks are as many as the workload says,
-and --out is runs/benchmarks.jsonl.
+The default algorithm is the first one of the workload. The default number of tasks is the
+workload's own. The default of --out is runs/benchmarks.jsonl.
 """
 
 import dataclasses
@@ -28,18 +29,22 @@ from experiments.benchmarks.worker import Config
 from experiments.settings import flags as shared
 from experiments.settings import machine, paths
 
-_WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "What is timed.")
+_WORKLOAD = flags.DEFINE_enum("workload", "w1", list(workloads.WORKLOADS), "The workload to time.")
 _ALGORITHM = shared.algorithm()
-_STUDY = flags.DEFINE_enum("study", None, list(index.STUDIES), "A study, instead of a workload.")
-_RIVAL = flags.DEFINE_string("rival", None, f"Run in turn: one of {', '.join(rivals.RIVALS)}.")
-_PEERS = paths.define("peers", "Folder of the rivals' scripts.")
+_STUDY = flags.DEFINE_enum(
+  "study", None, list(index.STUDIES), "A study to run, instead of timing --workload."
+)
+_RIVAL = flags.DEFINE_string(
+  "rival", None, f"A library to measure too: {', '.join(rivals.RIVALS)}."
+)
+_PEERS = paths.define("peers", "Folder of the scripts that --rival runs.")
 _RIVAL_PYTHON = paths.define("rival_python", "Python that has the rival installed.")
 _AGAINST = flags.DEFINE_multi_string(
-  "against", [], "Run in turn: this library with a setting changed, as in curvature=gauss_newton."
+  "against", [], "A changed setting of this library to measure too, such as curvature=gauss_newton."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each side is run.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 1, "How often each side is measured.", 1)
 _OUT = shared.out()
-_WORKER = flags.DEFINE_string("worker", None, "Used by the program itself: one measurement.")
+_WORKER = flags.DEFINE_string("worker", None, "For use by the program itself.")
 
 _SEED = shared.seed()
 _TASKS = shared.tasks()
@@ -47,17 +52,19 @@ _SHOTS = flags.DEFINE_integer(
   "shots", None, "Training examples of a class; default: the workload's.", 1
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Inner steps; default: the workload's.", 1)
-_BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or tasks at once.")
-_DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one a core.", 0)
-_CURVATURE = flags.DEFINE_enum("curvature", "hessian", ["hessian", "gauss_newton"], "Of imaml.")
+_BATCHING = flags.DEFINE_string("batching", "auto", "auto, vmap, sequential, or a number of tasks.")
+_DEVICES = flags.DEFINE_integer("devices", 0, "Host devices; 0: one for each core.", 0)
+_CURVATURE = flags.DEFINE_enum(
+  "curvature", "hessian", ["hessian", "gauss_newton"], "Curvature in imaml's solve."
+)
 _MOVING = flags.DEFINE_enum("moving", "few", ["few", "all"], "Task-specific modules of w4.")
 _TINY = flags.DEFINE_bool("tiny", False, "Miniature sizes, for tests.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 10, "Timed repetitions of a run.", 1)
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "No repetition begins after this.", 0.0)
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 60.0, "No repetition begins later.", 0.0)
 
 
 def read_flags() -> Config:
-  """The configuration that the flags describe."""
+  """Return the configuration that the flags describe."""
   batching: Any = _BATCHING.value
   curvature: Any = _CURVATURE.value
   moving: Any = _MOVING.value
@@ -80,7 +87,7 @@ def read_flags() -> Config:
 
 
 def opponent(config: Config) -> Callable[[], report.Record] | None:
-  """What is run in turn with `config`, if anything; ValueError where it cannot be."""
+  """Return a function that measures the second side, or None; raise ValueError for bad flags."""
   if _RIVAL.value and _AGAINST.value:
     raise ValueError("--rival and --against exclude each other.")
   if _RIVAL.value:

@@ -1,18 +1,24 @@
 """Useful floating-point operations of a step, counted by hand so that libraries can be compared.
 
-A forward pass counts two operations a multiply-add of its convolutions and matrix products, and
-nothing else. In forward passes of the same examples: a gradient is 3; a product with the Hessian
-6, and 3 once to linearise the gradient; a product with Gauss-Newton's matrix 4 (2 forwards, 2
-back), and 1 once; backwards through an inner step 6. What an implementation computes beyond that,
-or computes twice, is not useful. XLA's own count is too small:
-docs/hazards.md#loop-flops.
+A multiply-add of a convolution or a matrix product counts as two operations. Nothing else counts.
+The unit below is one forward pass of the same examples.
+
+| computation | forward passes |
+|---|---|
+| a gradient | 3 |
+| a product with the Hessian | 6, and 3 once to linearise the gradient |
+| a product with Gauss-Newton's matrix | 4 (2 forwards, 2 backwards), and 1 once |
+| backwards through an inner step | 6 |
+
+Operations that an implementation adds to these, or does twice, are not useful. XLA's own count is
+too small: docs/hazards.md#loop-flops.
 """
 
 from experiments.benchmarks.workloads import Workload
 
 
 def forward(workload: Workload, only: tuple[str, ...] | None = None) -> int:
-  """Operations of one example's forward pass; `only`: of these modules."""
+  """Return the operations of one example's forward pass, in all modules or in those of `only`."""
   parts = _by_module(workload)
   return sum(count for name, count in parts.items() if only is None or name in only)
 
@@ -36,10 +42,10 @@ def _by_module(workload: Workload) -> dict[str, int]:
 
 
 def step(workload: Workload, algorithm: str, curvature: str = "hessian") -> int:
-  """Operations of one step of `algorithm` on all tasks.
+  """Return the operations of one step of `algorithm` on all tasks.
 
-  With few modules task-specific, the others run forwards once on the training examples, and take
-  part in the validation gradient and in the last product, which phi follows.
+  If only some modules are task-specific, the others cost one forward pass on the training examples
+  and a part of the validation gradient.
   """
   whole, part = forward(workload), forward(workload, workload.moving)
   train, val = workload.examples, workload.ways * workload.queries

@@ -1,4 +1,4 @@
-"""What devices send each other, read from an optimised program."""
+"""The data that devices send each other, read from an optimised program."""
 
 import math
 import re
@@ -13,7 +13,7 @@ _BITS = re.compile(r"\d+")
 
 
 def collectives(hlo: str) -> list[tuple[str, int]]:
-  """(kind, bytes of its result on one device) of every collective in `compiled.as_text()`.
+  """Return (kind, bytes of the result on one device) of each collective in `compiled.as_text()`.
 
   >>> collectives("%a = f32[4,2]{1,0} all-reduce(%x), channel_id=1")
   [('all-reduce', 32)]
@@ -29,6 +29,6 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
 
 
 def _bytes(dtype: str) -> int:
-  """Of an element: f32 has 4, pred 1."""
+  """Return the bytes of one element: 4 for f32, 1 for pred."""
   bits = _BITS.search(dtype)
   return 1 if bits is None else max(1, int(bits.group()) // 8)

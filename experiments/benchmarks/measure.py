@@ -1,8 +1,8 @@
-"""How times are measured: in repetitions, with their spread, on a machine that others may use.
+"""How times are measured: repeatedly, with their spread, on a machine that others may use.
 
-Everything that is timed runs once beforehand, and the clock waits until its results are there. Two
-things are timed in turn, A B A B ..., so that other load on the machine affects both. Report
-ratios: seconds hold for one machine and one hour only.
+Each function runs once before it is timed. The clock stops when the results are there. Two
+functions are timed alternately, A B A B ..., so that other load on the machine affects both.
+Report ratios, because seconds hold for one machine and one hour only.
 """
 
 import os
@@ -25,7 +25,7 @@ _ENOUGH = 3  # calm rounds needed to leave the others out
 
 
 class Spread(NamedTuple):
-  """A median and how far single repetitions were from it."""
+  """The median of repetitions, with the smallest and the largest."""
 
   median: float
   low: float  # the smallest
@@ -34,7 +34,7 @@ class Spread(NamedTuple):
 
 
 class Timing(NamedTuple):
-  """Seconds of one step, per repetition. Repetitions of what was timed in turn are paired."""
+  """Seconds of one step in each repetition; functions timed alternately have paired repetitions."""
 
   seconds: tuple[float, ...]
   own_cores: float  # processor seconds of this process a second, median
@@ -43,7 +43,7 @@ class Timing(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-  """Median, smallest, largest, and of how many.
+  """Return the median, the smallest, the largest and the number of values.
 
   >>> spread([3.0, 1.0, 2.0])
   Spread(median=2.0, low=1.0, high=3.0, repeats=3)
@@ -54,14 +54,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratios(a: Sequence[float], b: Sequence[float]) -> Spread:
-  """Spread of a / b over pairs."""
+  """Return the spread of a / b over pairs."""
   return spread([x / y for x, y in zip(a, b, strict=True)])
 
 
 def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
-  """k of y ~ x^k, least squares in logarithms over the upper half of the range of log x.
+  """Return k of y ~ x^k, by least squares in logarithms over the upper half of the range of log x.
 
-  The lower half is left out: there a fixed cost hides how the rest grows.
+  The lower half is left out, because a fixed cost dominates y there.
   """
   log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
   upper = log_x >= (log_x.min() + log_x.max()) / 2 - 1e-9
@@ -71,7 +71,7 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def machine_busy() -> float | None:
-  """Processor seconds that the whole machine has spent; None where /proc/stat does not exist."""
+  """Return the processor seconds spent by the whole machine; None without /proc/stat."""
   try:
     with open("/proc/stat", encoding="ascii") as file:
       ticks = [int(word) for word in file.readline().split()[1:9]]
@@ -82,7 +82,7 @@ def machine_busy() -> float | None:
 
 
 def peak_memory() -> int:
-  """Largest resident size of this process so far, bytes."""
+  """Return the largest resident size of this process so far, in bytes."""
   try:  # getrusage of a child on Linux begins with what its parent had
     with open("/proc/self/status", encoding="ascii") as file:
       return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
@@ -99,9 +99,9 @@ class _Repetition(NamedTuple):
 
 
 def _repeat(step: Callable[[], Any], group: int) -> _Repetition:
-  """`group` steps, each blocked on.
+  """Run a step `group` times, and wait for each result.
 
-  What the whole machine spent less what this process spent is what the others took.
+  The load of other processes is the machine's processor time minus that of this process.
   """
   busy, own, begin = machine_busy(), time.process_time(), time.perf_counter()
   for _ in range(group):
@@ -115,14 +115,15 @@ def _repeat(step: Callable[[], Any], group: int) -> _Repetition:
 def time_in_turn(
   steps: Mapping[str, Callable[[], Any]], repetitions: int, max_seconds: float
 ) -> dict[str, Timing]:
-  """Times every step of `steps` in rounds A B A B ...
+  """Time the functions of `steps` alternately, A B A B ...
 
-  Rounds in which others used the cores do not count, if three calm ones were seen.
+  A round is calm if no other process used the cores. If there are three calm rounds or more, the
+  others are dropped.
 
   Args:
-    steps: name -> one step; each runs once beforehand.
-    repetitions: calm rounds wanted.
-    max_seconds: no new round begins after this; one always runs.
+    steps: {name: function}; each runs once before it is timed.
+    repetitions: the number of calm rounds to reach.
+    max_seconds: no round begins after this time, except the first.
   """
   begin, groups = time.perf_counter(), {}
   for name, step in steps.items():
@@ -150,7 +151,7 @@ def time_in_turn(
 
 
 def timing_fields(timing: Timing) -> dict[str, Any]:
-  """A timing as fields of a record."""
+  """Return a timing as fields of a record."""
   return {
     "seconds": spread(timing.seconds)._asdict(),
     "own_cores": timing.own_cores,
@@ -160,7 +161,7 @@ def timing_fields(timing: Timing) -> dict[str, Any]:
 
 
 class Compiled(NamedTuple):
-  """A compiled step with what it took to get there and what XLA says of it."""
+  """A compiled step, the seconds to trace and compile it, and XLA's analysis of it."""
 
   call: Callable[..., Any]
   trace_seconds: float
@@ -172,7 +173,7 @@ class Compiled(NamedTuple):
 
 
 def compile_step(f: Callable[..., Any], *arguments: Any) -> Compiled:
-  """Traces and compiles f for these arguments, ahead of time and timed apart."""
+  """Trace and compile f for these arguments, ahead of time, and time the two apart."""
   begin = time.perf_counter()
   lowered = jax.jit(f).lower(*arguments)
   traced = time.perf_counter()
@@ -185,7 +186,7 @@ def compile_step(f: Callable[..., Any], *arguments: Any) -> Compiled:
 
 
 def matmul_rate(size: int = 2048, repetitions: int = 5) -> float:
-  """GFLOP/s of a float32 matrix product on all cores: what this machine can give in this hour."""
+  """Return GFLOP/s of a float32 matrix product on all cores: the machine's speed at this hour."""
   a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
   product = jax.jit(jnp.matmul)
   timing = time_in_turn({"matmul": lambda: product(a, a)}, repetitions, 10.0)["matmul"]

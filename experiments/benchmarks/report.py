@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 def environment() -> Record:
-  """Device and versions, stored beside every figure."""
+  """Return the device and the versions, which are stored with every measurement."""
   device = jax.devices()[0]
   return {
     "device": device.device_kind,
@@ -27,7 +27,7 @@ def environment() -> Record:
 
 
 def append(path: pathlib.Path, *records: Mapping[str, Any]) -> None:
-  """Adds a line a record to the file; with none sees to it that lines can be added."""
+  """Append each record to the file as one line; without records, check that it is writable."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
     for record in records:
@@ -35,7 +35,7 @@ def append(path: pathlib.Path, *records: Mapping[str, Any]) -> None:
 
 
 def cell(value: Any) -> str:
-  """A value as short as it can be read; a spread as median [smallest, largest]."""
+  """Return a value as short text; a spread becomes median [smallest, largest]."""
   if isinstance(value, Mapping) and "median" in value:
     return "{} [{}, {}]".format(*(cell(value[key]) for key in ("median", "low", "high")))
   if value is None:
@@ -46,7 +46,7 @@ def cell(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Plain text, a column a key that any row has.
+  """Return the rows as plain text, with one column for each key of any row.
 
   >>> print(table([{"tasks": 1, "seconds": 0.25}, {"tasks": 16, "slope": 0.98}]))
   tasks  seconds  slope

@@ -1,8 +1,8 @@
 """Measure one configuration of this library, in a process of its own.
 
-So the peak memory is that of the configuration, the number of host devices can be set before JAX
-starts, and the time from the start of the process to the first finished update can be measured.
-`comparison/pairs.py` starts the process.
+A separate process has three advantages. Its peak memory is that of the configuration alone. The
+number of host devices can be set before JAX starts. The time from its start to the first finished
+update can be measured. `comparison/pairs.py` starts the process.
 """
 
 import dataclasses
@@ -28,14 +28,16 @@ Batching = Literal["auto", "vmap", "sequential"] | int  # as a learner takes it
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One measurement of this library. None is the workload's own value.
+  """The settings of one measurement of this library; None takes the workload's own value.
 
   Attributes:
-    steps: inner steps.
-    batching: as of a learner: "auto", "vmap", "sequential", or a number of tasks at once.
-    devices: host devices; 0 is one a core.
-    moving: "few" holds the modules that the workload does not name as task-specific.
-    cache: folder of XLA's persistent compilation cache.
+    steps: the number of inner steps.
+    batching: the argument of the learner: "auto", "vmap", "sequential", or the number of tasks that
+      run at once.
+    devices: the number of host devices; 0 is one for each core.
+    moving: "few" adapts the modules that the workload names and freezes the others; "all" adapts
+      all.
+    cache: the folder of XLA's persistent compilation cache; None switches the cache off.
   """
 
   workload: str = "w1"
@@ -68,7 +70,7 @@ class Config:
       )
 
   def load(self) -> workloads.Workload:
-    """The workload with this configuration's changes."""
+    """Return the workload with this configuration's changes."""
     workload = workloads.load(self.workload, self.tiny, tasks=self.tasks, shots=self.shots)
     if self.steps is not None:
       workload = dataclasses.replace(workload, steps=self.steps, mode_steps=self.steps)
@@ -76,7 +78,7 @@ class Config:
 
 
 class Step(NamedTuple):
-  """A function to compile, with the arguments of its first call where the devices want them."""
+  """A function to compile, with the arguments of its first call on their devices."""
 
   call: Callable[..., Any]  # (state, tasks, key)
   arguments: tuple[Any, Any, jax.Array]
@@ -86,7 +88,7 @@ class Step(NamedTuple):
 
 
 def place(mesh: jax.sharding.Mesh | None, state: Any, tasks: Any) -> tuple[Any, Any]:
-  """The state on every device and the tasks split over them, filled up as `sm.fit` does."""
+  """Put the state on every device, and split the tasks over the devices, padded as in `sm.fit`."""
   if mesh is None:
     return state, tasks
   share = sm.share_of_tasks(sm.num_tasks(tasks), mesh)[2]
@@ -94,10 +96,10 @@ def place(mesh: jax.sharding.Mesh | None, state: Any, tasks: Any) -> tuple[Any, 
 
 
 def make_step(workload: workloads.Workload, algorithm: str, seed: int, **keywords: Any) -> Step:
-  """Return the `update` of an algorithm; for "adapt" the adaptation of all tasks, theta alone.
+  """Return the update of `algorithm`; "adapt" stands for the adaptation of all tasks.
 
   Args:
-    keywords: of `workloads.make_learner`.
+    keywords: arguments of `workloads.make_learner`.
   """
   problem = workloads.make_problem(workload, seed)
   mesh = training.host_mesh(workload.tasks)
@@ -119,10 +121,10 @@ def make_step(workload: workloads.Workload, algorithm: str, seed: int, **keyword
 
 
 def measure_config(config: Config, began: float | None = None) -> report.Record:
-  """All figures of one configuration, as a flat record.
+  """Return all measurements of one configuration as a flat record.
 
   Args:
-    began: `time.time()` when this process was started, for the time to the first update.
+    began: `time.time()` at the start of this process; the time to the first update counts from it.
   """
   workload = config.load()
   step = make_step(
@@ -167,7 +169,7 @@ def measure_config(config: Config, began: float | None = None) -> report.Record:
 
 
 def outcome(metrics: sm.Metrics) -> report.Record:
-  """What the first update did, so that speed is read beside the work: steps, products, failures."""
+  """Return the loss, steps, products and failed tasks of an update."""
   metrics = cast(sm.Metrics, jax.device_get(metrics))
   mean = lambda x: float(x.mean())
   fields = {"loss": float(metrics.loss), "failed_tasks": int(metrics.num_failed)}
@@ -181,14 +183,14 @@ def outcome(metrics: sm.Metrics) -> report.Record:
 
 
 def spawn(config: Config) -> report.Record:
-  """`measure_config` in a process of its own."""
+  """Run `measure_config` in a new process, and return its record."""
   payload = json.dumps({"config": dataclasses.asdict(config), "began": time.time()})
   arguments = ["-m", "experiments.benchmarks", f"--worker={payload}"]
   return run_python(arguments, f"The measurement of {config}")
 
 
 def run_python(arguments: list[str], what: str) -> report.Record:
-  """The record that a Python process prints as its last line; `what` names it in an error."""
+  """Run Python, and return the record in its last line of output; `what` names it in errors."""
   root = str(pathlib.Path(__file__).absolute().parents[2])
   paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
   done = subprocess.run(
@@ -204,7 +206,7 @@ def run_python(arguments: list[str], what: str) -> report.Record:
 
 
 def main(payload: str) -> None:
-  """The other end of `spawn`: prints the record as one line."""
+  """Print the record of one configuration as a line; `spawn` starts the process that calls this."""
   request: Mapping[str, Any] = json.loads(payload)
   config = Config(**request["config"])
   machine.start_jax(config.devices, config.cache or "")

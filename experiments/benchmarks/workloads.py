@@ -1,9 +1,11 @@
-"""What is timed: the tasks, the network and the settings of the inner and the implicit step.
+"""The workloads that are timed: their tasks, networks, and inner and implicit settings.
 
-The images, points and tokens are random numbers of the named shapes: speed does not depend on what
-they show. `prior` is the weight lambda of the proximal term lambda |theta - phi|^2 / 2 beside the
-mean loss that other libraries use; here the likelihood is a sum over N examples and
-sigma^2 = 1 / (lambda N). A step of size r in theta on their objective is a step of r lambda N in z.
+Images, points and tokens are random numbers in arrays of the named shapes, because speed does not
+depend on their values.
+
+Other libraries minimise the mean loss plus a proximal term lambda |theta - phi|^2 / 2. `prior` is
+this lambda. Here the likelihood is a sum over N examples, so sigma^2 = 1 / (lambda N). A step of
+size r in theta on their objective is a step of size r lambda N in z.
 """
 
 import dataclasses
@@ -25,16 +27,16 @@ Net = Literal["conv", "mlp", "transformer"]
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """Sizes and settings; `ways * shots` training and `ways * queries` validation examples a task.
+  """Sizes and settings; a task has `ways * shots` training, `ways * queries` validation examples.
 
   Attributes:
     width: channels of the convolutions, hidden units, or width of the Transformer.
     depth: blocks of the convolutional net or Transformer, hidden layers of the MLP.
-    rate: size of an inner step in theta, on the mean loss.
-    steps: of the mode-free algorithms; `mode_steps` of those that look for the mode.
-    batch_size: of an inner step; None is all examples.
+    rate: the size of an inner step in theta, for the mean loss.
+    steps: inner steps of algorithms that do not search the mode; `mode_steps` is for those that do.
+    batch_size: examples in an inner step; None takes all.
     cg: iterations of conjugate gradients.
-    moving: modules that are task-specific; None is all.
+    moving: the task-specific modules; None stands for all.
     compute: dtype in which the network is computed.
   """
 
@@ -59,12 +61,12 @@ class Workload:
 
   @property
   def examples(self) -> int:
-    """N, training examples of a task."""
+    """N, the number of training examples of a task."""
     return self.ways * self.shots
 
   @property
   def sigma(self) -> float:
-    """The standard deviation that equals the proximal weight `prior`."""
+    """The sigma that is equivalent to the proximal weight `prior`."""
     return (self.prior * self.examples) ** -0.5
 
 
@@ -94,7 +96,7 @@ _TINY: dict[str, dict[str, Any]] = {
 
 
 def load(name: str, tiny: bool = False, **changes: Any) -> Workload:
-  """The workload `name`, or its miniature for tests, with the changes that are not None."""
+  """Return the workload `name`, or its miniature for tests, with the changes that are not None."""
   changes = {key: value for key, value in changes.items() if value is not None}
   return dataclasses.replace(WORKLOADS[name], **(_TINY[name] if tiny else {}) | changes)
 
@@ -109,7 +111,7 @@ class Problem(NamedTuple):
 
 
 def network(workload: Workload) -> nn.Module:
-  """The network of a workload."""
+  """Return the network of a workload."""
   if workload.net == "conv":
     return networks.ConvNet(workload.ways, workload.width, "batch", workload.depth)
   if workload.net == "transformer":
@@ -120,7 +122,7 @@ def network(workload: Workload) -> nn.Module:
 
 
 def make_tasks(workload: Workload, seed: int) -> sm.Task:
-  """T tasks of random data; images and sinusoids have something in common between both parts."""
+  """Draw T random tasks; for images and sinusoids, train and val share what defines the task."""
   random = np.random.default_rng(seed)
   part = {"conv": _images, "mlp": _sinusoids, "transformer": _tokens}[workload.net](
     workload, random
@@ -132,7 +134,7 @@ Part = Callable[[int], sm.Batch]  # examples a class -> leaves [T, N, ...]
 
 
 def _images(workload: Workload, random: np.random.Generator) -> Part:
-  """A prototype a class, and noise."""
+  """One prototype for each class, plus noise."""
   t, ways, pixels = workload.tasks, workload.ways, (workload.size, workload.size, 1)
   prototypes = random.uniform(size=(t, ways, 1, *pixels))
 
@@ -145,7 +147,7 @@ def _images(workload: Workload, random: np.random.Generator) -> Part:
 
 
 def _sinusoids(workload: Workload, random: np.random.Generator) -> Part:
-  """y = a sin(x + b), a and b of the task."""
+  """y = a sin(x + b); each task has its own a and b."""
   t = workload.tasks
   amplitude, phase = random.uniform(0.1, 5, (t, 1, 1)), random.uniform(0, np.pi, (t, 1, 1))
 
@@ -158,7 +160,7 @@ def _sinusoids(workload: Workload, random: np.random.Generator) -> Part:
 
 
 def _tokens(workload: Workload, random: np.random.Generator) -> Part:
-  """Sequences of random tokens, each the target of the one before."""
+  """Sequences of random tokens; the target is the next token."""
 
   def part(shots: int) -> sm.Batch:
     shape = (workload.tasks, workload.ways * shots, workload.size + 1)
@@ -169,7 +171,7 @@ def _tokens(workload: Workload, random: np.random.Generator) -> Part:
 
 
 def make_problem(workload: Workload, seed: int) -> Problem:
-  """Parameters, labels, likelihood and tasks from one seed."""
+  """Return parameters, labels, likelihood and tasks, all from one seed."""
   net, tasks = network(workload), make_tasks(workload, seed)
   first = jax.tree.map(lambda x: x[0], tasks.train.inputs)
   params = jax.jit(net.init)(jax.random.key(seed), first)["params"]
@@ -195,11 +197,12 @@ def make_learner(
   curvature: Literal["hessian", "gauss_newton"] = "hessian",
   **keywords: Any,
 ) -> sm.MetaLearner:
-  """The learner of `algorithm` with the settings of the workload.
+  """Return the learner of `algorithm` with the settings of the workload.
 
   Args:
-    curvature: the exact Hessian is what other libraries use.
-    keywords: of the learner: batching, mesh; and inner or implicit, in place of the workload's.
+    curvature: "hessian" is what other libraries use.
+    keywords: arguments of the learner, such as batching and mesh; inner and implicit replace the
+      workload's own.
   """
   keywords = {"phi_optimizer": optax.sgd(1e-3)} | keywords
   known = sm.FAMILY["reptile" if algorithm == "adapt" else algorithm]
@@ -222,6 +225,6 @@ def make_learner(
 
 
 def init_sigma(workload: Workload, labels: sm.Labels) -> dict[str, float]:
-  """sigma for the modules that are task-specific, 0 for the others."""
+  """Return the workload's sigma for task-specific modules, and 0 for the others."""
   free = lambda name: workload.moving is None or name in workload.moving
   return {name: workload.sigma * free(name) for name in jax.tree.leaves(labels)}

@@ -1,4 +1,4 @@
-"""One task as a picture, for looking at."""
+"""A picture of one task, to look at."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from shrinkmeta import Task
 
 
 def contact_sheet(task: Task, columns: int = 20) -> np.ndarray:
-  """Return one task as a picture: a line of pictures for each class, train left of val.
+  """Return one task as a picture: one row for each class, train on the left and val on the right.
 
-  `PIL.Image.fromarray(contact_sheet(task)).save("task.png")`. Grey pictures
-  hold ink, and are shown as ink on paper.
+  `PIL.Image.fromarray(contact_sheet(task)).save("task.png")`. A value of 1 in a grey picture is
+  ink, which is shown black.
 
   Args:
     task: inputs [N, H, W, 1 or 3] in [0, 1] and labels, with equally many examples of each class.
-    columns: most pictures of a class in each part.
+    columns: the largest number of pictures of a class in each part.
 
   Returns:
     [height, width] grey or [height, width, 3], uint8.

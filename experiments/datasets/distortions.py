@@ -1,4 +1,4 @@
-"""Random affine maps and stroke widths of pictures, on the device."""
+"""Random affine maps and stroke widths of pictures, computed on the device."""
 
 import dataclasses
 from typing import NamedTuple
@@ -44,9 +44,9 @@ class Distortions:
 
 
 class Distortion(NamedTuple):
-  """What happens to one picture, with coordinates (y, x) centred and in units of its side.
+  """The distortion of one picture; coordinates (y, x) are centred, in units of the picture's side.
 
-  What was at p is then found at scale * R(angle) @ [[1, 0], [shear, 1]] @ p + shift.
+  It moves the point p to scale * R(angle) @ [[1, 0], [shear, 1]] @ p + shift.
   """
 
   stroke: jax.Array | None  # [] in [-1, 1], thinner or thicker; None leaves the strokes
@@ -55,12 +55,12 @@ class Distortion(NamedTuple):
 
 
 def identity() -> Distortion:
-  """Nothing happens."""
+  """Return the distortion that changes nothing."""
   return Distortion(None, jnp.eye(2), jnp.zeros(2))
 
 
 def randomly(key: jax.Array, limits: Distortions | None, images: jax.Array, size: int) -> jax.Array:
-  """Every picture distorted anew: [N, H, W] -> [N, size, size]; None only brings them to size."""
+  """Distort each picture anew, [N, H, W] -> [N, size, size]; with None only resize them."""
   if limits is None and images.shape[1:] == (size, size):
     return images
   if limits is None:
@@ -70,7 +70,7 @@ def randomly(key: jax.Array, limits: Distortions | None, images: jax.Array, size
 
 
 def from_draws(limits: Distortions, draws: jax.Array) -> Distortion:
-  """The distortion that `draws` [DRAWS], each in [-1, 1], stand for."""
+  """Return the distortion for `draws` [DRAWS], each in [-1, 1]."""
   stroke, angle, shear, scale = draws[:4]
   low, high = limits.scale
   scale = 0.5 * (low + high) + 0.5 * (high - low) * scale
@@ -85,14 +85,14 @@ def from_draws(limits: Distortions, draws: jax.Array) -> Distortion:
 
 
 def distort(size: int, image: jax.Array, distortion: Distortion) -> jax.Array:
-  """One picture [H, W] -> [size, size], strokes first, then the affine map."""
+  """Distort one picture, [H, W] -> [size, size]: first the strokes, then the affine map."""
   if distortion.stroke is not None:
     image = _thicken(image, distortion.stroke)
   return _resample(image, size, distortion.inverse, distortion.shift)
 
 
 def _thicken(image: jax.Array, amount: jax.Array) -> jax.Array:
-  """Blends an image [H, W] with its grey dilation (amount 1) or erosion (amount -1), 3 x 3."""
+  """Blend an image [H, W] with its 3 x 3 grey dilation (amount 1) or erosion (amount -1)."""
   sign = jnp.where(amount < 0, -1.0, 1.0)  # erosion is dilation of the negative
   wide = sign * image
   for window in ((3, 1), (1, 3)):
@@ -101,7 +101,7 @@ def _thicken(image: jax.Array, amount: jax.Array) -> jax.Array:
 
 
 def _resample(image: jax.Array, size: int, inverse: jax.Array, shift: jax.Array) -> jax.Array:
-  """[size, size] pixels of an image [H, W] moved by a `Distortion`; outside of it is paper."""
+  """Return [size, size] pixels of an image [H, W] moved by a distortion; outside is paper."""
   # A mean over as many stored pixels as a new one covers comes before sampling, against aliasing.
   # A product of matrices, as XLA fuses plain sums into the sampling and redoes them for each pixel
   # (docs/hazards.md#fused-sums), in full precision (docs/hazards.md#rounded-products).

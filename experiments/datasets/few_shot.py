@@ -1,4 +1,4 @@
-"""N-way K-shot episodes of classes of pictures, drawn on the device."""
+"""N-way K-shot episodes of picture classes, drawn on the device."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class _Config:
 
 
 def source(shape: FewShot, images: np.ndarray, counts: np.ndarray) -> Source:
-  """Endless episodes.
+  """Return endless episodes.
 
   An episode draws `ways` distinct classes, labels them in random order, and draws
   `shots + queries` distinct pictures of each. With `turns`, all pictures of a class are turned by
@@ -45,9 +45,9 @@ def source(shape: FewShot, images: np.ndarray, counts: np.ndarray) -> Source:
   episode has two classes that are turns of each other.
 
   Args:
-    shape: of the episodes.
+    shape: the shape of the episodes.
     images: [M, H, W, C] uint8, class by class.
-    counts: [K] pictures of each class, which sum to M.
+    counts: [K], the number of pictures of each class; the sum is M.
 
   Returns:
     A source of Batch(inputs [T, N, H, W, C] float32 in [0, 1], targets [T, N] int32 in [0, ways)),
@@ -90,19 +90,19 @@ def _episode(config: _Config, pool: Pool, number: jax.Array, key: jax.Array) -> 
 
 
 def turn(images: jax.Array, quarters: jax.Array) -> jax.Array:
-  """[..., H, H, C] turned counter-clockwise by `quarters` [] times 90 degrees, 0 to 3."""
+  """Turn [..., H, H, C] counter-clockwise by `quarters` [] times 90 degrees, 0 to 3."""
   turned = [functools.partial(jnp.rot90, k=k, axes=(-3, -2)) for k in range(4)]
   return jax.lax.switch(quarters, turned, images)
 
 
 def by_class(images: jax.Array) -> Batch:
-  """[ways, n, ...] pictures as a Batch of ways * n rows, labelled by the first axis."""
+  """Return pictures [ways, n, ...] as a Batch of ways * n examples, labelled by the first axis."""
   ways, n, *rest = images.shape
   targets = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), n)
   return Batch(images.reshape(ways * n, *rest), targets)
 
 
 def choose(key: jax.Array, count: jax.Array, limit: int) -> jax.Array:
-  """[limit] a random order of range(limit) whose first `count` entries are range(count)'s."""
+  """Return a random order of range(limit), [limit], that begins with the numbers below `count`."""
   padding = jnp.arange(limit) >= count
   return jnp.argsort(jax.random.uniform(key, [limit]) + padding)

@@ -18,7 +18,7 @@ QUERIES = 50  # examples to evaluate on
 
 
 class Sinusoids(NamedTuple):
-  """T tasks, each with MOST examples to adapt on, some masked, and QUERIES to evaluate on."""
+  """T tasks, each with MOST training examples (some may be masked) and QUERIES for evaluation."""
 
   train: Batch
   val: Batch
@@ -27,9 +27,10 @@ class Sinusoids(NamedTuple):
 
 
 def draw(key: jax.Array, count: int, shots: int | None, noise: float) -> Sinusoids:
-  """`count` tasks of `shots` examples; None draws FEWEST to MOST for each.
+  """Draw `count` tasks of `shots` examples; None draws FEWEST to MOST for each task.
 
-  Fewer shots are the first rows of the same tasks. `noise` is a standard deviation, in both parts.
+  With fewer shots, the tasks are the same and have fewer examples. `noise` is a standard deviation,
+  in both parts.
   """
   keys = jax.random.split(key, 5)
   amplitude = jax.random.uniform(keys[0], (count,), minval=0.1, maxval=5.0)
@@ -58,14 +59,14 @@ def _task(config: _Config, data: None, number: jax.Array, key: jax.Array) -> Tas
 
 
 def problem(shots: int | None = 10, noise: float = 0.0, scale: float = 0.3) -> Problem:
-  """Regression with a Gaussian likelihood.
+  """Return regression tasks with a Gaussian likelihood.
 
   Train, validation and test share one source, so each needs its own key.
 
   Args:
-    shots: examples to adapt on, 1 to MOST; None draws FEWEST to MOST, the rest masked.
-    noise: standard deviation of what is added to y, in both parts.
-    scale: standard deviation of the likelihood. Without noise it sets how close a fit must be.
+    shots: the number of examples to adapt on, 1 to MOST; None draws FEWEST to MOST for each task.
+    noise: the standard deviation of the noise in y, in both parts.
+    scale: the standard deviation of the likelihood. Without noise, it sets how close a fit must be.
   """
   if shots is not None and not 1 <= shots <= MOST or noise < 0:
     raise ValueError(f"Sinusoids want 1 to {MOST} shots and noise >= 0; got {shots} and {noise}.")

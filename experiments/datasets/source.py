@@ -1,7 +1,7 @@
-"""What the rest of experiments/ knows of a data set: its tasks, its likelihood and its protocol.
+"""What experiments/ knows of a data set: its tasks, its likelihood and its protocol.
 
-A data set is one file with a function that returns a `Problem`. Whoever takes a `Problem` needs to
-know nothing of pictures or files.
+A data set is one file with a function that returns a `Problem`. Code that takes a `Problem` knows
+nothing of pictures or files.
 """
 
 import dataclasses
@@ -24,12 +24,13 @@ Draw = Callable[[Any, Any, jax.Array, jax.Array], sm.Task]
 )
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Tasks by index. Task i of a key depends on `fold_in(key, i)` alone, whatever the batch.
+  """Tasks by index: task i of a key depends on `fold_in(key, i)` alone, not on the batch.
 
   This holds for JAX's default keys, threefry2x32 (docs/hazards.md#rbg-keys).
 
-  A pytree: hand it to a jitted function as an argument, so that its data are on the device once
-  and no constants of the program: `jax.jit(Source.sample, static_argnames="count")`.
+  A source is a pytree. Pass it to a jitted function as an argument, so that its data are on the
+  device once and are not compiled into the program: `jax.jit(Source.sample,
+  static_argnames="count")`.
   """
 
   draw: Draw  # (config, data, number, key) -> one Task; pure, and the key is its own
@@ -39,18 +40,18 @@ class Source:
   shuffle: bool = False  # whether each round through the list has an order of its own
 
   def sample(self, key: jax.Array, start: jax.typing.ArrayLike, count: int) -> sm.Task:
-    """Tasks `start` to `start + count - 1` of `key`.
+    """Return the tasks `start` to `start + count - 1` of `key`.
 
     Args:
-      key: the same for all tasks of a run; it is folded with the index, never split. Of a key that
-        is not threefry's one is made: see `_threefry`.
-      start: [] may be traced.
+      key: the same for all tasks of a run. It is folded with the index of a task, and never split.
+        `_threefry` converts keys of other kinds.
+      start: [], the index of the first task; it may be traced.
       count: T, static.
 
     Returns:
-      Task, every leaf [T, N, ...]. Of a finite list index i is task number i modulo `tasks`, or
-      that place in an order of the round's own with `shuffle`. What is random in a task is drawn
-      anew at every index, so that i and i + tasks differ by it.
+      Task with leaves [T, N, ...]. In a finite list, index i is task number i modulo `tasks`. With
+      `shuffle`, each round through the list has a random order. What is random in a task is drawn
+      anew for every index, so tasks i and i + tasks differ in it.
     """
     if count < 1:
       raise ValueError(f"Source.sample wants count >= 1; got {count}.")
@@ -63,7 +64,7 @@ class Source:
     return jax.vmap(one)(indices)
 
   def _number(self, key: jax.Array, i: jax.Array) -> jax.Array:
-    """Which task of the list index i is."""
+    """Return the number in the list of the task with index i."""
     if self.tasks is None:
       return i
     if not self.shuffle:
@@ -74,10 +75,10 @@ class Source:
 
 
 def _threefry(key: jax.Array) -> jax.Array:
-  """Return a threefry key made from the words of a key, or the key itself if it is one already.
+  """Return a key itself if it is a threefry key, and else a threefry key made from its words.
 
-  What keys of the kind "rbg" draw under vmap depends on the batch: task i would not be the same in
-  every batch.
+  Under vmap, the draws of an "rbg" key depend on the batch: task i would differ from batch to
+  batch.
   """
   typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
   typed_key = key if typed else jax.random.wrap_key_data(key)
@@ -91,7 +92,7 @@ def _threefry(key: jax.Array) -> jax.Array:
 
 
 class Protocol(NamedTuple):
-  """What a result says of its data, in words and numbers; `_asdict()` is a mapping."""
+  """A description of the data for results, in words and numbers; `_asdict()` is a mapping."""
 
   data: str
   split: str  # how many classes or tasks in each part, and how they were chosen
@@ -103,7 +104,7 @@ class Protocol(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """Tasks to train on, to choose settings by and to report, and what a network has to predict."""
+  """Tasks for training, validation and tests, and the outputs that a network has to predict."""
 
   train: Source
   validation: Source
@@ -115,7 +116,7 @@ class Problem(NamedTuple):
   scale: float = 1.0  # standard deviation of a "gaussian"
 
   def likelihood(self, predict: Callable[[Any, Any], jax.Array]) -> sm.Likelihood:
-    """The likelihood of a network `predict(theta, inputs)`."""
+    """Return the likelihood of a network `predict(theta, inputs)`."""
     if self.kind == "categorical":
       return sm.categorical(predict)
     return sm.gaussian(predict, self.scale)

@@ -1,8 +1,8 @@
-"""Tasks whose network takes its batch statistics from the support set alone.
+"""Tasks in which a network normalises by the statistics of the training examples alone.
 
-The support set is the train part of a task, on which it adapts. The queries are its val part. The
-support examples are put into the val part too, masked out. So a prediction depends on the support
-set and on its own input, but on no other query.
+The training examples (the support set) are added to the val part, with mask 0. So a prediction for
+a val example (a query) depends on the training examples and its own input, and not on other
+queries.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from shrinkmeta import Batch, Task
 def beside(problem: Problem) -> Problem:
   """Return the problem with inputs {"x": [N, ...], "support": weights [N]}.
 
-  The weight of a support example is its mask in train, and that of a query is 0. The val part
-  begins with the examples of train, whose mask there is 0. A mini-batch of train has the statistics
-  of the mini-batch.
+  The weight of a training example is its mask, and that of a query is 0. The val part begins with
+  the training examples, which have mask 0 there. A mini-batch of training examples is normalised by
+  its own statistics.
   """
   train, validation, test = map(_beside, (problem.train, problem.validation, problem.test))
   return problem._replace(train=train, validation=validation, test=test)

@@ -1,12 +1,12 @@
-"""Does a network learn the same in every framework? The table of losses says so.
+"""Does a network learn the same in every framework? A table of losses answers.
 
     python -m experiments.frameworks
 
 An MLP and a CNN with batch norm, each written in plain functions, flax.linen, flax.nnx, equinox and
 haiku, start from the same parameters and are trained by sigma_maml on the same rendered glyphs.
 Without dropout the mathematics is the same, and the losses agree to rounding. With dropout every
-framework draws masks of its own. Prints a Markdown table. Frameworks that are not installed are
-left out.
+framework draws its own masks. The command prints a Markdown table. It leaves out frameworks that
+are not installed.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from experiments.settings import machine
 _SEED = shared.seed()
 _TASKS = shared.tasks()
 _UPDATES = flags.DEFINE_integer("updates", 100, "Updates of phi.", 1)
-_KINDS = flags.DEFINE_list("kinds", ["mlp", "cnn"], "Of mlp, cnn.")
+_KINDS = flags.DEFINE_list("kinds", ["mlp", "cnn"], "Networks: mlp, cnn.")
 _DROPOUT = flags.DEFINE_float("dropout", 0.2, "Probability of a dropped feature.", 0.0, 0.9)
 
 

@@ -1,7 +1,7 @@
-"""The network in plain functions, its first parameters, and what every framework gives.
+"""The network in plain functions, its first parameters, and the interface of every framework.
 
-Each block is a layer, batch norm and ReLU. The layers of an MLP are dense; those of a CNN are 3 x 3
-convolutions, followed by the mean over 2 x 2 pixels. Dropout and a dense head come last.
+Each block is a layer, batch norm and ReLU. The layers of an MLP are dense. The layers of a CNN are
+3 x 3 convolutions, each followed by the mean over 2 x 2 pixels. Dropout and a dense head come last.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ EPSILON = 1e-5  # added to the variance of batch norm
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What all frameworks build.
+  """The sizes of the network that every framework builds.
 
   Attributes:
     kind: "mlp" or "cnn".
-    inputs: shape of one picture, height, width and channels.
+    inputs: the shape of one picture: height, width and channels.
     outputs: number of classes.
-    features: of every block.
-    blocks: their number.
+    features: the number of features of every block.
+    blocks: the number of blocks.
     dropout: the probability that a feature before the head is dropped.
-    momentum: how much of the old running statistics stays. With another value than 0 haiku and
-      equinox weigh the first updates otherwise than flax: they correct the bias of the start.
+    momentum: the weight of the old running statistics. Unless it is 0, haiku and equinox weigh the
+      first updates differently from flax, because they correct the bias of the start.
   """
 
   kind: str
@@ -52,7 +52,7 @@ class Written(NamedTuple):
   """A network in one framework.
 
   `apply(theta, x, statistics, key, train)` returns (logits [N, outputs], new running statistics).
-  With `train` batch norm takes the statistics of the batch, and the new running ones follow them.
+  With `train`, batch norm uses the statistics of the batch, and updates the running ones with them.
   Without a key nothing is dropped.
   """
 

@@ -1,4 +1,4 @@
-"""Train the network of a framework on tasks, by the same learner in all of them."""
+"""Train the network of a framework on tasks; the learner is the same in every framework."""
 
 import importlib.util
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _sample = jax.jit(Source.sample, static_argnames="count")
 
 
 def frameworks() -> dict[str, Callable[[Shape, PyTree], Written]]:
-  """The frameworks that are installed; flax is one of the library's own needs."""
+  """Return the frameworks that are installed; flax always is, because the library needs it."""
   found = {"plain": plain.build, "linen": with_flax.linen, "nnx": with_flax.in_nnx}
   if importlib.util.find_spec("equinox"):
     from experiments.frameworks import with_equinox
@@ -33,7 +33,7 @@ def frameworks() -> dict[str, Callable[[Shape, PyTree], Written]]:
 
 
 def likelihood(written: Written, norm: str, dropout: bool) -> sm.Likelihood:
-  """The likelihood of a network: with batch norm by the batch, or by the constants of the state."""
+  """Return the likelihood of a network, with batch norm by the batch or by running statistics."""
 
   def by_batch(theta: PyTree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return written.apply(theta, x, written.statistics, key, True)[0]
@@ -50,11 +50,10 @@ def likelihood(written: Written, norm: str, dropout: bool) -> sm.Likelihood:
 def train(
   written: Written, problem: Problem, norm: str, dropout: bool, updates: int, tasks: int, seed: int
 ) -> tuple[float, sm.MetaState]:
-  """Run sigma_maml; return (the last validation loss, nats per example, the state).
+  """Run sigma_maml, and return the last validation loss in nats per example and the state.
 
-  `norm` is "batch" or "running".
-
-  Running statistics follow the training inputs of every update, before phi does.
+  `norm` is "batch" or "running". An update first renews the running statistics from its training
+  inputs, and then changes phi.
   """
   learner = sm.sigma_maml(
     likelihood(written, norm, dropout),

@@ -1,4 +1,4 @@
-"""The network in equinox, where the model itself is a pytree of parameters."""
+"""The network in equinox, whose models are pytrees of parameters."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _BATCH = "batch"  # the name of the axis over which batch norm takes its statist
 
 
 class Equinox(eqx.Module):
-  """[H, W, C] -> [outputs], for one picture: `jax.vmap` gives it the axis of the batch."""
+  """The network for one picture, [H, W, C] -> [outputs]; `jax.vmap` adds the axis of the batch."""
 
   layers: list[Any]
   norms: list[Any]
@@ -51,7 +51,7 @@ class Equinox(eqx.Module):
 
 
 def build(shape: Shape, params: PyTree) -> Written:
-  """Return the network in equinox, whose kernels have the features first."""
+  """Return the network in equinox; the features are the first axis of its kernels."""
   model, state = eqx.nn.make_with_state(Equinox)(shape, jax.random.key(0))
   dense = lambda own: (own["kernel"].T, own["bias"])
   conv = lambda own: (own["kernel"].transpose(3, 2, 0, 1), own["bias"][:, None, None])

@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class Linen(nn.Module):
-  """[N, H, W, C] -> [N, outputs]. Parameters: layer_i, norm_i, head."""
+  """The network, [N, H, W, C] -> [N, outputs]. Parameters: layer_i, norm_i, head."""
 
   shape: Shape
 
@@ -41,7 +41,7 @@ class Linen(nn.Module):
 
 
 def linen(shape: Shape, params: PyTree) -> Written:
-  """Return the network in flax.linen, whose tree of parameters is that of `plain.start`."""
+  """Return the network in flax.linen; its parameter tree is that of `plain.start`."""
   net = Linen(shape)
   picture = jnp.zeros((1, *shape.inputs))
   statistics = net.init(jax.random.key(0), picture, True, False)["batch_stats"]
@@ -58,7 +58,7 @@ def linen(shape: Shape, params: PyTree) -> Written:
 
 
 class Nnx(nnx.Module):
-  """[N, H, W, C] -> [N, outputs]. Parameters: layer_i, norm_i, head."""
+  """The network, [N, H, W, C] -> [N, outputs]. Parameters: layer_i, norm_i, head."""
 
   def __init__(self, shape: Shape, rngs: nnx.Rngs):
     self.shape = shape

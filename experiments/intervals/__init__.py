@@ -1,1 +1,1 @@
-"""Sinusoids again: how many new observations do intervals of Laplace's posterior hold?"""
+"""Sinusoids again: how many new observations lie in the intervals of Laplace's posterior?"""

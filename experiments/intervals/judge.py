@@ -1,4 +1,4 @@
-"""Training, and the share of new observations that the intervals hold."""
+"""Train, and measure the share of new observations that lie in the intervals."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The network 1-40-40-1 with a learned noise, and its learner."""
+"""The network 1-40-40-1, the noise that it learns, and its learner."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def init(key: jax.Array) -> Any:
 
 
 def make_learner(algorithm: str, params: Any, meta_steps: int) -> sm.MetaLearner:
-  """Return the learner; the noise is a module with sigma 0, shared by all tasks."""
+  """Return the learner; the noise is a module with sigma 0, so all tasks share it."""
   labels = sm.by_path(params, {"log_noise": "noise", "hidden_0": "hidden_0", "hidden_1": "hidden_1",
                                "out": "out"})  # fmt: skip
   sigma = {"noise": 0.0, "hidden_0": 0.3, "hidden_1": 0.3, "out": 0.3}

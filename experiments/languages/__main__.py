@@ -3,14 +3,14 @@
     python -m experiments.languages
 
 A byte-level Transformer is trained on the Universal Declaration of Human Rights in some 360
-languages and then frozen. sigma of every adapter is learned on other languages, and choose_modules
-picks a few kernels. Then every method adapts to new languages on their first 2 to 20 articles and
-is judged on their last ten, in bits per byte. Last, the adapted languages are stored, served in one
-batch and exported.
+languages and then frozen. Other languages serve to learn sigma of every adapter, and choose_modules
+picks a few kernels. Then every method adapts to new languages, on their first 2 to 20 articles. The
+loss is measured on their last ten articles, in bits per byte. At the end, the adapted languages are
+stored, served in one batch and exported.
 
-The preset is cpu by default; full is for a GPU, and synthetic uses artificial languages and needs
-no data. Results go into runs/languages/PRESET_seedN by default. A second start goes on where the
-first one ended.
+The default preset is cpu. full is for a GPU. synthetic uses artificial languages and needs no data.
+By default results go into runs/languages/PRESET_seedN. The same command, given again, continues a
+run that was stopped.
 """
 
 import pathlib
@@ -22,13 +22,13 @@ from experiments.languages import presets, report, stages
 from experiments.settings import flags as shared
 from experiments.settings import machine
 
-_PRESET = flags.DEFINE_enum("preset", "cpu", list(presets.PRESETS), "Sizes of everything.")
+_PRESET = flags.DEFINE_enum("preset", "cpu", list(presets.PRESETS), "The sizes of the run.")
 _SEED = shared.seed()
 _SET = shared.changes()
 _DATA_DIR = shared.data_dir()
 _OUT = shared.out()
 _COLLECT = flags.DEFINE_list(
-  "collect", [], "In place of a run: results.json of runs, to be written as CSV files to --out."
+  "collect", [], "Files results.json to convert to CSV files in --out, instead of a run."
 )
 
 

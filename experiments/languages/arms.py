@@ -1,7 +1,7 @@
-"""The methods that are compared: how each learns from languages, and how it adapts to a new one.
+"""The methods: how each learns from languages, and how it adapts to a new language.
 
-Adapters are on every kernel of attention and MLP, with A held at its draw: a module is the B of one
-kernel of one layer, and its sigma is in the units of the kernel's update.
+Every kernel of attention and MLP has an adapter, whose A stays at its random draw. A module is the
+B of one kernel in one layer. Its sigma has the units of the kernel's update.
 """
 
 import functools
@@ -26,7 +26,7 @@ LEARNED = ("sigma_imaml", "fomaml", "reptile")  # those that learn from language
 
 
 class Arm(NamedTuple):
-  """One method on one base."""
+  """One method with its parameters, on one trained base."""
 
   make: MakeLearner  # inner loop -> learner
   params: PyTree  # what may move, at the start
@@ -34,7 +34,7 @@ class Arm(NamedTuple):
 
 
 def make_arms(config: Config, base: PyTree, seed: int) -> dict[str, Arm]:
-  """Return {method: arm} of all methods but sigma_imaml_chosen, which follows from a choice.
+  """Return {method: arm} of all methods except sigma_imaml_chosen, which needs a choice first.
 
   Args:
     config: the settings.
@@ -90,7 +90,7 @@ def _made(
 
 
 def with_frozen(config: Config, arm: Arm, chosen: Sequence[str]) -> Arm:
-  """Return sigma_imaml in which only the chosen modules move; sigma comes from the state."""
+  """Return sigma_imaml that adapts the chosen modules only, with sigma from the state."""
   labels = sm.lora.labels(arm.params)
   sigma = {name: float(name in chosen) for name in jax.tree.leaves(labels)}
   adapted = model.likelihood(sm.lora.attach(model.predict(config)))
@@ -99,7 +99,7 @@ def with_frozen(config: Config, arm: Arm, chosen: Sequence[str]) -> Arm:
 
 
 def learner_in_training(config: Config, name: str, arm: Arm) -> sm.MetaLearner:
-  """Return the learner of a method in LEARNED: its inner steps see all windows of a language."""
+  """Return the learner of a method in LEARNED; each inner step sees all windows of a language."""
   rate = config.meta.z_rate if name == "sigma_imaml" else config.meta.theta_rate
   decaying = lambda t: rate / (1.0 + t / 10.0)
   return arm.make(sm.Inner(optax.adam(decaying), steps=config.meta.inner_steps))
@@ -115,8 +115,8 @@ def train(
 ) -> sm.MetaState:
   """Learn phi and sigma from languages; continue from a checkpoint in `folder`.
 
-  A task is a language: some consecutive articles of the first twenty to adapt on, and windows of
-  the last ten to validate.
+  A task is a language. Its train part is some consecutive articles of the first twenty. Its val
+  part is windows of the last ten.
   """
   learner, own = learner_in_training(config, name, arm), config.meta
 
@@ -139,7 +139,7 @@ def train(
 def _episode(
   config: Config, versions: Sequence[Version], seed: tuple[int, ...]
 ) -> tuple[sm.Batch, sm.Batch]:
-  """Return the windows to adapt on and those to validate of one random version."""
+  """Return the train windows and the val windows of one random version."""
   rng, own = np.random.default_rng(seed), config.meta
   version = versions[int(rng.integers(len(versions)))]
   start = int(rng.integers(20 - own.articles + 1))
@@ -151,7 +151,7 @@ def _episode(
 
 
 class Judged(NamedTuple):
-  """The judged windows of T tasks in blocks of one task each; T of `task` is a block of padding."""
+  """The evaluated windows of T tasks in blocks of one task; a block of padding has task T."""
 
   task: jax.Array  # [B] int32
   inputs: jax.Array  # [B, N, S] uint8
@@ -163,8 +163,8 @@ def blocks(batches: Sequence[sm.Batch], count: int, size: int = 8) -> Judged:
 
   Args:
     batches: the windows of T tasks.
-    count: B, to which the blocks are padded.
-    size: N, windows of a block.
+    count: B, the number of blocks after padding.
+    size: N, the number of windows in a block.
   """
   task, parts = [], []
   for t, batch in enumerate(batches):
@@ -179,11 +179,11 @@ def blocks(batches: Sequence[sm.Batch], count: int, size: int = 8) -> Judged:
 
 
 def adapt_and_judge(config: Config, make: MakeLearner) -> Callable[..., tuple[PyTree, jax.Array]]:
-  """Return a program (state, texts [T, N, S], judged, rate, steps, key) -> (thetas, nats [T]).
+  """Return a function (state, texts [T, N, S], judged, rate, steps, key) -> (thetas, nats [T]).
 
-  Inner steps see `adapt.windows` windows of a text, drawn anew. The learning rate is
-  rate / (1 + t / decay) for all methods. Rate and steps are arguments, so that one program serves
-  all of them. nats are sums over the judged windows.
+  Each inner step draws `adapt.windows` windows of a text. For all methods, step t has learning rate
+  rate / (1 + t / decay). Rate and steps are arguments, so that one compiled program serves all
+  values. nats are sums over the evaluated windows.
   """
   own = config.adapt
 

@@ -20,7 +20,7 @@ PyTree = Any
 
 
 def network(config: Config) -> llama.Config:
-  """Return the sizes of the Llama network: heads of width / heads, and an untied head."""
+  """Return the sizes of the Llama network, whose head is not tied to the embedding."""
   own = config.network
   return llama.Config(
     vocab_size=windows.VOCABULARY,
@@ -36,7 +36,7 @@ def network(config: Config) -> llama.Config:
 
 
 def document(config: Config) -> dict[str, Any]:
-  """Return config.json of transformers for the network, which `llama.read` reads too."""
+  """Return the network's config.json for transformers, which `llama.read` reads too."""
   own = network(config)
   return {
     "architectures": ["LlamaForCausalLM"],
@@ -64,13 +64,13 @@ def predict(config: Config) -> Callable[[PyTree, jax.Array], jax.Array]:
 
 
 def likelihood(predict: Callable[..., jax.Array]) -> sm.Likelihood:
-  """Return the likelihood of windows: a window's log density is the sum over its bytes, in nats.
+  """Return the likelihood of windows: the log density of a window is a sum over its bytes, in nats.
 
   Args:
-    predict: (theta, inputs [N, S]) -> logits [N, S, 256], or with constants.
+    predict: (theta, inputs [N, S]) -> logits [N, S, 256], with constants as an optional argument.
 
   Returns:
-    A Likelihood with targets [N, S] of bytes, or PADDING for positions that do not count.
+    A Likelihood with targets [N, S]: bytes, or PADDING at positions that do not count.
   """
   of_bytes = sm.categorical(predict).log_prob
 
@@ -133,7 +133,7 @@ def train_base(
 def texts(
   config: Config, versions: Sequence[Version], articles: int, most: int | None = None
 ) -> list[sm.Batch]:
-  """Return the windows of the first so many articles of every version."""
+  """Return the windows of the first articles of every version."""
   return [windows.windows(v.articles[:articles], config.context, most) for v in versions]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of runs: bits per byte against steps by method, and sigma by layer and kernel."""
+"""Pictures of runs: bits per byte against adaptation steps, and sigma by layer and kernel."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ KERNELS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def draw(folder: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
-  """Write adaptation.png and sigma.png, means over the languages and seeds of all results."""
+  """Write adaptation.png and sigma.png, with means over the languages and seeds of all results."""
   _adaptation(folder / "adaptation.png", results)
   _sigma(folder / "sigma.png", results)
 

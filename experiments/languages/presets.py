@@ -1,4 +1,4 @@
-"""The settings of a run: names, meanings, presets and checks."""
+"""The settings of a run: their names, meanings, presets and checks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -133,7 +133,7 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _check(config: Config) -> None:
-  """Raise ValueError for what would otherwise fail only after training."""
+  """Raise ValueError for settings that would fail only after training."""
   adapt, tune = config.adapt, config.tune
   for name, values in (("adapt.steps", adapt.steps), ("adapt.articles", adapt.articles)):
     whole = all(isinstance(value, int) and value >= 0 for value in values)

@@ -1,7 +1,7 @@
-"""What runs found, as plain text, CSV files and pictures.
+"""The results of runs as plain text, CSV files and pictures.
 
-Intervals are those of the mean over languages. A difference is paired: both methods are judged on
-the same bytes of the same language.
+Intervals are those of the mean over languages. Differences are paired: both methods are evaluated
+on the same bytes of the same language.
 """
 
 import csv
@@ -23,7 +23,7 @@ BASELINE = "no_adaptation"
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Return the content of a results.json; raise ValueError if it is none."""
+  """Return the content of a results.json; raise ValueError if the file is anything else."""
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
@@ -44,12 +44,12 @@ def bits(results: Sequence[Result], method: str, articles: int, steps: int) -> n
 
 
 def having(results: Sequence[Result], method: str) -> list[Result]:
-  """Return the results that compare a method: runs may have different methods."""
+  """Return the results that contain a method, since runs may have different methods."""
   return [r for r in results if method == BASELINE or method in r["methods"]]
 
 
 def methods_of(results: Sequence[Result]) -> list[str]:
-  """Return the methods of all results together, each once."""
+  """Return the methods of all results, each once."""
   return list(dict.fromkeys(name for r in results for name in r["methods"]))
 
 
@@ -78,7 +78,7 @@ def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def overfitting(results: Sequence[Result]) -> list[dict[str, Any]]:
-  """Return by articles and method: the best step, and how far the last step is above it."""
+  """Return by articles and method: the best step, and by how much the last step is worse."""
   config, records = results[0]["config"], []
   steps = config["adapt"]["steps"]
   for articles in config["adapt"]["articles"]:
@@ -104,7 +104,7 @@ def sigma(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def path(results: Sequence[Result]) -> list[dict[str, Any]]:
-  """Return the path of choose_modules of every seed."""
+  """Return the path of sets that choose_modules found, for every seed."""
   records = []
   for r in results:
     for point in r["choice"]["curve"]:
@@ -116,7 +116,7 @@ def path(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def sizes(results: Sequence[Result]) -> list[dict[str, Any]]:
-  """Return bytes a language and the chosen rate of every method and seed."""
+  """Return the bytes of a language and the chosen rate, for every method and seed."""
   return [
     {"seed": r["seed"], "algorithm": name}
     | {"bytes": method["bytes"], "learning_rate": method["rate"]}

@@ -1,4 +1,4 @@
-"""Store what the languages own, answer a batch of mixed languages, and export one language."""
+"""Store the languages' parameters, answer a batch of mixed languages, and export one language."""
 
 import pathlib
 import shutil
@@ -33,13 +33,13 @@ def serve(
   Args:
     config: the settings.
     learner: the learner of sigma_imaml_chosen.
-    state: its state. The constants are a `sm.lora.Base`.
+    state: the state of the learner. Its constants are a `sm.lora.Base`.
     thetas: the adapted parameters of the languages, leaves [T, ...].
     versions: the T languages.
-    folder: gets the folders `deltas`, `peft` and `merged`, anew.
+    folder: receives the folders `deltas`, `peft` and `merged`, which are replaced.
 
   Returns:
-    bytes, seconds and differences, for the report.
+    Bytes, seconds and differences, for the report.
   """
   for name in ("deltas", "peft", "merged"):
     shutil.rmtree(folder / name, ignore_errors=True)

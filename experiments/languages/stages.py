@@ -1,7 +1,7 @@
 """The stages of a run: base, sigma, choice, rates, adaptation, serving.
 
-A stage writes its result whole or not at all. A second start reads the results that are there and
-goes on with the first that is missing.
+A stage writes its result whole or not at all. A second start reads the existing results, and
+continues with the first missing one.
 """
 
 import json
@@ -55,7 +55,7 @@ def split_languages(config: Config, versions: Sequence[Version], seed: int) -> S
 
 
 def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-  """Run all stages that are missing in `folder`, and return the content of results.json.
+  """Run the stages whose results are missing in `folder`, and return the content of results.json.
 
   Raises:
     FileNotFoundError, ValueError: the data are missing or damaged, or the folder holds a run with
@@ -129,7 +129,7 @@ def _begin(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
 
 
 def _stage(file: pathlib.Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-  """Return the content of a JSON file, which is computed and written first if it is missing."""
+  """Return the content of a JSON file; if it is missing, compute and write it first."""
   if not file.exists():
     start = time.perf_counter()
     content = dict(compute())
@@ -142,7 +142,7 @@ def _stage(file: pathlib.Path, compute: Callable[[], Mapping[str, Any]]) -> dict
 
 
 def _up(count: int, multiple: int) -> int:
-  """Return the least multiple that is at least `count`."""
+  """Return the smallest number that is at least `count` and divisible by `multiple`."""
   return -(-count // multiple) * multiple
 
 
@@ -168,7 +168,7 @@ def _sigma(ready: Ready) -> list[dict[str, Any]]:
 
 
 def _choice(config: Config, ready: Ready, split: Split) -> dict[str, Any]:
-  """Choose modules on the validation languages, among those that sigma allows to move most."""
+  """Choose modules on the validation languages, among those with the largest expected updates."""
   own, versions = config.meta, split.validation
   by_norm = sorted(_sigma(ready), key=lambda row: -row["norm"])
   candidates = [row["module"] for row in by_norm[: config.choice.candidates]]
@@ -188,14 +188,14 @@ def _choice(config: Config, ready: Ready, split: Split) -> dict[str, Any]:
 
 
 def _kept(config: Config, ready: Ready, chosen: Sequence[str]) -> Ready:
-  """Return sigma_imaml with all modules frozen but the chosen ones."""
+  """Return sigma_imaml with only the chosen modules task-specific."""
   learner = arms.learner_in_training(config, "sigma_imaml", ready.arm)
   _, state = learner.keep(ready.state, chosen)
   return Ready(arms.with_frozen(config, ready.arm, chosen), state)
 
 
 class _Judge:
-  """The texts and judged windows of validation and test languages, in one shape for both."""
+  """The texts and evaluated windows of validation and test languages, in one shape for both."""
 
   def __init__(self, config: Config, split: Split, seed: int):
     self.config, self.split, self.seed = config, split, seed
@@ -219,7 +219,7 @@ class _Judge:
     return jax.tree.map(jnp.asarray, windows.padded(batches, self.rows))
 
   def serve(self, ready: Ready, rate: float, folder: pathlib.Path) -> dict[str, Any]:
-    """Adapt all test languages on the most articles, and serve them."""
+    """Adapt all test languages on the largest number of articles, and serve them."""
     own = self.config
     method = self.method("sigma_imaml_chosen", ready)
     thetas, _ = method.run("test", own.adapt.articles[-1], rate, own.tune.steps)
@@ -228,14 +228,14 @@ class _Judge:
 
 
 class _Method:
-  """One method on the validation and test languages, by one compiled program."""
+  """One method on the validation and test languages, with one compiled program."""
 
   def __init__(self, judge: _Judge, name: str, ready: Ready):
     self.judge, self.name, self.state = judge, name, ready.state
     self.program = arms.adapt_and_judge(judge.config, ready.arm.make)
 
   def run(self, part: str, articles: int, rate: float, steps: int) -> tuple[PyTree, np.ndarray]:
-    """Return (thetas, bits per byte [T]) after so many steps on so many articles."""
+    """Adapt for `steps` steps on `articles` articles; return (thetas, bits per byte [T])."""
     texts, key = self.judge.texts(part, articles), jax.random.key(self.judge.seed)
     arguments = (self.state, texts, self.judge.judged[part], jnp.float32(rate), jnp.int32(steps))
     thetas, nats = self.program(*arguments, key)

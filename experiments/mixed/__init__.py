@@ -1,1 +1,1 @@
-"""Linear and generalised linear mixed models, fitted by the library as what they are."""
+"""Linear and generalised linear mixed models, fitted to tables, simulated, and drawn."""

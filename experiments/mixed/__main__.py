@@ -1,9 +1,9 @@
-"""Fits a mixed model to a table in long format: a row an observation, a column of groups.
+"""Fit a mixed model to a table with one row for each observation and a column of groups.
 
     python -m experiments.mixed --data=sleepstudy.csv --formula="y ~ x + (x || group)"
 
-prints fixed effects, standard deviations with intervals and the likelihood; --json and --plot write
-them with every group's estimate. `shrinkmeta.mixed` does the work; docs/mixed.md says what a
+prints fixed effects, standard deviations with intervals, and the likelihood. --json and --plot also
+write the estimates of every group. `shrinkmeta.mixed` fits the model. docs/mixed.md says what a
 formula may contain.
 """
 
@@ -19,43 +19,50 @@ from experiments.settings import paths
 from shrinkmeta import mixed
 
 _DATA = paths.define("data", "Text file with a line of column names.")
-_FORMULA = flags.DEFINE_string("formula", None, "Such as 'y ~ x + (x || g)'.")
-_FAMILY = flags.DEFINE_enum("family", "gaussian", ["gaussian", "logistic", "poisson"], "Of y.")
+_FORMULA = flags.DEFINE_string("formula", None, "The model, such as 'y ~ x + (x || g)'.")
+_FAMILY = flags.DEFINE_enum(
+  "family", "gaussian", ["gaussian", "logistic", "poisson"], "Distribution of y."
+)
 _ESTIMATOR = flags.DEFINE_enum(
-  "estimator", "ml", ["ml", "reml", "predictive"], "What phi and sigma maximise."
+  "estimator", "ml", ["ml", "reml", "predictive"], "The criterion that phi and sigma maximise."
 )
 _SEED = shared.seed()  # of --simulate, and of the halves of --estimator=predictive
 _SEP = flags.DEFINE_string(
-  "sep", None, "Separates columns: one character, or comma, semicolon, tab, space; None finds out."
+  "sep", None, "Column separator: a character, or comma, semicolon, tab, space. Default: detected."
 )
-_DECIMAL = flags.DEFINE_enum("decimal", None, [".", ","], "Decimal sign; None finds out.")
+_DECIMAL = flags.DEFINE_enum("decimal", None, [".", ","], "Decimal sign. Default: detected.")
 _NA = flags.DEFINE_list(
-  "na", None, "What stands for a missing value beside an empty field; None: NA, N/A, NULL, ..."
+  "na",
+  None,
+  "Texts that stand for a missing value, like an empty field. Default: NA, N/A, NULL, ...",
 )
-_ENCODING = flags.DEFINE_string("encoding", None, "Such as latin-1; None: UTF-8, or UTF-16.")
+_ENCODING = flags.DEFINE_string("encoding", None, "Such as latin-1. Default: UTF-8 or UTF-16.")
 _COMMENT = flags.DEFINE_string("comment", None, "Lines that begin with this text are skipped.")
 _TRIALS = flags.DEFINE_string(
-  "trials", None, "Column or expression: numbers of trials, where y counts successes."
+  "trials", None, "Column or expression with the numbers of trials, if y counts successes."
 )
-_WEIGHTS = flags.DEFINE_string("weights", None, "Column or expression: weights of rows.")
-_OFFSET = flags.DEFINE_string("offset", None, "Column or expression, added to the predictor.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Column or expression with the rows' weights.")
+_OFFSET = flags.DEFINE_string("offset", None, "Column or expression to add to eta.")
 _PREDICT = paths.define("predict", "Text file of new rows to predict, read like --data.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Profile intervals of standard deviations too.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Also compute profile intervals.")
 _SIMULATE = flags.DEFINE_integer(
-  "simulate", None, "In place of --data: fits so many simulated data sets by every estimator.", 2
+  "simulate",
+  None,
+  "Number of data sets to simulate, and to fit by every estimator, instead of --data.",
+  2,
 )
-_JSON = paths.define("json", "Writes the fit and every group's estimate there.")
-_PLOT = paths.define("plot", "Writes a picture there, in the format that the name ends in.")
+_JSON = paths.define("json", "File for the fit and every group's estimate.")
+_PLOT = paths.define("plot", "File for a picture, in the format of its suffix.")
 _PICTURE = flags.DEFINE_enum(
   "picture",
   "groups",
-  ["groups", "shrinkage", "residuals", "quantiles", "all"],
-  "What --plot shows.",
+  ["groups", "lines", "shrinkage", "residuals", "quantiles", "all"],
+  "The picture that --plot writes.",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  """Read the flags, fit, and write what they ask for."""
+  """Read the flags, fit, and write the requested outputs."""
   shared.no_arguments(argv)
   if _SIMULATE.value and (_DATA.value or _FORMULA.value or _PLOT.value or _PREDICT.value):
     raise app.UsageError("--simulate makes its data: leave --data, --formula, --plot, ... out.")
@@ -104,7 +111,8 @@ def main(argv: Sequence[str]) -> None:
   if _PLOT.value:
     from experiments.mixed import pictures
 
-    pictures.write(pathlib.Path(_PLOT.value), model, _PICTURE.value)
+    with shared.usage():  # "lines" needs a covariate
+      pictures.write(pathlib.Path(_PLOT.value), model, _PICTURE.value)
 
 
 def _table(path: str) -> mixed.Table:

@@ -19,10 +19,10 @@ def as_json(
   predictions: mixed.Predictions | None,
   config: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """All of it; numbers that do not exist are null.
+  """Return the whole fit as JSON; numbers that do not exist are null.
 
-  `groups` is {label: estimates} of a model with one grouping factor, and {factor: {label:
-  estimates}} where there are several.
+  `groups` is {label: estimates} for one grouping factor, and {factor: {label: estimates}} for
+  several.
   """
   fit = model.estimates
   profile = {key: row.profile for key, row in zip([*fit.sd, "residual"], found.sd, strict=False)}
@@ -36,6 +36,9 @@ def as_json(
     "sd_interval": {name: _interval(pair) for name, pair in fit.sd_interval.items()},
     "sd_profile": {name: _interval(pair) for name, pair in profile.items()},
     "correlation": {" ".join(pair): _number(x) for pair, x in fit.correlation.items()},
+    "correlation_interval": {
+      " ".join(pair): _interval(ends) for pair, ends in fit.correlation_interval.items()
+    },
     "residual": _number(fit.residual),
     "residual_interval": _interval(fit.residual_interval),
     "log_likelihood": _number(fit.log_likelihood),
@@ -60,7 +63,7 @@ def as_json(
 
 
 def write(path: str, content: Mapping[str, Any]) -> None:
-  """Write strict JSON; the file appears whole or not at all."""
+  """Write strict JSON to a file, whole or not at all."""
   # Not `files.write_document`: it would start JAX, which takes longer than the fit.
   environment = {"python": platform.python_version(), **files.versions()}
   text = files.strict_json({**content, "environment": environment}, indent=2)
@@ -69,7 +72,7 @@ def write(path: str, content: Mapping[str, Any]) -> None:
 
 
 def predicted(found: mixed.Predictions) -> str:
-  """The first predictions as a table."""
+  """Return the first predictions as a table."""
   lines = ["", f"{'row':>6}{'mean':>12}{'se of eta':>12}   95 % interval"]
   for i in range(min(len(found.mean), _SHOWN)):
     new = "" if found.known[i] else "   a new group"

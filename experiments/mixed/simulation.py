@@ -1,10 +1,11 @@
-"""Do the estimators find what is there? Many data sets from one known mixed model.
+"""Do the estimators find the true values? Fits of many data sets from one known mixed model.
 
     python -m experiments.mixed --simulate=200
 
-y = level_g + slope_g x + noise: 40 groups of 2 to 20 observations. Prints, for each estimator and
-each standard deviation, the median bias, how often the 95 % interval holds the truth, if there is
-one, and the efficiency: the mean squared error of REML's log sd over that of the estimator.
+The model is y = level_g + slope_g x + noise, with 40 groups of 2 to 20 observations. The command
+prints three numbers for each estimator and standard deviation: the median bias, the coverage of the
+95 % interval if there is one, and the efficiency. The efficiency is the mean squared error of
+REML's log sd divided by that of the estimator.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ ESTIMATORS: tuple[mixed.Estimator, ...] = ("ml", "reml", "predictive")
 
 
 def draw(seed: int, number: int) -> dict[str, np.ndarray]:
-  """Data set `number` of a seed, as columns y, x and g."""
+  """Return data set `number` of a seed, as columns y, x and g."""
   rng = np.random.default_rng((seed, number))
   columns: dict[str, list[np.ndarray]] = {"y": [], "x": [], "g": []}
   for g, size in enumerate(rng.integers(SMALLEST, LARGEST + 1, GROUPS)):
@@ -38,7 +39,7 @@ def draw(seed: int, number: int) -> dict[str, np.ndarray]:
 
 
 def run(datasets: int, seed: int) -> list[dict[str, Any]]:
-  """A row an estimator and standard deviation."""
+  """Return one record for each estimator and standard deviation."""
   found: dict[str, list[mixed.Fit]] = {name: [] for name in ESTIMATORS}
   for number in tqdm(range(datasets), mininterval=5.0):
     design = mixed.design(FORMULA, draw(seed, number))
@@ -68,12 +69,12 @@ def run(datasets: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _efficiency(best: float, own: float) -> float | None:
-  """best / own; None where an estimate was 0, whose logarithm is not finite."""
+  """Return best / own; None if an estimate was 0, whose logarithm is not finite."""
   return best / own if np.isfinite(best) and np.isfinite(own) else None
 
 
 def _of(fits: Sequence[mixed.Fit], sd: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(estimates, lower, upper ends) of a standard deviation; an estimate of 0 has no interval."""
+  """Return (estimates, lower, upper ends) of a sd; an estimate of 0 has no interval."""
   values, intervals = [], []
   for fit in fits:
     residual = sd == "residual"
@@ -84,7 +85,7 @@ def _of(fits: Sequence[mixed.Fit], sd: str) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
-  """The table as Markdown."""
+  """Return the records as a Markdown table."""
   lines = [
     "| estimator | sd of | truth | median | median bias, % | coverage of 95 %, % | efficiency |",
     "|---|---|---|---|---|---|---|",

@@ -1,14 +1,14 @@
-"""Does the search find the best optimum? Simulated designs, against 30 starts each.
+"""Does the search find the best optimum? A comparison with 30 starts on simulated designs.
 
     python -m experiments.mixed.study_starts --designs=300
 
 Designs of `y ~ x + (x || g)`, `y ~ x + (x | g)` and `y ~ x + (1 | g) + (0 + x | g) + (0 + w | g)`:
-2 to 20 groups of 2 to 10 rows, x with and without a distant origin and in several units, standard
-deviations from none to far above the noise; by maximum likelihood or restricted likelihood. The
-reference writes the profiled likelihood with one dense covariance matrix of all rows, in its own
-coordinates, and takes the best of 30 runs of L-BFGS from random starts.
+there are 2 to 20 groups of 2 to 10 rows. x has several units, and sometimes a distant origin.
+Standard deviations range from 0 to far above the noise. Fits are by maximum likelihood or by
+restricted likelihood. The reference computes the profiled likelihood from one dense covariance
+matrix of all rows. It takes the best of 30 runs of L-BFGS from random starts.
 
-Prints how many nats each fit lies below the reference, where that is more than 0.001, and a count.
+The command prints the fits that lie more than 0.001 nats below the reference, and their number.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _LOWEST, _HIGHEST = -7.0, 10.0  # of log relative standard deviations in the ref
 
 
 def draw(seed: int, number: int) -> Simulated:
-  """Design `number` of a seed."""
+  """Return design `number` of a seed."""
   rng = np.random.default_rng((seed, number))
   groups = int(rng.integers(2, 21))
   sizes = rng.integers(2, 11, groups)
@@ -63,7 +63,7 @@ def draw(seed: int, number: int) -> Simulated:
 
 
 def reference(simulated: Simulated, starts: int, seed: int) -> Reference:
-  """The highest log likelihood, or restricted one, of `starts` searches."""
+  """Return the highest log likelihood, or restricted log likelihood, of `starts` searches."""
   design, reml = simulated.design, simulated.estimator == "reml"
   g = design.random[0].index
   columns = np.concatenate([term.columns for term in design.random], 1)

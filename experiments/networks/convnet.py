@@ -13,7 +13,7 @@ Norm = Literal["group", "batch", "support"]
 
 
 class Conv(nn.Module):
-  """Kernel and bias of a `conv3x3`."""
+  """The kernel and the bias of a `conv3x3`."""
 
   features: int
 
@@ -41,8 +41,9 @@ class ConvNet(nn.Module):
   Attributes:
     ways: number of classes.
     features: channels of every block.
-    norm: "group": each image by itself, four groups of channels; "batch": `BatchStatistics` of all
-      images; "support": `BatchStatistics` of the images that `support` weighs.
+    norm: "group" normalises each image by itself, in four groups of channels. "batch" uses
+      `BatchStatistics` of all images. "support" uses `BatchStatistics` of the images with a weight
+      in `support`.
   """
 
   ways: int
@@ -52,7 +53,7 @@ class ConvNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, support: jax.Array | None = None) -> jax.Array:
-    """[N, H, W, C], and with norm "support" weights [N] -> logits [N, ways]."""
+    """Return logits [N, ways] of images [N, H, W, C]; norm "support" also needs weights [N]."""
     if self.norm not in get_args(Norm):
       raise ValueError(f"norm is one of {', '.join(get_args(Norm))}; got {self.norm!r}.")
     if (self.norm == "support") != (support is not None):

@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution that stays fast, with all its derivatives, on a CPU.
+"""A 3 x 3 convolution that is fast on a CPU, and so are all its derivatives.
 
 With shifts a, b in {-1, 0, 1} and zeros outside the image, the convolution and its kernel gradient
 
@@ -10,15 +10,14 @@ are a closed pair of bilinear maps. With rot(k)[a, b] = k[-a, -b]^T their transp
     f in x: y -> f(y, rot(k))        f in k: y -> g(x, y)
     g in x: k -> f(y, rot(k))        g in y: k -> f(x, k)
 
-so a derivative of any order, forward or reverse, is f and g again: two primitives. Their operands
-carry a leading axis T of tasks, in which vmap puts its axis when both operands have it. So vmap,
-too, ends in f and g. Autodiff of XLA's convolution instead gives transposes in layouts, and under
-vmap grouped convolutions, that are several times slower on a CPU
+so derivatives of any order, forward or reverse, consist of f and g. These are two primitives of
+JAX. Their operands have a leading axis T of tasks. If both operands are mapped, vmap adds its axis
+to T, so the result is again f or g. Differentiating XLA's convolution instead gives transposes in
+slow layouts, and grouped convolutions under vmap. Both are several times slower on a CPU
 (docs/hazards.md#grouped-convolutions).
 
-Axes: T tasks, N images, H, W their sides, C and F channels, P tiles. Arrays that a task has alone
-are written without T. The abstract values name no mesh axes: inside `shard_map` say
-`check_vma=False`.
+Axes: T tasks, N images, H and W their sides, C and F channels, P tiles. Shapes of one task's arrays
+have no T. The abstract values name no mesh axes, so `shard_map` needs `check_vma=False`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")  # the one in which XLA's convolution is fast
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """3 x 3 convolution, stride 1, zero padding: x [N, H, W, C], kernel [3, 3, C, F] -> [N, H, W, F].
 
-  Each operand may be differentiated, to any order and in any mode, and vmapped.
+  Both operands may be differentiated, to any order and in any mode, and may be vmapped.
   """
   if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[:3] != (3, 3, x.shape[3]):
     raise ValueError(
@@ -59,7 +58,7 @@ def _lax_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _lax_kernel_gradient_in_layout(x: jax.Array, y: jax.Array) -> jax.Array:
-  """The same with C as images, N as channels and y as a kernel, so that it has `_LAYOUT`."""
+  """Compute the same, with C as images, N as channels and y as a kernel, to get `_LAYOUT`."""
   x, y = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
   pad = ((1, 1), (1, 1))
   out = jax.lax.conv_general_dilated(x, y, (1, 1), pad, dimension_numbers=_LAYOUT)
@@ -116,17 +115,17 @@ _Map = Callable[[Sequence[jax.Array] | jax.Array], tuple[jax.Array, ...]]
 
 
 def _both_ways(m: _Map, z: jax.Array) -> jax.Array:
-  """M z M^T of the two leading axes."""
+  """Return M z M^T for the two leading axes of z."""
   rows = jnp.stack(m(z))
   return jnp.stack(m(rows.swapaxes(0, 1)), 1)
 
 
 def _of_tiles(m: _Map, x: jax.Array, size: int, margin: int) -> jax.Array:
-  """M d M^T of every size x size tile d of the images, two pixels apart: [16, P, C].
+  """Return M d M^T of every size x size tile d of the images, two pixels apart: [16, P, C].
 
-  The first tile begins `margin` pixels outside the image. M acts on whole rows of tiles, then on
-  columns: 4 + 4 sums of large arrays, where one sum an entry would be 32 of small ones. XLA
-  compiles these in half the time.
+  The first tile begins `margin` pixels outside the image. M is applied to whole rows of tiles, then
+  to columns. This takes 4 + 4 sums of large arrays, instead of 32 sums of small ones, and XLA
+  compiles it in half the time.
   """
   n, h, w, c = x.shape
   h, w = h + h % 2, w + w % 2
@@ -161,7 +160,7 @@ _BLOCK = 2**18  # numbers in V
 
 
 def image_blocks(x: jax.Array, images: int) -> jax.Array:
-  """[N, ...] -> [blocks, at most `images`, ...], blocks of one size, zeros after the last image."""
+  """Cut [N, ...] into equal blocks [blocks, at most `images`, ...], padded with zeros."""
   n = x.shape[0]
   count = -(-n // max(1, images))
   size = -(-n // count)
@@ -170,7 +169,7 @@ def image_blocks(x: jax.Array, images: int) -> jax.Array:
 
 
 def in_blocks(f: Callable[[jax.Array], jax.Array], x: jax.Array, images: int) -> jax.Array:
-  """f(x) [N, ...] of an f that treats each image of x [N, ...] by itself, block by block."""
+  """Return f(x) [N, ...], block by block; f must treat each image of x [N, ...] by itself."""
   if len(x) <= images:
     return f(x)
   blocks = image_blocks(x, images)
@@ -259,12 +258,13 @@ def _shape_g(x: ShapedArray, y: ShapedArray) -> ShapedArray:
 
 
 def _batching_rule(primitive: Primitive, alone: Sequence[tuple[int, int]]) -> Callable:
-  """Lays the axis of a vmap into an axis that is there already, as its major part.
+  """Return a rule that merges the axis of a vmap into an axis of the operands, as its major part.
 
   Args:
     primitive: f or g.
-    alone: for each operand, the axis of it and the axis of the result that take the new axis if
-      this operand alone has it. If both have it, the axis T takes it.
+    alone: one pair of axes for each operand. If only this operand is mapped, the new axis is merged
+      into the first axis of the pair, in the operand, and split off the second, in the result. If
+      both are mapped, it is merged into T.
   """
 
   def rule(operands, dims):

@@ -1,9 +1,9 @@
 """A Llama network that reads the weights of transformers' Llama models.
 
-Blocks of [RMS norm, causal attention with rotary positions and grouped key-value heads] and
-[RMS norm, SwiGLU], then an RMS norm and a linear head. The layers' kernels are stacked,
-[layers, in, out], and `jax.lax.scan` runs over them, so the compiled program does not grow with the
-number of layers. Sequences have no padding on the left.
+A layer is [RMS norm, causal attention with rotary positions and grouped key-value heads], then [RMS
+norm, SwiGLU]. An RMS norm and a linear head follow the last layer. The kernels of all layers are
+stacked, [layers, in, out], and `jax.lax.scan` runs over them. So the compiled program does not grow
+with the number of layers. Sequences have no padding on the left.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Rope:
-  """How Llama 3 slows rotary frequencies for long texts; the names are those of config.json."""
+  """How Llama 3 slows down rotary frequencies for long texts; names are those of config.json."""
 
   factor: float
   low_freq_factor: float
@@ -36,7 +36,7 @@ class Llama3Rope:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Sizes of a network; the names are those of config.json."""
+  """The sizes of a network; names are those of config.json."""
 
   vocab_size: int
   hidden_size: int
@@ -52,10 +52,10 @@ class Config:
 
 
 def config_of(document: Mapping[str, Any]) -> Config:
-  """The configuration that a config.json of transformers describes.
+  """Return the configuration that a config.json of transformers describes.
 
   Raises:
-    ValueError: the model has a part that this network lacks; names it.
+    ValueError: the model has a part that this network lacks. The message names it.
   """
   wanted = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
   for key, value in wanted.items():
@@ -84,9 +84,10 @@ def config_of(document: Mapping[str, Any]) -> Config:
 
 
 def names(config: Config) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """{path of our parameter: (name of transformers' tensor, permutation of its axes)}.
+  """Return {path of our parameter: (name of transformers' tensor, permutation of its axes)}.
 
-  `shrinkmeta.adapters.export.merged` takes it. "{i}" stands for the number of a layer.
+  This is an argument of `shrinkmeta.adapters.export.merged`. "{i}" stands for the number of a
+  layer.
   """
   layer = {f"layers/{n}": (f"model.layers.{{i}}.{n}.weight", (0,)) for n in _NORMS}
   kernels = {path: (f"{name}.weight", (1, 0)) for path, name in modules().items()}
@@ -96,13 +97,13 @@ def names(config: Config) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def modules() -> dict[str, str]:
-  """{path of a stacked kernel: name of PEFT's module}, for `shrinkmeta.adapters.export.peft`."""
+  """Return {path of a stacked kernel: PEFT's module}, for `shrinkmeta.adapters.export.peft`."""
   of = {name: "self_attn" for name in _ATTENTION} | {name: "mlp" for name in _MLP}
   return {f"layers/{name}": f"model.layers.{{i}}.{part}.{name}" for name, part in of.items()}
 
 
 def shapes(config: Config) -> Params:
-  """The shape of every parameter: kernels are [in, out], those of layers [layers, in, out]."""
+  """Return the shape of every parameter: kernels are [in, out], or [layers, in, out] in layers."""
   width, hidden, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
   queries = config.num_attention_heads * config.head_dim
   keys = config.num_key_value_heads * config.head_dim
@@ -122,7 +123,7 @@ def shapes(config: Config) -> Params:
 
 
 def init(key: jax.Array, config: Config, scale: float = 0.02) -> Params:
-  """Random parameters: kernels normal with this standard deviation, norms 1."""
+  """Draw random parameters: kernels are normal with this standard deviation, norms are 1."""
   leaves, structure = jax.tree.flatten(shapes(config), is_leaf=lambda x: isinstance(x, tuple))
   keys = jax.random.split(key, len(leaves))
   draws = [scale * jax.random.normal(k, s) for k, s in zip(keys, leaves, strict=True)]
@@ -132,7 +133,7 @@ def init(key: jax.Array, config: Config, scale: float = 0.02) -> Params:
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[Config, Params]:
-  """Reads config.json and model.safetensors of a Llama model that transformers saved.
+  """Read config.json and model.safetensors of a Llama model that transformers saved.
 
   Returns:
     (config, params), in the dtype of the file.
@@ -166,16 +167,16 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, Params]:
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-  """scale x / sqrt(mean x^2 + epsilon) over the last axis, computed in float32 or wider."""
+  """Return scale x / sqrt(mean x^2 + epsilon) over the last axis, in float32 or wider."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + epsilon)
   return scale * wide.astype(x.dtype)
 
 
 def frequencies(config: Config) -> jax.Array:
-  """[head_dim / 2] angles in radians a position, theta^(-2 k / head_dim).
+  """Return [head_dim / 2] angles in radians for each position, theta^(-2 k / head_dim).
 
-  Llama 3 divides the slow ones by `factor` and interpolates between slow and fast ones.
+  Llama 3 divides the slow angles by `factor`, and interpolates between slow and fast ones.
   """
   plain = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2) / config.head_dim)
   if config.rope is None:
@@ -187,7 +188,7 @@ def frequencies(config: Config) -> jax.Array:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """Turns the pairs (x_k, x_{k + head_dim / 2}) of x [N, S, heads, head_dim] by angles [S, .]."""
+  """Turn the pairs (x_k, x_{k + head_dim / 2}) of x [N, S, heads, head_dim] by angles [S, .]."""
   cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
   first, second = jnp.split(x, 2, -1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
@@ -195,7 +196,7 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def attention(config: Config, layer: Params, x: jax.Array, angles: jax.Array) -> jax.Array:
-  """Causal attention, [N, S, width] -> [N, S, width]; groups of queries share keys and values."""
+  """Return causal attention, [N, S, width]; groups of query heads share keys and values."""
   n, s, _ = x.shape
   shared, size = config.num_key_value_heads, config.head_dim
   split = lambda name: (x @ layer[name]).reshape(n, s, -1, size)
@@ -209,7 +210,7 @@ def attention(config: Config, layer: Params, x: jax.Array, angles: jax.Array) ->
 
 
 def apply(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
-  """int [N, S] -> logits [N, S, vocabulary] of the token that follows each position."""
+  """Return logits [N, S, vocabulary] of the token after each position of int [N, S]."""
   x = params["embed"][tokens]
   angles = jnp.arange(tokens.shape[1])[:, None] * frequencies(config)
   norm = lambda x, scale: rms_norm(x, scale, config.rms_norm_eps)

@@ -5,7 +5,7 @@ import jax
 
 
 class MLP(nn.Module):
-  """Two hidden layers of ReLU; [N, D] -> [N, outputs]. Parameters: hidden_0, hidden_1, out."""
+  """Two hidden ReLU layers, [N, D] -> [N, outputs]. Parameters: hidden_0, hidden_1, out."""
 
   outputs: int
   width: int = 40

@@ -1,4 +1,4 @@
-"""Modules of a network: which parameters share one sigma, and in which order modules are listed."""
+"""Labels of a network's modules, and the order in which modules are listed."""
 
 import re
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ Cut = Literal["layer", "block"]
 
 
 def modules(params: Any, cut: Cut) -> Any:
-  """Labels: which parameters of a network share one sigma.
+  """Return labels that say which parameters of a network share one sigma.
 
   Args:
-    cut: "layer": conv_i and norm_i are two modules; "block": they are one, block_i. Where there is
-      no norm the two are the same.
+    cut: "layer" makes two modules of conv_i and norm_i. "block" makes one, block_i. Without norms
+      the two are the same.
   """
   if cut not in get_args(Cut):
     raise ValueError(f"modules is one of {', '.join(get_args(Cut))}; got {cut!r}.")
@@ -30,7 +30,8 @@ def network_order(modules: Iterable[str]) -> list[str]:
   """Sort module names from input to output: conv_0, norm_0, conv_1, ..., head.
 
   Names are sorted by their number, and a norm comes after the layer that it normalises. Names
-  without a number come last. JAX sorts dictionaries by key, so their own order says nothing.
+  without a number come last. The order of a dictionary is of no use, because JAX sorts dictionaries
+  by key.
   """
 
   def key(name: str) -> tuple[Any, ...]:

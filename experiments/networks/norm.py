@@ -10,7 +10,7 @@ _EPSILON = 1e-5  # beside the variance
 
 
 class BatchStatistics(nn.Module):
-  """Scale and shift of a batch norm that uses the statistics of the batch, also in tests.
+  """Scale and shift of a batch norm that uses the statistics of the batch, in tests too.
 
   With statistics of all images of a batch, the prediction for one image depends on the others. This
   is the transductive protocol.
@@ -28,7 +28,7 @@ def batch_norm(
   """Return x [N, H, W, C] with mean `shift` and standard deviation `scale`, both [C], over N, H, W.
 
   Args:
-    weights: [N] of the images in the mean and the standard deviation; None: equal weights.
+    weights: [N], the weights of the images in the statistics; None stands for equal weights.
   """
   dtype = x.dtype
   x = x.astype(jnp.promote_types(dtype, jnp.float32))  # 8 bits are too few for long sums
@@ -56,9 +56,9 @@ def fold_norm(
 ) -> tuple[jax.Array, jax.Array]:
   """(k', b') with conv3x3(x, k') + b' = batch_norm(conv3x3(x, kernel), scale, shift, weights).
 
-  A convolution is linear in the 9 C numbers under its kernel. Their mean m and covariance S give
-  the mean m k and the variance k^T S k of its outputs. This is fast if 9 C is small. A bias of the
-  convolution would cancel.
+  A convolution is linear in the 9 C numbers under its kernel. If their mean is m and their
+  covariance S, its outputs have mean m k and variance k^T S k. This is fast if 9 C is small. The
+  convolution needs no bias, because the norm would cancel it.
   """
   h, w, c = x.shape[1:]
   # Terms of k^T S k cancel for an edge filter. So neither bfloat16 (8 bits) will do, nor TF32 (10

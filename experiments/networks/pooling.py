@@ -5,13 +5,13 @@ import jax.numpy as jnp
 
 
 def _quarters(x: jax.Array) -> list[jax.Array]:
-  """The four pixels under each 2 x 2 window, row by row."""
+  """Return the four pixels of each 2 x 2 window, row by row."""
   x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
   return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
 def _order(a: jax.Array, b: jax.Array) -> jax.Array:
-  """0: a < b, 1: a = b, 2: a > b."""
+  """Return 0 if a < b, 1 if a = b, and 2 if a > b."""
   return (a >= b).astype(jnp.uint8) + (a > b).astype(jnp.uint8)
 
 

@@ -5,12 +5,13 @@ import jax
 
 
 class Transformer(nn.Module):
-  """Pre-norm Transformer: blocks of [causal self-attention, MLP of four times the width].
+  """A pre-norm Transformer; a block is [causal self-attention, MLP of four times the width].
 
   Parameters: embed, positions, block_i, norm, head.
 
   Attributes:
-    vocabulary: number of tokens, and of outputs at every position: logits of the next.
+    vocabulary: the number of tokens. Each position has as many outputs, the logits of the next
+      token.
   """
 
   vocabulary: int
@@ -20,7 +21,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """int [N, L] -> logits [N, L, vocabulary]."""
+    """Return logits [N, L, vocabulary] of int [N, L]."""
     positions = self.param("positions", nn.initializers.normal(0.02), (tokens.shape[1], self.width))
     x = nn.Embed(self.vocabulary, self.width, name="embed")(tokens) + positions
     for i in range(self.blocks):

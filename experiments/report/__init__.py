@@ -1,1 +1,1 @@
-"""What runs found: tables, pictures and one HTML page."""
+"""Tables, pictures and one HTML page of the results of runs."""

@@ -1,9 +1,9 @@
-"""Make one self-contained HTML page, with pictures and tables, of runs that were evaluated.
+"""Make one self-contained HTML page with the pictures and tables of evaluated runs.
 
     python -m experiments.report runs/small_data runs/sinusoid --out=report
 
-Runs are compared if protocol and settings are the same; others get sections of their own. The
-default of --out is report.
+Runs with the same protocol and settings are compared in one section. The default of --out is
+report.
 """
 
 import pathlib
@@ -11,13 +11,16 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from experiments.report import page
+from experiments.report import browser, page
 from experiments.settings import flags as shared
 from experiments.settings import paths
 
 _OUT = shared.out()
+_OPEN = shared.open_page()
 _EVALUATION = flags.DEFINE_string(
-  "evaluation", "test", "Which file of the runs: test, validation, or such as test-freeze0.1."
+  "evaluation",
+  "test",
+  "The file to read in each run: test, validation, or a name such as test-freeze0.1.",
 )
 
 
@@ -27,7 +30,10 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError("Name folders of runs: python -m experiments.report runs/small_data")
   with shared.usage():
     folders = [paths.local("A folder of runs", text) for text in argv[1:]]
-    page.write(folders, pathlib.Path(shared.or_default(_OUT, "report")), _EVALUATION.value)
+    out = pathlib.Path(shared.or_default(_OUT, "report"))
+    written = page.write(folders, out, _EVALUATION.value)
+  if _OPEN.value:
+    browser.show(written)
 
 
 if __name__ == "__main__":

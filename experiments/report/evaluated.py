@@ -12,7 +12,7 @@ from experiments.settings import algorithms, schema
 
 
 class Evaluated(NamedTuple):
-  """What `experiments.evaluate` found of one run."""
+  """A run with the results that `experiments.evaluate` wrote."""
 
   folder: pathlib.Path
   settings: dict[str, Any]  # of training and evaluation, without the arms
@@ -48,7 +48,7 @@ def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated
 
 
 def _check_alike(one: Evaluated, members: Sequence[Evaluated]) -> None:
-  """Raise ValueError if an algorithm of `members` has the same seed or another arm."""
+  """Raise ValueError if a member has the same algorithm, with the same seed or another arm."""
   name, seed = one.curve.algorithm, one.curve.seed
   for other in (other for other in members if other.curve.algorithm == name):
     if other.curve.seed == seed:
@@ -86,10 +86,10 @@ def heading(settings: Mapping[str, Any]) -> str:
 
 
 def report_step(settings: Mapping[str, Any]) -> int:
-  """Return the index into `Curve.steps` of the step at which arms are compared."""
+  """Return the index into `Curve.steps` of the step after which arms are compared."""
   return list(settings["adapt_steps"]).index(settings["report_step"])
 
 
 def unit(settings: Mapping[str, Any], usual: str = "episodes") -> str:
-  """Return what the columns of a curve are, in the plural."""
+  """Return the name of a curve's columns, in the plural."""
   return settings.get("evaluation", {"over": usual})["over"]

@@ -5,17 +5,21 @@ import html
 import pathlib
 
 _STYLE = """
-body { font: 15px/1.5 sans-serif; color: #222; max-width: 62rem; margin: 2rem auto }
+body { font: 15px/1.5 sans-serif; color: #222; background: #fff }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+pre { background: #f6f6f6; padding: .5rem .75rem; white-space: pre-wrap; overflow-wrap: anywhere }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto } img { max-width: 100% } dt { font-weight: bold }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem } dd { margin: 0 }
+dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: .1rem 1rem }
+dd { margin: 0 }
 """
 
 
 def tables(markdown: str) -> str:
-  """Return paragraphs and Markdown tables, as report/tables makes them, in HTML."""
+  """Return the paragraphs and Markdown tables of report/tables in HTML."""
   parts = []
   for block in markdown.strip().split("\n\n"):
     lines = block.splitlines()
@@ -37,14 +41,16 @@ def text(value: object) -> str:
 
 
 def picture(file: pathlib.Path, title: str) -> str:
-  """Return a PNG as an image that the page holds."""
+  """Return a PNG as an image embedded in the page."""
   data = base64.b64encode(file.read_bytes()).decode()
   return f'<img alt="{text(title)}" src="data:image/png;base64,{data}">'
 
 
 def page(title: str, body: str) -> str:
-  """Return a whole page that reads no other file."""
+  """Return a whole page that needs no other file."""
   return (
-    f'<!doctype html><html lang="en"><meta charset="utf-8"><title>shrinkmeta: {text(title)}</title>'
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<title>shrinkmeta: {text(title)}</title>"
     f"<style>{_STYLE}</style><h1>{text(title).capitalize()}</h1>\n{body}\n</html>\n"
   )

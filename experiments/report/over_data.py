@@ -1,4 +1,4 @@
-"""What changes with the amount of data: sections that differ in it alone, in one picture."""
+"""Results against the amount of data, for sections that differ in nothing else."""
 
 import collections
 import copy
@@ -19,7 +19,7 @@ _AMOUNTS = {"shots": "Examples of a class", "train_alphabets": "Training alphabe
 
 
 def write(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
-  """Write pictures against the amount of data; return them and the modules found as HTML."""
+  """Write pictures against the amount of data; return them and the modules found in HTML."""
   parts = []
   for key, label in _AMOUNTS.items():
     for found in _series(groups, key):
@@ -41,7 +41,7 @@ def write(out: pathlib.Path, groups: Sequence[Sequence[Evaluated]]) -> str:
 def _series(
   groups: Sequence[Sequence[Evaluated]], key: str
 ) -> list[dict[float, Sequence[Evaluated]]]:
-  """Return {amount: section} of sections that differ in the setting `key` of the problem alone."""
+  """Return {amount: section}, where sections differ only in the setting `key` of the problem."""
   series: dict[str, dict[float, Sequence[Evaluated]]] = collections.defaultdict(dict)
   for members in groups:
     settings = copy.deepcopy(members[0].settings)

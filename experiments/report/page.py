@@ -1,4 +1,4 @@
-"""The report: a section for each group of runs that may be compared, in one HTML page."""
+"""The report: one HTML page with a section for each group of comparable runs."""
 
 import pathlib
 import re
@@ -13,13 +13,16 @@ from experiments.runs import files, store
 _OWN_FILES = r"tables_\d+\.md|(adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.png"
 
 
-def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> None:
+def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pathlib.Path:
   """Write index.html, tables and pictures to `out`.
 
   Args:
-    paths: folders of runs are searched for there.
-    out: folder of the report. Sections of an earlier report that this one lacks are removed.
-    evaluation: name of the file of each run, without its ending.
+    paths: folders that hold runs, at any depth.
+    out: the folder of the report. Sections of an earlier report are removed if this one lacks them.
+    evaluation: the name of the file of each run, without its suffix.
+
+  Returns:
+    The path of the page.
   """
   folders = store.find(paths)
   groups = groups_of(folders, evaluation)
@@ -40,3 +43,4 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> No
   for folder in set(filter(lambda f: store.diverged(f).exists(), folders)).difference(*diverged):
     logging.warning("%s diverged in training, and no other run is like it: left out.", folder)
   logging.info("The report is %s", out / "index.html")
+  return out / "index.html"

@@ -1,4 +1,4 @@
-"""One section of the report: tables and pictures of runs that may be compared."""
+"""One section of the report: tables and pictures of comparable runs."""
 
 import collections
 import itertools
@@ -20,17 +20,16 @@ def write(
   """Write the tables and pictures of a section to `out`, and return its HTML.
 
   Args:
-    out: folder of the report.
-    number: of the section.
+    out: the folder of the report.
+    number: the number of the section.
     members: the runs.
-    diverged: runs that diverged in training, in words. No mean has them.
+    diverged: the runs that diverged in training, in words. They are part of no mean.
   """
   settings, curves = members[0].settings, [one.curve for one in members]
-  facts = _facts(members, diverged)
-  terms = "".join(f"<dt>{html.text(k)}</dt><dd>{html.text(v)}</dd>" for k, v in facts.items())
-  parts = [f"<h2>{number}. {html.text(heading(settings))}</h2><dl>{terms}</dl>"]
+  title = f"<h2>{number}. {html.text(heading(settings))}</h2>"
+  parts = [title + facts_list(members, diverged)]
 
-  tables = [f"Judged on: {facts['judged on']}"]
+  tables = [f"Judged on: {_facts(members, diverged)['judged on']}"]
   if diverged:
     tables.append(f"Diverged in training, in no mean: {'; '.join(diverged)}")
   at = report_step(settings)
@@ -56,8 +55,15 @@ def write(
   return "\n".join(parts)
 
 
+def facts_list(members: Sequence[Evaluated], diverged: Sequence[str]) -> str:
+  """Return protocol, training, seeds and machine of comparable runs as a list in HTML."""
+  facts = _facts(members, diverged).items()
+  terms = "".join(f"<dt>{html.text(k)}</dt><dd>{html.text(v)}</dd>" for k, v in facts)
+  return f"<dl>{terms}</dl>"
+
+
 def _facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, Any]:
-  """Return what stands at the head of a section."""
+  """Return the facts at the head of a section."""
   settings = members[0].settings
   searched = settings["split"] == "validation" and any(one.arm["trials"] for one in members)
   chosen = ", on which settings were chosen" if searched else ""
@@ -67,8 +73,8 @@ def _facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, A
     "training": f"{settings['meta_steps']} meta-steps of {settings['meta_batch']} tasks",
     "seeds": ", ".join(map(str, seeds)),
     "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
-    "diverged in training, in no mean": "; ".join(diverged) or "none",
-    "on": "; and ".join(sorted({_listed(one.environment) for one in members})),
+    "diverged, in no mean": "; ".join(diverged) or "none",
+    "software and device": "; and ".join(sorted({_listed(one.environment) for one in members})),
   }
 
 
@@ -77,7 +83,7 @@ def _listed(environment: Mapping[str, Any]) -> str:
 
 
 def freezing(members: Sequence[Evaluated], step: int) -> list[str]:
-  """Return tables of what freezing modules costs, for each algorithm and split with such files."""
+  """Return tables of the cost of freezing modules, for each algorithm and split with such files."""
   tables = []
   names = dict.fromkeys(one.curve.algorithm for one in members)
   read = lambda file: results.read_json(file)[1][0]

@@ -1,4 +1,4 @@
-"""Means, intervals and groups of curves: what tables and pictures show.
+"""Means, intervals and groups of curves, for tables and pictures.
 
 Letters in shapes: S adaptation steps recorded, E test episodes, K seeds.
 """
@@ -19,8 +19,8 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
       mean ± t_{E-1, (1 + level) / 2} · s / √E,   s² = Σ_e (v_e − mean)² / (E − 1)
 
   Args:
-    values: [E], or [K, E] for K seeds that met the same episodes: then v_e is the mean over seeds.
-      The interval is then for new tasks of the networks trained here, not for new seeds.
+    values: [E], or [K, E] for K seeds on the same episodes. With [K, E], v_e is the mean over
+      seeds, and the interval holds for new tasks of these networks, not for new seeds.
     level: coverage.
 
   Returns:
@@ -44,7 +44,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def group_by_algorithm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-  """Return {algorithm: its curves, one a seed}, after a check that all can be compared."""
+  """Return {algorithm: its curves, one for each seed}; raise ValueError if they do not compare."""
   if not curves:
     raise ValueError("Wanted at least one Curve; got none.")
   groups: dict[str, list[Curve]] = collections.defaultdict(list)
@@ -72,5 +72,5 @@ def average_seeds(curves: Sequence[Curve], field: str) -> dict[str, np.ndarray]:
 
 
 def has(curves: Sequence[Curve], field: str) -> bool:
-  """Return whether any curve has numbers of `field`; in regression there is no accuracy."""
+  """Return whether any curve has numbers of `field`; regression has no accuracy."""
   return any(not np.isnan(np.asarray(getattr(curve, field), float)).all() for curve in curves)

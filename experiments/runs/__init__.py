@@ -1,1 +1,1 @@
-"""Runs: an algorithm with its settings, trained from one seed and evaluated."""
+"""Runs: one algorithm with its settings, trained from one seed and evaluated."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, strict JSON, and the versions kept in them."""
+"""Files that are written whole or not at all, strict JSON, and the versions stored in it."""
 
 import contextlib
 import importlib.metadata
@@ -21,7 +21,7 @@ _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "flax", "optax", "numpy")
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[pathlib.Path]:
-  """Yield a temporary path. It replaces `path` when the body succeeds, and is removed if not."""
+  """Yield a temporary path that replaces `path` if the body succeeds, and else is removed."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # Beside its target: os.replace is atomic within one file system only.
@@ -59,14 +59,14 @@ def environment() -> dict[str, Any]:
 
 
 def write_document(path: Path, content: Mapping[str, Any]) -> None:
-  """Write a JSON file of `content` and `environment()`, whole or not at all."""
+  """Write `content` and `environment()` to a JSON file, whole or not at all."""
   text = strict_json({**content, "environment": environment()}, indent=2)
   with atomic(path) as temporary:
     temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-  """Return JSON in which numbers that are not finite are null, since JSON has no such numbers.
+  """Return JSON in which numbers that are not finite are null, because JSON lacks them.
 
   NumPy's scalars and arrays become numbers and lists, and paths become text.
   """
@@ -86,7 +86,7 @@ def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def fingerprint(tree: Any) -> str:
-  """Return a checksum of the arrays of a tree, such as training data."""
+  """Return a checksum of the arrays in a tree, such as training data."""
   total = 0
   for leaf in jax.tree.leaves(tree):
     array = np.ascontiguousarray(leaf)

@@ -1,6 +1,6 @@
-"""The learner of an arm: an algorithm of the library with the settings of a table.
+"""The learner of an arm: an algorithm of the library with the settings of the arm.
 
-It knows nothing of data sets and networks, so a new data set needs no change here.
+This module knows nothing of data sets and networks, so a new data set needs no change here.
 """
 
 import functools

@@ -1,8 +1,8 @@
-"""The path that every comparison takes: prepare an arm, train it from a seed, evaluate it.
+"""The steps of every comparison: prepare an arm, train it from a seed, evaluate it.
 
-Training consumes three keys: of the initial parameters, of the training tasks, and of the
-mini-batches of inner steps. Validation and test tasks have keys of their own. They are the same for
-all arms and seeds, so that differences between arms are paired.
+Training uses three keys: for the initial parameters, for the training tasks, and for the
+mini-batches of inner steps. Validation and test tasks have keys of their own. These are the same
+for all arms and seeds, so that differences between arms are paired.
 """
 
 import math
@@ -25,7 +25,7 @@ _BLOCK = 20  # tasks adapted at a time
 
 
 class Prepared(NamedTuple):
-  """An arm that can be trained and evaluated."""
+  """An arm that is ready for training and evaluation."""
 
   learner: sm.MetaLearner
   model: problems.Model
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(algorithm: str, config: Config, problem: Problem) -> Prepared:
-  """Return the learner of an arm for a problem, whose tasks carry what the network's norm needs."""
+  """Return an arm's learner for a problem, with the inputs that the network's norm needs."""
   if config.network.kind == "conv" and config.network.norm == "support":
     problem = support.beside(problem)
   model = problems.make_model(config, problem)
@@ -51,7 +51,7 @@ def train(
   checkpoints: sm.Checkpoints | None = None,
   callbacks: Sequence[sm.Callback] = (),
 ) -> training.Trained:
-  """Train from a seed, or go on from the last checkpoint."""
+  """Train from a seed, or continue from the last checkpoint."""
   init_key, task_key, step_key = jax.random.split(jax.random.key(seed), 3)
   source = prepared.problem.train
   return training.train(
@@ -68,7 +68,7 @@ def train(
 
 
 class Evaluation(NamedTuple):
-  """Which tasks of a split an arm is adapted to."""
+  """The tasks of a split that an arm adapts to."""
 
   source: Source
   number: int  # of tasks
@@ -79,12 +79,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluation(config: Config, problem: Problem, split: str) -> Evaluation:
-  """Return the first config.SPLIT_episodes tasks of a split, the same for all arms and seeds.
+  """Return the first config.SPLIT_episodes tasks of a split; all arms and seeds have the same.
 
   Raises:
-    ValueError: there are fewer tasks, and no rounds through them are asked for. Episodes of one
-      task are the same, or differ by what is random in them. Intervals would take them to be
-      independent.
+    ValueError: the split has fewer tasks, and the table has no `evaluation` in rounds. Intervals
+      would count episodes of one task as independent.
   """
   source = {"validation": problem.validation, "test": problem.test}[split]
   count, rounds = config[f"{split}_episodes"], 1
@@ -107,7 +106,7 @@ def evaluation(config: Config, problem: Problem, split: str) -> Evaluation:
 def evaluate(
   prepared: Prepared, state: sm.MetaState, config: Config, split: str, name: str
 ) -> training.Adapted:
-  """Adapt a trained state to the tasks of `evaluation`; `name` is shown at the progress bar."""
+  """Adapt a trained state to the tasks of `evaluation`; the progress bar shows `name`."""
   on = evaluation(config, prepared.problem, split)
   found = training.adapt(
     prepared.learner,
@@ -140,7 +139,7 @@ def curve(
 
 
 def protocol(config: Config, problem: Problem) -> dict[str, Any]:
-  """Return what every result says of its data and of the batch norm."""
+  """Return the description of the data and of the batch norm for results."""
   norms = {
     "batch": "statistics of the current batch (transductive)",
     "support": "statistics of the support set",
@@ -153,7 +152,7 @@ def protocol(config: Config, problem: Problem) -> dict[str, Any]:
 def check_processes(
   config: Config, problem: Problem, names: Sequence[str], seeds: Sequence[int]
 ) -> None:
-  """Raise ValueError if the processes of this run differ in what its results depend on."""
+  """Raise ValueError if the processes of a run differ in anything that changes its results."""
   if jax.process_count() > 1:
     sm.check_alike(
       {
@@ -168,6 +167,6 @@ def check_processes(
 
 
 def frozen_below(state: sm.MetaState, threshold: float) -> sm.MetaState:
-  """Return the state with all modules frozen whose sigma is below the threshold."""
+  """Return the state with every module frozen whose sigma is below the threshold."""
   freeze = lambda value: jnp.where(jnp.exp(0.5 * value) < threshold, -jnp.inf, value)
   return state._replace(log_sigma2=jax.tree.map(freeze, state.log_sigma2))

@@ -44,12 +44,12 @@ class Model(NamedTuple):
 
 
 def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Problem:
-  """Return the problem that settings["name"] names, made with the other settings as arguments.
+  """Return the problem named settings["name"]; the other settings are its arguments.
 
   Args:
     settings: `config.problem`.
-    data_dir: folder of its data; default $SHRINKMETA_DATA/NAME. It is no setting, since it says
-      nothing of what was run.
+    data_dir: the folder of its data; default $SHRINKMETA_DATA/NAME. It is not a setting, because it
+      does not change the results.
   """
   arguments = dict(settings)
   name = arguments.pop("name")
@@ -65,7 +65,7 @@ def make_problem(settings: Mapping[str, Any], data_dir: str | None = None) -> Pr
 
 
 def make_model(config: Config, problem: Problem) -> Model:
-  """Return the network of config.network, with the outputs that the problem asks for."""
+  """Return the network of config.network, with as many outputs as the problem needs."""
   network = config.network
   if network.kind == "conv":
     net = networks.ConvNet(problem.outputs, network.features, network.norm)

@@ -1,7 +1,7 @@
-"""What a run found: its record, `Curve`, and the files that keep records.
+"""The record of a run, `Curve`, and the files of records.
 
-Letters in shapes: S adaptation steps recorded, E test episodes, K seeds. Every algorithm and every
-seed meets the same E episodes in the same order, so differences between algorithms are paired.
+Letters in shapes: S adaptation steps recorded, E test episodes, K seeds. All algorithms and seeds
+have the same E episodes in the same order, so differences between algorithms are paired.
 """
 
 import csv
@@ -26,8 +26,8 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has 
 class Curve(NamedTuple):
   """One algorithm, trained from one seed and adapted to E unseen tasks.
 
-  `history` holds training curves of equal length. `sigma_plots.sigma_history` reads "step"
-  (meta-steps) and "sigma/<module>" from it.
+  `history` holds training curves of equal length. `sigma_plots.sigma_history` reads its entries
+  "step" (meta-steps) and "sigma/<module>".
   """
 
   algorithm: str
@@ -43,7 +43,7 @@ class Curve(NamedTuple):
 
 
 def write_csv(path: Path, curves: Sequence[Curve]) -> None:
-  """Write algorithm, seed, episode, step, accuracy, nll: a line per episode and step."""
+  """Write algorithm, seed, episode, step, accuracy and nll: a line for each episode and step."""
   with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("algorithm", "seed", "episode", "step", "accuracy", "nll"))
@@ -58,17 +58,17 @@ def write_csv(path: Path, curves: Sequence[Curve]) -> None:
 def write_json(
   path: Path, config: Mapping[str, Any], curves: Sequence[Curve], environment: Mapping[str, Any]
 ) -> None:
-  """Write everything that a reader of a result needs, as strict JSON, a line per curve.
+  """Write the config, the environment and the curves as strict JSON, one line for each curve.
 
   Numbers that are not finite become the strings "inf", "-inf" and "nan". The file appears whole or
   not at all. An older file stays until the new one is complete.
 
   Args:
     path: the file.
-    config: numbers, strings, None, arrays, dataclasses, and lists and mappings of these. Of an
-      ml_collections.ConfigDict pass `.to_dict()`.
-    curves: any algorithms and seeds.
-    environment: as from `files.environment()`.
+    config: numbers, strings, None, arrays, dataclasses, and lists and mappings of these. Convert an
+      ml_collections.ConfigDict by `.to_dict()`.
+    curves: curves of any algorithms and seeds.
+    environment: the result of `files.environment()`.
   """
   head = {
     "format": FORMAT,
@@ -85,10 +85,10 @@ def write_json(
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[Curve]]:
-  """Return the (config, curves) of `write_json`; tuples and arrays of the config become lists.
+  """Return (config, curves) of a file; tuples and arrays of the config have become lists.
 
   Raises:
-    ValueError: names the field that is missing, of the wrong kind or of the wrong shape.
+    ValueError: a field is missing, or has the wrong type or shape. The message names it.
   """
 
   def refuse(literal: str) -> Any:
@@ -180,7 +180,7 @@ def _is_number(value: object, integer: bool = False) -> bool:
 
 
 def _encode(value: Any, where: str) -> Any:
-  """Return `value` in the types of JSON; errors name it by `where`."""
+  """Return `value` in the types of JSON; error messages call it `where`."""
   if isinstance(value, (np.ndarray, np.generic, jax.Array)):
     value = np.asarray(value).tolist()
   if isinstance(value, float) and not math.isfinite(value):
@@ -204,7 +204,7 @@ def _encode(value: Any, where: str) -> Any:
 
 
 def _decode(value: Any) -> Any:
-  """Undo `_encode` for numbers that are not finite: the string "inf" always is the number."""
+  """Turn the strings "inf", "-inf" and "nan" back into numbers."""
   if isinstance(value, dict):
     return {k: _decode(v) for k, v in value.items()}
   if isinstance(value, list):

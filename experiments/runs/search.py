@@ -1,15 +1,15 @@
-"""A search for the settings of an arm: trials on validation tasks, the best of which is chosen.
+"""A search for the settings of an arm: it tries settings on validation tasks and keeps the best.
 
-Trial 0 has the settings that the table starts from. The others are points of one Halton sequence,
-the same for all arms. They vary
+Trial 0 has the settings that the table starts from. The other trials are points of one Halton
+sequence, the same for all arms. They vary
 
 - rates and init_sigma, up to a factor of 4 up or down;
 - inner steps: half, all or twice as many;
 - an inner step on all examples or on a batch;
 - an inner rate that is constant or decays.
 
-In an arm that searches inner_rate and init_sigma, a step of theta varies by their product, or by
-the product of inner_rate and init_sigma^2.
+If an arm searches both inner_rate and init_sigma, the size of a step in theta varies with
+inner_rate init_sigma or with inner_rate init_sigma^2.
 """
 
 import math
@@ -45,13 +45,13 @@ _HALVED = 10  # steps after which a rate that decays has halved
 def draw(
   start: Config, trial: int, choice_of_modules: Sequence[str], fixed: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Return the settings of a trial: those of an arm that are searched, with new values.
+  """Return new values for the settings of an arm that are searched.
 
   Args:
     start: the arm, config.arms[NAME].
-    trial: its number; trial 0 has the values of `start`.
-    choice_of_modules: `task_specific` is one of them.
-    fixed: settings that are not searched.
+    trial: the number of the trial; trial 0 has the values of `start`.
+    choice_of_modules: the choices for `task_specific`.
+    fixed: the settings that are not searched.
   """
   searched = {name: start[name] for name in _SEARCHED if name in start and name not in fixed}
   if trial == 0:
@@ -76,18 +76,18 @@ def draw(
 def run_trial(
   folder: pathlib.Path, arm: str, config: Config, problem: Problem, seeds: int
 ) -> dict[str, float | None]:
-  """Train from each seed and evaluate on the validation tasks, unless FOLDER-SEED has the result.
+  """Train from each seed and evaluate on validation tasks, unless FOLDER-SEED has the result.
 
   Args:
-    folder: of the trial; a run has its seed appended.
-    arm: name of the algorithm.
-    config: settings of the trial.
+    folder: the folder of the trial. The folder of a run has its seed appended.
+    arm: the name of the algorithm.
+    config: the settings of the trial.
     problem: the tasks.
-    seeds: number of runs, from seeds 0, 1, ...
+    seeds: the number of runs; their seeds are 0, 1, ...
 
   Returns:
-    "accuracy" and "nll", means over seeds, and "seconds", their sum. The accuracy is None in
-    regression. All three are None if one seed diverged.
+    "accuracy" and "nll" are means over seeds, and "seconds" is the sum. The accuracy is None in
+    regression. All three are None if any seed diverged.
   """
   prepared = pipeline.prepare(arm, config, problem)
   none: dict[str, float | None] = {"accuracy": None, "nll": None, "seconds": None}
@@ -116,7 +116,7 @@ def run_trial(
 
 
 def score(found: Mapping[str, float | None]) -> float:
-  """Return the accuracy, in regression the mean log-likelihood, and −inf if a run diverged."""
+  """Return the accuracy, or in regression the mean log-likelihood; −inf if a run diverged."""
   if found["nll"] is None:
     return -math.inf
   return -found["nll"] if found["accuracy"] is None else found["accuracy"]

@@ -23,7 +23,7 @@ FORMAT = "shrinkmeta.experiments.run/4"
 
 
 class Run(NamedTuple):
-  """What run.json says."""
+  """The content of run.json."""
 
   folder: pathlib.Path
   arm: str  # name of its algorithm
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
   @property
   def checkpoints(self) -> sm.Checkpoints:
-    """Where its states are. `begin` has made sure that the folder is of this run."""
+    """Return where the states are; `begin` has checked that the folder belongs to this run."""
     # Two, so that a damaged checkpoint costs the steps since the one before, not the whole run.
     return sm.Checkpoints(self.folder / "states", every=50, keep=2)
 
@@ -75,7 +75,7 @@ def begin(
 
 
 def _differences(then: Any, now: Any) -> list[tuple[str, Any, Any]]:
-  """Return (dotted name, value then, value now) of the entries that differ once both are JSON."""
+  """Return (dotted name, old value, new value) of entries that differ after conversion to JSON."""
   old, new = (schema.flat(json.loads(json.dumps(tree))) for tree in (then, now))
   different = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
   return [(name, old.get(name, "absent"), new.get(name, "absent")) for name in different]
@@ -94,12 +94,12 @@ def record(
 
   Args:
     run: the run.
-    about: all of its run.json.
-    prepared: its arm.
-    trained: its state and history.
-    name: of the file.
+    about: the content of its run.json.
+    prepared: the arm of the run.
+    trained: the trained state and the history.
+    name: the name of the file.
     split: "validation" or "test".
-    freeze: modules whose sigma is below it are frozen.
+    freeze: the threshold; modules with a smaller sigma are frozen.
   """
   now = pipeline.protocol(run.config, prepared.problem)
   then = {name: about["protocol"].get(name) for name in now}
@@ -121,13 +121,14 @@ def evaluate(
   wanted: Mapping[str, float],
   make_problem: Callable[[str], Problem],
 ) -> None:
-  """Write those evaluations of a run that are not there yet.
+  """Write the evaluations of a run that are missing.
 
   Args:
-    folder: of the run.
+    folder: the folder of the run.
     split: "validation" or "test".
-    wanted: name of a file -> threshold of sigma below which modules are frozen, 0 for none.
-    make_problem: returns the problem of settings given as JSON.
+    wanted: {name of a file: threshold}. Modules with sigma below the threshold are frozen; 0
+      freezes none.
+    make_problem: returns the problem for settings in JSON.
   """
   run, about = read(folder)
   if any(wanted.values()) and not algorithms.learns_sigma(run.arm):
@@ -149,7 +150,7 @@ def evaluate(
 
 
 def read(folder: pathlib.Path) -> tuple[Run, dict[str, Any]]:
-  """Return the run of a folder, and all of its run.json."""
+  """Return the run of a folder, and the content of its run.json."""
   about = _about(folder / "run.json")
   config = ml_collections.ConfigDict(about["config"])
   return Run(folder, about["arm"], about["seed"], config), about
@@ -184,14 +185,14 @@ def find(paths: Iterable[files.Path]) -> list[pathlib.Path]:
 
 
 def record_divergence(folder: pathlib.Path, error: FloatingPointError) -> None:
-  """Write why a run has no result."""
+  """Write the reason why a run has no result."""
   if jax.process_index() == 0:
     with files.atomic(diverged(folder)) as temporary:
       temporary.write_text(f"{error}\n", encoding="utf-8")
 
 
 def diverged(folder: pathlib.Path) -> pathlib.Path:
-  """Return the file whose existence says that a run diverged."""
+  """Return the path of the file that exists if a run diverged."""
   return folder / "diverged.txt"
 
 

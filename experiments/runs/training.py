@@ -1,4 +1,4 @@
-"""Trains one learner on tasks, and adapts it to unseen ones."""
+"""Train one learner on tasks, and adapt it to unseen tasks."""
 
 import pathlib
 import time
@@ -39,10 +39,10 @@ class Adapted(NamedTuple):
 
 
 def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
-  """Return a mesh of the devices that shorten the longest share of the tasks; None for one device.
+  """Return the smallest mesh on which no device has more tasks than necessary; None for one device.
 
-  Several processes use all their devices. A number of tasks that the devices do not divide is
-  padded, see `sm.over_tasks`.
+  Several processes use all their devices. `sm.over_tasks` pads the tasks to a multiple of the
+  number of devices.
   """
   if jax.process_count() > 1:
     return sm.task_mesh()
@@ -65,15 +65,15 @@ def train(
   """Train with `sm.fit`; the log records of all steps become the history.
 
   Args:
-    learner: what is trained.
-    params: initial parameters.
+    learner: the learner to train.
+    params: the initial parameters.
     episodes: the training tasks by index.
-    meta_steps: number of updates.
-    meta_batch: tasks per update.
-    name: shown at the progress bar.
-    callbacks: further ones.
-    checkpoints: folder of states and of log.jsonl, from which a stopped run goes on.
-    key: of the mini-batches of inner steps.
+    meta_steps: the number of updates.
+    meta_batch: the number of tasks in an update.
+    name: a name for the progress bar.
+    callbacks: further callbacks of `sm.fit`.
+    checkpoints: the folder of states and of log.jsonl; a stopped run continues from it.
+    key: the key for mini-batches of inner steps.
   """
   records: list[dict[str, Any]] = []
   told = [sm.progress_bar(f"{name}: train"), _marked(sm.recorder(records)), *callbacks]
@@ -96,7 +96,7 @@ def train(
 
 
 def _marked(callback: sm.Callback) -> sm.Callback:
-  """Mark the first record of each start for `callback`: that step waited for compilation."""
+  """Mark the first record after each start for `callback`; that step waited for compilation."""
   first: list[int] = []
 
   def begin(step: int, steps: int) -> None:
@@ -110,7 +110,7 @@ def _marked(callback: sm.Callback) -> sm.Callback:
 
 
 def trained(state: sm.MetaState, records: Sequence[Mapping[str, Any]]) -> Trained:
-  """Return a state with its log records; seconds of steps that compiled are counted apart."""
+  """Return a state with its log records; seconds of steps that compiled are summed separately."""
   names = [name for name in (records[0] if records else ()) if name != _STARTED]
   history = {name: [float(one[name]) for one in records] for name in names}
   seconds = {"compile": 0.0, "train": 0.0}
@@ -149,20 +149,20 @@ def adapt(
   name: str,
   key: jax.Array | None = None,
 ) -> Adapted:
-  """Adapt to each episode once, and evaluate on its val part after each number of `steps`.
+  """Adapt to each episode, and evaluate on its val part after each number of steps in `steps`.
 
   The seconds include compilation.
 
   Args:
-    learner: what adapts.
-    likelihood: of the network.
+    learner: the learner that adapts.
+    likelihood: the likelihood of the network.
     state: the trained state.
-    episodes: tasks by index.
-    num_episodes: E.
-    steps: [S] ascending.
-    block: episodes adapted at a time.
-    name: shown at the progress bar.
-    key: of the mini-batches of inner steps; it is folded with the number of the episode.
+    episodes: the tasks by index.
+    num_episodes: E, the number of episodes.
+    steps: [S], ascending numbers of steps.
+    block: the number of episodes that are adapted at once.
+    name: a name for the progress bar.
+    key: the key for mini-batches of inner steps; it is folded with the number of the episode.
   """
 
   def one(state: sm.MetaState, item: tuple[sm.Task, jax.Array]) -> tuple[tuple[()], Any]:
@@ -211,7 +211,7 @@ def adapt(
 
 
 def _sum_by_module(numbers: PyTree, labels: sm.Labels) -> dict[str, Any]:
-  """Return the sum over the leaves of each module, for a tree of one number a leaf."""
+  """Return the sum over each module's leaves, for a tree with one number for each leaf."""
   total: dict[str, Any] = {}
   for label, number in zip(jax.tree.leaves(labels), jax.tree.leaves(numbers), strict=True):
     total[label] = total[label] + number if label in total else number

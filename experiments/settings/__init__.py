@@ -1,1 +1,1 @@
-"""Settings: what is run, the flags that say it, and how they are checked."""
+"""Settings of runs, the flags that set them, and their checks."""

@@ -21,7 +21,7 @@ ALL = (
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
-  """Return the algorithms that the flag --algorithms names; "all" alone stands for all of them."""
+  """Return the algorithms that the flag --algorithms names; "all" stands for every algorithm."""
   if list(names) == ["all"]:
     return ALL
   if unknown := sorted(set(names) - set(ALL)):
@@ -32,6 +32,6 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def learns_sigma(name: str) -> bool:
-  """Return whether an algorithm has a prior and learns one sigma a module."""
+  """Return whether an algorithm has a prior and learns one sigma for each module."""
   algorithm = sm.FAMILY.get(name)
   return algorithm is not None and algorithm.sigma == "learned" and algorithm.prior

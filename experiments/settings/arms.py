@@ -1,7 +1,7 @@
-"""The settings that every algorithm starts with.
+"""The settings with which every algorithm starts.
 
-An *arm* is an algorithm together with its settings: what a comparison compares. `config.arms` maps
-the name of an algorithm to its arm.
+An *arm* is an algorithm with its settings. A comparison compares arms. `config.arms` maps the name
+of an algorithm to its arm.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def _arm(
 
 
 def start() -> dict[str, dict[str, Any]]:
-  """Return an arm of every algorithm, for a convolutional network and a few hundred meta-steps."""
+  """Return an arm for every algorithm, for a convolutional network and some hundred meta-steps."""
   return {
     "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
     "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),

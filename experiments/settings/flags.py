@@ -1,7 +1,7 @@
-"""The vocabulary of flags: a flag means the same in every command that has it.
+"""The flags that commands share; a flag means the same in every command that has it.
 
-A command calls the functions of the flags that it has. A default of None stands for the command's
-own choice, which the text at the head of its --help gives.
+A command calls one function for each of its flags. A flag with the default None takes a default of
+the command, which the text at the head of its --help names.
 """
 
 import contextlib
@@ -19,89 +19,102 @@ Texts = flags.FlagHolder[list[str] | None]
 
 
 def algorithm() -> Text:
-  """--algorithm, of commands that run one."""
-  return flags.DEFINE_string("algorithm", None, "The algorithm; default as said above.")
+  """Define --algorithm, for commands that run one algorithm."""
+  return flags.DEFINE_string("algorithm", None, "The algorithm. Default: see the text at the top.")
 
 
 def algorithms() -> Texts:
-  """--algorithms."""
+  """Define --algorithms."""
   return flags.DEFINE_list(
-    "algorithms", None, f"Of {', '.join(names.ALL)}; or all. Default as said above."
+    "algorithms",
+    None,
+    f"Names from {', '.join(names.ALL)}, or all. Default: see the text at the top.",
   )
 
 
 def compilation_cache() -> Text:
-  """--compilation_cache."""
+  """Define --compilation_cache."""
   return paths.define(
     "compilation_cache",
-    "Folder that keeps compiled programs for the next run; default in ~/.cache/shrinkmeta. Empty: "
-    "off.",
+    "Folder of compiled programs for later runs; default in ~/.cache/shrinkmeta. An empty name "
+    "switches it off.",
   )
 
 
 def data_dir() -> Text:
-  """--data_dir."""
+  """Define --data_dir."""
   return paths.define("data_dir", "Folder of the data set; default $SHRINKMETA_DATA/NAME.")
 
 
 def out() -> Text:
-  """--out."""
-  return paths.define("out", "Where results are written; default as said above.")
+  """Define --out."""
+  return paths.define("out", "Folder or file of the results. Default: see the text at the top.")
+
+
+def open_page() -> flags.FlagHolder[bool]:
+  """--open."""
+  return flags.DEFINE_bool("open", False, "Opens the page in a browser once it is written.")
 
 
 def seed() -> flags.FlagHolder[int]:
-  """--seed, of commands that run one."""
-  return flags.DEFINE_integer("seed", 0, "Seed of everything that is drawn at random.")
+  """Define --seed, for commands that run one seed."""
+  return flags.DEFINE_integer("seed", 0, "Seed of all random draws.")
 
 
 def seeds() -> Texts:
-  """--seeds."""
+  """Define --seeds."""
   return flags.DEFINE_list(
-    "seeds", None, "Seeds of parameters and training tasks, a run each. Default as said above."
+    "seeds",
+    None,
+    "One seed for each run; it fixes parameters and training tasks. Default: see the top.",
   )
 
 
 def changes() -> flags.FlagHolder[list[str]]:
-  """--set."""
+  """Define --set."""
   return flags.DEFINE_multi_string(
-    "set", [], "Changes one setting, as in --set=meta_steps=100; may be given several times."
+    "set", [], "A changed setting, such as --set=meta_steps=100. It may be given several times."
   )
 
 
 def split() -> flags.FlagHolder[str]:
-  """--split."""
+  """Define --split."""
   return flags.DEFINE_enum(
-    "split", "test", ["test", "validation"], "Tasks to adapt to; choose settings on validation."
+    "split", "test", ["test", "validation"], "Tasks to adapt to. Use validation to choose settings."
   )
 
 
 def table() -> flags.FlagHolder[str]:
-  """--table."""
-  return flags.DEFINE_enum("table", "sinusoid", list(tables.TABLES), "Data and settings.")
+  """Define --table."""
+  return flags.DEFINE_enum(
+    "table", "sinusoid", list(tables.TABLES), "The table of data and settings."
+  )
 
 
 def table_size() -> flags.FlagHolder[str]:
-  """--size."""
-  return flags.DEFINE_enum("size", "cpu", list(tables.SIZES), "The machine the table is for.")
+  """Define --size."""
+  return flags.DEFINE_enum(
+    "size", "cpu", list(tables.SIZES), "The size of the table, for a kind of machine."
+  )
 
 
 def tasks() -> flags.FlagHolder[int | None]:
-  """--tasks."""
-  return flags.DEFINE_integer("tasks", None, "Tasks per update; default as said above.", 1)
+  """Define --tasks."""
+  return flags.DEFINE_integer("tasks", None, "Tasks in an update. Default: see the top.", 1)
 
 
 def define_processes() -> None:
-  """The four flags of `processes`."""
-  flags.DEFINE_string("coordinator_address", None, "host:port of process 0 of several.")
-  flags.DEFINE_integer("num_processes", None, "How many processes run this program together.")
-  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+  """Define the four flags that `processes` reads."""
+  flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
+  flags.DEFINE_integer("num_processes", None, "The number of processes of this run.")
+  flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
   flags.DEFINE_bool(
-    "distributed", False, "Several processes, started by SLURM, MPI or on a Cloud TPU pod."
+    "distributed", False, "Whether SLURM, MPI or a Cloud TPU pod started several processes."
   )
 
 
 def processes() -> machine.Processes:
-  """Read the flags of `define_processes`; raise UsageError if one of three is missing."""
+  """Return the values of the flags of `define_processes`; raise UsageError if one is missing."""
   values = flags.FLAGS
   by_hand = (values.coordinator_address, values.num_processes, values.process_id)
   if any(x is not None for x in by_hand) and (None in by_hand or values.distributed):
@@ -113,14 +126,14 @@ def processes() -> machine.Processes:
 
 
 def no_arguments(argv: Sequence[str]) -> None:
-  """Raise UsageError if anything but flags was given."""
+  """Raise UsageError if the command line has anything but flags."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
 
 
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
-  """Report an error of flags, settings or data as one line, without a traceback."""
+  """Report an error in flags, settings or data as one line without a traceback."""
   try:
     yield
   except (ValueError, FileNotFoundError) as error:
@@ -128,7 +141,7 @@ def usage() -> Iterator[None]:
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:
-  """Return the numbers of --seeds; raise ValueError if one is none or comes twice."""
+  """Return the numbers of --seeds; raise ValueError if one is not a number or occurs twice."""
   try:
     seeds = [int(text) for text in texts]
   except ValueError:
@@ -141,5 +154,5 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
 
 
 def or_default(flag: flags.FlagHolder[T | None], default: T) -> T:
-  """Return what was given, or the command's own default if nothing was."""
+  """Return the value that was given, or the command's default if none was."""
   return default if flag.value is None else flag.value

@@ -1,4 +1,4 @@
-"""Settings of JAX on this machine: host devices, other processes, the cache of programs."""
+"""Settings of JAX on this machine: host devices, other processes, and the compilation cache."""
 
 import hashlib
 import importlib.metadata
@@ -13,7 +13,7 @@ import jax
 
 
 class Processes(NamedTuple):
-  """How the processes of one run find each other. The default is a single process."""
+  """How the processes of one run find each other; the default is a single process."""
 
   coordinator_address: str | None = None  # host:port of process 0
   num_processes: int | None = None
@@ -36,18 +36,18 @@ _MOST_BYTES = 2**30  # of compiled programs; the main job has 40 MB. Older ones 
 def start_jax(
   devices: int = 0, cache: str | None = None, processes: Processes | None = None
 ) -> None:
-  """Set up JAX. Call this before anything asks for a device.
+  """Set up JAX; call this before anything asks for a device.
 
   Args:
-    devices: number of host devices that share the tasks on a CPU; 0 is one a core. A program of
-      one device leaves cores idle inside loops.
-    cache: folder of XLA's persistent compilation cache. A program that is in it is not compiled
-      again. "" switches the cache off. None takes JAX_COMPILATION_CACHE_DIR, and where that is not
-      set `programs_folder()`.
+    devices: the number of host devices that share the tasks on a CPU; 0 stands for one for each
+      core. A program on one device leaves cores idle inside loops.
+    cache: the folder of XLA's persistent compilation cache. A program in it is not compiled again.
+      "" switches the cache off. None takes JAX_COMPILATION_CACHE_DIR if it is set, and otherwise
+      `programs_folder()`.
     processes: the other processes of this run; the call waits until all of them have started.
 
   Raises:
-    ValueError: `processes` cannot find each other as they are described.
+    ValueError: with this description, the processes cannot find each other.
   """
   several = processes is not None and (processes.detect or processes.coordinator_address)
   if processes is not None and several and not processes.detect:
@@ -68,11 +68,11 @@ def start_jax(
 
 
 def programs_folder() -> pathlib.Path:
-  """Return the folder under the user's cache that keeps compiled programs of this machine.
+  """Return the folder in the user's cache for programs compiled on this kind of machine.
 
-  JAX tells programs apart by versions, flags and devices. It does not tell CPUs apart, so a home
-  that several machines share would hand a program to a CPU that lacks its instructions
-  (docs/hazards.md#cached-programs). Each kind of CPU has a folder of its own.
+  JAX identifies a program by versions, flags and devices, but not by the kind of CPU. If machines
+  share a home folder, a CPU could get a program with instructions that it lacks
+  (docs/hazards.md#cached-programs). So each kind of CPU has a folder of its own.
   """
   cpu = platform.machine() + platform.processor()
   try:
@@ -88,7 +88,7 @@ def programs_folder() -> pathlib.Path:
 
 
 def _check(processes: Processes) -> None:
-  """Raise ValueError for what JAX would report by a traceback, or by aborting the program."""
+  """Raise ValueError where JAX would show a traceback or abort the program."""
   address, number, own = processes[:3]
   matched = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s/]+):(\d{1,5})", address or "")
   if matched is None or not 1 <= int(matched[2]) <= 65_535:

@@ -1,4 +1,4 @@
-"""Paths that a user gives: a leading ~ is the home, and a URL is refused before any work."""
+"""Paths from users: a leading ~ is the home folder, and a URL is an error before any work."""
 
 import pathlib
 import re
@@ -10,8 +10,8 @@ def local(what: str, text: str) -> pathlib.Path:
   """Return a path of a mounted file system, with a leading ~ expanded.
 
   Raises:
-    ValueError: `text` is a URL, which would become a folder of that name, or names the home of an
-      unknown user. The message begins with `what`.
+    ValueError: `text` is a URL, or names the home of an unknown user. A URL would become a folder
+      of that name. The message begins with `what`.
   """
   # pathlib drops the second "/" of a URL. A single letter can be a drive of Windows.
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
@@ -26,16 +26,16 @@ def local(what: str, text: str) -> pathlib.Path:
 
 
 class PathParser(flags.ArgumentParser[str]):
-  """Applies `local` to the value of a flag."""
+  """A flag's parser that applies `local`."""
 
   syntactic_help = "a path"
 
   def parse(self, argument: str) -> str:
-    """Return the path as text, "" as it is; raise ValueError as `local` does."""
+    """Return the path as text, and "" unchanged; raise ValueError like `local`."""
     return str(local("This flag", argument)) if argument else ""
 
   def flag_type(self) -> str:
-    """Name the type in --help."""
+    """Return the name of the type for --help."""
     return "path"
 
 

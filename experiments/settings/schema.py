@@ -40,7 +40,7 @@ _EVALUATION = {"key", "block", "over"}
 
 
 def check(config: Config) -> Config:
-  """Return `config`, or raise ValueError for what would otherwise fail only after training."""
+  """Return `config`, or raise ValueError for settings that would fail only after training."""
   _check_names("A table", config, SETTINGS, OPTIONAL)
   for name, arm in config.arms.items():
     _check_names(f"arms.{name}", arm, arms.ARM, arms.OWN)
@@ -83,7 +83,7 @@ def _check_names(
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-  """Lock `config` and apply changes as the flag --set gives them; unknown names are errors."""
+  """Apply changes in the form of the flag --set, and lock `config`; unknown names are errors."""
   config.lock()
   changes = {}
   for change in overrides:
@@ -104,7 +104,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _value(text: str) -> Any:
-  """Return the value that a text stands for, as Python, NumPy or JSON write it; else the text."""
+  """Return the value that a text denotes in Python, NumPy or JSON, or the text itself."""
   own = re.sub(r"\b(?:np|numpy)\.\w+\(([^()]*)\)", r"\1", text)  # np.float64(0.1)
   own = {"true": "True", "false": "False", "null": "None"}.get(own.strip().lower(), own)
   try:
@@ -114,14 +114,14 @@ def _value(text: str) -> Any:
 
 
 def _meant(config: Config, changes: Mapping[str, Any]) -> str:
-  """Name the settings of a group whose last part was given alone, as ways for problem.ways."""
+  """Suggest full names for settings given by their last part, as problem.ways for ways."""
   names = flat(config.to_dict())
   near = [f for f in names for c in changes if c not in names and f.rpartition(".")[2] == c]
   return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def without_search(arm: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the settings of an arm without those that describe the search for them."""
+  """Return the settings of an arm, without those that describe the search for them."""
   return {k: v for k, v in arm.items() if k not in OF_SEARCH}
 
 

@@ -1,10 +1,10 @@
 """The tables of results/, and the main job `glyphs`, as settings.
 
-Size "cpu" is for two CPU cores, "full" has the published sizes and is for a GPU; "smoke" is for
-tests, and its figures mean nothing. "full" has not been run.
+Size "cpu" is for two CPU cores. "full" has the published sizes and is for a GPU; it has not been
+run. "smoke" is for tests, and its figures mean nothing.
 
-An arm has the settings that `experiments.tune` chose for it, and those of arms.py and of this file,
-from which searches start, where no search was made.
+An arm has the settings that `experiments.tune` chose for it. Without a search, it has the settings
+of arms.py and of this file, from which searches start.
 """
 
 import functools
@@ -20,7 +20,7 @@ SIZES = ("cpu", "full", "smoke")
 
 
 def _table(size: str, **changes: Any) -> Config:
-  """Return what the tables have in common, with `changes`."""
+  """Return the settings that all tables share, with `changes`."""
   config = {
     "compute": "float32",
     "cg_steps": 10,
@@ -40,8 +40,9 @@ def _table(size: str, **changes: Any) -> Config:
 def _blocks(config: Config) -> Config:
   """Give a layer and its norm one sigma in sigma_imaml and sigma_reptile.
 
-  Seeds disagree on the order of norms by themselves, of 32 numbers each. meta_sgd and sigma_maml,
-  the same steps without a prior and with one, keep a rate a layer.
+  If each norm has its own sigma, seeds disagree on the order of the norms, which have 32 numbers
+  each. meta_sgd and sigma_maml take the same steps, without and with a prior. They keep one rate
+  for each layer.
   """
   for name in ("sigma_imaml", "sigma_reptile"):
     config.arms[name].modules = "block"
@@ -49,7 +50,7 @@ def _blocks(config: Config) -> Config:
 
 
 def glyphs(size: str) -> Config:
-  """The main job: episodes of one writing system, drawn from fonts, adapted to unseen ones."""
+  """The main job: episodes of writing systems drawn from fonts; tests use unseen systems."""
   ways, shots, pixels = {"cpu": (20, 3, 14), "full": (20, 5, 28), "smoke": (5, 1, 8)}[size]
   problem = {"name": "writing_systems", "dataset": "glyphs", "ways": ways, "shots": shots}
   problem |= {"queries": 2 if size == "smoke" else shots, "size": pixels}
@@ -70,10 +71,10 @@ def glyphs(size: str) -> Config:
 
 
 def _long(config: Config) -> Config:
-  """Inner steps on batches of 20, as published for long adaptation.
+  """Use inner steps on batches of 20, as published for long adaptation.
 
-  Arms with a prior begin with a rate that decays, since at the mode the gradients of single batches
-  are not 0 and a constant rate ends in noise around it.
+  The inner rate of arms with a prior decays at the start of a search. At the mode, gradients of
+  single batches are not 0, so a constant rate ends in noise around it.
   """
   for name, arm in config.arms.items():
     arm.batch_size = 20
@@ -83,7 +84,7 @@ def _long(config: Config) -> Config:
 
 
 def alphabets(size: str) -> Config:
-  """Augmented Omniglot, long adaptation."""
+  """Omniglot's alphabets with augmentation and long adaptation."""
   problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "relabel": False, "size": 28}
   if size != "full":
     problem |= {"size": 14, "copies": 1}
@@ -96,7 +97,7 @@ def alphabets(size: str) -> Config:
 
 
 def small_data(shots: int, size: str) -> Config:
-  """`shots` drawings of each character, without augmentation."""
+  """Omniglot's alphabets with `shots` drawings of each character, without augmentation."""
   problem = {"name": "omniglot_alphabets", "train_alphabets": 25, "relabel": False}
   problem |= {"shots": shots, "augment": False, "size": 28 if size == "full" else 14}
   steps = (0, 1, 10, 100, 400, 1_000)
@@ -110,7 +111,7 @@ def few_shot(size: str) -> Config:
 
 
 def photographs(name: str, pixels: int, size: str) -> Config:
-  """5-way 1-shot episodes of a set of photographs of `pixels` x `pixels`."""
+  """5-way 1-shot episodes of a set of photographs, `pixels` x `pixels` in size "full"."""
   return _episodes(size, {"name": name, "size": pixels if size == "full" else 32}, False)
 
 
@@ -155,7 +156,7 @@ def sinusoid(size: str) -> Config:
 
 
 def spoken_digits(size: str) -> Config:
-  """Ten spoken words, a task a voice, of which there are 6 to validate and 6 to test."""
+  """Ten spoken words; a task is one of 30 voices, 6 for validation and 6 for tests."""
   problem = {"name": "spoken_digits", "shots": 1}
   steps = (0, 1, 3, 10, 30, 100, 300)
   config = _table(size, problem=problem, validation_episodes=6, test_episodes=6, adapt_steps=steps)
@@ -181,14 +182,13 @@ def load(table: str, size: str, overrides: Sequence[str] = (), use_tuned: bool =
   """Return the settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3".
 
   Args:
-    table: of TABLES.
-    size: of SIZES.
-    overrides: changes as the flag --set gives them.
-    use_tuned: False for the settings that searches start from.
+    table: one of TABLES.
+    size: one of SIZES.
+    overrides: changes in the form of the flag --set.
+    use_tuned: False takes the settings from which searches start.
 
   Raises:
-    ValueError: a name or value is wrong, or the test tasks may be among those that settings were
-      chosen on.
+    ValueError: a name or value is wrong, or settings may have been chosen on the test tasks.
   """
   if table not in TABLES or size not in SIZES:
     raise ValueError(

@@ -11,15 +11,15 @@ FORMAT = "shrinkmeta.experiments.tuned/1"
 
 
 def file_of(table: str, size: str, algorithm: str) -> pathlib.Path:
-  """Return the file of the settings chosen for an algorithm, with the search that chose them."""
+  """Return the path of an algorithm's chosen settings and of the search that chose them."""
   return pathlib.Path(__file__).parents[1] / "tuned" / f"{table}-{size}" / f"{algorithm}.json"
 
 
 def apply(config: schema.Config) -> dict[str, Any]:
-  """Give the arms of `config` the settings that searches chose; return the searches by algorithm.
+  """Set the arms of `config` to the settings that searches chose; return {algorithm: search}.
 
   Raises:
-    ValueError: a file cannot be read, or has other settings than its arm.
+    ValueError: a file cannot be read, or the names of its settings are not those of its arm.
   """
   searches = {}
   for name in config.arms:
@@ -38,10 +38,10 @@ def apply(config: schema.Config) -> dict[str, Any]:
 
 
 def describe(config: schema.Config, searches: Mapping[str, Any]) -> None:
-  """Note in the arms that kept their chosen settings how long the search was, and what differed.
+  """Note the search's length and differing settings in each arm that kept its chosen settings.
 
   Raises:
-    ValueError: the test tasks may be among those that settings were chosen on.
+    ValueError: settings may have been chosen on the test tasks.
   """
   for name, found in searches.items():
     arm = config.arms[name]
@@ -62,17 +62,17 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
-  """Return what a search chose, and the settings that it did not vary."""
+  """Return the settings that a search chose, and those that it did not vary."""
   return schema.without_search(found["start"] | found["chosen"])
 
 
 def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], algorithm: str) -> str:
-  """Say which settings a search had otherwise, if its result may still be used.
+  """Return the settings in which a search differed, as text, if its result may still be used.
 
   Args:
-    searched: settings of the search that all arms share.
-    now: settings of the table. Those of the evaluation always differ.
-    algorithm: whose arm the search was for.
+    searched: the settings of the search that all arms share.
+    now: the settings of the table. The settings of the evaluation are not compared.
+    algorithm: the algorithm of the arm that was searched.
   """
   then, problem = schema.flat(searched["problem"]), schema.flat(now["problem"])
   changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}

@@ -217,7 +217,7 @@ def _named_kernels(
   for name in found:
     if longer := [other for other in found if other.endswith(f".{name}")]:
       raise ValueError(
-        f"PEFT would take {name!r} for {longer[0]!r}, which ends alike. Give both full names."
+        f"PEFT would confuse {name!r} with {longer[0]!r}, which ends in it. Give both full names."
       )
   return found
 

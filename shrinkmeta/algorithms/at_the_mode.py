@@ -189,8 +189,9 @@ def sigma_reptile(
   that sigma's gradient includes. "joint" includes theta_hat and phi_hat, by one linear solve over
   all tasks. "per_task", the default, includes theta_hat and holds phi fixed. "diagonal" does the
   same and leaves out the curvature of the likelihood. The table compares the three gradients on 25
-  sinusoid tasks, for phi at its optimum. "signs right": the modules with the sign of "joint". The
-  last column is the time of one meta-gradient (experiments/benchmarks, --study=sigma_gradient):
+  sinusoid tasks, with phi at its optimum. "Signs right" counts the modules in which a gradient has
+  the sign of "joint". The last column is the time of one meta-gradient. The table comes from
+  experiments/benchmarks, --study=sigma_gradient.
 
   |          | cosine to joint | norm / joint | signs right | seconds |
   |----------|-----------------|--------------|-------------|---------|

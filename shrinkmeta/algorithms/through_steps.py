@@ -162,7 +162,7 @@ def reptile(
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must need gradients only and no loss value.
+    phi_optimizer: the optax optimiser of phi. It must not need the value of the loss.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.

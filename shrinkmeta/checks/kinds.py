@@ -22,7 +22,7 @@ def shown(value: Any) -> str:
     value: any object. Arrays may be traced: their elements are not read.
 
   Returns:
-    Words for an error message, to stand after "got".
+    The description, which follows the word "got" in an error message.
 
   >>> shown(jnp.zeros([2, 3])), shown([1, 2]), shown({"a": 1}), shown(len)
   ('an array float32[2, 3]', 'a list of 2 items', "a dict with the keys ['a']", 'the function len')
@@ -200,7 +200,7 @@ def model_hint(value: Any) -> str:
     return (
       f"an nnx module, {kind}. Pass its parameters: graphdef, params, rest = "
       "nnx.split(model, nnx.Param, ...); `predict` is then "
-      "lambda params, x: nnx.merge(graphdef, params, rest)(x)."
+      "lambda params, x: nnx.merge(graphdef, params, rest, copy=True)(x)."
     )
   if _derives(value, "flax.linen", "Module"):
     return (

@@ -67,7 +67,8 @@ def warn_if_endless(optimizer: optax.GradientTransformation, params: PyTree) -> 
   """Log a warning if an inner optimiser has the line search of `docs/hazards.md#line-search`.
 
   Args:
-    optimizer: any optax optimiser. One that refuses `params` is left to its first real update.
+    optimizer: any optax optimiser. If it raises an error for `params`, this function does nothing,
+      and the first real update reports the error.
     params: a pytree of arrays with the structure that the optimiser will get.
   """
   is_zoom = lambda x: isinstance(x, optax.ScaleByZoomLinesearchState)

@@ -305,7 +305,8 @@ def same_shapes(name: str, tree: PyTree, other_name: str, other: PyTree, lead: i
 
   Args:
     name: the name of the first pytree, for the error message.
-    tree: a pytree of arrays. Its shapes are those of `other` after `lead` more leading axes.
+    tree: a pytree of arrays. Without their first `lead` axes, its arrays must have the shapes of
+      `other`.
     other_name: the name of the second pytree, for the error message.
     other: a pytree of arrays [...].
     lead: the number of extra leading axes in `tree`; 1 for leaves [T, ...].

@@ -18,6 +18,7 @@ from shrinkmeta.choice.seconds import seconds_a_task
 from shrinkmeta.choice.tables import CurvePoint, ModuleLoss, curve_text, table_text
 from shrinkmeta.gradients.total import Shared
 from shrinkmeta.learner.sigma import known_sigma
+from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model.modules import check_parameters, gather, names
 from shrinkmeta.model.tasks import Task, check_tasks
 
@@ -202,6 +203,7 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
     raise TypeError("choose_modules returns names, so it runs outside jit, vmap and grad.")
   labels, mesh = learner.spec.labels, learner.spec.mesh
   check_parameters("state.phi", state.phi, "state.log_sigma2", state.log_sigma2, labels)
+  check_own(learner.spec, state.log_sigma2)
   if mesh is not None and mesh.is_multi_process:
     raise ValueError(
       "choose_modules runs in one process; learner.spec.mesh has devices of several. Build the "
@@ -221,7 +223,7 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
   sigma = known_sigma(learner.spec, state, "choose_modules")
   if not any(sigma.values()):
     raise ValueError(
-      "No module of this learner moves: sigma is 0 for all. Choose with one that adapts, such as "
+      "Every module of this learner is frozen (sigma is 0). Use a learner that adapts, such as "
       "sm.sigma_imaml or sm.fine_tuning."
     )
   if len(jax.tree.leaves(tasks.val.targets)[0]) < 2 and tolerance is None:

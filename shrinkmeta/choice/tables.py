@@ -45,7 +45,7 @@ class CurvePoint(NamedTuple):
     share: the task-specific parameters as a share of all parameters, from 0 to 1.
     parameters: the number of task-specific parameters.
     bytes: the size of the task-specific parameters of one task, in bytes.
-    seconds: the time to adapt one task with the other modules cut off. NaN if it was not measured.
+    seconds: the time to adapt one task with the other modules frozen. NaN if it was not measured.
   """
 
   added: str | None

@@ -72,8 +72,8 @@ def source(
   whole = isinstance(items[0], Batch)
   if whole != (rows is not None):
     raise ValueError(
-      "rows=(examples of train, examples of val) belongs to a list of Batches, and is needed "
-      f"there; got rows={rows} and a list of {type(items[0]).__name__}s."
+      "A list of Batches needs rows=(examples of train, examples of val); Tasks need rows=None; "
+      f"got rows={rows} and a list of {type(items[0]).__name__}s."
     )
   if rows is not None:
     _check_rows(rows)

@@ -19,8 +19,8 @@ def same_in_any_batch(key: jax.Array) -> jax.Array: ...
 def same_in_any_batch(key: jax.Array | None) -> jax.Array | None:
   """Return a key whose draws and folds are the same in any batch of tasks.
 
-  A threefry key is returned unchanged. For any other key the result is a threefry key, made from
-  the words of that key. Call this function once, on the key that the user passes: before the number
+  A threefry key is returned unchanged. Any other key is converted to a threefry key, made from the
+  integers of that key. Call this function once, on the key that the user passes: before the number
   of a task is folded into the key, and before anything is drawn.
 
   Args:

@@ -15,7 +15,8 @@ from scipy import special
 from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import map_tasks
-from shrinkmeta.mode.frozen import merge
+from shrinkmeta.mode.frozen import check_own, merge
+from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import masked_log_prob
 from shrinkmeta.model.outputs import labels_of
 from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples, weights
@@ -29,10 +30,14 @@ class Interval(NamedTuple):
 
       mean -+ t(0.975, T - 1) sd / sqrt(T)
 
+  The interval of a mean accuracy ends at 0 and at 1: a mean accuracy lies between them, so the cut
+  changes no coverage. If all tasks have one accuracy, the interval is that number: T tasks then say
+  nothing about the spread between tasks.
+
   Attributes:
     mean: the mean; NaN without tasks.
     low: the lower end of the interval; NaN with fewer than two tasks.
-    high: the upper end; NaN likewise.
+    high: the upper end of the interval; NaN with fewer than two tasks.
 
   >>> print(Interval(0.5, 0.45, 0.55))
   0.5 [0.45, 0.55]
@@ -56,7 +61,7 @@ class Evaluation(NamedTuple):
     val_nll: [T] mean validation negative log-likelihood at theta_hat, nats per example.
     accuracy: [T] share of examples whose largest logit is that of the target; NaN in failed tasks.
       None unless the targets are integers [N, ...] and the outputs are [N, ..., C].
-    converged: [T] bool, whether the inner loop converged.
+    converged: [T] bool, whether the inner loop converged. None if no inner step was made.
 
   >>> found = Evaluation(np.array([0.4, 0.6, np.nan]), None, np.array([True, True, False]))
   >>> print(found)
@@ -65,7 +70,7 @@ class Evaluation(NamedTuple):
 
   val_nll: np.ndarray
   accuracy: np.ndarray | None
-  converged: np.ndarray
+  converged: np.ndarray | None
 
   @property
   def loss(self) -> Interval:
@@ -75,12 +80,12 @@ class Evaluation(NamedTuple):
   @property
   def mean_accuracy(self) -> Interval | None:
     """The mean accuracy over the tasks that did not fail, or None."""
-    return None if self.accuracy is None else _interval(self.accuracy)
+    return None if self.accuracy is None else _interval(self.accuracy, 0.0, 1.0)
 
   @property
-  def share_converged(self) -> float:
-    """The share of tasks whose inner loop converged."""
-    return float(np.mean(self.converged))
+  def share_converged(self) -> float | None:
+    """The share of tasks whose inner loop converged, or None if no inner step was made."""
+    return None if self.converged is None else float(np.mean(self.converged))
 
   @property
   def num_failed(self) -> int:
@@ -91,7 +96,8 @@ class Evaluation(NamedTuple):
     parts = [f"loss {self.loss} nats per example"]
     if self.mean_accuracy is not None:
       parts.append(f"accuracy {self.mean_accuracy}")
-    parts.append(f"converged {100 * self.share_converged:.0f} %")
+    if self.share_converged is not None:
+      parts.append(f"converged {100 * self.share_converged:.0f} %")
     if self.num_failed:
       parts.append(f"{self.num_failed} failed")
     return f"{len(self.val_nll)} tasks: {', '.join(parts)}"
@@ -134,7 +140,7 @@ def evaluate(
     learner: the learner. Tasks run with its batching and mesh.
     state: a state of this learner.
     tasks: T tasks, leaves [T, N, ...], with validation data.
-    steps: replaces the learner's own number of inner steps.
+    steps: replaces the learner's own number of inner steps. 0 measures the loss at phi.
     key: a random key, needed only with Inner.batch_size; consumed.
 
   Returns:
@@ -160,6 +166,8 @@ def evaluate(
     validate.integer("steps", steps, least=0)
   validate.instance("key", key, (jax.Array, type(None)), "a key of jax.random.key, or None")
   check_tasks(tasks)
+  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
+  check_own(learner.spec, state.log_sigma2)
   if jax.process_count() > 1:
     raise ValueError("evaluate reads the losses of all tasks: call it in a run of one process.")
   val_nll, accuracy, converged = jax.device_get(
@@ -167,7 +175,8 @@ def evaluate(
   )
   if accuracy is not None:
     accuracy = np.where(np.isfinite(val_nll), accuracy, np.nan)
-  return Evaluation(val_nll, accuracy, converged)
+  made = learner.spec.inner.steps if steps is None else steps
+  return Evaluation(val_nll, accuracy, converged if made else None)
 
 
 def paired(a: Evaluation, b: Evaluation) -> Difference:
@@ -204,11 +213,14 @@ def paired(a: Evaluation, b: Evaluation) -> Difference:
   sound = int(np.isfinite(loss).sum())
   if a.accuracy is None or b.accuracy is None:
     return Difference(_interval(loss), None, sound)
-  return Difference(_interval(loss), _interval(a.accuracy - b.accuracy), sound)
+  return Difference(_interval(loss), _interval(a.accuracy - b.accuracy, -1.0, 1.0), sound)
 
 
-def _interval(values: np.ndarray) -> Interval:
-  """Return the mean of the finite values among `values` [T], and its 95 % interval."""
+def _interval(values: np.ndarray, least: float = -np.inf, most: float = np.inf) -> Interval:
+  """Return the mean of the finite values among `values` [T], and its 95 % interval.
+
+  The ends of the interval are cut at `least` and `most`, between which the mean is known to lie.
+  """
   values = np.asarray(values, np.float64)
   values = values[np.isfinite(values)]
   if values.size == 0:
@@ -217,7 +229,8 @@ def _interval(values: np.ndarray) -> Interval:
   if values.size > 1:
     spread = values.std(ddof=1) / values.size**0.5
     half = float(special.stdtrit(values.size - 1, 0.975) * spread)
-  return Interval(mean, mean - half, mean + half)
+  low, high = np.clip([mean - half, mean + half], least, most)
+  return Interval(mean, float(low), float(high))
 
 
 class _ById:

@@ -18,6 +18,7 @@ import optax
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics, check_learner, check_state
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.diagnostics.verdict import ModuleCheck, tolerance_of, verdict_on
+from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Task, num_examples
 
@@ -82,7 +83,8 @@ def check_meta_gradient(
   phi changes with sigma, but the differences hold phi fixed.
 
   Two programs compile: one for the meta-gradient and the losses, and one for the derivative through
-  every inner step. For every row the first runs twice, or four times if the row does not agree.
+  every inner step. For every row of the table the first program runs twice. It runs four times if
+  the derivatives in the row do not agree.
 
   Args:
     learner: the learner to check.
@@ -111,6 +113,8 @@ def check_meta_gradient(
   """
   check_learner("learner", learner)
   check_state("state", state)
+  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
+  check_own(learner.spec, state.log_sigma2)
   validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val) of a few tasks")
   scalars.key("key", key)
   scalars.key("direction_key", direction_key)

@@ -20,13 +20,14 @@ class ModuleSummary(NamedTuple):
     name: the name of the module.
     size: the number of parameters.
     sigma: sigma_m, the standard deviation of theta_m around phi_m; 0: frozen, inf: no prior.
-    moved: the root mean square of theta_m - phi_m over parameters and tasks; nan without thetas.
+    moved: the root mean square of theta_m - phi_m over parameters and tasks; None without
+      thetas.
   """
 
   name: str
   size: int
   sigma: float
-  moved: float
+  moved: float | None
 
 
 def module_summary(
@@ -59,7 +60,7 @@ def module_summary(
   check_modules("log_sigma2", log_sigma2, labels)
   sizes = gather(jax.tree.map(jnp.size, phi), labels)
   if thetas is None:
-    moved = dict.fromkeys(sizes, jnp.nan)
+    moved = dict.fromkeys(sizes, None)
   else:
     none = lambda x: x is None
     if jax.tree.structure(thetas, is_leaf=none) == jax.tree.structure(phi, is_leaf=none):
@@ -72,9 +73,9 @@ def module_summary(
       jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - jnp.asarray(p)[None]), 0), thetas, phi),
       labels,
     )
-    moved = {m: jnp.sqrt(square[m] / sizes[m]) for m in sizes}
+    moved = {m: float(jnp.sqrt(square[m] / sizes[m])) for m in sizes}
   return tuple(
-    ModuleSummary(m, int(sizes[m]), float(jnp.exp(0.5 * log_sigma2[m])), float(moved[m]))
+    ModuleSummary(m, int(sizes[m]), float(jnp.exp(0.5 * log_sigma2[m])), moved[m])
     for m in names(labels)
   )
 
@@ -86,7 +87,8 @@ def format_summary(summaries: Sequence[ModuleSummary]) -> str:
     summaries: one ModuleSummary for each module.
 
   Returns:
-    A text with one line for each module, below a line with the names of the columns.
+    A text with one line for each module, below a line with the names of the columns. The column
+    rms(theta - phi) is left out if `module_summary` got no thetas.
 
   Raises:
     TypeError: an entry is not a ModuleSummary.
@@ -101,8 +103,11 @@ def format_summary(summaries: Sequence[ModuleSummary]) -> str:
     raise TypeError(f"summaries must be what sm.module_summary returned; got {shown(summaries)}.")
   for i, summary in enumerate(summaries):
     validate.instance(f"summaries[{i}]", summary, ModuleSummary, "a shrinkmeta.ModuleSummary")
-  head = ("module", "parameters", "sigma", "rms(theta - phi)")
-  cells = [head, *((m.name, str(m.size), f"{m.sigma:.3g}", f"{m.moved:.3g}") for m in summaries)]
+  cells = [("module", "parameters", "sigma")]
+  cells += [(m.name, str(m.size), f"{m.sigma:.3g}") for m in summaries]
+  if any(m.moved is not None for m in summaries):
+    moved = ["" if m.moved is None else f"{m.moved:.3g}" for m in summaries]
+    cells = [(*row, x) for row, x in zip(cells, ["rms(theta - phi)", *moved], strict=True)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   line = lambda texts: "  ".join(
     [texts[0].ljust(widths[0])]

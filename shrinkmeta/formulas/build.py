@@ -1,4 +1,4 @@
-"""From a formula and a table to a Design, and the same columns for new rows."""
+"""Build a Design from a formula and a table, and build the same columns for new rows."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from shrinkmeta.formulas.table import Column, Table, as_table
 
 
 class Template(NamedTuple):
-  """How a Design was made, for new rows.
+  """What `new_rows` needs to build the columns of a Design for new rows.
 
   Attributes:
-    formula: the formula, taken apart.
-    fixed, random: formulaic's descriptions of the matrices.
-    levels: of the frame that the matrices come from.
-    groups: {group of a random term as the Design writes it: its labels}.
-    offset: the expression of the argument `offset`, or None.
+    formula: the parsed formula.
+    fixed, random: formulaic's specifications of the matrices.
+    levels: `Frame.levels` of the frame from which the matrices were made.
+    groups: {grouping factor as in `RandomTerm.group`: its labels}.
+    offset: the parsed argument `offset`, or None.
   """
 
   formula: Formula
@@ -36,10 +36,11 @@ class NewRows(NamedTuple):
   """The columns of a formula on new rows.
 
   Attributes:
-    fixed: [N, P].
+    fixed: [N, P], the matrix X.
     columns: [N, q] for each random term.
-    groups: [N] for each random term; -1 for a group that the fit does not know.
-    offset: [N].
+    groups: [N] for each random term, the index of the group; -1 for a group that has no row in
+      the fitted data.
+    offset: [N], added to the linear predictor.
   """
 
   fixed: np.ndarray
@@ -60,17 +61,19 @@ def design(
   """Make the matrices of a mixed model.
 
   Args:
-    formula: such as "y ~ x + (x || g)".
-    table: a path, {name: values}, a pandas DataFrame or what `read` returns.
-    family: "gaussian", "logistic" or "poisson": what the response must be.
-    weights: a column, an expression such as "1 / se^2", numbers [N] or one number for all rows: the
-      weights of the rows.
-    trials: likewise, the numbers of trials of a logistic response that counts successes.
-    offset: likewise, added to the linear predictor; so is every offset(...) of the formula.
+    formula: the formula, such as "y ~ x + (x || g)".
+    table: a path, {name: values}, a pandas DataFrame or a Table from `read`.
+    family: "gaussian", "logistic" or "poisson". The response is checked against this family.
+    weights: the weights of the rows. Give a column, an expression such as "1 / se^2", numbers [N],
+      or one number for all rows.
+    trials: the numbers of trials, in the same forms as `weights`. Give them if the response counts
+      the successes of a logistic model.
+    offset: a known term of the linear predictor, in the same forms as `weights`. It is added to
+      every offset(...) in the formula.
 
   Returns:
-    A Design. Rows with a missing value in a column that is used are left out and counted in
-    `Design.dropped`.
+    A Design. It leaves out the rows with a missing value in a column that the model uses, and
+    counts them in `Design.dropped`.
 
   Raises:
     ImportError: formulaic is not installed.
@@ -93,7 +96,7 @@ def prepare(
   trials: str | float | np.ndarray | None = None,
   offset: str | float | np.ndarray | None = None,
 ) -> tuple[Design, Template]:
-  """Make the matrices of a mixed model, and a Template that makes them of new rows.
+  """Make the matrices of a mixed model, and the Template that `new_rows` needs.
 
   Args:
     formula, table, family, weights, trials, offset: as for `design`.
@@ -102,7 +105,7 @@ def prepare(
     The Design and the Template.
 
   Raises:
-    ImportError, ValueError: as `design`.
+    ImportError, ValueError: for the same reasons as `design`.
   """
   parsed, data = parse(formula), as_table(table)
   extra: dict[str, Formula] = {}
@@ -110,7 +113,7 @@ def prepare(
     if given is not None:
       data, extra[name] = _extra(data, name, given)
   if "trials" in extra and len(parsed.responses) == 2:
-    raise ValueError(f"{parsed.response} gives the trials already; leave trials out.")
+    raise ValueError(f"{parsed.response} already gives the trials; leave out the argument trials.")
   rows, dropped = _complete(data, parsed, extra)
   values = {name: _vector(part, data, rows) for name, part in extra.items()}
   response, trials_, name = _response(parsed, data, rows, family, values.pop("trials", None))
@@ -122,7 +125,7 @@ def prepare(
   check_response(response, name, family, trials_)
   weights_ = values.get("weights")
   if weights_ is not None and not (weights_ > 0).all():
-    raise ValueError("Weights are above 0; leave rows out that are not to count.")
+    raise ValueError("All weights must be above 0; leave out the rows that should not count.")
   frame = columns.frame(parsed, data, rows)
   fixed = matrices.matrix(parsed.fixed, frame)
   check_columns(fixed.values, fixed.names, "the fixed part")
@@ -136,24 +139,25 @@ def prepare(
 
 
 def new_rows(template: Template, table: Any, offset: np.ndarray | None = None) -> NewRows:
-  """Make the columns of a fitted formula on new rows.
+  """Make the columns of a fitted formula for new rows.
 
   Args:
-    template: from `prepare`.
-    table: as for `design`. It needs no response. A column of groups may be absent or have missing
-      values: these rows belong to no group that the fit knows.
-    offset: [N], if the fit was given its offset as numbers.
+    template: the Template that `prepare` returned for the fitted data.
+    table: the new rows, in a form that `design` accepts, without the response. A grouping column
+      may be absent or have missing values. Rows without a group label count as a new group.
+    offset: the offset of the new rows [N]. It is needed if the fit got its offset as numbers.
 
   Returns:
     The columns.
 
   Raises:
-    ValueError: a predictor is absent, missing in a row, or has a level that is new.
+    ValueError: a predictor is absent or has a missing value, or a row has a level that the fitted
+      data do not have.
   """
   parsed, data = template.formula, as_table(table)
   if template.offset is not None and template.offset.columns == (_argument("offset"),):
     if offset is None:
-      raise ValueError("The fit was given its offset as numbers; give that of the new rows too.")
+      raise ValueError("The fit got its offset as numbers: pass offset for the new rows too.")
     data, _ = _extra(data, "offset", offset)
   only = parsed._replace(responses=())
   rows = np.arange(data.rows)
@@ -257,7 +261,7 @@ def _response(
     frame = columns.frame(only, data, rows)
     one, other = (matrices.vector(text, frame) for text in parsed.responses)
     if (one < 0).any() or (other < 0).any():
-      raise ValueError(f"The counts of {parsed.response} are 0 or more; a row has fewer.")
+      raise ValueError(f"The counts of {parsed.response} must be at least 0; a row is negative.")
     return one, one + other, parsed.response
   text = parsed.responses[0]
   plain = text == f"_c{columns.places(text)[0]}_"
@@ -290,7 +294,7 @@ def _random(
       )
     found = matrices.matrix(term.terms, frame)
     if not found.names:
-      raise ValueError(f"{term.text} has no term; write (1 | {group}).")
+      raise ValueError(f"{term.text} has no term left of its bar; write (1 | {group}).")
     check_columns(found.values, found.names, term.text)
     for other in made:
       _check_twice(other, group, found.names)
@@ -303,8 +307,8 @@ def _check_twice(other: RandomTerm, group: str, names: Sequence[str]) -> None:
   twice = sorted(set(other.names) & set(names))
   if other.group == group and twice:
     raise ValueError(
-      f"The random effect {twice[0]} by {group} is there twice; leave it out of one term, with 0 + "
-      f"if it is the intercept, as in (1 | {group}) + (0 + x | {group})."
+      f"The random effect {twice[0]} by {group} is in two terms; leave it out of one. An intercept "
+      f"is left out by 0 +, as in (1 | {group}) + (0 + x | {group})."
     )
 
 

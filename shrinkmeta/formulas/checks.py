@@ -1,4 +1,4 @@
-"""A response that the family can have, and columns that do not depend on each other."""
+"""Check that the response fits its family, and that the columns are linearly independent."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ def check_response(
   """Check that a response [N] fits its family.
 
   Args:
-    response: the numbers; successes, where there are trials.
-    name: how the formula writes it.
+    response: the values of the response. With `trials` they are numbers of successes.
+    name: the response as the formula writes it, for the error message.
     family: "gaussian", "logistic", "poisson", ...
     trials: [N] numbers of trials, or None.
 
   Raises:
-    ValueError: it does not fit, or all rows have one value.
+    ValueError: a value does not fit the family, or the response is the same in all rows.
 
   >>> check_response(np.array([0.0, 2.0]), "y", "poisson")
   """
@@ -32,23 +32,24 @@ def check_response(
     other = response[~np.isin(response, (0.0, 1.0))][0]
     if whole.all():
       advice = (
-        f"Numbers of successes need their trials: cbind({name}, failures), or trials. A code such "
-        f'as 2 for "yes" is compared: I({name} == 2)'
+        f"If it counts successes, write cbind({name}, failures) or pass trials. If it has codes, "
+        f'such as 2 for "yes", compare it with one: I({name} == 2)'
       )
     elif ((response >= 0) & (response <= 1)).all():
-      advice = "Shares need their counts: cbind(successes, failures), or successes with trials"
+      advice = "For shares, write cbind(successes, failures), or pass successes with trials"
     else:
-      advice = f"A threshold makes it 0 or 1: I({name} > 3)"
+      advice = f"Compare it with a threshold, such as I({name} > 3)"
     raise ValueError(
-      f"A logistic response is 0 or 1; {name!r} has others, {rows} rows: {other:g} is one. "
+      f"A logistic response must be 0 or 1; {name!r} has the value {other:g} among {rows} rows. "
       f"{advice}."
     )
   if trials is not None:
     if family not in BINARY:
-      raise ValueError(f"Trials are those of a logistic response; the family is {family}.")
+      raise ValueError(f"trials belong to a logistic response; the family is {family}.")
     if not whole.all() or not (trials == np.round(trials)).all() or (trials < 0).any():
       raise ValueError(
-        f"Successes and trials are whole numbers, 0 or more; {name!r} has others, {rows} rows."
+        f"Successes and trials must be whole numbers of at least 0; those of {name!r} are not, in "
+        f"{rows} rows."
       )
     if (response > trials).any():
       i = int(np.flatnonzero(response > trials)[0])
@@ -58,12 +59,12 @@ def check_response(
   if family in COUNTS and not whole.all():
     other = response[~whole][0]
     raise ValueError(
-      f"A {family.capitalize().replace('_', ' ')} response is a count, 0 or more without decimals; "
-      f"{name!r} has others, {rows} rows: {other:g} is one. For a rate, take the count as response "
-      "and the time or area as offset(log(time)); for other numbers, the gaussian family."
+      f"A {family.capitalize().replace('_', ' ')} response must be a count, a whole number of at "
+      f"least 0; {name!r} has the value {other:g} among {rows} rows. For a rate, use the count as "
+      "response and add offset(log(time)). For other numbers, use the gaussian family."
     )
   if family == "gamma" and (response <= 0).any():
-    raise ValueError(f"A gamma response is above 0; {name!r} has others, {rows} rows.")
+    raise ValueError(f"A gamma response must be above 0; {name!r} has values <= 0 ({rows} rows).")
   share = response if trials is None else response / trials
   if np.ptp(share) == 0:
     raise ValueError(
@@ -74,15 +75,16 @@ def check_response(
 def check_columns(values: np.ndarray, names: Sequence[str], part: str) -> None:
   """Check that no column [N, P] is a linear combination of the others.
 
-  Units say nothing of this, so columns are scaled, and centred beside an intercept.
+  The columns are scaled first, so that the result does not depend on their units. If there is an
+  intercept, they are also centred.
 
   Args:
     values: the columns.
-    names: their P names.
-    part: which part of the formula they are, for errors.
+    names: the P names of the columns.
+    part: the part of the formula that the columns belong to, for the error message.
 
   Raises:
-    ValueError: one is. The message names it and those that it depends on.
+    ValueError: a column depends on others. The message names this column and the others.
 
   >>> check_columns(np.array([[1.0, 2.0], [1.0, 3.0]]), ["(Intercept)", "x"], "the fixed part")
   """

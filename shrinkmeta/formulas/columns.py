@@ -1,4 +1,4 @@
-"""Columns of a table for a formula: numbers, levels and groups."""
+"""Read the columns that a formula uses from a table, as numbers, levels or groups."""
 
 import difflib
 import re
@@ -17,13 +17,14 @@ _LOGICAL = {"true": 1.0, "false": 0.0}
 
 
 class Frame(NamedTuple):
-  """The columns of a formula on the rows that are used.
+  """The columns of a formula on the rows that the model uses.
 
   Attributes:
-    data: a pandas DataFrame; `_c0_` and `_t0_` are columns of it.
-    formula: whose columns these are.
-    table, rows: where they are from; `rows` [N] are places in the table.
-    levels: {column of `data`: its levels in their order}, of those that hold levels.
+    data: a pandas DataFrame. Its columns are called `_c0_`, `_t0_`, ... as in the checked formula.
+    formula: the formula that uses the columns.
+    table: the table from which the columns were read.
+    rows: [N], the indices of the rows in the table.
+    levels: {column of `data`: its levels in order}, for each column that holds levels.
   """
 
   data: Any
@@ -34,30 +35,30 @@ class Frame(NamedTuple):
 
 
 def places(text: str) -> list[int]:
-  """Return the places in `Formula.columns` of the columns that an expression uses.
+  """Return the indices in `Formula.columns` of the columns that an expression uses.
 
   Args:
     text: a checked expression.
 
   Returns:
-    Each place once, in the order of the text.
+    Each index once, in the order of the text.
   """
   return list(dict.fromkeys(int(m[2]) for m in ALIAS.finditer(text)))
 
 
 def find(table: Table, name: str, what: str) -> Column:
-  """Return a column.
+  """Return the column with a given name.
 
   Args:
     table: the table.
     name: the name of the column.
-    what: what it is for, in errors.
+    what: the role of the column, such as "a term", for the error message.
 
   Returns:
     The column.
 
   Raises:
-    ValueError: there is none of this name. The message lists those that there are.
+    ValueError: no column has this name. The message lists the columns of the table.
   """
   if name in table.columns:
     return table.columns[name]
@@ -74,7 +75,7 @@ def find(table: Table, name: str, what: str) -> Column:
 
 
 def is_missing(column: Column) -> np.ndarray:
-  """Say which rows of a column are missing.
+  """Tell for each row whether the value of the column is missing.
 
   Args:
     column: the column.
@@ -86,14 +87,14 @@ def is_missing(column: Column) -> np.ndarray:
 
 
 def is_numeric(column: Column, decimal: str) -> bool:
-  """Say whether a column holds numbers alone, beside missing values.
+  """Tell whether every value of a column that is not missing is a number.
 
   Args:
     column: the column.
     decimal: the decimal sign of its table.
 
   Returns:
-    False for a pandas categorical too, whatever its levels.
+    True or False. It is False for a pandas categorical, even if its levels are numbers.
   """
   if column.levels is None:
     return True
@@ -103,18 +104,19 @@ def is_numeric(column: Column, decimal: str) -> bool:
 
 
 def numbers(table: Table, name: str, what: str) -> np.ndarray:
-  """Return the numbers of a column; 1 and 0 of True and False.
+  """Return the values of a column as numbers; True becomes 1, and False becomes 0.
 
   Args:
     table: the table.
     name: the name of the column.
-    what: what it is for, in errors.
+    what: the role of the column, such as "a term", for the error message.
 
   Returns:
     [N] float64, nan where a value is missing.
 
   Raises:
-    ValueError: a value is not a number, or is infinite or huge. The message names its row.
+    ValueError: a value is not a number, or is infinite or at least 1e100. The message names its
+      row.
   """
   column = find(table, name, what)
   if column.levels is None:
@@ -139,18 +141,19 @@ def numbers(table: Table, name: str, what: str) -> np.ndarray:
 
 
 def groups(table: Table, names: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
-  """Group rows by a column, or by the combinations of several.
+  """Group rows by one column, or by the combinations of several columns.
 
   Args:
     table: the table.
-    names: the columns.
-    rows: [N] places of the rows that are used, none of them missing.
+    names: the names of the columns.
+    rows: [N], the indices of the rows to group. The columns have no missing value there.
 
   Returns:
     The group of each row [N], and the labels of the groups in the order of their first row.
 
   Raises:
-    ValueError: different combinations have one label, as "a:b" and "c" have with "a" and "b:c".
+    ValueError: two different combinations get the same label. For example, "a:b" with "c" and
+      "a" with "b:c" both give "a:b:c".
   """
   codes, labels = None, []
   for name in names:
@@ -185,14 +188,16 @@ def frame(
   Args:
     formula: the formula.
     table: the table.
-    rows: [N] places of the rows that are used.
-    levels: those of an earlier frame, for new rows; None takes the levels that occur.
+    rows: [N], the indices of the rows to read.
+    levels: `Frame.levels` of the fitted data, if the rows are new. None takes the levels that
+      occur in `rows`.
 
   Returns:
     A Frame.
 
   Raises:
-    ValueError: a function takes a column that is not numeric; a level that `levels` does not have.
+    ValueError: a function of numbers gets a column that is not numeric, or a row has a level that
+      is not in `levels`.
   """
   import pandas as pd
 
@@ -291,9 +296,9 @@ def _not_numeric(table: Table, column: Column, name: str, what: str) -> str:
   other = "," if table.decimal == "." else "."
   hint = ""
   if _parsed([column.levels[bad]], other) is not None:
-    hint = f" If {other!r} is the decimal sign, say so by decimal={other!r}."
+    hint = f" If {other!r} is the decimal sign, pass decimal={other!r}."
   elif what == "a term":
-    hint = " C(...) takes it as levels."
+    hint = " To use its values as levels, write C(...)."
   return (
     f"Column {name!r} ({what}) is not numeric: {column.levels[bad]!r} in {where(table, row)}.{hint}"
   )

@@ -1,8 +1,9 @@
-"""The matrices of a mixed model: what a formula makes of a table.
+"""The response and the matrices of a mixed model, which are built from a formula and a table.
 
     eta = offset + X beta + sum_k Z_k b_k,   b_k of level l ~ N(0, Sigma_k),   k over random terms
 
-N rows, P columns of X, q_k columns of a random term, L_k levels of its grouping factor.
+There are N rows, and X has P columns. Random term k has q_k columns, and its grouping factor has
+L_k levels.
 """
 
 from typing import NamedTuple
@@ -14,13 +15,14 @@ class RandomTerm(NamedTuple):
   """One random part of a formula: `(1 | g)`, `(x | g)`, or one of the terms of `(x || g)`.
 
   Attributes:
-    group: the grouping factor as written, such as `"g"`; `"a:b"` for the inner part of `(1 | a/b)`.
+    group: the name of the grouping factor, such as `"g"`. The inner factor of `(1 | a/b)` is
+      called `"a:b"`.
     levels: the L labels of the groups, in the order of their first row.
-    index: [N] int, the level of every row.
+    index: [N] int, the position in `levels` of the group of every row.
     names: the q names of the columns.
     columns: [N, q] float64.
-    correlated: Sigma_k is a full covariance [q, q]; otherwise it is diagonal, one standard
-      deviation a column. Makes no difference where q is 1.
+    correlated: True if Sigma_k is a full covariance [q, q]. False if it is diagonal, with one
+      standard deviation for each column. If q is 1, the two are the same.
   """
 
   group: str
@@ -35,16 +37,16 @@ class Design(NamedTuple):
   """The response and the columns of a mixed model.
 
   Attributes:
-    response: [N] float64. Successes, where `trials` is given.
-    response_name: how the formula writes it.
+    response: [N] float64. With `trials` it holds the numbers of successes.
+    response_name: the response as the formula writes it.
     fixed: [N, P] float64, the matrix X.
-    fixed_names: the P names of its columns.
-    random: the random terms. Their grouping factors are one factor, or nested in one another.
+    fixed_names: the P names of the columns of X.
+    random: the random terms. They have one grouping factor, or grouping factors that are nested.
     offset: [N] float64, added to eta.
-    weights: [N] float64, which multiply the log density of a row (gaussian: its precision); None
-      for ones.
-    trials: [N] float64, of a binomial response; None for one trial a row.
-    dropped: (reason, number of rows) for the rows of the table that are not used.
+    weights: [N] float64. A weight multiplies the log density of its row; in the gaussian family it
+      multiplies the precision of the row. None gives every row the weight 1.
+    trials: [N] float64, the numbers of trials of a binomial response. None: one trial in each row.
+    dropped: (reason, number of rows) for the rows of the table that are left out.
   """
 
   response: np.ndarray

@@ -1,4 +1,4 @@
-"""Matrices of a formula, made by formulaic from the columns of a frame."""
+"""Make the matrices of a formula from the columns of a Frame, with the package formulaic."""
 
 import itertools
 import re
@@ -17,12 +17,12 @@ _RAW = re.compile(r"(poly\(.*?raw=True[^()]*\))\[(\d+)\]")
 
 
 class Matrix(NamedTuple):
-  """A matrix and how it was made.
+  """A matrix, and formulaic's specification of it.
 
   Attributes:
-    names: the P names of its columns.
+    names: the P names of the columns.
     values: [N, P] float64.
-    spec: formulaic's description, which makes the same columns of other rows; None for no column.
+    spec: formulaic's ModelSpec, which makes the same columns for other rows.
   """
 
   names: tuple[str, ...]
@@ -31,20 +31,21 @@ class Matrix(NamedTuple):
 
 
 def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
-  """Let formulaic make the columns of a checked formula.
+  """Make the matrix of the terms of a checked formula.
 
   Args:
-    text: the terms, as `Formula.fixed` has them.
-    frame: the columns.
-    spec: of an earlier Matrix: makes the same columns, with the means and knots of that time.
+    text: the terms, such as `Formula.fixed`.
+    frame: the columns that the terms use.
+    spec: `Matrix.spec` of the fitted data, if the rows are new. It keeps the means and the knots
+      of the fitted data. None makes a new specification.
 
   Returns:
-    A Matrix. The intercept is called "(Intercept)", a column keeps its name, and `f[T.b]` is 1
-    where f is b.
+    A Matrix. The intercept is called "(Intercept)", and a numeric column keeps its name. The column
+    `f[T.b]` is 1 in rows where f is b, and 0 elsewhere.
 
   Raises:
     ImportError: formulaic is not installed.
-    ValueError: formulaic cannot read the text; a column is nan or infinite in some row.
+    ValueError: formulaic cannot read the terms, or a value of the matrix is nan or infinite.
   """
   formulaic, errors = _formulaic()
   readable = lambda name: _readable(name, frame)
@@ -105,7 +106,8 @@ def vector(text: str, frame: Frame) -> np.ndarray:
     [N] float64.
 
   Raises:
-    ImportError, ValueError: as `matrix`, and for an expression of several columns.
+    ImportError: formulaic is not installed.
+    ValueError: for the reasons of `matrix`, or because the expression gives several columns.
   """
   values = matrix(f"0 + {text}", frame).values
   if values.shape[1] != 1:

@@ -1,7 +1,7 @@
-"""Tables: columns as text or numbers, what is missing in them, and reading them from files.
+"""Read a table from a file, a dict or a DataFrame, and mark its missing values.
 
-Columns of a file are kept as text until a formula asks for numbers, so that labels such as 007, 1e5
-or True stay as they are.
+The columns of a file stay text until a formula asks for numbers. So labels such as 007, 1e5 or True
+keep their text.
 """
 
 import csv
@@ -31,10 +31,10 @@ class Column(NamedTuple):
   """One column of a table.
 
   Attributes:
-    values: [N] float64 with nan for missing; or int, places in `levels`, -1 for missing.
-    levels: the different texts of a column of text, in the order of their first row; None for
-      numbers.
-    ordered: whether `levels` are in an order that their owner chose, as in a pandas categorical.
+    values: [N]. Numbers are float64, with nan for a missing value. Texts are int indices into
+      `levels`, with -1 for a missing value.
+    levels: the different texts, in the order of their first row. None for a column of numbers.
+    ordered: whether the user chose the order of `levels`, as in a pandas categorical.
   """
 
   values: np.ndarray
@@ -47,10 +47,10 @@ class Table(NamedTuple):
 
   Attributes:
     columns: {name: Column}.
-    rows: their length N.
-    source: what errors call the table: the name of a file, or "the table".
-    decimal: the decimal sign of columns of text, "." or ",".
-    lines: [N] the line of the file where each row begins; None where there is no file.
+    rows: the length N of the columns.
+    source: the name of the table in error messages: the name of a file, or "the table".
+    decimal: the decimal sign in columns of text, "." or ",".
+    lines: [N], the line of the file at which each row begins. None if there is no file.
   """
 
   columns: dict[str, Column]
@@ -72,22 +72,22 @@ def read(
   """Read a text file with a line of column names and a line for each row.
 
   Args:
-    path: the file. Fields may be quoted by "; empty lines are skipped.
-    sep: what separates columns, one character, or "comma", "semicolon", "tab", "space". None finds
-      out whether it is comma, semicolon or tab, or takes it from a first line such as sep=;
-    decimal: "." or ",". None takes the comma where numbers such as 1,5 and none such as 1.5 occur.
-    encoding: such as "latin-1". None reads UTF-8, and UTF-16 with a byte order mark.
+    path: the file. Fields may stand in quotes ("). Empty lines are skipped.
+    sep: the separator: a character, or "comma", "semicolon", "tab", "space". None takes it from a
+      first line such as `sep=;`, or finds out which of comma, semicolon and tab it is.
+    decimal: "." or ",". None takes "," if the file has numbers like 1,5 and none like 1.5.
+    encoding: the encoding, such as "latin-1". None is UTF-8, or UTF-16 with a byte order mark.
     comment: lines that begin with this text are skipped.
-    na: what stands for a missing value, exactly, beside an empty field. None takes NA, N/A, #N/A,
-      <NA>, NaN, NULL, None, NaT and a single point, in small and large letters.
+    na: the texts of a missing value, besides the empty field. Case matters. None means NA, N/A,
+      #N/A, <NA>, NaN, NULL, None, NaT and a single point, in small or capital letters.
 
   Returns:
     A Table of columns of text.
 
   Raises:
-    ValueError: there is no such file or no row in it; it is not text of this encoding; separator or
-      decimal sign are ambiguous; a line has another number of fields than the first; a column name
-      occurs twice.
+    ValueError: the file does not exist, has no rows or has another encoding; the separator or the
+      decimal sign is ambiguous; two lines differ in their number of fields; two columns have one
+      name.
 
   >>> import pathlib, tempfile
   >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,18 +126,18 @@ def read(
 
 
 def as_table(data: Any) -> Table:
-  """Take what users have for a Table.
+  """Convert data to a Table.
 
   Args:
-    data: a Table; a path, which is read; {name: values}, or a pandas DataFrame. Texts that stand
-      for a missing value in a file do so here too, as do None and nan.
+    data: a Table, the path of a file for `read`, {name: values}, or a pandas DataFrame. Missing
+      values are None, nan, and the texts that `read` takes as missing.
 
   Returns:
     A Table.
 
   Raises:
-    ValueError: columns of different lengths, or of more than one dimension; no rows.
-    TypeError: something else.
+    ValueError: the columns differ in length, one is not one-dimensional, or there are no rows.
+    TypeError: `data` has another type.
 
   >>> as_table({"y": [1.0, None], "g": ["a", "b"]}).rows
   2
@@ -155,7 +155,7 @@ def as_table(data: Any) -> Table:
   columns = {str(name): _of_values(data[name], str(name)) for name in names}
   lengths = {name: len(column.values) for name, column in columns.items()}
   if len(set(lengths.values())) > 1:
-    raise ValueError(f"The columns of a table have one length; got {lengths}.")
+    raise ValueError(f"The columns of a table must have equal lengths; got {lengths}.")
   if len(columns) < len(names):
     raise ValueError(f"The table has a column name twice: {names}.")
   rows = next(iter(lengths.values()), 0)
@@ -165,14 +165,14 @@ def as_table(data: Any) -> Table:
 
 
 def where(table: Table, row: int) -> str:
-  """Name a row in an error, as "row 3 (line 4 of bees.csv)".
+  """Return the name of a row for an error message, such as "row 3 (line 4 of bees.csv)".
 
   Args:
     table: the table.
-    row: its place, from 0.
+    row: the index of the row, from 0.
 
   Returns:
-    The text; without a line if the table is no file.
+    The name. It has no line if the table does not come from a file.
   """
   if table.lines is None:
     return f"row {row + 1}"
@@ -180,17 +180,17 @@ def where(table: Table, row: int) -> str:
 
 
 def number(text: str, decimal: str = ".") -> float:
-  """Read a number.
+  """Convert a text to a number.
 
   Args:
-    text: the number.
+    text: the text.
     decimal: the decimal sign.
 
   Returns:
     The number.
 
   Raises:
-    ValueError: it is none.
+    ValueError: the text is not a number.
   """
   if "_" in text or (decimal == "," and "." in text):  # Python allows 1_000
     raise ValueError(text)
@@ -239,8 +239,8 @@ def _fields(
   except csv.Error as error:
     line = kept[min(start, len(kept) - 1)] + 1
     raise ValueError(
-      f"{path} is no CSV file that can be read: line {line}: {error}. If something other than "
-      f"{_WORDS.get(sep, sep)} separates columns, say so by sep."
+      f"{path} cannot be read as a CSV file: line {line}: {error}. If something other than "
+      f"{_WORDS.get(sep, sep)} separates the columns, pass sep."
     ) from error
   return numbers, rows
 
@@ -259,7 +259,7 @@ def _separator(lines: Sequence[str], path: pathlib.Path, comment: str | None) ->
       fits.append(sep)
   if len(fits) > 1:
     names = " or by ".join(_SEPARATORS[sep] for sep in fits)
-    raise ValueError(f"The columns of {path} may be separated by {names}: say which, by sep.")
+    raise ValueError(f"The columns of {path} may be separated by {names}: pass sep to choose.")
   # If none fits, the one that the column names point to, for an error that names the row.
   return fits[0] if fits else max(counts, key=lambda sep: counts[sep], default=",")
 
@@ -279,7 +279,7 @@ def _other_length(
   elif len(row) == len(names) + 1:
     hint = " Give the first column a name if it holds names of rows."
   elif len(names) == 1 and sep == ",":
-    hint = " If something other than comma, semicolon or tab separates columns, say so by sep."
+    hint = " If something other than comma, semicolon or tab separates the columns, pass sep."
   return (
     f"{path}, row {i} (line {line}): {len(row)} fields, but there are {len(names)} column names, "
     f"{', '.join(names)}.{hint}"
@@ -295,8 +295,8 @@ def _decimal(fields: Mapping[str, Sequence[str]], sep: str, path: pathlib.Path) 
   points = [v for v in cells if _POINT_NUMBER.fullmatch(v)]
   if commas and points:
     raise ValueError(
-      f"{path} has numbers such as {commas[0]} and such as {points[0]}: say by decimal which sign "
-      "is the decimal one."
+      f"{path} has numbers such as {commas[0]} and such as {points[0]}: pass decimal to choose "
+      "the decimal sign."
     )
   return "," if commas else "."
 

@@ -52,16 +52,16 @@ def make_learner(
     phi_optimizer: any optax optimiser, for phi.
     sigma_optimizer: any optax optimiser, for log sigma^2, if sigma is learned.
     init_sigma: sigma_m at the start: a number for all modules, or {module: number}. A fixed sigma
-      stays there. A module that starts at 0 is frozen for good: it stays at phi, and the inner
-      loop leaves it out. A later log_sigma2 = -inf does the same, but under jit the loop keeps it.
-    log_p_phi: a log density phi -> [], nats. The meta-loss subtracts it once per update, divided by
-      the number of tasks if phi follows l_MAP or the evidence, by the number of all examples if phi
-      follows the pooled data, and otherwise by the number of validation examples.
-    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. If sigma is learned, it is
-      subtracted too, divided by the number of tasks (evidence) or validation examples (otherwise).
+      stays at this value. A module that starts at 0 is frozen for good: it stays at phi, and the
+      inner loop leaves it out. If log_sigma2 becomes -inf later, the module stays at phi too, but
+      under jit the inner loop still contains it.
+    log_p_phi: a log density phi -> [], nats. The meta-loss subtracts log_p_phi / n once per update.
+      If phi follows l_MAP or the evidence, n is the number of tasks. If phi follows the pooled
+      data, n is the number of all examples. Otherwise n is the number of validation examples.
+    log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. The meta-loss of a learned sigma
+      subtracts log_p_sigma / n. n counts tasks for the evidence, and otherwise validation examples.
     log_det: how the determinant of the evidence is computed.
-    restricted: modules of phi that the evidence integrates out too (REML), for linear-Gaussian
-      models: see `sm.restriction`.
+    restricted: modules of phi that the evidence integrates out too (REML): see `sm.restriction`.
     sigma_gradient: "joint", "per_task" or "diagonal", for algorithms in which phi follows l_MAP:
       see `sm.sigma_reptile`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and an

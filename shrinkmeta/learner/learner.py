@@ -1,8 +1,8 @@
 """The functions of a learner, for every algorithm of the family.
 
-The meta-loss is a mean over the tasks that did not fail. For phi, `Algorithm.phi` says of what:
-validation NLL at theta_hat, training negative log joint, negative log evidence, or the NLL of all
-examples at phi. For sigma it is the validation NLL, or with "evidence" the negative log evidence.
+The meta-loss is a mean over the tasks that did not fail. `Algorithm.phi` chooses the meta-loss of
+phi: the validation NLL at theta_hat, the negative log joint, the negative log evidence, or the NLL
+of all examples at phi. The meta-loss of sigma is the validation NLL, or the negative log evidence.
 """
 
 import functools
@@ -42,7 +42,7 @@ from shrinkmeta.learner.meta_step import apply, gradient_from
 from shrinkmeta.learner.sigma import keep_modules
 from shrinkmeta.learner.statistics import refresh
 from shrinkmeta.mode import warm_start
-from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
+from shrinkmeta.mode.frozen import as_built, built_of, check_own, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
@@ -344,7 +344,6 @@ def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
     "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, spec.labels
   )
   frozen = frozen_modules(known, spec.frozen)
-  masked = spec.algorithm.sigma == "inf"
-  built = {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
-  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built)
+  check_own(spec, state.log_sigma2)
+  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built_of(spec))
   return MetaParams(phi, state.log_sigma2), frozen

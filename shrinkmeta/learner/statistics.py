@@ -1,7 +1,8 @@
 """Refresh running statistics, such as those of batch norm, from the tasks of a meta-batch.
 
-They are computed at phi and never from the adapted parameters of a task. No gradient reaches them:
-they are constants that change between updates.
+The statistics are computed at phi and never from the adapted parameters of a task. They are
+constants of the network: no gradient with respect to them is taken, and they change only between
+updates.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,14 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
 
       constants <- mean_t statistics(phi, inputs_t, constants)
 
-  The mean is over the tasks, of all devices, that have examples and a finite result. Without such a
-  task the constants stay as they are. theta_hat of a task is not used: all tasks share the
-  statistics of the network at phi.
+  The mean is over the tasks of all devices. Tasks without examples and tasks with a result that is
+  not finite are left out. If no task remains, the constants stay as they are. All tasks share the
+  statistics of the network at phi, so theta_hat is not used.
 
   Args:
     state: a MetaState of this learner, with constants.
-    tasks: T tasks, leaves [T, N, ...]. Padding within a task reaches `statistics`.
+    tasks: T tasks, leaves [T, N, ...]. Padding within a task reaches `statistics`: let the inputs
+      say which examples are real, as docs/frameworks.md shows.
     statistics: (phi, inputs [N, ...], constants) -> the new constants of one task. If the constants
       are a dict, it may return only the entries that change, such as {"batch_stats": ...}.
 

@@ -1,9 +1,9 @@
-"""Linear and generalised linear mixed models: fits, summaries, effects of groups, predictions.
+"""Fit linear and generalised linear mixed models, summarise them, and predict with them.
 
     model = mixed.fit("y ~ x + (x | g)", "data.csv", estimator="reml")
     print(model)
 
-`fit` takes a formula, `fit_design` the matrices that a formula makes.
+`fit` takes a formula and a table. `fit_design` takes the matrices, which `design` makes of both.
 """
 
 from shrinkmeta.formulas.build import design as design
@@ -22,6 +22,7 @@ from shrinkmeta.mixed.answers.predict import Predictions as Predictions
 from shrinkmeta.mixed.answers.predict import predict as predict
 from shrinkmeta.mixed.answers.predict import residuals as residuals
 from shrinkmeta.mixed.answers.summary import Summary as Summary
+from shrinkmeta.mixed.compare import Compared as Compared
 from shrinkmeta.mixed.compare import Ratio as Ratio
 from shrinkmeta.mixed.criteria.families import Family as Family
 from shrinkmeta.mixed.fit import fit as fit_design
@@ -30,6 +31,7 @@ from shrinkmeta.mixed.result import Estimator as Estimator
 from shrinkmeta.mixed.result import Fit as Fit
 
 __all__ = (
+  "Compared",
   "Design",
   "Effects",
   "Estimator",

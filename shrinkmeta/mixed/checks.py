@@ -1,4 +1,4 @@
-"""Errors for designs that cannot be fitted: what came, and what to do."""
+"""Check that a mixed model can be fitted to a design; the errors say what to change."""
 
 import numpy as np
 
@@ -8,13 +8,14 @@ FAMILIES = ("gaussian", "logistic", "poisson")
 
 
 def check(design: Design) -> None:
-  """Raise if a design cannot be fitted, whatever the family.
+  """Raise ValueError if a design cannot be fitted with any family.
 
   Args:
     design: the matrices of a formula.
 
   Raises:
-    ValueError: what came, and what to do.
+    ValueError: the numbers of rows differ, there are too many columns or too few groups, or a
+      value is not allowed. The message says what to change.
   """
   rows, p = np.shape(design.fixed)
   if rows == 0 or rows != len(design.response):
@@ -62,55 +63,56 @@ def check(design: Design) -> None:
   if design.weights is not None and not (np.asarray(design.weights) > 0).all():
     first = int(np.flatnonzero(~(np.asarray(design.weights) > 0))[0])
     raise ValueError(
-      f"The weight of row {first + 1} is {design.weights[first]}; weights are positive. Leave out "
-      "rows that are not to count."
+      f"The weight of row {first + 1} is {design.weights[first]}; weights must be positive. Leave "
+      "out the rows that should not count."
     )
 
 
 def check_nested(coarse: str, fine: str, outer: np.ndarray, inner: np.ndarray) -> None:
-  """Raise unless every group of the finer factor lies in one group of the coarser one.
+  """Raise ValueError unless every group of the finer factor lies in one group of the coarser one.
 
   Args:
-    coarse, fine: the names of the factors.
-    outer, inner: [N] the groups of every row.
+    coarse, fine: the names of the two factors.
+    outer, inner: [N], the group of every row in the coarser and in the finer factor.
 
   Raises:
-    ValueError: crossed factors.
+    ValueError: the factors are crossed.
   """
   found = np.zeros(inner.max() + 1, int)
   found[inner] = outer
   if not np.array_equal(found[inner], outer):
     raise ValueError(
       f"The grouping factors {coarse!r} and {fine!r} are crossed: a group of {fine!r} has rows in "
-      f"several groups of {coarse!r}. Nested factors alone are fitted. If the labels of one start "
-      f"anew in every group of the other, write (1 | {coarse}/{fine}) for {fine!r} within "
-      f"{coarse!r}, or (1 | {fine}/{coarse}); otherwise put the factor with fewer levels into the "
+      f"several groups of {coarse!r}. Only nested factors can be fitted. If the labels of one are "
+      f"used again in every group of the other, write (1 | {coarse}/{fine}) for {fine!r} within "
+      f"{coarse!r}, or (1 | {fine}/{coarse}). Otherwise put the factor with fewer levels into the "
       "fixed part, as C(...), or fit crossed factors with lme4."
     )
 
 
 def check_response(design: Design, family: str) -> None:
-  """Raise if the family cannot have the response.
+  """Raise ValueError if the response does not fit the family.
 
   Args:
-    design: the matrices of a formula.
-    family: its family.
+    design: the design that holds the response.
+    family: the family.
 
   Raises:
-    ValueError: what came, and what to do.
+    ValueError: a value of the response or of the trials is not allowed, or the response is
+      constant. The message says what to change.
   """
   if family not in FAMILIES:
-    raise ValueError(f"family is {family!r}; it is one of {', '.join(FAMILIES)}.")
+    raise ValueError(f"family must be one of {', '.join(FAMILIES)}; got {family!r}.")
   y, name, rows = np.asarray(design.response, float), design.response_name, len(design.response)
   if design.trials is not None and family != "logistic":
-    raise ValueError(f"Trials belong to a logistic response; the family is {family}.")
+    raise ValueError(f"trials belong to a logistic response; the family is {family}.")
   if family == "logistic":
     trials = np.ones(rows) if design.trials is None else np.asarray(design.trials, float)
     bad = np.flatnonzero(~((trials >= 1) & (trials == np.round(trials))))
     if len(bad):
       raise ValueError(
-        f"The trials of row {bad[0] + 1} are {trials[bad[0]]:g}; they are whole numbers of 1 or "
-        "more."
+        f"The trials of row {bad[0] + 1} are {trials[bad[0]]:g}; they must be whole numbers of at "
+        "least 1."
       )
     bad = np.flatnonzero(~((y >= 0) & (y <= trials) & (y == np.round(y))))
     if len(bad):

@@ -1,17 +1,17 @@
-"""Likelihood-ratio tests of nested mixed models, at the boundary too.
+"""Likelihood-ratio tests of nested mixed models, also if the smaller one has a variance of 0.
 
     T = 2 (log L of the larger model - log L of the smaller one)
 
-A variance that is 0 under the smaller model lies on the boundary of its range, so that T is 0 in
-half of the data sets and a mixture of chi-squares over all:
+A variance that is 0 under the smaller model lies on the boundary of its range. For such a variance
+T is 0 in half of the data sets, and the distribution of T is a mixture of chi-squares:
 
     f more fixed effects and v independent variances     sum_i Binomial(v, 1/2)(i) chi2_(f + i)
     one more effect with c covariances with the others   chi2_(f + c) / 2 + chi2_(f + c + 1) / 2
 
-Both rows are limits for many groups. The first takes the estimates of the v variances as
-independent. With few groups T is 0 in more than half of the data sets, and p is too large: 0.26
-where the exact value is 0.18, in one test with ten groups of six rows. `bootstrap` needs no such
-theory: it refits both models to responses drawn from the smaller one.
+Both mixtures hold in the limit of many groups. The first assumes that the estimates of the v
+variances are independent. With few groups T is 0 in more than half of the data sets, and p is too
+large. In one test with ten groups of six rows, p was 0.26 and the exact value 0.18. `bootstrap`
+does not use these mixtures: it refits both models to responses drawn from the smaller one.
 
 References:
   Crainiceanu, Ruppert (2004). Journal of the Royal Statistical Society B 66, 165-185.
@@ -29,38 +29,90 @@ import scipy.special
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed.fit import fit
 from shrinkmeta.mixed.groups import check_same
-from shrinkmeta.mixed.result import Fit
+from shrinkmeta.mixed.result import Estimator, Fit
+
+
+class Compared(NamedTuple):
+  """One of the two models of a likelihood-ratio test.
+
+  Attributes:
+    name: the formula, or "smaller model" or "larger model" if the models were given as matrices.
+    parameters: the number of all parameters.
+    criterion: the maximised log likelihood, or restricted log likelihood.
+  """
+
+  name: str
+  parameters: int
+  criterion: float
 
 
 class Ratio(NamedTuple):
-  """A likelihood-ratio test.
+  """A likelihood-ratio test; `print(ratio)` shows it as a table.
 
   Attributes:
-    statistic: T.
-    p_value: the probability of a larger T under the smaller model.
-    mixture: {degrees of freedom: weight} of the chi-squares; empty for a bootstrap.
+    statistic: the value of T.
+    p_value: the probability under the smaller model that T is at least `statistic`. A bootstrap
+      with n draws gives at least 1 / (n + 1).
+    mixture: {degrees of freedom: weight} of the mixture of chi-squares. Empty for a bootstrap.
+    draws: the number of draws of the bootstrap. It is 0 for a mixture of chi-squares.
+    estimator: the estimator of both models.
+    models: the smaller model and the larger one.
   """
 
   statistic: float
   p_value: float
   mixture: dict[int, float]
+  draws: int
+  estimator: Estimator
+  models: tuple[Compared, Compared]
+
+  def __str__(self) -> str:
+    """The table."""
+    return text(self)
+
+
+def text(found: Ratio) -> str:
+  """Format a likelihood-ratio test as text.
+
+  Args:
+    found: the test.
+
+  Returns:
+    A line for each model, the statistic, the p-value and the distribution behind it, without a
+    newline at the end.
+  """
+  width = max(24, *(len(one.name) + 1 for one in found.models))
+  kind = "restricted log-likelihood" if found.estimator == "reml" else "log-likelihood"
+  lines = [f"{'likelihood-ratio test':<{width}} {'parameters':>10}   {kind}"]
+  for one in found.models:
+    lines.append(f"{one.name:<{width}} {one.parameters:>10}   {one.criterion:>{len(kind)}.4f}")
+  lines += ["", f"2 log ratio = {found.statistic:.4f}, p = {found.p_value:.2g}"]
+  if found.draws:
+    least = f"1/{found.draws + 1} = {1 / (1 + found.draws):.2g}"
+    lines.append(f"p from {found.draws} draws from the smaller model; it is at least {least}")
+  elif len(found.mixture) == 1:
+    lines.append(f"p from a chi-square with {next(iter(found.mixture))} df")
+  else:
+    parts = (f"{weight:.4g} of {df} df" for df, weight in found.mixture.items())
+    lines.append(f"p from a mixture of chi-squares: {', '.join(parts)}")
+  return "\n".join(lines)
 
 
 def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
-  """Test a mixed model against a larger one that contains it.
+  """Test a mixed model against a larger one that contains it, by a mixture of chi-squares.
 
   Args:
     small: the fit of the smaller model.
-    large: the fit of the larger model, to the same rows, by the same family and estimator.
+    large: the fit of the larger model, with the same rows, family and estimator.
 
   Returns:
-    The test.
+    The statistic, the p-value, the mixture and the two models.
 
   Raises:
-    ValueError: fits that cannot be compared: other rows, families or estimators; restricted
-      likelihoods of other fixed effects; a larger model that is not larger; two or more new
-      variances with covariances, for which no mixture is known; a perfect fit of a gaussian
-      response, whose likelihood has no maximum.
+    ValueError: the fits differ in rows, family or estimator; they are REML fits with different
+      fixed effects; `large` is not the larger model; `large` adds two or more variances
+      together with covariances, for which no mixture is known; or a gaussian fit is perfect, and
+      its likelihood has no maximum.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -71,12 +123,7 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
   >>> round(found.statistic, 3), found.mixture
   (1.376, {0: 0.5, 1: 0.5})
   """
-  f, v, c = (b - a for a, b in zip(small.parameters[:3], large.parameters[:3], strict=True))
-  if min(f, v, c) < 0 or f + v + c == 0:
-    raise ValueError(
-      f"The larger model has {f} more fixed effects, {v} more variances and {c} more covariances; "
-      "none may be negative, and one must be positive. Pass the smaller model first."
-    )
+  f, v, c = check_order(small, large)
   if v > 1 and c > 0:
     raise ValueError(
       f"The larger model has {v} more variances with {c} covariances, and no mixture of "
@@ -84,7 +131,31 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
     )
   statistic = _statistic(small, large)
   mixture = {f + c + i: math.comb(v, i) / 2**v for i in range(v + 1)}
-  return Ratio(statistic, sum(w * _tail(df, statistic) for df, w in mixture.items()), mixture)
+  p = sum(w * _tail(df, statistic) for df, w in mixture.items())
+  return Ratio(statistic, p, mixture, 0, small.estimator, _models(small, large))
+
+
+def check_order(small: Fit, large: Fit) -> tuple[int, int, int]:
+  """Count the parameters that a model has in addition to a smaller one.
+
+  Args:
+    small: the fit of the smaller model.
+    large: the fit of the larger model.
+
+  Returns:
+    The additional fixed effects, variances and covariances.
+
+  Raises:
+    ValueError: one of the three numbers is negative, or all are 0.
+  """
+  f, v, c = (b - a for a, b in zip(small.parameters[:3], large.parameters[:3], strict=True))
+  if min(f, v, c) < 0 or f + v + c == 0:
+    raise ValueError(
+      "Pass the smaller model first, and second a model that contains it. The second model has "
+      f"{f} more fixed effects, {v} more variances and {c} more covariances than the first; none "
+      "of these numbers may be negative, and one must be positive."
+    )
+  return f, v, c
 
 
 def bootstrap(
@@ -96,21 +167,23 @@ def bootstrap(
   draws: int = 200,
   seed: int = 0,
 ) -> Ratio:
-  """Test a mixed model against a larger one by responses drawn from the fitted smaller one.
+  """Test a mixed model against a larger one by a parametric bootstrap.
+
+      p = (1 + number of draws whose T is at least the observed T) / (1 + draws)
 
   Args:
-    small: the design of the smaller model.
+    small: the design of the smaller model, from which the responses are drawn.
     large: the design of the larger model, with the same response.
-    family: of both.
-    estimator: "ml", or "reml" if the fixed effects are the same.
-    draws: number of responses; 200 resolve a p-value to 0.005.
-    seed: of the draws.
+    family: the family of both models.
+    estimator: "ml", or "reml" if both models have the same fixed effects.
+    draws: the number of drawn responses. p is at least 1 / (1 + draws), 0.005 for 200 draws.
+    seed: the seed of the draws.
 
   Returns:
-    The test; p = (1 + number of draws with a T at least as large) / (1 + draws).
+    The statistic, the p-value and the two models.
 
   Raises:
-    ValueError: designs that cannot be fitted or compared.
+    ValueError: a design cannot be fitted, or the two fits cannot be compared.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -121,7 +194,7 @@ def bootstrap(
   True
   """
   if draws < 1:
-    raise ValueError(f"draws is {draws}; at least one is needed.")
+    raise ValueError(f"draws must be at least 1; got {draws}.")
   both = lambda a, b: (fit(a, family, estimator), fit(b, family, estimator))  # pyright: ignore
   null, other = both(small, large)
   statistic = _statistic(null, other)
@@ -130,23 +203,25 @@ def bootstrap(
     response = simulate(null, small, seed=seed, number=i)
     one, two = both(small._replace(response=response), large._replace(response=response))
     above += _statistic(one, two) >= statistic
-  return Ratio(statistic, (1 + above) / (1 + draws), {})
+  p = (1 + above) / (1 + draws)
+  return Ratio(statistic, p, {}, draws, null.estimator, _models(null, other))
 
 
 def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.ndarray:
-  """Draw a response from a fitted model, with new effects of all groups.
+  """Draw random effects and a response from a fitted model.
 
   Args:
-    fit: a fit.
-    design: its design.
-    seed: of the draws.
-    number: which draw of the seed.
+    fit: the fitted model.
+    design: the design of this fit.
+    seed: the seed of the draws.
+    number: the number of the draw. Each number gives another response for the same seed.
 
   Returns:
-    [N] the response.
+    The response [N].
 
   Raises:
-    ValueError: weights of a family other than gaussian: a row of weight 2 has no distribution.
+    ValueError: the family is not gaussian and a weight is not 1. The weight multiplies the log
+      density of its row, and the result is not the log density of any distribution.
 
   >>> from shrinkmeta.mixed.fit import fit
   >>> y, one = np.array([1.0, 2.0, 4.0]), np.ones((3, 1))
@@ -167,8 +242,8 @@ def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.
     return eta + fit.residual / np.sqrt(weights) * rng.normal(size=len(eta))
   if design.weights is not None and not np.all(np.asarray(design.weights) == 1):
     raise ValueError(
-      f"The weights multiply log densities of a {fit.family} response, which has no distribution "
-      "to draw from. Repeat rows in place of weights."
+      f"A {fit.family} response with weights other than 1 cannot be drawn: a weighted log density "
+      "is not the log density of a distribution. Repeat rows instead of weighting them."
     )
   if fit.family == "logistic":
     trials = np.ones(len(eta)) if design.trials is None else design.trials
@@ -176,20 +251,28 @@ def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.
   return rng.poisson(np.exp(eta)).astype(float)
 
 
+def _models(small: Fit, large: Fit) -> tuple[Compared, Compared]:
+  one, other = (sum(fit.parameters) for fit in (small, large))
+  return (
+    Compared("smaller model", one, small.criterion),
+    Compared("larger model", other, large.criterion),
+  )
+
+
 def _statistic(small: Fit, large: Fit) -> float:
   """T of two fits that can be compared."""
   settings = lambda one: (one.family, one.estimator, one.rows)
   if settings(small) != settings(large):
     raise ValueError(
-      f"The fits are of (family, estimator, rows) {settings(small)} and {settings(large)}; these "
+      f"The fits have (family, estimator, rows) {settings(small)} and {settings(large)}; these "
       "must be the same."
     )
   if small.estimator == "predictive":
-    raise ValueError("The predictive criterion is no log likelihood; fit both models with 'ml'.")
+    raise ValueError("The predictive criterion is not a log likelihood; fit both models by 'ml'.")
   if small.estimator == "reml" and set(small.fixed) != set(large.fixed):
     raise ValueError(
-      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}, and "
-      "restricted likelihoods of other fixed effects are of other data; fit both models with 'ml'."
+      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}. Restricted "
+      "likelihoods with different fixed effects cannot be compared; fit both models by 'ml'."
     )
   if small.residual is not None and (small.perfect or large.perfect):
     raise ValueError(
@@ -200,7 +283,7 @@ def _statistic(small: Fit, large: Fit) -> float:
   if statistic < -1e-4:
     raise ValueError(
       f"The larger model has the lower likelihood, {large.criterion:.4f} to {small.criterion:.4f}, "
-      "so it does not contain the smaller one. Compare models of which one is a case of the other."
+      "so it does not contain the smaller one. Compare nested models only."
     )
   return max(statistic, 0.0)
 

@@ -1,13 +1,14 @@
-"""From a minimum in scaled coordinates to estimates and their errors in the units of the data.
+"""Compute covariances of the estimates from the Hessian of the criterion at its minimum.
 
-The errors come from the observed information, the Hessian of the criterion. A direction in which
-the criterion is flat, such as the coefficient of a column that separates the successes from the
-failures, is taken out of the Hessian: the estimates that it touches are named as undetermined, and
-the others keep the errors that they have at any fixed value along that direction.
+The Hessian is the observed information. In some directions the criterion may be flat. For example,
+a column that separates the successes from the failures has no finite best coefficient. A flat
+direction is left out of the Hessian before it is inverted. The estimates that change along it are
+reported as undetermined. The other estimates keep the standard errors that they would have if the
+parameters could not move along this direction.
 
-For a gaussian, beta and s are functions of theta on the profile. With J the Hessian of the profiled
-criterion and D the derivative of (beta, log s) with respect to theta, the inverse of the whole
-Hessian is
+For the gaussian family the criterion is profiled: beta and s are functions of theta. Let J be the
+Hessian of the profiled criterion, and D the derivative of (beta, log s) with respect to theta. Then
+the inverse of the whole Hessian is
 
     Cov(theta) = J^-1,   Cov(beta, log s) = their covariance at a given theta + D J^-1 D'
 """
@@ -28,14 +29,15 @@ _TOUCHED = 1e-3  # share of a flat direction above which a parameter counts as i
 
 
 class Information(NamedTuple):
-  """What the curvature at the minimum says of the parameters.
+  """The covariances of the parameters and the flat directions, from the curvature at the minimum.
 
   Attributes:
-    beta: [P, P] covariance of the fixed effects, in the coordinates of the blocks.
-    theta: [k, k] covariance of theta; rows of entries that are held at 0 are 0.
-    log_residual: variance of log s; None without a residual.
-    mixed: [k] covariance of theta and log s.
-    flat_beta, flat_theta, flat_residual: [r, P], [r, k], [r] the flat directions.
+    beta: [P, P], the covariance of the fixed effects, in the coordinates of the blocks.
+    theta: [k, k], the covariance of theta. Rows and columns of entries fixed at 0 are 0.
+    log_residual: the variance of log s. None if the family has no residual.
+    mixed: [k], the covariance of theta and log s.
+    flat_beta, flat_theta, flat_residual: [r, P], [r, k], [r], the parts of the r flat directions
+      for beta, theta and log s.
   """
 
   beta: np.ndarray
@@ -50,16 +52,17 @@ class Information(NamedTuple):
 def settle(
   objective: search.Objective, found: search.Minimum, blocks: Blocks, first: int
 ) -> tuple[search.Minimum, np.ndarray, np.ndarray]:
-  """Set the standard deviations to 0 that are best there, and give Lambda its usual signs.
+  """Set standard deviations to 0 if 0 is their best value, and make the diagonal of Lambda >= 0.
 
   Args:
-    objective: x -> (value, gradient); theta is x[first:].
-    found: its best minimum.
+    objective: x -> (value, gradient), with theta = x[first:].
+    found: the best minimum of `objective`.
     blocks: the data.
-    first: where theta begins in x.
+    first: the position in x at which theta begins.
 
   Returns:
-    (minimum over the free entries, x with all entries, [k] which entries are free).
+    (the minimum over the free entries of x; x with all entries; for each entry of x, whether it is
+    free, that is, not fixed at 0).
   """
   diagonal = blocks.diagonal + first
   free = np.ones(len(found.x), bool)
@@ -100,13 +103,13 @@ def _tidy(x: np.ndarray, blocks: Blocks, first: int) -> np.ndarray:
 
 
 def triangular(target: np.ndarray) -> np.ndarray:
-  """The Cholesky factor of a matrix that may be singular; a pivot of 0 makes a column of 0.
+  """Compute the Cholesky factor of a matrix that may be singular.
 
   Args:
     target: [q, q], positive semidefinite.
 
   Returns:
-    L [q, q], lower triangular, with L L' = target.
+    L [q, q], lower triangular, with L L' = target. A pivot of 0 gives a column of zeros.
 
   >>> triangular(np.array([[4.0, 2.0], [2.0, 1.0]]))
   array([[2., 0.],
@@ -121,15 +124,15 @@ def triangular(target: np.ndarray) -> np.ndarray:
 
 
 def theta_of(blocks: Blocks, covariances: tuple[np.ndarray, ...], scale: float) -> np.ndarray:
-  """The theta [k] of given covariances.
+  """Compute theta from the covariances of the random terms.
 
   Args:
     blocks: the data.
     covariances: Sigma_k of every random term of the design, in the units of the data.
-    scale: s, or 1 if there is none.
+    scale: s, or 1 if the family has no residual.
 
   Returns:
-    The entries of Lambda, with T Lambda Lambda' T' s^2 = Sigma.
+    theta [k], the entries of Lambda with T Lambda Lambda' T' s^2 = Sigma.
   """
   entries: dict[tuple[str, str], float] = {}
   for term, sigma in zip(blocks.design.random, covariances, strict=True):
@@ -144,7 +147,7 @@ def theta_of(blocks: Blocks, covariances: tuple[np.ndarray, ...], scale: float) 
 
 
 def sizes(blocks: Blocks, theta: np.ndarray) -> np.ndarray:
-  """[k] the size of the row of Lambda in which every entry of theta stands, or 1 for rows of 0."""
+  """Return for each entry of theta the norm of its row of Lambda, or 1 if the norm is 0, [k]."""
   found = []
   for level, scale in zip(blocks.levels, blocks.lambdas(theta), strict=True):
     norms = np.linalg.norm(scale, axis=1)
@@ -153,14 +156,14 @@ def sizes(blocks: Blocks, theta: np.ndarray) -> np.ndarray:
 
 
 def inverse(hessian: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The inverse of a Hessian without its flat directions, and these.
+  """Invert a Hessian without its flat directions.
 
   Args:
     hessian: [n, n].
-    scale: [n] by what an entry changes in a typical step, which makes the entries comparable.
+    scale: [n], the size of a typical change of each entry. It makes the entries comparable.
 
   Returns:
-    (covariance [n, n], directions [r, n]).
+    (the covariance [n, n], the r flat directions [r, n]).
   """
   values, vectors = np.linalg.eigh(hessian * np.outer(scale, scale))
   flat = values < _FLAT
@@ -170,13 +173,13 @@ def inverse(hessian: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def of_gaussian(criterion: Gaussian, theta: np.ndarray, minimum: search.Minimum,
                 free: np.ndarray) -> Information:  # fmt: skip
-  """The information of a linear mixed model.
+  """Compute the covariances of the parameters of a linear mixed model.
 
   Args:
     criterion: the profiled criterion.
-    theta: [k] the minimum.
-    minimum: over the free entries.
-    free: [k] which.
+    theta: [k], the minimum.
+    minimum: the minimum over the free entries of theta.
+    free: [k] bool, which entries of theta are free. The others are fixed at 0.
 
   Returns:
     The covariances, in the coordinates of the blocks.
@@ -207,14 +210,14 @@ def of_gaussian(criterion: Gaussian, theta: np.ndarray, minimum: search.Minimum,
 
 
 def conditional(criterion: Gaussian, theta: np.ndarray) -> np.ndarray:
-  """Cov(beta) [P, P] of a linear mixed model at given variances: s^2 (X'M^-1X)^-1.
+  """Compute Cov(beta) = s^2 (X'M^-1X)^-1 of a linear mixed model, at given variances.
 
   Args:
-    criterion: the data.
-    theta: [k] the entries of Lambda.
+    criterion: the profiled criterion of the data.
+    theta: [k], the entries of Lambda.
 
   Returns:
-    The matrix, in the coordinates of the blocks.
+    Cov(beta) [P, P], in the coordinates of the blocks.
   """
   at = criterion.profile(theta)
   return at.residual**2 * np.linalg.inv(at.cross)
@@ -222,13 +225,13 @@ def conditional(criterion: Gaussian, theta: np.ndarray) -> np.ndarray:
 
 def of_hessian(blocks: Blocks, x: np.ndarray, minimum: search.Minimum,
                free: np.ndarray) -> Information:  # fmt: skip
-  """The information of a criterion of x = (beta, theta).
+  """Compute the covariances of the parameters of a criterion of x = (beta, theta).
 
   Args:
     blocks: the data.
-    x: [P + k] the minimum.
-    minimum: over the free entries.
-    free: [P + k] which.
+    x: [P + k], the minimum.
+    minimum: the minimum over the free entries of x.
+    free: [P + k] bool, which entries of x are free. The others are fixed at 0.
 
   Returns:
     The covariances, in the coordinates of the blocks.
@@ -250,14 +253,14 @@ def of_hessian(blocks: Blocks, x: np.ndarray, minimum: search.Minimum,
 
 
 def touched(weights: np.ndarray, flat: np.ndarray, size: float) -> bool:
-  """Whether a linear function of parameters changes along one of the flat directions.
+  """Tell whether a linear function of the parameters changes along one of the flat directions.
 
   Args:
-    weights: [n] its weights.
-    flat: [r, n] directions.
-    size: what a step of one unit changes in it.
+    weights: [n], the coefficients of the linear function.
+    flat: [r, n], the flat directions.
+    size: the size of a large change of the function, such as the norm of `weights`.
 
   Returns:
-    True if it does.
+    True if the change along a flat direction is more than 0.001 `size`.
   """
   return len(flat) > 0 and bool((np.abs(flat @ weights) > _TOUCHED * size).any())

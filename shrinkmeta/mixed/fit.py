@@ -4,18 +4,20 @@
     gaussian: y ~ N(eta, s^2 / w),  logistic: y ~ Binomial(n, 1 / (1 + e^-eta)),
     poisson:  y ~ Poisson(e^eta)
 
-It is the hierarchical model of the library: the groups are tasks, beta is phi, b + beta is theta_t.
-The library's prior, one sigma a module, is the special case of a diagonal Sigma_k, `(x || g)`;
-`(x | g)` has a full one. Grouping factors are one factor, or nested.
+This is the hierarchical model of the library. The groups are the tasks, beta is phi, and b + beta
+is theta_t. The term `(x || g)` has a diagonal Sigma_k. This is the prior of the rest of the
+library, with one sigma for each module. The term `(x | g)` has a full Sigma_k. A model has one
+grouping factor, or several nested ones.
 
 | estimator  | maximises                                                                     |
 |------------|-------------------------------------------------------------------------------|
-| ml         | the likelihood; Laplace's approximation where the family is not gaussian      |
+| ml         | the likelihood; Laplace's approximation of it if the family is not gaussian   |
 | reml       | the likelihood with beta integrated out; gaussian only                        |
-| predictive | log p of one half of every group, by effects from the other half, both ways   |
+| predictive | log p of each half of every group, with random effects from the other half    |
 
-A random effect is called by its column, "(Intercept)" or "Days", where the model has one grouping
-factor, and by its factor and column, "school:class (Intercept)", where it has several.
+If the model has one grouping factor, the name of a random effect is the name of its column, such as
+"(Intercept)" or "Days". If the model has several, the name of the factor comes first:
+"school:class (Intercept)".
 """
 
 import numpy as np
@@ -42,23 +44,25 @@ _FAR_ETA = float(np.log(9.0))  # a fitted probability of 0.9
 def fit(
   design: Design, family: Family = "gaussian", estimator: Estimator = "ml", *, seed: int = 0
 ) -> Fit:
-  """Fit a mixed model.
+  """Fit a mixed model to a design.
 
   The search starts at every local minimum of a grid over the random effects' standard deviations.
-  A standard deviation that is best at 0 is set to 0 and reported as singular.
+  If the best value of a standard deviation is 0, the fit sets it to 0 and reports it as singular.
 
   Args:
     design: the matrices of a formula, and the response.
-    family: "gaussian", "logistic" (of 0 and 1, or of successes with `design.trials`) or "poisson".
+    family: "gaussian", "logistic" or "poisson". A logistic response is 0 or 1, or the number of
+      successes in `design.trials`.
     estimator: "ml", "reml" or "predictive".
-    seed: of the halves, for "predictive".
+    seed: the seed that splits every group into halves, for "predictive".
 
   Returns:
     The fit.
 
   Raises:
-    ValueError: a response that the family cannot have; reml of a family other than gaussian;
-      crossed factors; a factor with one level; columns that depend on each other or are not finite.
+    ValueError: the response does not fit the family; "reml" is used for a family other than
+      gaussian; the grouping factors are crossed; a factor has one group only; or the columns are
+      linearly dependent or not finite.
 
   >>> from shrinkmeta.formulas.design import Design, RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -74,9 +78,9 @@ def fit(
   """
   checks.check_response(design, family)
   if estimator not in ESTIMATORS:
-    raise ValueError(f"estimator is {estimator!r}; it is one of {', '.join(ESTIMATORS)}.")
+    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
   if estimator == "reml" and family != "gaussian":
-    raise ValueError(f"reml is for the gaussian family, and this is {family}; take estimator='ml'.")
+    raise ValueError(f"reml is for the gaussian family; got {family}. Use estimator='ml'.")
   data = blocks(design)
   if estimator == "predictive":
     found = _predictive(data, family, seed)
@@ -94,16 +98,16 @@ def best(
   tol: float = 1e-9,
   most: int = 200,
 ) -> search.Minimum:
-  """The lowest of the minima from several starts; the earlier one of two equal ones.
+  """Search from several starts, and return the lowest minimum.
 
   Args:
     objective: x -> (value, gradient).
-    starts: one or more x.
-    hessians: guesses of the Hessians there.
-    tol, most: as of `search.minimise`.
+    starts: the values of x from which to start, at least one.
+    hessians: estimates of the Hessian at each start, or None.
+    tol, most: as for `search.minimise`.
 
   Returns:
-    The minimum.
+    The lowest minimum. If two are equally low, the first of them.
   """
   guesses = hessians or [None] * len(starts)
   found = [
@@ -135,13 +139,13 @@ def _from_inside(
 
 
 def count(data: Blocks) -> int:
-  """k, the number of entries of theta.
+  """Return k, the number of entries of theta.
 
   Args:
     data: the blocks.
 
   Returns:
-    The number.
+    k.
   """
   return sum(len(level.places[0]) for level in data.levels)
 

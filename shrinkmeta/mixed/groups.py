@@ -1,4 +1,4 @@
-"""The effects of every group after a fit: shrunk towards the fixed effects, and unshrunk."""
+"""Estimate the effects of every group after a fit, with and without shrinkage."""
 
 from typing import NamedTuple
 
@@ -13,15 +13,16 @@ from shrinkmeta.mixed.result import Fit
 
 
 class Effects(NamedTuple):
-  """A random effect of all L groups of its factor, in the order of the design's labels.
+  """One random effect b of all L groups of its factor, in the order of `levels`.
 
   Attributes:
     group: the grouping factor.
-    levels: the L labels.
-    rows: [L] rows of every group.
-    mode: [L] b^, the mode of the deviation from the fixed effect, given the estimates.
-    sd: [L] posterior standard deviation of b given the estimates; 0 where the effect's sd is 0.
-    value: [L] the fixed effect of the same name plus b^, or b^ if there is none.
+    levels: the L labels of the groups.
+    rows: [L], the number of rows of every group.
+    mode: [L], b^, the mode of b given the other estimates.
+    sd: [L], the posterior standard deviation of b given the other estimates. It is 0 if the
+      standard deviation of the effect is estimated as 0.
+    value: [L], the fixed effect of the same name plus b^, or b^ if there is no such fixed effect.
   """
 
   group: str
@@ -33,21 +34,21 @@ class Effects(NamedTuple):
 
 
 def effects(fit: Fit, design: Design) -> dict[str, Effects]:
-  """The conditional modes of all random effects, with posterior standard deviations.
+  """Compute the conditional modes of all random effects, with posterior standard deviations.
 
       b^ = argmax log p(y given beta, b) + log p(b given Sigma),   Cov(b) = -(Hessian at b^)^-1
 
-  For a gaussian these are the best linear unbiased predictions.
+  For the gaussian family b^ is the best linear unbiased prediction.
 
   Args:
     fit: a fit of the design.
     design: the design.
 
   Returns:
-    {name, as in `fit.sd`: Effects}.
+    {name of the random effect, as in `fit.sd`: Effects}.
 
   Raises:
-    ValueError: if the fit is of another design.
+    ValueError: the fit belongs to another design.
 
   >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
@@ -88,25 +89,25 @@ def effects(fit: Fit, design: Design) -> dict[str, Effects]:
 
 
 def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
-  """Every group's own least-squares estimate of its effects.
+  """Estimate the effects of each group by least squares, from the rows of this group alone.
 
       theta_g = argmin over theta, gamma of |y_g - offset_g - F_g gamma - Z_g theta|^2
 
-  Z_g holds the columns of the factor's random effects and F_g the fixed columns that have none.
-  A fixed column whose coefficient the group cannot tell from the others, such as one that is
-  constant within the group, takes its fitted value in place of gamma. So theta_g is comparable with
-  `Effects.value`.
+  Z_g holds the columns of the factor's random effects. F_g holds the fixed columns that are not
+  columns of Z_g. The rows of a group may not determine the coefficient of a column of F_g, for
+  example if the column is constant in the group. This coefficient is then set to its estimate in
+  `fit`. So theta_g is comparable with `Effects.value`.
 
   Args:
     fit: a fit of the design.
     design: the design.
 
   Returns:
-    {name, as in `fit.sd`: [L]}, nan where a group's rows leave the estimate open; all nan if the
-    family is not gaussian, for which least squares is no estimate.
+    {name of the random effect, as in `fit.sd`: theta_g [L]}. An estimate is nan if the rows of the
+    group do not determine it. All are nan if the family is not gaussian.
 
   Raises:
-    ValueError: if the fit is of another design.
+    ValueError: the fit belongs to another design.
 
   >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
@@ -176,14 +177,14 @@ def _solve(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_same(fit: Fit, design: Design) -> None:
-  """Raise unless names and sizes agree.
+  """Raise ValueError unless a fit and a design have the same names and sizes.
 
   Args:
     fit: a fit.
-    design: the design that it should be of.
+    design: the design to which the fit should belong.
 
   Raises:
-    ValueError: what the two have.
+    ValueError: the fixed effects, the number of rows or the groups differ.
   """
   groups = {term.group: len(term.levels) for term in design.random}
   got, want = (tuple(fit.fixed), fit.rows), (design.fixed_names, len(design.response))

@@ -1,10 +1,10 @@
-"""Intervals of standard deviations from the profile of the likelihood.
+"""Profile-likelihood intervals of standard deviations.
 
     profile(c) = max over all other parameters of log L with sd = c
     {c : profile(max) - profile(c) <= chi2_1(level) / 2}
 
-Wald's interval in `Fit.sd_interval` is symmetric on the log scale and never holds 0. With few
-groups the likelihood is skewed, and the profile's interval is the one to report.
+Wald's interval in `Fit.sd_interval` is symmetric on the log scale and never contains 0. With few
+groups the likelihood is skewed. Then report the profile interval.
 
 References:
   Bates, Maechler, Bolker, Walker (2015). Journal of Statistical Software 67(1), section 5.1.
@@ -31,23 +31,23 @@ _GROWTH, _FAR = 1.5, 1e6
 def profile_interval(
   fit: Fit, design: Design, name: str, level: float = 0.95
 ) -> tuple[float, float]:
-  """Profile the likelihood of one standard deviation.
+  """Compute the profile-likelihood interval of one standard deviation.
 
-  The criterion is the one of the fit, the likelihood or the restricted likelihood.
+  The interval uses the criterion of the fit: the likelihood or the restricted likelihood.
 
   Args:
     fit: a fit by "ml" or "reml".
-    design: its design.
-    name: of a random effect, as in `fit.sd`, or "residual".
-    level: how often such an interval holds the truth.
+    design: the design of this fit.
+    name: the name of a random effect, as in `fit.sd`, or "residual".
+    level: the confidence level, such as 0.95.
 
   Returns:
-    (low, high). low is 0 where the likelihood at 0 is high enough; high is inf where the likelihood
-    never falls far enough.
+    (low, high). low is 0 if the interval contains 0. high is inf if the profile never falls far
+    enough.
 
   Raises:
-    ValueError: no such standard deviation; a predictive fit or a perfect one; a level outside
-      (0, 1).
+    ValueError: no standard deviation has this name, the estimator is "predictive", the fit is
+      perfect, or `level` is not between 0 and 1.
 
   >>> from shrinkmeta.formulas.build import design as matrices
   >>> from shrinkmeta.mixed.fit import fit
@@ -63,7 +63,7 @@ def profile_interval(
     raise ValueError(f"There is no standard deviation {name!r}; the fit has {', '.join(names)}.")
   if fit.estimator == "predictive":
     raise ValueError(
-      "The predictive criterion is no log likelihood, so it has no intervals; fit with 'ml'."
+      "The predictive criterion is not a log likelihood, so it has no intervals; fit by 'ml'."
     )
   if fit.perfect:
     raise ValueError(
@@ -71,7 +71,7 @@ def profile_interval(
       "could fall. Leave effects out, or bring more rows a group."
     )
   if not 0 < level < 1:
-    raise ValueError(f"level is {level}; it lies between 0 and 1.")
+    raise ValueError(f"level must lie between 0 and 1; got {level}.")
   data = blocks(design, centred=False, first=name)
   allowed = float(scipy.special.chdtri(1, 1 - level)) / 2
   if fit.family == "gaussian":

@@ -1,4 +1,4 @@
-"""A fitted mixed model in the units of the data."""
+"""The result of fitting a mixed model, in the units of the data."""
 
 from typing import Literal, NamedTuple
 
@@ -23,39 +23,46 @@ _STILL_BY_DIFFERENCES = 1e-4  # nats that a Newton step may gain, where differen
 class Fit(NamedTuple):
   """A fitted mixed model, in the units of the data.
 
-  Errors and intervals are nan if the estimator is "predictive": its criterion is no log likelihood,
-  so its curvature does not say how far the estimates are off. They are nan if the fit is `perfect`.
+  If the estimator is "predictive", standard errors and intervals are nan. Its criterion is not a
+  log likelihood, so the inverse of its Hessian is not a covariance of the estimates. They are
+  nan, too, if the fit is `perfect`.
 
   Attributes:
-    family, estimator: as asked for.
+    family, estimator: the arguments of `fit`.
     fixed: {name: estimate} of the fixed effects.
-    fixed_se: {name: standard error} from the observed information of all parameters; inf for an
+    fixed_se: {name: standard error}, from the observed information of all parameters. inf for an
       effect that the data do not determine.
-    fixed_se_conditional: the same at given variances, as lme4 prints them for linear models.
-    fixed_covariance: [P, P] behind `fixed_se`; nan for effects that are not determined.
-    sd: {name: standard deviation} of the random effects; 0 for a boundary estimate.
-    sd_interval: {name: (low, high)}, 95 %, Wald's on the log scale; nan on the boundary.
-    correlation: {(name, name): correlation} of the effects of correlated terms; nan beside an sd of
-      0.
-    residual, residual_interval: the residual standard deviation; None if not gaussian.
-    log_likelihood: not restricted, with all constants, at the estimates; Laplace's approximation if
-      not gaussian.
-    criterion: what was maximised: log likelihood, restricted one, or l_PLL.
-    singular: names of the effects whose sd is 0.
-    undetermined: what the data leave open or nearly so: names of fixed effects, "sd of NAME",
-      "residual".
+    fixed_se_conditional: {name: standard error} at given variances, as lme4 prints them for linear
+      models.
+    fixed_covariance: [P, P], the covariance of the fixed effects. nan for undetermined effects.
+    sd: {name: standard deviation} of the random effects. It is 0 if the maximum is at 0.
+    sd_interval: {name: (low, high)}, Wald's 95 % interval on the log scale. nan if the sd is 0.
+    correlation: {(name, name): correlation} of the effects of a correlated term. nan if the sd of
+      one of the two is 0.
+    correlation_interval: {(name, name): (low, high)}, Wald's 95 % interval on Fisher's z scale. nan
+      if the correlation is -1, 1 or nan, or if the data do not determine it.
+    residual, residual_interval: the residual standard deviation and its interval. None if the
+      family is not gaussian.
+    log_likelihood: the log likelihood at the estimates, not restricted, with all constants. It is
+      Laplace's approximation if the family is not gaussian.
+    criterion: the maximised criterion: the log likelihood, the restricted log likelihood, or l_PLL.
+    singular: the names of the effects whose sd is 0.
+    undetermined: the parameters that the data do not determine, or hardly determine: names of fixed
+      effects, "sd of NAME", "residual".
     converged: whether the search ended at a maximum.
-    gradient: largest entry of the criterion's gradient at the end, per row, in scaled coordinates.
-    rows: N.
+    gradient: the largest entry of the criterion's gradient at the end, divided by N, in scaled
+      coordinates.
+    rows: the number of rows N.
     groups: {grouping factor: number of groups}.
-    parameters: (fixed effects, variances, covariances, residual variances) that were estimated.
+    parameters: the numbers of fixed effects, variances, covariances and residual variances that
+      were estimated.
     covariances: Sigma_k [q_k, q_k] of every random term of the design.
-    singular_correlation: names of the grouping factors with a term whose covariance has no full
-      rank although no standard deviation in it is 0, such as a correlation of 1.
-    perfect: whether the fit repeats every response. gaussian: the residual is as small as rounding,
-      and the likelihood grows without end as it goes to 0. logistic: the fitted probability of
-      every response is above 0.9 (complete separation), and the likelihood grows, or hardly falls,
-      as fixed effects and standard deviations go to infinity together.
+    singular_correlation: the grouping factors with a singular covariance in which no standard
+      deviation is 0. A correlation of 1 is an example.
+    perfect: whether the fit repeats every response. A gaussian fit does if its residual is as small
+      as rounding: the likelihood grows without end as the residual goes to 0. A logistic fit does
+      if the fitted probability of every response is above 0.9 (complete separation): the
+      likelihood grows, or hardly falls, as fixed effects and standard deviations go to infinity.
   """
 
   family: Family
@@ -67,6 +74,7 @@ class Fit(NamedTuple):
   sd: dict[str, float]
   sd_interval: dict[str, tuple[float, float]]
   correlation: dict[tuple[str, str], float]
+  correlation_interval: dict[tuple[str, str], tuple[float, float]]
   residual: float | None
   residual_interval: tuple[float, float] | None
   log_likelihood: float
@@ -87,15 +95,15 @@ class Maximum(NamedTuple):
   """A maximum in the coordinates of the blocks.
 
   Attributes:
-    beta: [P] fixed effects.
-    theta: [k] the entries of Lambda.
-    residual: s in the units of the data; None if not gaussian.
-    information: covariances of the parameters; None for a criterion that is no log likelihood.
-    conditional: [P, P] covariance of beta at given variances.
+    beta: [P], the fixed effects.
+    theta: [k], the entries of Lambda.
+    residual: s, in the units of the data. None if the family is not gaussian.
+    information: the covariances of the parameters. None if the criterion is not a log likelihood.
+    conditional: [P, P], the covariance of beta at given variances.
     log_likelihood, criterion: as in `Fit`.
-    minimum: the end of the search.
+    minimum: the minimum at which the search ended.
     perfect: as in `Fit`.
-    spread: the size of what least squares without groups leaves of the response, or 1.
+    spread: the root mean square of the residuals of least squares without random effects, or 1.
   """
 
   beta: np.ndarray
@@ -111,11 +119,11 @@ class Maximum(NamedTuple):
 
 
 def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -> Fit:
-  """The fit in the units of the data.
+  """Convert a maximum to a Fit, in the units of the data.
 
   Args:
     data: the blocks.
-    family, estimator: as asked for.
+    family, estimator: the arguments of `fit`.
     found: the maximum.
 
   Returns:
@@ -169,6 +177,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
     random.sd,
     random.interval,
     random.correlation,
+    random.correlation_interval,
     found.residual,
     residual_interval,
     float(found.log_likelihood),
@@ -210,6 +219,7 @@ class _Random:
     self.sd: dict[str, float] = {}
     self.interval: dict[str, tuple[float, float]] = {}
     self.correlation: dict[tuple[str, str], float] = {}
+    self.correlation_interval: dict[tuple[str, str], tuple[float, float]] = {}
     self.open: list[str] = []
     degenerate, by_column, at = [], {}, 0
     scale = 1.0 if found.residual is None else found.residual
@@ -234,7 +244,12 @@ class _Random:
           for j in range(low, i):
             product = sds[i] * sds[j]
             value = float(covariance[i, j] / product) if product > 0 else float("nan")
-            self.correlation[level.keys[j], level.keys[i]] = value
+            pair = level.keys[j], level.keys[i]
+            self.correlation[pair] = value
+            self.correlation_interval[pair] = _NAN
+            if found.information is not None and abs(value) < 1 - _ROUNDING:
+              slope = _slope_of_z(level, rows / scale, i, j, len(found.theta), places)
+              self.correlation_interval[pair] = _z_interval(value, slope, found.information)
         some = np.diag(matrix)[low:high] == 0
         if some.any() and (sds[low:high] > 0).all():
           degenerate.append(level.factor)
@@ -257,6 +272,31 @@ class _Random:
     self.interval[key] = _NAN if flat else _log_interval(self.sd[key], se)
     if flat or not se < _WIDE_LOG:
       self.open.append(f"sd of {key}")
+
+
+def _slope_of_z(
+  level: Level, rows: np.ndarray, i: int, j: int, k: int, places: slice
+) -> np.ndarray:
+  """The derivative [k] of z = atanh(rho_ij) with respect to theta; `rows` is T Lambda.
+
+  d rho / d row_i = (row_j / |row_j| - rho row_i / |row_i|) / |row_i|,   dz = d rho / (1 - rho^2)
+  """
+  r, c = level.places
+  one, other = np.linalg.norm(rows[i]), np.linalg.norm(rows[j])
+  rho = float(rows[i] @ rows[j] / (one * other))
+  by_i = (rows[j] / other - rho * rows[i] / one) / one
+  by_j = (rows[i] / one - rho * rows[j] / other) / other
+  slope = np.zeros(k)
+  slope[places] = (level.back[i, r] * by_i[c] + level.back[j, r] * by_j[c]) / (1 - rho**2)
+  return slope
+
+
+def _z_interval(rho: float, slope: np.ndarray, known: estimates.Information) -> tuple[float, float]:
+  """Wald's interval of z = atanh(rho), as an interval of rho."""
+  if (np.abs(known.flat_theta @ slope) > 1e-3).any():
+    return _NAN
+  width = _NORMAL * float(np.sqrt(max(float(slope @ known.theta @ slope), 0.0)))
+  return float(np.tanh(np.arctanh(rho) - width)), float(np.tanh(np.arctanh(rho) + width))
 
 
 def _by_term(data: Blocks, by_column: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree, shown
-from shrinkmeta.config import Frozen
+from shrinkmeta.config import Frozen, Spec
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -80,6 +82,37 @@ def as_built(
   return jax.tree.map(leaf, labels, phi)
 
 
+def built_of(spec: Spec) -> dict[str, float]:
+  """Return {module: sigma} of the modules that the programs of a learner hold at phi or free."""
+  masked = spec.algorithm.sigma == "inf"
+  return {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
+
+
+def check_own(spec: Spec, log_sigma2: Mapping[str, Any]) -> None:
+  """Raise ValueError if a module that the learner holds or frees has another sigma in the state.
+
+  Functions with known values call this before they compile: under jit `as_built` can only make all
+  tasks fail. More modules with sigma = 0 than the learner holds are allowed.
+
+  Args:
+    spec: the spec of the learner.
+    log_sigma2: {module: []} of the state. Values that are traced, or on another host, pass.
+
+  Raises:
+    ValueError: a known log sigma^2 contradicts the learner.
+  """
+  for module, sigma in sorted(built_of(spec).items()):
+    value, want = validate.known(log_sigma2[module]), -np.inf if sigma == 0 else np.inf
+    if value is not None and value != want:
+      found = np.exp(0.5 * np.asarray(value, np.float64))
+      held = "keeps it at phi" if sigma == 0 else "adapts it without a prior"
+      raise ValueError(
+        f"This state is not of this learner: its module {module!r} has sigma = {found:.3g}, but "
+        f"this learner {held}. Use the state that learner.keep returned with this learner, or one "
+        "that its init, its update or sm.fit returned."
+      )
+
+
 def freeze(
   phi: PyTree,
   log_sigma2: Mapping[str, Any],
@@ -87,7 +120,7 @@ def freeze(
   labels: modules.Labels,
   also: Iterable[str],
 ) -> tuple[PyTree, Frozen]:
-  """Find the frozen modules, some of which the caller names; return (checked phi, their names).
+  """Find the frozen modules, and check log sigma^2 against them.
 
   Args:
     phi: the parameters that all tasks share.
@@ -95,6 +128,9 @@ def freeze(
     known: {module: log sigma^2, or None while it is traced}.
     labels: the module of every parameter.
     also: the modules that the caller names as frozen.
+
+  Returns:
+    (phi after the check of `as_built`, the names of the frozen modules).
   """
   also = modules.module_names("frozen", also, labels)
   frozen = frozen_modules(known, also)

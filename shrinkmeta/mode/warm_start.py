@@ -45,4 +45,4 @@ def check_start(warm: WarmStart, part: PyTree, count: int, has_mode: bool = True
     validate.same_shapes(f"warm.{name}", tree, "the moving part of phi", part, lead=1)
     for leaf in jax.tree.leaves(tree):
       if leaf.shape[0] != count:
-        raise ValueError(f"warm.{name} is of {leaf.shape[0]} tasks, and there are {count}.")
+        raise ValueError(f"warm.{name} has {leaf.shape[0]} tasks; the update has {count}.")

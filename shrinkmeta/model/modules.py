@@ -18,7 +18,7 @@ from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree, shown
 
 PyTree = Any
-Labels = Any  # a pytree of str with the structure of the parameters
+Labels = Any  # The module of every parameter: a pytree of strings with the structure of phi.
 
 
 def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:

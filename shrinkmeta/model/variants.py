@@ -97,7 +97,7 @@ class Random:
 
   Attributes:
     predict: the function. Without a key it is the deterministic network.
-    random: True, by which `is_random` knows it.
+    random: always True. `is_random` looks for this attribute.
   """
 
   random = True
@@ -117,13 +117,14 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
 
   Without a key, predict must return the outputs of the deterministic network. With a key it draws,
   for example, a dropout mask. Algorithms without an implicit gradient (`maml`, `fomaml`, `reptile`,
-  `sigma_maml`, `fine_tuning`, ...) make a key for every task, inner step and batch whose loss phi
-  follows, from the key of `learner.update`, `adapt` or `adapt_tasks`. No key is used twice. Without
-  a key they use the deterministic network, and `update` warns.
+  `sigma_maml`, `fine_tuning`, ...) use the random network. They derive their keys from the key of
+  `learner.update`, `adapt` or `adapt_tasks`: a key for each task, inner step and batch whose loss
+  phi follows. No key is used twice. Without a key they use the deterministic network, and `update`
+  logs a warning.
 
-  A posterior mode is defined for one fixed network, and every key makes another one. So learners
-  with an implicit gradient or the evidence (`imaml`, `sigma_imaml`, `sigma_reptile`,
-  `empirical_bayes`) use the deterministic network, and so do `sm.evaluate` and `sm.predict_tasks`.
+  A posterior mode is defined for one fixed network, and every key makes another network. So
+  learners with an implicit gradient or the evidence (`imaml`, `sigma_imaml`, `sigma_reptile`,
+  `empirical_bayes`) use the deterministic network. `sm.evaluate` and `sm.predict_tasks` use it too.
   The exceptions are `sm.map_estimate` and `sm.log_evidence`, which draw if they get a key.
 
   Args:

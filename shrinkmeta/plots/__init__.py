@@ -9,12 +9,14 @@ end of a cell is shown. matplotlib is imported by the first picture: `pip instal
 from shrinkmeta.plots.adaptation import adaptation_curves
 from shrinkmeta.plots.choice import choice_curve
 from shrinkmeta.plots.estimates import shrunk_estimates
+from shrinkmeta.plots.mixed_models.draw import mixed_model
 from shrinkmeta.plots.reliability import reliability_diagram
 from shrinkmeta.plots.sigma import sigma_by_module, sigma_history, sigma_picture
 
 __all__ = (
   "adaptation_curves",
   "choice_curve",
+  "mixed_model",
   "reliability_diagram",
   "shrunk_estimates",
   "sigma_by_module",

@@ -26,8 +26,9 @@ def adaptation_curves(
 ) -> "Figure":
   """Draw the loss, and the accuracy if there is one, against the number of adaptation steps.
 
-  Bands are 95 % intervals over tasks. Means leave failed tasks out; the name of a learner says how
-  many failed at its last point. The x axis is logarithmic, and 0 stands beside it.
+  Bands are 95 % intervals over tasks. Means leave failed tasks out. The label of a learner has the
+  number of tasks that failed at its last point. The x axis is logarithmic. A break in the axis
+  separates the point at 0 steps from the others.
 
   Args:
     evaluations: {learner: {steps: what `evaluate(learner, state, tasks, steps=steps)` returned}}.

@@ -1,7 +1,7 @@
 """A picture of the estimates of many tasks: shrunk towards the shared value, and by themselves."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -14,6 +14,31 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _MOST_NAMES = 60
+
+
+class Estimates(NamedTuple):
+  """T estimates to draw, and the words of their legend.
+
+  Attributes:
+    mean, sd: [T], the estimates and their standard deviations.
+    own: [T], the estimates from the data of each task alone, or None.
+    names: the T names of the rows of the panel.
+    centre: the shared value, or None.
+    sigma: the standard deviation between tasks, or None.
+    level: the probability of the intervals.
+    word: what `centre` is called in the legend.
+    spread: what `sigma` is called in the legend.
+  """
+
+  mean: np.ndarray
+  sd: np.ndarray
+  own: np.ndarray | None
+  names: Sequence[str]
+  centre: float | None
+  sigma: float | None
+  level: float = 0.95
+  word: str = "φ"
+  spread: str = "σ"
 
 
 def shrunk_estimates(
@@ -66,19 +91,37 @@ def shrunk_estimates(
   if sigma is not None and (centre is None or not sigma >= 0):
     raise ValueError(f"sigma must not be negative and needs centre; got sigma={sigma}.")
   many = mean.size > _MOST_NAMES
-  height = 1.5 + min(7.5, (0.1 if many else 0.19) * mean.size)
-  figure, ax = look.panel(ax, height, look.width_for([] if many else labels))
+  figure, ax = look.panel(ax, height_for(mean.size), look.width_for([] if many else labels))
+  look.title(ax, f"Estimates of {mean.size:,} tasks")
+  draw(ax, Estimates(mean, sd, own, labels, centre, sigma, level))
+  return figure
+
+
+def height_for(count: int) -> float:
+  """Return the height in inches of a picture of so many estimates."""
+  return 1.5 + min(7.5, (0.1 if count > _MOST_NAMES else 0.19) * count)
+
+
+def draw(ax: Any, found: Estimates) -> None:
+  """Draw estimates on a panel, from the largest to the smallest, and a legend below its title.
+
+  Args:
+    ax: the panel, which has its title.
+    found: the estimates.
+  """
+  mean, sd, own, labels, centre, sigma, level, word, spread = found
+  many = mean.size > _MOST_NAMES
   order, y, entries = np.argsort(-mean, kind="stable"), np.arange(mean.size), {}
   if many:
     ax.set(yticks=[], ylim=(mean.size, -1))
   else:
-    look.name_rows(ax, [labels[i] for i in order])
+    look.name_rows(ax, [labels[int(i)] for i in order])
   thin = 0.5 if many else 1.0
   if sigma is not None and centre is not None:
     span = (centre - sigma, centre + sigma)
-    entries["φ ± σ"] = ax.axvspan(*span, color="#cfe3f1", linewidth=0, zorder=0.5)
+    entries[f"{word} ± {spread}"] = ax.axvspan(*span, color="#cfe3f1", linewidth=0, zorder=0.5)
   if centre is not None:
-    entries["φ"] = ax.axvline(centre, color=look.QUIET, linewidth=1.0, linestyle="--", zorder=1)
+    entries[word] = ax.axvline(centre, color=look.QUIET, linewidth=1.0, linestyle="--", zorder=1)
   if own is not None:
     style = {"marker": "s", "linestyle": "none", "markerfacecolor": "none"}
     style |= {"markersize": 4 * thin, "markeredgewidth": thin, "zorder": 2}
@@ -88,9 +131,7 @@ def shrunk_estimates(
   drawn = ax.errorbar(mean[order], y, xerr=half, color=look.COLORS[0], zorder=3, **style)
   entries[f"shrunk, {100 * level:g} % interval"] = drawn
   _limits(ax, mean, sd, centre, sigma)
-  look.title(ax, f"Estimates of {mean.size:,} tasks")
   look.legend_above(ax, entries)
-  return figure
 
 
 def _limits(

@@ -20,7 +20,7 @@ _AT, _BEND, _END = 1.045, 1.012, 1.038  # of a name, of the line to it; in width
 
 
 def name_ends(ax: Axes, lines: Mapping[str, Line2D]) -> None:
-  """Write the name of every line at the right of the panel, and join the two.
+  """Write the name of every line to the right of the panel, and connect it to the line's end.
 
   A line without a finite value gets no name.
 
@@ -78,11 +78,11 @@ class _Placer(Artist):
 def spread(y: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
   """Return places in [low, high] at least `gap` apart, in the order of y and near to it.
 
-  With u_i = place_i - i gap the distances say that u ascends. So the least-squares places are an
-  isotonic regression.
+  Let u_i = place_i - i gap. The places are at least `gap` apart if and only if u does not decrease.
+  So the least-squares places come from an isotonic regression of u.
 
   Args:
-    y: where the lines end, [n].
+    y: [n], the heights at which the lines end.
     gap: the least distance between two places.
     low: the lowest place.
     high: the highest place.

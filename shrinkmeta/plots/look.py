@@ -90,14 +90,29 @@ def figure(
 
   layout = ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.05)  # inches
   made = Figure(figsize=(width, height), layout=layout)
-  panels = list(made.subplots(rows, columns, squeeze=False, **options).ravel())
+  return made, panels_of(made, rows, columns, **options)
+
+
+def panels_of(part: Any, rows: int = 1, columns: int = 1, **options: Any) -> list["Axes"]:
+  """Make the panels of a figure or subfigure, with the spines, grid and ticks of all pictures.
+
+  Args:
+    part: the Figure or SubFigure.
+    rows: the number of rows of panels.
+    columns: the number of columns of panels.
+    **options: what `Figure.subplots` takes.
+
+  Returns:
+    The panels, row by row.
+  """
+  panels = list(part.subplots(rows, columns, squeeze=False, **options).ravel())
   for ax in panels:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set(color=QUIET, linewidth=0.7)
     ax.grid(color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.tick_params(color=QUIET, labelcolor=INK, labelsize=SMALL)
-  return made, panels
+  return panels
 
 
 def panel(ax: Any, height: float, width: float = WIDTH) -> tuple["Figure", "Axes"]:
@@ -128,13 +143,13 @@ def width_for(names: Iterable[str]) -> float:
 
 
 def title(ax: "Axes", text: str, pad: float = 6) -> None:
-  """Write the title of a panel, at its left and as it is."""
+  """Write the title of a panel at its left, with "$" as an ordinary character."""
   style = {"fontsize": TITLE, "fontweight": "bold", "color": INK, "parse_math": False}
   ax.set_title(text, loc="left", pad=pad, **style)
 
 
 def axis_labels(ax: "Axes", x: str | None = None, y: str | None = None) -> None:
-  """Write the words beside the axes, as they are."""
+  """Write the labels of the axes, with "$" as an ordinary character."""
   for write, text in ((ax.set_xlabel, x), (ax.set_ylabel, y)):
     if text is not None:
       write(text, fontsize=TEXT, color=INK, parse_math=False)
@@ -154,8 +169,8 @@ def legend_above(ax: "Axes", entries: Mapping[str, "Artist"], width: float = 5.0
   """Draw a legend between the panel and its title.
 
   Args:
-    ax: the panel. Its title gets out of the way.
-    entries: {name: what is drawn like it}.
+    ax: the panel. Its title moves up to make room.
+    entries: {name: an Artist drawn in the style of this name}.
     width: the room for the legend, in inches.
   """
   inches = [0.55 + 0.075 * len(name) for name in entries]  # of a marker and a name

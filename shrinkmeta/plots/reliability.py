@@ -1,4 +1,4 @@
-"""A reliability diagram: how often are predictions right that are made with some confidence?"""
+"""A reliability diagram: the accuracy of a classifier against its confidence."""
 
 from typing import TYPE_CHECKING, Any
 

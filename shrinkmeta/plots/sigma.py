@@ -127,8 +127,8 @@ def sigma_history(runs: Any, *, ax: Any = None) -> "Figure":
 def sigma_picture(path: Path, every: int = 100) -> Callback:
   """Draw sigma of every module during a training run, again and again, into one file.
 
-  A run that goes on from a checkpoint draws the updates after it. `read_json_lines` and
-  `sigma_history` draw the whole run.
+  A run that continues from a checkpoint draws only the updates after this checkpoint. To draw the
+  whole run, pass the result of `read_json_lines` to `sigma_history`.
 
   Args:
     path: the file to write. Its ending is the format, such as ".png" or ".pdf".

@@ -22,6 +22,7 @@ import numpy as np
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
+from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model import modules
 
 PyTree = Any
@@ -152,9 +153,9 @@ class Deltas:
 def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable[TaskId]) -> Deltas:
   """Collect the adapted parameters of T tasks.
 
-  The result has a fingerprint of `state.phi`, a SHA-256 of the bytes of every leaf. `save_deltas`,
-  `load_deltas` and `predict_tasks` compare fingerprints, and raise ValueError for another phi. Call
-  this function outside jit.
+  The result has a fingerprint of `state.phi` and `state.constants`, a SHA-256 of the bytes of every
+  leaf. `save_deltas`, `load_deltas` and `predict_tasks` compare fingerprints, and raise ValueError
+  for another phi or other constants. Call this function outside jit.
 
   Args:
     learner: the learner that adapted the tasks.
@@ -185,6 +186,8 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
   check_learner("learner", learner)
   check_state("state", state)
   modules.check_labels(learner.labels, state.phi, "state.phi")
+  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
+  check_own(learner.spec, state.log_sigma2)
   names = task_ids("ids", ids)
   if len(set(names)) != len(names):
     seen: set[TaskId] = set()
@@ -299,8 +302,11 @@ def check_fingerprint(have: Mapping[str, str], want: Mapping[str, str], holder: 
   if differ:
     short = lambda text: "absent" if text is None else text[: text.rindex(" ") + 9]
     name, more = differ[0], f" {len(differ) - 1} more leaves differ." if len(differ) > 1 else ""
+    kinds = {name.partition("/")[0] for name in differ}
+    words = {"phi": "another phi", "constants": "other constants"}
+    what = " and ".join(word for kind, word in words.items() if kind in kinds)
     raise ValueError(
-      f"{holder} belong to another phi: state.{name} was {short(have.get(name))} when the tasks "
+      f"{holder} belong to {what}: state.{name} was {short(have.get(name))} when the tasks "
       f"were adapted and is {short(want.get(name))} now.{more} Use the state from which they were "
       "adapted, or adapt the tasks again."
     )

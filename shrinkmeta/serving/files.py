@@ -220,7 +220,7 @@ def load_deltas(
 
   Raises:
     KeyError: the folder does not have an id.
-    ValueError: the folder belongs to another phi (the message names the leaf), holds no task, or
+    ValueError: the folder belongs to another phi or other constants (named), holds no task, or
       has files that are not deltas. Or `ids` has repetitions.
     OSError: a file is missing, damaged or truncated. The message names the file and the tensor.
     ImportError: safetensors is not installed.

@@ -5,21 +5,18 @@ bits. It lets a reader detect a damaged file and a checkpoint of another model.
 """
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
-from jax.experimental import multihost_utils
 
 from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.checks import validate
@@ -29,12 +26,6 @@ PyTree = Any
 FORMAT = 1  # version of the description; increase it with every change that older code cannot read
 
 _PACKAGES = ("shrinkmeta", "jax", "jaxlib", "optax", "orbax-checkpoint")
-
-# Error numbers of temporary causes, such as no permission or too many open files. The file may be
-# intact.
-_TEMPORARY = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
-              errno.ETIMEDOUT)  # fmt: skip
-_STATUS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # tensorstore's words for them
 
 
 def plain_data(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +87,7 @@ def describe(
 
 
 def stored(state: MetaState, by_value: bool) -> MetaState:
-  """Return the part of the state that a checkpoint holds: constants only by_value."""
+  """Return the part of the state that a checkpoint holds: the constants only if `by_value`."""
   return state if by_value else state._replace(constants=None)
 
 
@@ -106,7 +97,7 @@ def describing(
   by_value: bool,
   meta_batch: int | None = None,
 ) -> Callable[[MetaState], dict[str, Any]]:
-  """Build state -> description; constants never change, so they are described once."""
+  """Return a function state -> description, which describes the constants only once."""
   known: list[dict[str, Any]] = []
 
   def description(state: MetaState) -> dict[str, Any]:
@@ -164,6 +155,7 @@ def check_description(
       f"{found.get('versions', {}).get('shrinkmeta')}; this version reads up to {FORMAT}. Install "
       "that version."
     )
+  _check_constants(found, wanted, path)
   if different := differences(found, wanted):
     more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
     raise ValueError(
@@ -172,9 +164,21 @@ def check_description(
     )
 
 
-def finished_steps(folder: pathlib.Path) -> list[int]:
-  """List the steps of the finished checkpoints in a folder, in ascending order."""
-  return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit())
+def _check_constants(
+  found: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path
+) -> None:
+  """Raise ValueError if one of two runs stores the constants and the other does not."""
+  inside = lambda about: any(name.startswith("constants/") for name in about["arrays"])
+  if inside(found) and not inside(wanted):
+    raise ValueError(
+      f"{path} stores the constants: pass Checkpoints(folder, constants=True). The values of "
+      "the constants in `state` may be zeros: the stored values replace them."
+    )
+  if inside(wanted) and found.get("constants"):
+    raise ValueError(
+      f"{path} does not store the constants, only their fingerprints: pass Checkpoints(folder) "
+      "without constants=True, and the constants of the run in learner.init(params, constants=...)."
+    )
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
@@ -250,85 +254,3 @@ def unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
     return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
 
   return jax.tree_util.tree_map_with_path(leaf, state)
-
-
-def attempt(action: Callable[[], Any]) -> tuple[Any, str]:
-  """Try to read a part of a checkpoint, in every process, and agree on whether it is damaged.
-
-  Returns:
-    (the result, "") if no process failed. Otherwise (None, a message about this process).
-
-  Raises:
-    OSError: reading failed in some process for a temporary cause. The part may be intact.
-  """
-  result, error, temporary = None, "", False
-  try:
-    result = action()
-  except Exception as caught:  # a damaged file can raise anything: docs/hazards.md#orbax-errors
-    error = f"{type(caught).__name__}: {str(caught).splitlines()[0] if str(caught) else ''}"
-    temporary = isinstance(caught, jax.errors.JaxRuntimeError) or (
-      isinstance(caught, OSError) and caught.errno in _TEMPORARY
-    )
-    temporary = temporary or any(status in str(caught) for status in _STATUS)
-  if jax.process_count() > 1:
-    failed, temporary = multihost_utils.process_allgather(np.array([bool(error), temporary])).any(0)
-    if failed and not error:
-      error = "another process could not read it"
-  if temporary:
-    raise OSError(
-      f"A checkpoint cannot be read now: {error}. This does not mean that it is damaged: it was "
-      "left as it is. Remove the cause and start again."
-    )
-  return (None, error) if error else (result, "")
-
-
-def check_writable(folder: pathlib.Path) -> None:
-  """Raise OSError, before any work, if nothing can be written to the folder."""
-  if jax.process_index() != 0:
-    return
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".writable.{os.getpid()}"
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise OSError(
-      f"The folder of checkpoints {folder} cannot be written to: {error}. Name another folder."
-    ) from error
-
-
-@contextlib.contextmanager
-def explained(folder: pathlib.Path, step: int | None) -> Iterator[None]:
-  """Add advice to an error of writing, and the step from which training would continue."""
-  try:
-    yield
-  except (OSError, ValueError, RuntimeError) as error:
-    whole = finished_steps(folder)
-    raise OSError(
-      f"The checkpoint {'' if step is None else f'of step {step} '}could not be written to "
-      f"{folder}: {error} Free space or choose another folder, and start again: "
-      + (f"training continues from step {whole[-1]}." if whole else "there is no checkpoint yet.")
-    ) from error
-
-
-def put_aside(folder: pathlib.Path, damaged: Mapping[int, str]) -> None:
-  """Rename damaged checkpoints, so that their steps can be written again.
-
-  Args:
-    folder: the folder of the checkpoints.
-    damaged: {step: what is wrong with its checkpoint}.
-  """
-  for step, error in damaged.items():
-    logging.error("The checkpoint of step %d is damaged, kept as %d.damaged: %s", step, step, error)
-    if jax.process_index() == 0:
-      target = folder / f"{step}.damaged"
-      with contextlib.suppress(FileNotFoundError):
-        os.replace(folder / str(step), _unused(target))
-  if damaged and jax.process_count() > 1:
-    multihost_utils.sync_global_devices("shrinkmeta: damaged checkpoints are put aside")
-
-
-def _unused(path: pathlib.Path) -> pathlib.Path:
-  """Return `path`, or path.1, path.2, ...: the first of them that does not exist."""
-  candidates = (path if i == 0 else path.with_name(f"{path.name}.{i}") for i in range(1_000_000))
-  return next(candidate for candidate in candidates if not candidate.exists())

@@ -14,30 +14,33 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.paths import Path, expanded, local_path
 from shrinkmeta.training.checkpoint_format import (
-  attempt,
   check_description,
-  check_writable,
   describing,
   digest,
-  explained,
   fingerprints,
-  finished_steps,
   named,
   plain_data,
-  put_aside,
   read_description,
   stored,
   unnamed,
   versions,
 )
+from shrinkmeta.training.states.damage import (
+  attempt,
+  check_writable,
+  explained,
+  finished_steps,
+  put_aside,
+)
+from shrinkmeta.training.states.manager import open_manager, orbax, quiet, value_of
+from shrinkmeta.training.states.resume import announce, num_devices, run_settings
 
-_STATE, _ABOUT = "state", "about"
+_STATE, ABOUT = "state", "about"
 _FINGERPRINTS = jax.jit(fingerprints)
 
 
@@ -96,14 +99,15 @@ class Store(NamedTuple):
   Attributes:
     save: save(state, value=None) starts to write the state. `value` is its evaluation; smaller is
       better. Orbax gets no value that is not finite (docs/hazards.md#orbax-nan-metrics).
-    restore: restore(state) returns the newest readable state, or None if there is no checkpoint.
-      It renames damaged checkpoints.
+    restore: restore(state, steps=None) returns the newest readable state, or None if there is no
+      checkpoint. It renames damaged checkpoints, and says from which step of `steps` a run
+      continues.
     best: best() returns (step, value) of the best evaluated state, or None.
     finish: finish() waits until everything is on disk.
   """
 
   save: Callable[..., None]
-  restore: Callable[[MetaState], MetaState | None]
+  restore: Callable[..., MetaState | None]
   best: Callable[[], tuple[int, float] | None]
   finish: Callable[[], None]
 
@@ -154,16 +158,17 @@ def restore(
   folder = _absolute(checkpoints)
   wanted = describing(learner, checkpoints.settings, checkpoints.constants)(state)
   steps = finished_steps(folder)
-  if step == "best":
-    options = _orbax().CheckpointManagerOptions(best_fn=_value_of, read_only=True)
-    with _quiet(), _orbax().CheckpointManager(folder, options=options) as manager:
-      step = manager.best_step() if steps else None
-    if step is None:
-      raise ValueError(f"{folder} has no state that was evaluated; its steps are {steps}.")
-  if step is not None and step not in steps:
-    raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
-  steps = steps if step is None else [step]
-  return _newest_readable(folder, steps, state, wanted, checkpoints.constants)[0]
+  with quiet():
+    if step == "best":
+      options = orbax().CheckpointManagerOptions(best_fn=value_of, read_only=True)
+      with orbax().CheckpointManager(folder, options=options) as manager:
+        step = manager.best_step() if steps else None
+      if step is None:
+        raise ValueError(f"{folder} has no state that was evaluated; its steps are {steps}.")
+    if step is not None and step not in steps:
+      raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
+    steps = steps if step is None else [step]
+    return _newest_readable(folder, steps, state, wanted, checkpoints.constants).state
 
 
 @contextlib.contextmanager
@@ -177,12 +182,13 @@ def opened(
     learner: the learner of the run.
     meta_batch: as in `describe`.
   """
-  _orbax()  # if orbax is not installed, raise the error before any work
+  orbax()  # if orbax is not installed, raise the error before any work
   folder = _absolute(checkpoints)
   check_writable(folder)
   # `restore` renames damaged checkpoints before the first use makes the manager. A refused run has
   # no manager, because the manager would delete files that another run is writing here.
-  manager = functools.cache(lambda: _manager(folder, checkpoints))
+  options = (checkpoints.keep, checkpoints.asynchronous, (_STATE, ABOUT))
+  manager = functools.cache(lambda: open_manager(folder, *options))
   values: dict[int, float] = {}  # {step: value given to `save`}, equal in all processes
   started: list[int] = []  # the steps whose save has started
   described = describing(learner, checkpoints.settings, checkpoints.constants, meta_batch)
@@ -193,9 +199,10 @@ def opened(
     if step in manager().all_steps():
       return  # SIGTERM stopped the run right after this step was saved
     about |= {"fingerprints": _numbers(_FINGERPRINTS(state)), "versions": versions()}
+    about |= {"devices": num_devices(learner), "run": run_settings(learner)}
     about["digest"] = digest(about)
-    args = _orbax().args
-    what = args.Composite(**{_STATE: args.StandardSave(named(state)), _ABOUT: args.JsonSave(about)})
+    args = orbax().args
+    what = args.Composite(**{_STATE: args.StandardSave(named(state)), ABOUT: args.JsonSave(about)})
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
     finish()  # orbax waits too, but would report an error of the previous step as this one's
     started.append(step)
@@ -204,12 +211,12 @@ def opened(
     if metrics is not None:
       values[step] = metrics["value"]
 
-  def restore(state: MetaState) -> MetaState | None:
-    steps, by_value = finished_steps(folder), checkpoints.constants
-    new, damaged = _newest_readable(folder, steps, state, described(state), by_value)
+  def restore(state: MetaState, steps: int | None = None) -> MetaState | None:
+    there, by_value = finished_steps(folder), checkpoints.constants
+    new, about, damaged = _newest_readable(folder, there, state, described(state), by_value)
     put_aside(folder, damaged)
     if new is not None:
-      logging.info("Training continues from step %d of %s.", int(new.step), folder)
+      announce(folder, about, learner, int(new.step), steps)
     return new
 
   def best() -> tuple[int, float] | None:
@@ -224,7 +231,7 @@ def opened(
     with explained(folder, started[-1] if started else None):
       manager().wait_until_finished()
 
-  with _quiet():
+  with quiet():
     try:
       yield Store(save, restore, best, finish)
     finally:
@@ -239,52 +246,16 @@ def _absolute(checkpoints: Checkpoints) -> pathlib.Path:
   return local_path("Checkpoints.folder", checkpoints.folder).absolute()
 
 
-def _manager(folder: pathlib.Path, checkpoints: Checkpoints) -> Any:
-  """Make orbax's manager of the folder, which keeps the latest states and the best one."""
-  ocp = _orbax()
-  policies = ocp.checkpoint_managers
-  options = ocp.CheckpointManagerOptions(
-    best_fn=_value_of,
-    preservation_policy=policies.AnyPreservationPolicy(
-      [
-        policies.LatestN(checkpoints.keep),
-        policies.BestN(get_metric_fn=_value_of, n=1, keep_checkpoints_without_metrics=False),
-      ]
-    ),
-    cleanup_tmp_directories=True,
-    enable_async_checkpointing=bool(checkpoints.asynchronous),
-  )
-  return ocp.CheckpointManager(folder, options=options, item_names=(_STATE, _ABOUT))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keep orbax's messages out of the log, except for errors (docs/hazards.md#orbax-log)."""
-  logger = logging.get_absl_logger()
-  loud = ("ERROR", "CRITICAL")
-  wanted = lambda record: record.levelname in loud or "orbax" not in record.pathname
-  logger.addFilter(wanted)
-  try:
-    yield
-  finally:
-    logger.removeFilter(wanted)
-
-
-def _orbax() -> Any:
-  try:
-    import orbax.checkpoint
-  except ImportError as error:
-    raise ImportError("Checkpoints need orbax: pip install orbax-checkpoint.") from error
-  return orbax.checkpoint
-
-
-def _value_of(metrics: Mapping[str, float]) -> float:
-  """Return minus the value: orbax maximises this number, and a small value is good."""
-  return -metrics["value"]
-
-
 def _numbers(fingerprints: Mapping[str, Any]) -> dict[str, int]:
   return {name: int(number) for name, number in fingerprints.items()}
+
+
+class _Found(NamedTuple):
+  """The newest readable state or None, its description, and {later step: the error of its file}."""
+
+  state: MetaState | None
+  about: Mapping[str, Any]
+  damaged: dict[int, str]
 
 
 def _newest_readable(
@@ -293,8 +264,8 @@ def _newest_readable(
   whole: MetaState,
   wanted: Mapping[str, Any],
   by_value: bool,
-) -> tuple[MetaState | None, dict[int, str]]:
-  """Return the newest readable state or None, and {later step: the error of its checkpoint}.
+) -> _Found:
+  """Find the newest readable state.
 
   Args:
     folder: of the checkpoints.
@@ -308,12 +279,13 @@ def _newest_readable(
   """
   damaged, state = {}, stored(whole, by_value)
   for step in reversed(steps):
-    about, error = attempt(lambda step=step: read_description(folder / str(step) / _ABOUT))
+    about, error = attempt(lambda step=step: read_description(folder / str(step) / ABOUT))
     if about is not None:
       check_description(about, wanted, folder / str(step))
       new, error = attempt(lambda step=step, about=about: _read(folder / str(step), state, about))
       if new is not None:
-        return new if by_value else new._replace(constants=whole.constants), damaged
+        new = new if by_value else new._replace(constants=whole.constants)
+        return _Found(new, about, damaged)
     damaged[step] = error
   if damaged:
     reasons = "; ".join(f"step {step}: {error}" for step, error in damaged.items())
@@ -321,7 +293,7 @@ def _newest_readable(
       f"No checkpoint in {folder} can be read: {reasons}. Nothing was deleted. Copy a readable "
       "one back, or name another folder to start again."
     )
-  return None, damaged
+  return _Found(None, {}, damaged)
 
 
 def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> MetaState:
@@ -329,7 +301,7 @@ def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> Met
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
     for name, x in named(state).items()
   }
-  with _orbax().StandardCheckpointer() as checkpointer:
+  with orbax().StandardCheckpointer() as checkpointer:
     restored = checkpointer.restore(path / _STATE, like)
   new = unnamed(state, restored)
   prints = _numbers(_FINGERPRINTS(new))

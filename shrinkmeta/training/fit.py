@@ -7,7 +7,6 @@ that was not stopped.
 """
 
 import contextlib
-import dataclasses
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -24,12 +23,15 @@ from shrinkmeta.data.source import source
 from shrinkmeta.devices.placement import Rules, place_state
 from shrinkmeta.devices.processes import check_alike, check_shared
 from shrinkmeta.learner.statistics import Statistics
+from shrinkmeta.mode.frozen import check_own
+from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoint_format import describe, fingerprints, versions
 from shrinkmeta.training.checkpoints import Checkpoints, Store, opened
 from shrinkmeta.training.programs import Source, Update, build_update
 from shrinkmeta.training.records import Evaluate, Evaluation, Reporter, reporting
+from shrinkmeta.training.states.resume import run_settings
 from shrinkmeta.training.stopping import Watchdog, stop_signals
 
 PyTree = Any
@@ -56,11 +58,12 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks, the seconds, and the share of inner loops that
-  converged. `fit` warns once if tasks fail, and once if few loops of an implicit gradient converge.
+  of every module, the number of failed tasks, the share of inner loops that converged, and the
+  seconds, compilation and evaluations included. `fit` warns once if tasks fail, and once if few
+  inner loops converge. `absl.logging.set_verbosity(absl.logging.INFO)` shows an update's memory.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
-  `checkpoints`, and returns it. Another `fit` can continue from it. A second Ctrl-C stops at once.
+  `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.
 
   Args:
     learner: the learner.
@@ -116,12 +119,11 @@ def fit(
     state, saving = place_state(_copied(state), learner.spec.mesh, rules), _Saving(None, 0)
     if checkpoints is not None:
       store = stack.enter_context(opened(checkpoints, learner, meta_batch))
-      state, saving = store.restore(state) or state, _Saving(store, checkpoints.every)
+      state, saving = store.restore(state, steps) or state, _Saving(store, checkpoints.every)
     first = _first_step(state, steps)
     reporter = stack.enter_context(reporting(learner, callbacks, first, steps, meta_batch))
     stopped = stack.enter_context(stop_signals())
-    watchdog = Watchdog(stall_seconds)
-    stack.callback(watchdog.stop)
+    stack.callback((watchdog := Watchdog(stall_seconds)).stop)
     options = (meta_batch, micro_batches, key, watchdog, refresh)
     update = build_update(learner, state, _source(tasks, key), *options)
     return _loop(state, steps, update, evaluation, saving, reporter, stopped, watchdog)
@@ -185,7 +187,8 @@ def _loop(
         saving.store.finish()  # inside `stop_signals`, so that a signal does not cut it short
     if stop is not None:
       name = signal.Signals(stop).name
-      logging.warning("%s: stopped after step %d (%d of %d done).", name, step, done, steps)
+      saved = "" if saving.store is None else f", saved as {done}"
+      logging.warning("%s: stopped; %d of %d updates done%s.", name, done, steps, saved)
       if stop == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
       break
@@ -195,7 +198,10 @@ def _loop(
 def _first_step(state: MetaState, steps: int) -> int:
   """Return the first step of the run; raise ValueError if the state is past `steps`."""
   if (first := int(state.step)) > steps:
-    raise ValueError(f"steps is {steps}, but the state is already that of step {first}.")
+    raise ValueError(
+      f"steps is {steps}, but the state is already that of step {first}. steps counts all runs "
+      f"together: for {steps} more pass steps={first + steps}."
+    )
   return first
 
 
@@ -221,6 +227,8 @@ def _check_types(
   """Raise TypeError or ValueError if an argument of `fit` has a wrong type or value."""
   check_learner("learner", learner)
   check_state("state", state)
+  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
+  check_own(learner.spec, state.log_sigma2)
   if not isinstance(tasks, (Task, list, tuple)):
     wanted = "(first, count) -> shrinkmeta.Task of `count` tasks"
     validate.function("tasks", tasks, wanted, "A list of Tasks, or a Task, serves too.")
@@ -286,14 +294,13 @@ def _check_processes(
   """Raise ValueError if the processes of this run differ, or do not share the folder of states."""
   if jax.process_count() == 1:
     return
-  spec, settings = learner.spec, {} if checkpoints is None else checkpoints.settings
-  inner = {"steps": spec.inner.steps, "tol": spec.inner.tol, "batch_size": spec.inner.batch_size}
+  settings = {} if checkpoints is None else checkpoints.settings
   arrays = jax.tree.map(jnp.asarray, state)
   local = all(x.is_fully_addressable for x in jax.tree.leaves(arrays))
   prints = {name: int(x) for name, x in jax.jit(fingerprints)(arrays).items()} if local else {}
   check_alike(
     describe(learner, arrays, settings, meta_batch)
-    | {"inner": inner, "implicit": dataclasses.asdict(spec.implicit)}
+    | run_settings(learner)
     | {"steps": steps, "micro_batches": micro_batches, "evaluate_every": evaluation.every}
     | {
       "best": evaluation.best,

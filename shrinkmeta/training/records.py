@@ -63,12 +63,14 @@ class Warnings:
   Args:
     learner: the learner.
     meta_batch: the number of tasks per update.
-    updates: the number of updates of this run. The warning about convergence uses the first 20.
+    first: the number of the first update of this run.
+    steps: the number of updates of all runs together. The warning about convergence uses the first
+      20 updates of this run.
   """
 
-  def __init__(self, learner: MetaLearner, meta_batch: int, updates: int):
-    self._inner, self._meta_batch = learner.spec.inner, meta_batch
-    self._wanted = min(updates, 20) if learner.spec.has_mode else 0
+  def __init__(self, learner: MetaLearner, meta_batch: int, first: int, steps: int):
+    self._inner, self._meta_batch, self._first = learner.spec.inner, meta_batch, first
+    self._wanted = min(steps - first, 20) if learner.spec.has_mode else 0
     self._converged: list[float] = []
     self._told_of_failures = False
 
@@ -99,15 +101,20 @@ class Warnings:
 
   def _judge_convergence(self, numbers: Mapping[str, float]) -> None:
     """Log a warning if fewer than half of the inner loops of the first updates converged."""
-    share, tol = sum(self._converged) / self._wanted, self._inner.tol
+    first, count, tol = self._first, self._wanted, self._inner.tol
+    share = sum(self._converged) / count
+    which = f"updates {first} to {first + count - 1}" if first else f"the first {count} updates"
+    which = f"update {first}" if count == 1 else which
     if share < 0.5:
       logging.warning(
-        "%.0f %% of the inner loops of the first %d updates converged. The implicit gradient "
-        "belongs to a converged loop and is wrong elsewhere. At the end of a loop the gradient "
+        "%.0f %% of the inner loops of %s converged. The implicit gradient is that of a "
+        "converged loop and has an error elsewhere. At the end of a loop the gradient "
         "norm is %.2g on average; a loop counts as converged at %s or less. Give Inner more steps "
-        "(now %d), a larger tol or a smaller step size, or lower init_sigma.",
+        "(now %d) or a smaller step size, or lower init_sigma. Whether the error matters: double "
+        'the steps and compare sigma and the validation loss, as docs/limits.md, "The mode was '
+        'not reached", shows.',
         100 * share,
-        self._wanted,
+        which,
         numbers["inner_grad_norm"],
         "1e-3 (Inner.tol is None)" if tol is None else f"{tol:g} (Inner.tol)",
         self._inner.steps,
@@ -163,7 +170,7 @@ def reporting(
   """
   called, warnings = (), None
   if jax.process_index() == 0:
-    called, warnings = callbacks, Warnings(learner, meta_batch, steps - first)
+    called, warnings = callbacks, Warnings(learner, meta_batch, first, steps)
   with contextlib.ExitStack() as stack:
     for callback in called:
       callback.begin(first, steps)

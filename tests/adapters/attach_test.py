@@ -1,4 +1,4 @@
-"""Networks with adapters attached: equal to merged ones, and without a copy of a kernel."""
+"""Networks with attached adapters equal networks with merged ones, and copy no kernel."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""PEFT folders from JAX, read back here, and by peft where it is installed."""
+"""PEFT folders written from JAX are read back here, and by peft if it is installed."""
 
 import json
 import sys

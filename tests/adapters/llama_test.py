@@ -1,4 +1,4 @@
-"""The Llama network against transformers', and its adapters from JAX to PEFT."""
+"""The Llama network equals that of transformers; its adapters go from JAX to PEFT."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Adapters as trees: drawing, labels, layers, held A, and wrong arguments."""
+"""Adapters as pytrees: draws, labels, layers, held A, and wrong arguments."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Moving the factors of a kernel is moving the kernel: one identity for every rule."""
+"""Moving, reshaping or multiplying the low-rank factors equals doing the same to the kernel."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What optimisers need: theta where sigma is inf, the loss, a gradient through their steps."""
+"""Optimisers get what they need: theta if sigma is inf, the loss, and a gradient through steps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""choose_modules against closed forms, planted truths and learners built for one set."""
+"""choose_modules agrees with closed forms, simulated truths, and learners built for one set."""
 
 import functools
 import itertools
@@ -375,7 +375,7 @@ def test_one_task_and_a_tolerance_are_enough():
 
 def test_a_learner_in_which_nothing_moves_is_refused():
   learner, state = make(sm.no_adaptation)
-  with pytest.raises(ValueError, match="No module of this learner moves"):
+  with pytest.raises(ValueError, match="Every module of this learner is frozen"):
     choose_modules(learner, state, TASKS)
 
 

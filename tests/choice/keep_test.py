@@ -1,4 +1,4 @@
-"""learner.keep: it equals a learner built anew, and carries phi, sigma and the optimisers on."""
+"""learner.keep equals a new learner, and keeps phi, sigma and the states of the optimisers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
+from shrinkmeta.mode.frozen import check_own
 
 NAMES = ("body", "head", "level")
 PARAMS = {"body": jnp.array([0.5, -0.5]), "head": jnp.ones(()), "level": jnp.zeros(())}
@@ -111,6 +112,39 @@ def test_it_keeps_again():
   jax.tree.map(np.testing.assert_array_equal, last, same)
   with pytest.raises(ValueError, match="'body' is frozen"):
     kept.keep(begin, ["body"])
+
+
+@pytest.mark.parametrize("algorithm", (sm.sigma_imaml, sm.maml))
+def test_the_state_from_before_keep_is_refused_before_anything_compiles(algorithm):
+  learner = algorithm(LIKELIHOOD, LABELS)
+  state, tasks = learner.init(PARAMS), draw(jax.random.key(9))
+  kept, _ = learner.keep(state, ["level"])
+  thetas = {m: jnp.zeros((2, *PARAMS[m].shape)) for m in NAMES}
+  calls = {
+    "evaluate": lambda: sm.evaluate(kept, state, tasks),
+    "fit": lambda: sm.fit(kept, state, tasks, 2, meta_batch=2),
+    "choose_modules": lambda: sm.choose_modules(kept, state, tasks),
+    "check_meta_gradient": lambda: sm.check_meta_gradient(kept, state, tasks),
+    "deltas": lambda: sm.deltas(kept, state, thetas, ["ann", "bob"]),
+    "update": lambda: kept.update(state, tasks),
+    "adapt_tasks": lambda: kept.adapt_tasks(state, tasks.train),
+    "keep": lambda: kept.keep(state, ["level"]),
+  }
+  sigma = "0.3" if algorithm is sm.sigma_imaml else "inf"
+  words = (
+    f"not of this learner.*module 'body' has sigma = {sigma}.*state that learner.keep returned"
+  )
+  for call in calls.values():
+    with pytest.raises(ValueError, match=words):
+      call()
+
+
+def test_a_state_may_hold_modules_that_its_learner_does_not_hold():
+  learner = sm.maml(LIKELIHOOD, LABELS)
+  with pytest.raises(ValueError, match="sigma = 0, but this learner adapts it without a prior"):
+    check_own(learner.spec, learner.init(PARAMS).log_sigma2 | {"body": -jnp.inf})
+  learner = sm.sigma_imaml(LIKELIHOOD, LABELS)
+  check_own(learner.spec, learner.init(PARAMS).log_sigma2 | {"body": -jnp.inf})
 
 
 def test_fit_goes_on_with_it(tmp_path):

@@ -1,4 +1,4 @@
-"""Lanczos against dense eigenvalues, also past the end of the Krylov space."""
+"""Lanczos agrees with dense eigenvalues, also if the Krylov space is exhausted."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""No two factorisations of a compiled program are free to run side by side: see `solvers.after`."""
+"""No two factorisations of a compiled program can run at the same time: see `solvers.after`."""
 
 import jax
 import jax.numpy as jnp

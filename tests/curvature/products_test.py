@@ -1,4 +1,4 @@
-"""Curvature products against dense matrices, for all four likelihoods."""
+"""Curvature products agree with dense matrices, for all four likelihoods."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Linear solves against dense ones, and what they report when no solution is to be had."""
+"""Linear solves agree with dense ones, and report when there is no solution."""
 
 import chex
 import jax

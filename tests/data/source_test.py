@@ -1,4 +1,4 @@
-"""Sources of tasks: epochs, splits, shapes, and what `fit` takes."""
+"""Sources of tasks: epochs, splits, shapes, and the arguments of `fit`."""
 
 import itertools
 
@@ -141,7 +141,7 @@ GOOD = batches()[0]
       r"tasks\[1\].val and tasks\[0\].val",
     ),
     ([sm.Task(GOOD, GOOD)], {}, r"got rows=\(4, 4\) and a list of Tasks"),
-    (batches(), {"rows": None}, "belongs to a list of Batches, and is needed there; got rows=None"),
+    (batches(), {"rows": None}, "A list of Batches needs rows=.*; got rows=None"),
     (batches(), {"rows": (0, 4)}, r"rows\[0\]"),
     (batches(), {"rows": 4}, r"rows must be \(examples of train, examples of val\); got"),
     (batches(), {"split": "half"}, 'split must be "random" or "fixed"; got \'half\''),

@@ -1,4 +1,4 @@
-"""Keys of the kind "rbg": a task draws the same numbers however the tasks are batched."""
+"""With "rbg" keys, a task draws the same numbers in every batch of tasks."""
 
 import chex
 import jax

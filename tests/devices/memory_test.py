@@ -1,4 +1,4 @@
-"""What XLA plans to allocate for one meta-step, against the number of inner steps."""
+"""The memory that XLA plans for a meta-step, against the number of inner steps."""
 
 import jax
 import jax.numpy as jnp

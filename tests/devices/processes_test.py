@@ -1,4 +1,4 @@
-"""Two processes that differ find out at the start."""
+"""Two processes with different settings raise an error at the start."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""One program on any number of devices and processes: the same numbers, one all-reduce."""
+"""A program gives the same numbers on any devices and processes, with one all-reduce."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""`evaluate`: numbers against the loop written out, intervals against scipy, one compilation."""
+"""`evaluate` equals a written-out loop, its intervals equal scipy's, and it compiles once."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,8 @@ def test_steps_replace_those_of_the_learner():
   learner, state = SHARED
   found = evaluation.evaluate(learner, state, classes(), steps=0)
   np.testing.assert_allclose(found.val_nll, np.log(4.0), rtol=1e-5)
-  assert found.share_converged == 0.0
+  assert found.converged is None and found.share_converged is None
+  assert str(found).startswith("4 tasks: loss 1.386") and "converged" not in str(found)
 
 
 def test_the_interval_is_that_of_a_t_test():
@@ -92,6 +93,15 @@ def test_the_interval_is_that_of_a_t_test():
   assert found.num_failed == 1
   alone = evaluation.Evaluation(values[:1], None, np.ones(1, bool)).loss
   assert alone.mean == values[0] and np.isnan(alone.low)
+
+
+def test_the_interval_of_an_accuracy_stays_between_0_and_1():
+  good = np.array([1.0, 1.0, 1.0, 0.9])
+  found = evaluation.Evaluation(good, good, None).mean_accuracy
+  wanted = stats.ttest_1samp(good, 0.0).confidence_interval(0.95)
+  np.testing.assert_allclose(found[:2], (good.mean(), wanted.low), rtol=1e-10)
+  assert wanted.high > 1.0 and found.high == 1.0
+  assert evaluation.Evaluation(good, 1.0 - good, None).mean_accuracy.low == 0.0
 
 
 def test_a_paired_interval_sees_what_two_intervals_hide():

@@ -1,7 +1,7 @@
 """The verdict of `check_meta_gradient` on every kind of algorithm and of model.
 
-It is "fine" where the gradient is that of the loss, "off" with the module and the reason where a
-term is left out on purpose, and "unsure" where there is no loss to compare with.
+It is "fine" if the gradient is that of the loss. It is "off", with the module and the reason, if
+the algorithm leaves out a term on purpose. It is "unsure" if there is no loss to compare with.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The commands of experiments/ as fixtures: a process each, but JAX is imported once for all."""
+"""Fixtures that run each command in a process of its own, after one shared import of JAX."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the binaries of tables refuse before they work."""
+"""Commands refuse wrong flags before any work."""
 
 import json
 

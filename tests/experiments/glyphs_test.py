@@ -1,4 +1,4 @@
-"""The main job, small: it runs from end to end, repeats itself, and says what is wrong."""
+"""The main job in miniature: it runs to the end, repeats exactly, and reports errors."""
 
 import csv
 import functools
@@ -43,6 +43,17 @@ def test_end_to_end_and_again(tmp_path):
   assert [(c.algorithm, c.seed) for c in curves] == [(a, s) for s in (0, 1) for a in ALGORITHMS]
   sigma = [c.history["sigma/head"] for c in curves if c.algorithm == "sigma_imaml"]
   assert all(len(s) == 3 and np.isfinite(s).all() for s in sigma) and sigma[0] != sigma[1]
+  page = (tmp_path / "a" / "index.html").read_text()
+  assert "<pre>python -m experiments.glyphs</pre>" in page
+  assert page.count('src="data:image/png;base64') == 3 and "http" not in page  # of one file
+  for text in (
+    "batch (transductive)",
+    "tasks a second",
+    "<td>conv_3</td>",
+    "inner_rate",
+    "<dt>seeds</dt><dd>0, 1</dd>",
+  ):
+    assert text in page
   with (tmp_path / "a" / "results.csv").open() as file:
     assert len(list(csv.reader(file))) == 1 + 4 * SYSTEMS * 3  # curves, systems, steps
   assert f"{SYSTEMS} systems, the mean of 1 episodes each" in found
@@ -123,6 +134,7 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
   names = ("fomaml", "reptile")
   found = run(tmp_path, algorithms=names, settings=wild, diverged=["fomaml-0"])
   assert "| reptile" in found and "| fomaml" not in found
+  assert "<dd>fomaml, seed 0</dd>" in (tmp_path / "index.html").read_text()
   _, curves = results.read_json(tmp_path / "results.json")
   assert [curve.algorithm for curve in curves] == ["reptile"]
   assert not (tmp_path / "x").exists()

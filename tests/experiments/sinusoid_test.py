@@ -1,4 +1,4 @@
-"""The binary in miniature, and its tasks."""
+"""The command `experiments.sinusoid` in miniature, and its tasks."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""What the rooms of experiments/ may import: the public library, and each other without circles."""
+"""Rooms of experiments/ import the public library only, and each other without circles."""
 
 import ast
 import pathlib

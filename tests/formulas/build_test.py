@@ -1,4 +1,4 @@
-"""Designs against matrices written out, R's conventions, and errors that name column and rows."""
+"""Designs equal written-out matrices and R's conventions; errors name the column and the rows."""
 
 import sys
 
@@ -236,7 +236,7 @@ def test_new_rows_have_the_columns_of_the_fit(data):
   with pytest.raises(ValueError, match="'x' is missing in row 2"):
     new_rows(template, few | {"x": [1.0, None, 1.0, 1.0]})
   _, template = prepare("y ~ x + (1 | g)", data, offset=np.arange(ROWS))
-  with pytest.raises(ValueError, match="give that of the new rows"):
+  with pytest.raises(ValueError, match="pass offset for the new rows"):
     new_rows(template, few)
   assert new_rows(template, few, offset=np.arange(4)).offset.tolist() == [0, 1, 2, 3]
 
@@ -262,7 +262,7 @@ def test_a_hundred_thousand_groups():
     ("y ~ x + (1 | h)", {}, "no column 'h' .the grouping factor."),
     ("q ~ x + (1 | h)", {}, "no column 'q' .the response."),
     ("y ~ x + (1 | g)", {"weights": "wt"}, "no column 'wt'"),
-    ("y ~ x + (1 | g)", {"weights": "x"}, "Weights are above 0"),
+    ("y ~ x + (1 | g)", {"weights": "x"}, "weights must be above 0"),
     ("y ~ x + (1 | g)", {"weights": np.ones(3)}, r"weights has shape \(3,\)"),
     ("y ~ log(f) + (1 | g)", {}, r"Column 'f' .a term. is not numeric: 'c' in row 1.*C\("),
     ("f ~ x + (1 | g)", {}, "Column 'f' .the response. is not numeric"),
@@ -274,7 +274,7 @@ def test_a_hundred_thousand_groups():
     ("y ~ zero + (1 | g)", {}, "'zero' of the fixed part is 0 in all 60 rows"),
     ("y ~ (zero || g)", {}, r"'zero' of \(zero \|\| g\) is 0 in all 60 rows"),
     ("y ~ x + c + (1 | g)", {}, "depend on each other in 60 rows: 'c' is 3 in all"),
-    ("y ~ (x + 1 | g) + (1 | g)", {}, "random effect .Intercept. by g is there twice"),
+    ("y ~ (x + 1 | g) + (1 | g)", {}, "random effect .Intercept. by g is in two terms"),
     ("y ~ (0 | g)", {}, "has no term"),
     ("y ~ 2 + (1 | g)", {}, "'2' of the formula cannot be made: Numeric literals"),
     ("y ~ C(f, Treatment('q')) + (1 | g)", {}, "cannot be made: .*'q'.*not among"),
@@ -284,11 +284,11 @@ def test_a_hundred_thousand_groups():
     ("y ~ x * one + (1 | g)", {}, "'one' has one level"),
     ("y ~ x + (one | g)", {}, "'one' has one level"),
     ("y ~ f * part + (1 | g)", {}, "do not occur together.*one column that names"),
-    ("y ~ cr(x, df=3, constraints='none') + (1 | g)", {}, "options of cr are numbers"),
+    ("y ~ cr(x, df=3, constraints='none') + (1 | g)", {}, "options of cr must be numbers"),
     ("cbind(n, n) ~ x + (1 | g)", {}, "is a logistic response; the family is gaussian"),
-    ("cbind(n, n) ~ x + (1 | g)", {"family": "logistic", "trials": "n"}, "leave trials out"),
+    ("cbind(n, n) ~ x + (1 | g)", {"family": "logistic", "trials": "n"}, "leave out the arg"),
     ("cbind(n, x) ~ x + (1 | g)", {"family": "logistic"}, "among the terms"),
-    ("cbind(n, y) ~ x + (1 | g)", {"family": "logistic"}, "0 or more; a row has fewer"),
+    ("cbind(n, y) ~ x + (1 | g)", {"family": "logistic"}, "must be at least 0; a row is negative"),
     (
       "y ~ slip + (1 | g)",
       {},

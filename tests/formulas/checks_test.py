@@ -1,4 +1,4 @@
-"""Columns that depend on each other in any unit, and responses that a family cannot have."""
+"""Dependent columns are found in any unit, and so are responses that a family cannot have."""
 
 import numpy as np
 import pytest
@@ -41,21 +41,21 @@ def test_levels_that_do_not_occur_together():
 @pytest.mark.parametrize(
   "response, family, trials, message",
   (
-    ([0, 1.5], "logistic", None, "is 0 or 1; 'y' has others, 2 rows: 1.5 is one. A threshold"),
+    ([0, 1.5], "logistic", None, "must be 0 or 1; 'y' has the value 1.5 among 2 rows. Compare"),
     ([0, 2], "logistic", None, r"cbind\(y, failures\).*I\(y == 2\)"),
-    ([0, 0.5], "logistic", None, "Shares need their counts"),
+    ([0, 0.5], "logistic", None, "For shares, write cbind"),
     (
       [0, 1.5],
       "poisson",
       None,
-      r"A Poisson response is a count.*1.5 is one.*offset\(log\(time\)\)",
+      r"A Poisson response must be a count.*the value 1.5.*offset\(log\(time\)\)",
     ),
     ([0, -1], "poisson", None, "a count"),
     ([2, 2], "gaussian", None, "is 2 in all 2 rows"),
     ([1, 3], "logistic", [2, 2], "more successes than trials: 3 of 2"),
     ([1, 1.5], "logistic", [2, 2], "whole numbers"),
     ([1, 2], "logistic", [2, 4], "is 0.5 in all 2 rows"),
-    ([1, 2], "poisson", [2, 2], "Trials are those of a logistic"),
+    ([1, 2], "poisson", [2, 2], "trials belong to a logistic"),
   ),
 )
 def test_responses_that_a_family_cannot_have(response, family, trials, message):

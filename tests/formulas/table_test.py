@@ -1,4 +1,4 @@
-"""Files as people have them: separators, decimal signs, encodings, missing values."""
+"""Text files with any separator, decimal sign, encoding and missing values."""
 
 import gzip
 
@@ -62,7 +62,7 @@ def test_a_decimal_comma_is_found(file, content, decimal):
 
 
 def test_decimal_signs_in_doubt(file):
-  with pytest.raises(ValueError, match="such as 1,5 and such as 2.5: say by decimal"):
+  with pytest.raises(ValueError, match="such as 1,5 and such as 2.5: pass decimal"):
     read(file("y;x\n1,5;2.5\n"))
   table = read(file("y;x\n1,5;2.5\n"), decimal=",")
   assert numbers(table, "y", "y") == [1.5]
@@ -110,7 +110,7 @@ def test_comments_quotes_and_the_lines_of_rows(file):
     ("y,x\n1,2\n3\n", r"row 2 \(line 3\): 1 fields, but there are 2 column names, y, x"),
     ("y,x\n1,2\n\n3,4,5\n", r"row 2 \(line 4\): 3 fields"),
     ("y,x\n1,2,3\n3,4,5\n", "Give the first column a name"),
-    ('y,x\n1,"2\n3,4\n', "no CSV file"),
+    ('y,x\n1,"2\n3,4\n', "cannot be read as a CSV file"),
   ),
 )
 def test_broken_files_are_named_with_their_row(file, content, message):
@@ -182,7 +182,7 @@ def test_texts_of_arrays(values, shown):
 @pytest.mark.parametrize(
   "data, error, message",
   (
-    ({"y": [1], "x": [1, 2]}, ValueError, "one length"),
+    ({"y": [1], "x": [1, 2]}, ValueError, "equal lengths"),
     ({"y": np.ones((2, 2))}, ValueError, r"shape \(2, 2\)"),
     ({"y": []}, ValueError, "no rows"),
     ({}, ValueError, "no rows"),
@@ -243,7 +243,7 @@ def test_files_that_are_no_such_text_say_what_to_do(tmp_path, file):
     read(path)
   with pytest.raises(ValueError, match="encoding utf-16-le"):
     read(file("y,größe\n1,a\n", encoding="utf-16-le"))
-  with pytest.raises(ValueError, match="say so by sep"):
+  with pytest.raises(ValueError, match="separates the columns, pass sep"):
     read(file('"y" "g"\n1 "a"\n'))
   with pytest.raises(ValueError, match="sep='space'"):
     find(read(file("y g\n1 a\n")), "y", "the response")

@@ -1,4 +1,4 @@
-"""The evidence: closed forms for linear-Gaussian models, central differences on a network."""
+"""The evidence agrees with closed forms for linear models, and with differences for networks."""
 
 import functools
 

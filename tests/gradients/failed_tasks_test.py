@@ -1,4 +1,4 @@
-"""Bad input to learners is an error outside jit; inside, the task is left out and counted."""
+"""Bad input is an error outside jit; under jit, the task is left out and counted."""
 
 import functools
 

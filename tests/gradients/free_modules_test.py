@@ -1,4 +1,4 @@
-"""sigma_m = inf among finite sigmas: module m has no prior, the limit of a wide one."""
+"""A module with sigma = inf has no prior; this is the limit of a wide prior."""
 
 import dataclasses
 import functools

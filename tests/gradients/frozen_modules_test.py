@@ -1,4 +1,4 @@
-"""phi's gradient of frozen modules: exact under Gauss-Newton where the solve is."""
+"""phi's gradient for frozen modules is exact with Gauss-Newton if the solve is exact."""
 
 import jax
 import jax.numpy as jnp

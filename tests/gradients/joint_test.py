@@ -1,4 +1,4 @@
-"""sigma's gradient through both levels, against central differences of the whole optimum."""
+"""sigma's gradient through both levels agrees with differences of the whole optimum."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""log det(I + s C s) against dense matrices; the stochastic one against its own standard error."""
+"""log det(I + s C s) agrees with dense matrices; the estimate, within its standard error."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What the mode and the evidence are differentiated in, how often, and from which examples."""
+"""Derivatives of the mode and the evidence in data and closed-over numbers, once and twice."""
 
 import jax
 import jax.numpy as jnp

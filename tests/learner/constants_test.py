@@ -1,4 +1,4 @@
-"""Constants: what the network takes beside its parameters, neither adapted nor trained."""
+"""Constants are inputs of the network that are neither adapted nor trained."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What priors on phi and sigma add to the meta-gradient, with their weights, by hand."""
+"""Priors on phi and sigma add the right terms to the meta-gradient, with the right weights."""
 
 import jax
 import numpy as np

@@ -1,6 +1,6 @@
-"""Every row of the family against an implementation of its own, written here without the library.
+"""Every algorithm of the family agrees with an independent implementation in this file.
 
-The models have few parameters, so that Hessians are dense; all is in float64.
+The models have few parameters, so that Hessians are dense. All computations are in float64.
 """
 
 import functools
@@ -655,7 +655,7 @@ def test_a_row_without_sigma_takes_none():
   likelihood, params, _ = mlp_problem()
   keywords = dict(inner=SGD, implicit=sm.Implicit(), phi_optimizer=SGD.optimizer)
   keywords |= dict(sigma_optimizer=SGD.optimizer, init_sigma=0.3)
-  with pytest.raises(ValueError, match="no finite sigma: init_sigma is 0 or inf; got .*0.3"):
+  with pytest.raises(ValueError, match="init_sigma must be 0 or inf if .*; got .*0.3"):
     sm.make_learner(sm.FAMILY["maml"], likelihood, sm.by_layer(params), **keywords)
 
 

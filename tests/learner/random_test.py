@@ -1,4 +1,4 @@
-"""Random networks: which keys they get, and that no key is used twice."""
+"""Random networks get the right keys, and no key is used twice."""
 
 import flax.linen as nn
 import jax

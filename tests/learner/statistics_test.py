@@ -1,4 +1,4 @@
-"""Running statistics are refreshed between updates, the same on any number of devices."""
+"""Running statistics are refreshed between updates, and agree on any number of devices."""
 
 import flax.linen as nn
 import jax

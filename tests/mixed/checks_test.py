@@ -1,4 +1,4 @@
-"""Designs that cannot be fitted: the errors name what came and what to do."""
+"""Designs that cannot be fitted raise errors that name the fault and the remedy."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ CASES = {
   "weights": (
     lambda: plain()._replace(weights=np.arange(24.0)),
     "gaussian",
-    "weight of row 1 is 0.0; weights are positive",
+    "weight of row 1 is 0.0; weights must be positive",
   ),
   "trials": (
     lambda: plain(y=np.arange(24) % 2)._replace(trials=np.full(24, 0.5)),
@@ -86,9 +86,9 @@ CASES = {
   "trials of counts": (
     lambda: plain(y=np.arange(24))._replace(trials=np.full(24, 30.0)),
     "poisson",
-    "Trials belong to a logistic response",
+    "trials belong to a logistic response",
   ),
-  "family": (plain, "gamma", "family is 'gamma'; it is one of gaussian, logistic, poisson"),
+  "family": (plain, "gamma", "family must be one of gaussian, logistic, poisson; got 'gamma'"),
 }  # fmt: skip
 
 
@@ -100,9 +100,9 @@ def test_the_error_says(name):
 
 
 def test_estimators():
-  with pytest.raises(ValueError, match="reml is for the gaussian family, and this is poisson"):
+  with pytest.raises(ValueError, match="reml is for the gaussian family; got poisson"):
     fit(plain(y=np.arange(24)), "poisson", "reml")
-  with pytest.raises(ValueError, match="estimator is 'map'; it is one of ml, reml, predictive"):
+  with pytest.raises(ValueError, match="estimator must be one of ml, reml, predictive; got 'map'"):
     fit(plain(), "gaussian", "map")
 
 

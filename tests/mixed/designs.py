@@ -1,4 +1,4 @@
-"""Designs for the tests, and the likelihood of a linear mixed model as one dense normal density."""
+"""Designs for the tests, and the likelihood of a linear mixed model as one dense density."""
 
 import csv
 import os

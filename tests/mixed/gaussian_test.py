@@ -1,4 +1,4 @@
-"""Linear mixed models against a dense normal density, the library, statsmodels, published fits."""
+"""Linear mixed models agree with a dense density, the library, statsmodels and published fits."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Effects of groups against the formula of best linear unbiased prediction, and published ones."""
+"""Group effects agree with the formula of best linear unbiased prediction and published ones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Generalised linear mixed models against Laplace's approximation written out densely."""
+"""Generalised linear mixed models agree with a dense Laplace approximation."""
 
 import numpy as np
 import pytest

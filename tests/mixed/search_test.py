@@ -1,4 +1,4 @@
-"""The search: minima of functions with known ones."""
+"""The search finds known minima of functions."""
 
 import numpy as np
 import pytest

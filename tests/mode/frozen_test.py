@@ -1,4 +1,4 @@
-"""Frozen modules are cut off before any task runs: the same numbers, without their work."""
+"""Frozen modules are cut off before tasks run; the numbers are the same, with less work."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The cut program equals the whole one, values and gradients, and holds only what it must."""
+"""The cut program has the values and gradients of the whole one, and keeps only what it needs."""
 
 import jax
 import jax.numpy as jnp

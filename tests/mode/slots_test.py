@@ -1,4 +1,4 @@
-"""Every task runs its own loop to the end; the block's steps are counted exactly."""
+"""Every task runs its own loop to the end, and the steps of a block are counted exactly."""
 
 import jax
 import jax.numpy as jnp

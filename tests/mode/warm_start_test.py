@@ -1,4 +1,4 @@
-"""Recurring tasks begin where they ended: fewer steps, the same mode and gradient."""
+"""Recurring tasks start where they ended: fewer steps, and the same mode and gradient."""
 
 import chex
 import jax
@@ -98,7 +98,7 @@ def test_cg_from_a_start():
 
 def test_errors():
   learner, state, tasks = problem()
-  with pytest.raises(ValueError, match="is of 3 tasks, and there are 4"):
+  with pytest.raises(ValueError, match="has 3 tasks; the update has 4"):
     learner.update(state, tasks, warm=learner.no_start(state, 3))
   with pytest.raises(TypeError, match="must be a shrinkmeta.WarmStart"):
     learner.update(state, tasks, warm=state.phi)

@@ -1,8 +1,8 @@
-"""Why sigma is learnt from the predictive likelihood: the joint density has no maximum in sigma.
+"""Why sigma follows the predictive likelihood: the joint density has no maximum in sigma.
 
-The scalar model theta_t ~ N(phi, sigma^2), y_tn ~ N(theta_t, 1), true sigma^2 = 0.49, n = 1..N.
-With S the variance of the task means, the stationary points in sigma^2 solve
-(1 + N sigma^2)^2 = N^2 S sigma^2: for N S < 4 there are none, and ascent collapses from anywhere.
+The scalar model is theta_t ~ N(phi, sigma^2), y_tn ~ N(theta_t, 1), with true sigma^2 = 0.49 and
+n = 1..N. Let S be the variance of the task means. The stationary points in sigma^2 solve
+(1 + N sigma^2)^2 = N^2 S sigma^2. For N S < 4 there are none, and ascent collapses from any start.
 """
 
 import jax

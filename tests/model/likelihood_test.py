@@ -168,6 +168,13 @@ def test_a_target_of_padding_may_be_anything():
     np.testing.assert_allclose(call(likelihood, {}, batch), -2 * np.log(4.0), rtol=1e-12)
 
 
+def test_padding_without_a_density_adds_0():
+  """log y is -inf at the 0 that takes the place of padding."""
+  likelihood = sm.Likelihood(identity, lambda f, y: f * jnp.log(y))
+  batch = sm.Batch(jnp.ones(2), jnp.array([np.e, 5.0]), mask=jnp.array([1.0, 0.0]))
+  np.testing.assert_allclose(sm.log_likelihood(likelihood, {}, batch), 1.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("scale", "outputs"), [((4,), (4,)), ((4, 1), (4,)), ((4, 1), (4, 3)), ((2,), (4, 3))]
 )

@@ -1,4 +1,4 @@
-"""What tests of pictures share: is every text of a figure readable?"""
+"""A check, shared by the tests of pictures, that every text of a figure is readable."""
 
 import itertools
 

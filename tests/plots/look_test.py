@@ -23,6 +23,7 @@ EVALUATION = sm.Evaluation(np.ones(3), None, np.ones(3, bool))
 CALLS = {
   "adaptation_curves": [{"maml": {1: EVALUATION}}],
   "choice_curve": [sm.Choice((), (ROW,), (POINT,), 2, 0, None)],
+  "mixed_model": [None],
   "reliability_diagram": [np.log(np.ones((1, 2)) / 2), np.array([0])],
   "shrunk_estimates": [np.zeros(2), np.ones(2)],
   "sigma_by_module": [{"body": 0.1}],

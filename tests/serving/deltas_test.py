@@ -1,4 +1,4 @@
-"""What many tasks own: exact, tied to phi, found by id."""
+"""Deltas of many tasks are exact, are tied to phi, and are found by id."""
 
 import pathlib
 

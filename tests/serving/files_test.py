@@ -1,4 +1,4 @@
-"""Deltas in files: exact, read in part, tied to phi; damage is found and named."""
+"""Files of deltas are exact, tied to phi, and read in part; errors name damaged files."""
 
 import json
 import sys

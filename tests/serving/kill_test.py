@@ -1,4 +1,4 @@
-"""A killed writer loses nothing and shows no part of a save; one process writes at a time."""
+"""A killed writer loses nothing and leaves no partial save; one process writes at a time."""
 
 import os
 import pathlib

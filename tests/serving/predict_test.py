@@ -1,4 +1,4 @@
-"""Rows of different tasks in one batch: each equals its task alone; frozen layers see all rows."""
+"""Rows of different tasks in one batch each equal their task alone; frozen layers run once."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Rounded differences: how exact they are, how many bytes they take, what they cost in nats."""
+"""Rounded differences: their errors, their bytes, and their cost in nats."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the training functions take, and what they refuse before any work."""
+"""Arguments of the training functions, valid ones and those that are refused before any work."""
 
 import os
 import pathlib

@@ -281,7 +281,7 @@ def test_the_stored_format_keeps_its_keys(tmp_path):
   content = json.loads((tmp_path / "1" / "about" / "metadata").read_text())
   assert set(content) == {
     *("format", "row", "sigma", "fit", "settings", "modules", "arrays"),
-    *("fingerprints", "versions", "constants", "digest"),
+    *("fingerprints", "versions", "constants", "digest", "devices", "run"),
   }
   assert content["row"] == ["learned", "predictive", "implicit"]
 
@@ -320,6 +320,37 @@ def test_an_older_description_is_compared_without_the_newer_fields():
   assert checkpoint_format.differences(old, wanted) == []
   old["settings"] = {"rate": 0.2}
   assert checkpoint_format.differences(old, wanted) == ["setting rate: 0.2 in it, 0.1 here"]
+
+
+def test_a_stored_or_missing_base_is_named(tmp_path):
+  predict = lambda p, x, constants: x @ p["slope"] + p["level"] * constants["kernel"][0]
+  likelihood = sm.gaussian(predict, 1.0)
+  learner, base = sm.sigma_imaml(likelihood, sm.by_leaf(PARAMS)), {"kernel": jnp.ones(3)}
+  start = learner.init(PARAMS, constants=base)
+  for name, by_value in (("values", True), ("prints", False)):
+    with checkpoints.opened(sm.Checkpoints(tmp_path / name, constants=by_value), learner) as store:
+      store.save(start)
+  blank = learner.init(PARAMS, constants=jax.tree.map(jnp.zeros_like, base))
+  values = sm.Checkpoints(tmp_path / "values", constants=True)
+  restored = sm.restore(values, learner, blank)
+  assert restored is not None
+  chex.assert_trees_all_equal(restored.constants, base)
+  for found, state, message in (
+    (sm.Checkpoints(values.folder), start, r"stores the constants: pass .*constants=True\)\. "),
+    (sm.Checkpoints(tmp_path / "prints", constants=True), start, "does not store the constants"),
+    (sm.Checkpoints(tmp_path / "prints"), blank, "constant kernel: "),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sm.restore(found, learner, state)
+
+
+def test_restore_writes_no_messages_of_orbax(tmp_path, caplog):
+  learner = make_learner()
+  write(tmp_path, learner, (1,))
+  caplog.set_level("INFO", logger="absl")
+  sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS))
+  sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS), 1)
+  assert [record.getMessage() for record in caplog.records if "orbax" in record.pathname] == []
 
 
 def test_restore_from_a_folder_without_checkpoints(tmp_path):

@@ -23,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import shrinkmeta as sm
 from shrinkmeta.training import programs, stopping
+from shrinkmeta.training.records import Warnings
 from tests import fit_worker
 
 SOURCE = fit_worker.source
@@ -255,9 +256,16 @@ def test_few_converged_loops_are_warned_of_once(steps, share, caplog):
     assert len(found) == 1
     assert found[0].startswith("0 % of the inner loops of the first 20 updates converged")
     assert "converged at 0.0001 (Inner.tol) or less" in found[0]
-    assert (
-      "more steps (now 2), a larger tol or a smaller step size, or lower init_sigma" in found[0]
-    )
+    assert "more steps (now 2) or a smaller step size, or lower init_sigma" in found[0]
+    assert '"The mode was not reached"' in found[0]
+
+
+def test_the_warning_of_a_resumed_run_names_its_updates(caplog):
+  seen = Warnings(make()[0], 3, 30, 60)
+  for step in range(30, 60):
+    seen.see(step, {"failed": 0, "converged": 0.0, "inner_grad_norm": 1.0})
+  (found,) = warnings_of(caplog)
+  assert found.startswith("0 % of the inner loops of updates 30 to 49 converged")
 
 
 def test_convergence_is_not_logged_where_it_is_not_known():
@@ -289,7 +297,7 @@ def test_wrong_arguments(tmp_path):
   with pytest.raises(ValueError, match=r"gives \['eval/a'\]"):
     keywords = {"evaluate": lambda s: {"a": 1.0}, "evaluate_every": 1, "best": "b"}
     run(learner, state, 1, checkpoints=sm.Checkpoints(tmp_path / "b"), **keywords)
-  with pytest.raises(ValueError, match="steps is 2, but the state is already that of step 7"):
+  with pytest.raises(ValueError, match="already that of step 7.*for 2 more pass steps=9"):
     run(learner, state._replace(step=jnp.asarray(7)), 2)
   for more in (1, -1):
     with pytest.raises(ValueError, match=rf"tasks\(0, 3\) returned {3 + more} tasks; 3 were asked"):
@@ -383,11 +391,13 @@ def test_an_interrupted_run_returns_its_state_and_continues_to_the_same_bits(tmp
     caplog.clear()
     reached, _ = run(learner, state, 6, callbacks=[interrupting(2)], **keywords)
     assert reached.step == 3
-    assert "SIGINT: stopped after step 2 (3 of 6 done)" in caplog.text
+    saved = "" if checkpoints is None else ", saved as 3"
+    assert f"SIGINT: stopped; 3 of 6 updates done{saved}." in caplog.text
     assert checkpoints is None or os.listdir(tmp_path) == ["3"]
     # With checkpoints the folder knows the state, so that the start may be passed again.
     ended, records = run(learner, reached if checkpoints is None else state, 6, **keywords)
     assert [record["step"] for record in records] == [3, 4, 5]
+    assert checkpoints is None or "Training continues from step 3 of 6" in caplog.text
     chex.assert_trees_all_equal(ended, straight)
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends with the bits of an uninterrupted run."""
+"""A run that is killed and restarted ends with the bits of an uninterrupted run."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Calibration figures against scikit-learn and against counts by hand."""
+"""Calibration figures agree with scikit-learn and with counts by hand."""
 
 from typing import Any
 

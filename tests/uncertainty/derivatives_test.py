@@ -1,4 +1,4 @@
-"""Derivatives of a predictive covariance against dense ones, where eigenvectors have none."""
+"""Derivatives of a predictive covariance agree with dense ones where eigenvectors have none."""
 
 import jax
 import jax.numpy as jnp

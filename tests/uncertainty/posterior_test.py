@@ -1,4 +1,4 @@
-"""Laplace's posterior against closed forms, and its draws against their own covariance."""
+"""Laplace's posterior agrees with closed forms, and its draws with its covariance."""
 
 import functools
 

@@ -1,1 +1,1 @@
-"""Measurements in turn with other settings and other libraries."""
+"""Measurements that alternate with other settings or with other libraries."""

@@ -1,4 +1,4 @@
-"""Two measurements in turn, A B A B ..., each in a process of its own."""
+"""Two measurements that alternate, A B A B ..., each in a process of its own."""
 
 import dataclasses
 import typing
@@ -22,7 +22,7 @@ _COLUMNS = (
 
 
 def changed(config: Config, against: Sequence[str]) -> Config:
-  """The configuration with changes such as "batching=vmap", by the types of its fields.
+  """Return the configuration with changes such as "batching=vmap"; text becomes the field's type.
 
   >>> changed(Config(), ["steps=3"]).steps
   3
@@ -38,7 +38,7 @@ def changed(config: Config, against: Sequence[str]) -> Config:
 
 
 def _value(hint: Any, change: str, text: str) -> Any:
-  """The text of a change as the type of its field."""
+  """Return the text of a change as a value of its field's type."""
   try:
     if hint is bool:
       return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -58,12 +58,16 @@ def run(
   other: Callable[[], report.Record] | None,
   keep: Callable[[report.Record], None],
 ) -> str:
-  """Measures `config`, and `other` in turn. Returns a table of medians.
+  """Measure `config` and `other` alternately, and return a table of medians.
 
-  With several rounds the spread is that of the rounds' medians; with one, that of repetitions.
+  With several rounds, the spread is that of the medians of the rounds. With one round, it is that
+  of the repetitions.
 
   Args:
-    keep: takes a measurement as soon as it is made.
+    config: the first side.
+    rounds: how often each side is measured.
+    other: measures the second side; None measures `config` alone.
+    keep: receives each measurement as soon as it is made.
   """
   records: list[report.Record] = []
   for i in range(rounds):

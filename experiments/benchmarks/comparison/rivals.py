@@ -1,7 +1,8 @@
-"""Other libraries, run by scripts that live in a folder of their own, beside this project.
+"""Other libraries, measured by scripts in a folder outside this project.
 
 The folder holds `bench_torch.py` and `bench_jax.py`, each of which takes --lib, --workload, --alg,
---steps, --tasks, --reps, --max-seconds and prints one JSON line. Nothing is imported from there.
+--steps, --tasks, --reps, --max-seconds and prints one JSON line. This project imports nothing from
+that folder.
 """
 
 import json
@@ -21,7 +22,7 @@ _MLP = ("--inner", "scan", "--batching", "vmap")
 
 
 class Rival(NamedTuple):
-  """How a library is called."""
+  """How the script of another library is called."""
 
   script: str
   lib: str
@@ -43,10 +44,11 @@ NEAREST = {"sigma_imaml": "imaml", "adapt": "reptile"}
 
 
 def command(name: str, config: Config, peers: str, python: str) -> list[str]:
-  """The command line that measures the rival on the configuration's workload.
+  """Return the command line that measures the rival on the configuration's workload.
 
   Raises:
-    ValueError: there is no such rival, folder, interpreter, workload or algorithm of theirs.
+    ValueError: the rival, folder or interpreter does not exist, or the rival lacks this workload or
+      algorithm.
   """
   if name not in RIVALS:
     raise ValueError(f"{name!r} is no rival; choose one of {', '.join(RIVALS)}.")
@@ -81,10 +83,10 @@ def command(name: str, config: Config, peers: str, python: str) -> list[str]:
 
 
 def parse(text: str) -> dict[str, Any]:
-  """The record a rival printed: the last line that is a JSON object.
+  """Return the record that a rival printed: the last line that is a JSON object.
 
   Raises:
-    ValueError: there is none, or it tells an error.
+    ValueError: no line is a JSON object, or the record reports an error.
   """
   for line in reversed(text.splitlines()):
     if line.startswith("{"):
@@ -99,7 +101,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def run(line: list[str]) -> dict[str, Any]:
-  """Runs the command and reads what it measured, in the names of this package's records."""
+  """Run the command, and return its measurement under the field names of this package."""
   environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # the folder is not ours to write in
   environment.pop("PYTHONPATH", None)  # nor are our packages its own
   done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
@@ -110,7 +112,7 @@ def run(line: list[str]) -> dict[str, Any]:
 
 
 def to_record(theirs: Mapping[str, Any]) -> dict[str, Any]:
-  """A rival's fields under this package's names; its own stay under "raw"."""
+  """Return a rival's fields under the names of this package; "raw" keeps the rival's own record."""
   seconds = theirs["seconds_per_step"]
   return {
     "library": theirs["lib"],

@@ -1,4 +1,4 @@
-"""Costs beside the seconds of a step: memory, and what happens before the first step is done."""
+"""Memory of an update, its precision in bfloat16, and the time before the first update."""
 
 import dataclasses
 import tempfile
@@ -14,10 +14,10 @@ from experiments.benchmarks.worker import Config, make_step, spawn
 
 
 def memory(config: Config) -> Iterator[report.Record]:
-  """Temporaries of an update on W2 by XLA's analysis: compiled, never run.
+  """Yield the temporaries of an update on W2 by XLA's analysis; the program is not run.
 
-  `sample` is Implicit.batch_size, there the size of an inner step's batch too, and `batches` its
-  num_batches, None for all examples.
+  In the records, `sample` is `Implicit.batch_size`, which is also the batch size of an inner step,
+  and `batches` is `Implicit.num_batches`. None stands for all examples.
   """
   long = 4 if config.tiny else 100
   w2 = workloads.load("w2", config.tiny)
@@ -50,9 +50,10 @@ def memory(config: Config) -> Iterator[report.Record]:
 
 
 def precision(config: Config) -> Iterator[report.Record]:
-  """sigma_imaml's meta-gradient with the network in bfloat16, against float32: bias, time, memory.
+  """Compare the meta-gradient of sigma_imaml in bfloat16 and float32: bias, time and memory.
 
-  A second row of float32 has other random data: how far apart two meta-batches are anyway.
+  The third record is float32 on other random tasks. It shows how much two meta-batches differ
+  anyway.
   """
   calls, results, temporaries = {}, {}, {}
   for name, compute, seed in (
@@ -87,9 +88,9 @@ def precision(config: Config) -> Iterator[report.Record]:
 
 
 def compilation(config: Config) -> Iterator[report.Record]:
-  """Tracing, compiling, and the way from the start of a process to its first finished update.
+  """Yield the seconds to trace, to compile, and from process start to the first finished update.
 
-  With XLA's compilation cache off, being filled, and filled, each in a new process, in rounds.
+  XLA's compilation cache is off, then empty, then filled. Each measurement is a new process.
   """
   rounds = 1 if config.tiny else 3
   rows: dict[str, list[report.Record]] = {}

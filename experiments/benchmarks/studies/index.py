@@ -1,4 +1,4 @@
-"""The studies by name. Each takes a configuration and yields records, the rows of its table."""
+"""The studies by name. Each study takes a configuration and yields the records of its table."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""Optimisers that find the mode of a task, on problems of the library's own: what each costs."""
+"""The cost of each optimiser that finds the mode of a task, on problems of the library's own."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ OPTIMISERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 def _linear(tasks: int) -> Made:
-  """The ten lines of README.md: all tasks share the slope, each has its own level."""
+  """The example of README.md: all tasks share the slope, and each has its own level."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(tasks, 8, 2))
   y = x @ [2.0, -1.0] + rng.normal(size=(tasks, 1)) + rng.normal(size=(tasks, 8))
@@ -38,7 +38,7 @@ def _linear(tasks: int) -> Made:
 
 
 def _mixed(tasks: int) -> Made:
-  """A mixed model with a column of another unit: y ~ days + (1 + days | subject)."""
+  """A mixed model whose predictor has another unit: y ~ days + (1 + days | subject)."""
   rng = np.random.default_rng(0)
   days = np.broadcast_to(np.arange(10.0), (tasks, 10))
   slope, level = 10 + 6 * rng.normal(size=(tasks, 1)), 250 + 25 * rng.normal(size=(tasks, 1))
@@ -49,7 +49,7 @@ def _mixed(tasks: int) -> Made:
 
 
 def _sinusoid(tasks: int) -> Made:
-  """Ten examples of a sinusoid, an MLP 1-40-40-1."""
+  """Ten examples of a sinusoid, and an MLP 1-40-40-1."""
   problem = sinusoid.problem()
   batch = problem.train.sample(jax.random.key(0), 0, tasks).train
   net = MLP(1)
@@ -72,10 +72,11 @@ PROBLEMS = {"ten lines": _linear, "mixed model": _mixed, "sinusoid": _sinusoid, 
 
 
 def inner(config: Config) -> Iterator[report.Record]:
-  """Seconds to compile and to solve, steps and gradient norm, of each optimiser on each problem.
+  """Yield the seconds to compile and to solve, the steps and the final gradient norm.
 
-  Seconds are those of the processor, so that other work on the machine does not count. At most 200
-  steps are run, to a gradient norm of 1e-4 nats per example.
+  There is one record for each optimiser and problem. Seconds are processor time, so that other work
+  on the machine does not count. A run ends at a gradient norm of 1e-4 nats per example, or after
+  200 steps.
   """
   tasks, steps = (2, 5) if config.tiny else (config.tasks or 8, 200)
   problems = dict(list(PROBLEMS.items())[:2]) if config.tiny else PROBLEMS

@@ -1,4 +1,4 @@
-"""What shrinkage costs, and what modules that are not task-specific save."""
+"""The cost of a learned sigma, and the time that frozen modules save."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from experiments.networks.modules import network_order
 
 
 def frozen(config: Config) -> Iterator[report.Record]:
-  """Adaptation of all modules, and of the last two with the others held at phi.
+  """Time adaptation of all modules, and of the last two with the others frozen at phi.
 
-  The third way computes the second without splitting the parameters: sigma = 0 comes in as data,
-  to a learner that moves all modules. Its result must be the same to rounding.
+  A third learner adapts all modules, but sigma = 0 for the frozen ones is given as data. It
+  computes the same result as the second without splitting the parameters. The results must agree to
+  rounding.
   """
   workload = workloads.load("w1", config.tiny, tasks=config.tasks, shots=config.shots)
   steps = config.steps or (3 if config.tiny else 100)
@@ -54,7 +55,7 @@ def frozen(config: Config) -> Iterator[report.Record]:
 
 
 def shrinkage(config: Config) -> Iterator[report.Record]:
-  """An update with sigma learned against one with sigma fixed, all else the same."""
+  """Time an update with learned sigma against the same update with fixed sigma."""
   workload = workloads.load("w1", config.tiny, tasks=config.tasks, shots=config.shots)
   calls = {}
   for name in ("sigma_imaml", "imaml"):

@@ -1,17 +1,17 @@
-"""A meta-step on many chips, on paper: what it computes, what it sends, and which takes longer.
+"""A cost model of a meta-step on many chips: seconds of computation and of communication.
 
-A device has T / n tasks; it computes for
+n devices share T tasks. A device computes for
 
-    T / n * flops of a task / (peak * utilisation)
+    ceil(T / n) * flops of a task / (peak * utilisation)
 
-seconds and takes part in one sum over devices of the gradient with respect to phi and sigma and of
-the numbers that people read, b bytes, once a meta-step, whatever the number of inner steps and of
-products of a solve:
+seconds. Once in a meta-step, the devices add up the gradients of phi and sigma and the metrics, b
+bytes in all. b does not depend on the number of inner steps or of products in a solve. The sum
+takes
 
-    2 (n - 1) / n * b / bandwidth + hops * latency,
+    2 (n - 1) / n * b / bandwidth + hops * latency
 
-with 2 (n - 1) hops on a ring, 4 (sqrt n - 1) on a torus of two dimensions, 2 log2 n on a tree.
-The study checks b against programs that XLA compiles for meshes of simulated devices.
+seconds, with 2 (n - 1) hops on a ring, 4 (sqrt n - 1) on a torus of two dimensions and 2 log2 n on
+a tree. The study checks b against programs that XLA compiles for meshes of simulated devices.
 """
 
 import json
@@ -44,12 +44,12 @@ CHIPS = {
 
 
 def compute_seconds(chip: Chip, task_flops: float, tasks: int, devices: int) -> float:
-  """Of the busiest device."""
+  """Return the seconds for which the busiest device computes."""
   return -(-tasks // devices) * task_flops / (chip.peak * chip.utilisation)
 
 
 def reduce_seconds(chip: Chip, size: int, devices: int) -> float:
-  """Of one all-reduce of `size` bytes."""
+  """Return the seconds of one all-reduce of `size` bytes."""
   hops = {
     "ring": 2 * (devices - 1),
     "torus": 4 * (math.sqrt(devices) - 1),
@@ -59,7 +59,7 @@ def reduce_seconds(chip: Chip, size: int, devices: int) -> float:
 
 
 def communication(chip: Chip, row: Mapping[str, float], steps: int, tasks_a_device: int) -> float:
-  """The part of a meta-step's seconds that is communication, which does not hide behind work."""
+  """Return the share of a meta-step's seconds spent on communication, if it overlaps no work."""
   devices = int(row["devices"])
   work = row["task_flops_a_step"] * steps + row["task_flops_besides"]
   seconds = compute_seconds(chip, work, tasks_a_device * devices, devices)
@@ -68,7 +68,7 @@ def communication(chip: Chip, row: Mapping[str, float], steps: int, tasks_a_devi
 
 
 def pods(config: Config) -> Iterator[report.Record]:
-  """Meshes of 8, 64 and 512 devices, a task a device: compiled, never run."""
+  """Yield a record for meshes of 8, 64 and 512 devices, one task each; programs are not run."""
   for devices in (8,) if config.tiny else (8, 64, 512):
     row = _spawn(config, devices)
     for name, chip in CHIPS.items():
@@ -84,14 +84,14 @@ def _spawn(config: Config, devices: int) -> report.Record:
 
 
 def main(request: str) -> None:
-  """The other end of `_spawn`: prints the record of one mesh as a line."""
+  """Print the record of one mesh as a line; `_spawn` starts the process that calls this."""
   wanted = json.loads(request)
   jax.config.update("jax_num_cpu_devices", wanted["devices"])
   print(json.dumps(compiled_for(wanted["workload"], wanted["tiny"])), flush=True)
 
 
 def compiled_for(name: str, tiny: bool) -> report.Record:
-  """What XLA makes of sigma_imaml's update on all devices there are, for L and 10 L steps."""
+  """Return sizes of sigma_imaml's compiled update on all devices, for L and 10 L inner steps."""
   mesh, found = sm.task_mesh(), []
   devices = mesh.size
   workload = workloads.load(name, tiny, tasks=devices)

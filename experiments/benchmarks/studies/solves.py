@@ -20,7 +20,7 @@ _CONVERGED = 1e-6  # about what float32 reaches
 
 
 class _Trained(NamedTuple):
-  """A workload after a few updates, since gradients of a random network are not typical."""
+  """A workload after a few updates, because gradients of a random network are not typical."""
 
   workload: workloads.Workload
   step: Step
@@ -47,7 +47,7 @@ def _step(workload: workloads.Workload, config: Config, **keywords: Any) -> Step
 
 
 def angle(a: Any, b: Any) -> tuple[float, float]:
-  """Angle in degrees between two trees, and |a| / |b|; exact for small angles, unlike arccos."""
+  """Return the angle between two trees in degrees, also if it is tiny, and |a| / |b|."""
   a, b = (np.asarray(ravel_pytree(tree)[0], float) for tree in (a, b))
   norms = np.linalg.norm(a), np.linalg.norm(b)
   chord = np.linalg.norm(a / norms[0] - b / norms[1])
@@ -55,7 +55,7 @@ def angle(a: Any, b: Any) -> tuple[float, float]:
 
 
 def against(grad: sm.MetaParams, exact: sm.MetaParams) -> report.Record:
-  """A meta-gradient beside the exact one."""
+  """Return the angles and norm ratios of a meta-gradient to the exact one."""
   phi, sigma = angle(grad.phi, exact.phi), angle(grad.log_sigma2, exact.log_sigma2)
   return {
     "phi_degrees": phi[0],
@@ -66,7 +66,7 @@ def against(grad: sm.MetaParams, exact: sm.MetaParams) -> report.Record:
 
 
 def tolerance(config: Config) -> Iterator[report.Record]:
-  """The meta-gradient by tolerances and counts of CG steps, against that of a converged solve."""
+  """Compare meta-gradients for several CG tolerances and step counts with the converged one."""
   trained = _train(config)
   settings = {"converged": sm.Implicit(max_steps=300, tol=_CONVERGED)}
   settings |= {f"tol {tol:g}": sm.Implicit(max_steps=300, tol=tol) for tol in _TOLERANCES}
@@ -87,7 +87,7 @@ def tolerance(config: Config) -> Iterator[report.Record]:
 
 
 def _meta_gradients(trained: _Trained, config: Config, settings: dict[str, sm.Implicit]) -> dict:
-  """Name -> a call of the compiled meta-gradient with that implicit setting."""
+  """Return {name: a call of the compiled meta-gradient with that implicit setting}."""
   _, tasks, key = trained.step.arguments
   calls = {}
   for name, implicit in settings.items():
@@ -104,7 +104,7 @@ def _solve_fields(metrics: sm.Metrics) -> report.Record:
 
 
 def dual(config: Config) -> Iterator[report.Record]:
-  """The exact dual solve against CG run to the residual that the dual reaches, on N C rows."""
+  """Time the dual solve against CG that runs to the same residual."""
   trained = _train(config)
   settings = {"none": sm.Implicit(solver="identity"), "dual": sm.Implicit(solver="dual")}
   calls = _meta_gradients(trained, config, settings)
@@ -126,10 +126,10 @@ def dual(config: Config) -> Iterator[report.Record]:
 
 
 def warm(config: Config) -> Iterator[report.Record]:
-  """Steps to tolerance of tasks that recur, begun at zero and where the last meta-step ended.
+  """Count the steps of recurring tasks from zero, and from where the last meta-step ended.
 
-  On sinusoids with a stronger prior: the objective of W1 at N = 5 with batch statistics, ReLU and
-  max-pool has kinks, at which no optimiser reaches a tolerance.
+  The tasks are sinusoids with a stronger prior. W1 is unsuitable: with batch statistics, ReLU and
+  max-pool, its objective at N = 5 has kinks, at which no optimiser reaches a tolerance.
   """
   inner = sm.Inner(sm.lbfgs(), steps=100, tol=5e-2)
   implicit = sm.Implicit(max_steps=100, tol=1e-3)
@@ -156,10 +156,10 @@ def warm(config: Config) -> Iterator[report.Record]:
 
 
 def sigma_gradient(config: Config) -> Iterator[report.Record]:
-  """sigma's gradient where phi follows l_MAP: through both levels, one, or without curvature.
+  """Compare the three settings of `sigma_gradient` where phi follows l_MAP.
 
-  On sinusoids, with phi brought to its optimum for a fixed sigma: "joint" is then the derivative of
-  the whole procedure, and what the others leave out is their error.
+  The tasks are sinusoids, and phi is at its optimum for a fixed sigma. There "joint" is the
+  derivative of the whole procedure. So the difference of the other two from it is their error.
   """
   workload = workloads.load("w3", config.tiny, tasks=config.tasks, shots=config.shots)
   problem = workloads.make_problem(workload, config.seed)

@@ -1,4 +1,4 @@
-"""Handwritten or printed characters, sorted by writing system, in memory."""
+"""Handwritten or printed characters in memory, grouped by writing system."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from experiments.datasets.files import cache
 
 
 class Characters(NamedTuple):
-  """K characters of S writing systems, up to R renderings each, H x W pixels."""
+  """K characters of S writing systems, each with up to R renderings of H x W pixels."""
 
   images: np.ndarray  # [K, R, H, W] uint8, 0 = paper, 255 = ink; zero from counts[k] on
   counts: np.ndarray  # [K] int32, renderings of character k, 1 <= counts <= R
@@ -20,7 +20,7 @@ class Characters(NamedTuple):
 
 
 def check(characters: Characters) -> Characters:
-  """Returns `characters` as they came, or raises ValueError with the first thing that is wrong."""
+  """Return `characters` unchanged, or raise ValueError that names the first fault."""
   images, counts, system, systems, names = characters
   k = len(names)
 
@@ -60,7 +60,7 @@ def check(characters: Characters) -> Characters:
 
 
 def select(characters: Characters, systems: Sequence[str]) -> Characters:
-  """Keeps the characters of `systems`, which then are numbered in the order given."""
+  """Keep the characters of `systems`; the systems are renumbered in the order given."""
   unknown = sorted(set(systems) - set(characters.systems))
   if unknown or not systems or len(set(systems)) < len(systems):
     raise ValueError(
@@ -81,7 +81,7 @@ def select(characters: Characters, systems: Sequence[str]) -> Characters:
 
 
 def with_at_least(characters: Characters, ways: int) -> Characters:
-  """Keeps the writing systems of `ways` characters or more: those that make a `ways`-way task."""
+  """Keep the writing systems with at least `ways` characters, enough for a `ways`-way task."""
   sizes = np.bincount(characters.system)
   large = [characters.systems[i] for i in np.flatnonzero(sizes >= ways)]
   if not large:
@@ -93,7 +93,7 @@ def with_at_least(characters: Characters, ways: int) -> Characters:
 
 
 def merge(*parts: Characters) -> Characters:
-  """All writing systems of `parts`, which share none, with equal shapes of pictures."""
+  """Join parts with different writing systems and equal image shapes."""
   sizes = [len(part.systems) for part in parts]
   offsets = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
   return check(
@@ -110,7 +110,7 @@ def merge(*parts: Characters) -> Characters:
 def cached(
   cache_dir: cache.Folder | None, filename: str, build: Callable[[], Characters]
 ) -> Characters:
-  """`build()`, checked and kept as `filename`, an .npz, in `cache_dir`: see `cache.cached`."""
+  """Return `build()` after a check, cached as the .npz `filename` in `cache_dir`."""
   return cache.cached(cache_dir, filename, lambda: check(build()), _read, _write)
 
 

@@ -1,4 +1,4 @@
-"""N-way K-shot episodes of characters, all of one writing system, distorted on the device."""
+"""N-way K-shot episodes of characters from one writing system, distorted on the device."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ class EpisodeConfig:
 )
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """Characters on the device: K of them, up to R renderings each, S systems of at most C."""
+  """K characters on the device, up to R renderings each; S systems of at most C characters."""
 
   images: jax.Array  # [K, R, H, W] uint8
   counts: jax.Array  # [K] int32
@@ -69,13 +69,13 @@ def device_pool(characters: characters_lib.Characters) -> Pool:
 def source(
   config: EpisodeConfig, characters: characters_lib.Characters, in_turn: bool = False
 ) -> Source:
-  """Endless episodes of `characters`.
+  """Return endless episodes of `characters`.
 
-  An episode draws a writing system uniformly, or takes the next with `in_turn`, `ways` distinct
-  characters of it, and `shots + queries` renderings of each. These are distinct where a character
-  has as many, so that train and val of Omniglot never share a drawing. Where it has fewer, all of
-  them are taken in turn, in random order: then train and val may show one rendering under two
-  distortions.
+  An episode draws a writing system uniformly, or takes the next one with `in_turn`. It draws `ways`
+  distinct characters of the system, and `shots + queries` renderings of each character. Each
+  rendering is used once if the character has enough of them. So train and val of Omniglot never
+  share a drawing. If it has fewer, renderings are repeated, and train and val may show one
+  rendering under two distortions.
 
   Returns:
     A source of Batch(inputs [T, N, size, size, 1] float32 in [0, 1], ink = 1; targets [T, N] int32

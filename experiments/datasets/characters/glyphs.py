@@ -1,10 +1,11 @@
 """Augmented few-shot character recognition that needs no download: tasks are writing systems.
 
-Classes are characters, examples are renderings of the fonts that every matplotlib installation
-carries (DejaVu and STIX General), made once and cached. A character is kept if at least two
-fonts draw it differently and none draws it as another character of its system. Left out are
-matplotlib's Computer Modern (own encodings), its fonts of symbols, and the font of last resort.
-Four systems of signs that are no writing (arrows, operators, symbols, dingbats) widen training.
+Classes are characters. Examples are their renderings in the fonts of every matplotlib installation
+(DejaVu and STIX General). The renderings are made once and cached. A character is kept if at least
+two fonts draw it differently and none draws it as another character of its system. Other fonts of
+matplotlib are left out: Computer Modern has encodings of its own, and the others draw symbols only.
+Four sets of signs (arrows, operators, symbols, dingbats) are not writing systems, but add classes
+to training.
 """
 
 import os
@@ -128,10 +129,10 @@ _EM = 96  # pixels per em of the outlines before they are brought to size
 
 
 def load(cache_dir: str | os.PathLike[str] | None = None, size: int = 32) -> Characters:
-  """All writing systems of SPLITS; `characters.select(load(), SPLITS["train"])` is one split.
+  """Return the writing systems of all splits; select one by `characters.select` and SPLITS.
 
   Args:
-    cache_dir: where the renderings are kept, see `characters.cached`; "" for nowhere.
+    cache_dir: the folder of the cache, see `cache.cached`; "" switches the cache off.
     size: height and width of the renderings in pixels.
 
   Returns:
@@ -145,7 +146,7 @@ def load(cache_dir: str | os.PathLike[str] | None = None, size: int = 32) -> Cha
 
 
 def code_points(system: str) -> list[int]:
-  """Code points of one of RANGES without composed letters, such as an A with a macron."""
+  """Return the code points of one of RANGES, without composed letters such as A with a macron."""
   categories, ranges = RANGES[system]
   points = [u for first, last in ranges for u in range(first, last + 1)]
   # An alphabet of mathematics is "<font>" of plain letters: another shape, hence a character.
@@ -158,10 +159,11 @@ def code_points(system: str) -> list[int]:
 
 
 def render(font: ImageFont.FreeTypeFont, text: str, size: int) -> np.ndarray:
-  """One glyph as [size, size] uint8, centred by its bounding box; all zero if it has no ink.
+  """Return one glyph as [size, size] uint8, centred by its bounding box; zeros if it has no ink.
 
-  Its longer side fills 3/4 of the picture, or less if it is smaller than the font's H: then the
-  side shrinks with the square root of their ratio, which tells small letters from large ones.
+  The longer side fills 3/4 of the picture if the glyph is at least as large as the font's H. That
+  of a smaller glyph is shorter, by the square root of the ratio of the two sizes. So small letters
+  differ from large ones.
   """
   canvas = np.zeros((size, size), np.uint8)
   mask = font.getmask(text, mode="L")
@@ -180,9 +182,9 @@ def render(font: ImageFont.FreeTypeFont, text: str, size: int) -> np.ndarray:
 
 
 def distances(drawn: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-  """[n, n] ||a - b|| / min(||a||, ||b||) of n characters, each {font: rendering [H, W]}.
+  """Return ||a - b|| / min(||a||, ||b||) [n, n] of n characters, each {font: rendering [H, W]}.
 
-  The mean over the fonts that draw both; inf where there is none.
+  An entry is the mean over the fonts that draw both characters. It is inf if no font does.
   """
   total, shared = np.zeros((2, len(drawn), len(drawn)))
   for font in sorted({font for renderings in drawn for font in renderings}):
@@ -221,7 +223,7 @@ def _build(size: int) -> Characters:
 
 
 def _open_font(name: str) -> tuple[frozenset[int], ImageFont.FreeTypeFont]:
-  """The code points that a font really draws, which PIL does not tell, and the font."""
+  """Return the font and the code points that it draws; PIL does not report them."""
   path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name + ".ttf")
   font = ImageFont.truetype(path, _EM, layout_engine=ImageFont.Layout.BASIC)
   return frozenset(ft2font.FT2Font(path).get_charmap()), font
@@ -230,7 +232,7 @@ def _open_font(name: str) -> tuple[frozenset[int], ImageFont.FreeTypeFont]:
 def _draw_system(
   name: str, fonts: Mapping[str, tuple[frozenset[int], ImageFont.FreeTypeFont]], size: int
 ) -> dict[int, np.ndarray]:
-  """Distinct renderings [r, size, size] by code point, without look-alikes of earlier ones."""
+  """Return distinct renderings [r, size, size] by code point; later look-alikes are left out."""
   candidates: dict[int, dict[str, np.ndarray]] = {}
   for point in code_points(name):
     drawn = {

@@ -1,6 +1,6 @@
 """Omniglot: 1,623 characters of 50 alphabets, each drawn once by each of 20 people.
 
-Read from the two archives as they are downloaded, which are never unpacked to disk.
+This module reads the two archives as they are downloaded, without unpacking them to disk.
 
 References: Lake, Salakhutdinov and Tenenbaum, Human-level concept learning through probabilistic
   program induction, Science 350:1332-1338, 2015.
@@ -37,19 +37,19 @@ _MEMBER = re.compile(r"(images_\w+)/([^/\\]+)/(character\d+)/\d+_(\d+)\.png")
 def load(
   data_dir: str | os.PathLike[str], size: int = 32, cache_dir: str | os.PathLike[str] | None = None
 ) -> tuple[Characters, Characters]:
-  """Background alphabets, to train on, and evaluation alphabets, to test on.
+  """Return the background alphabets, for training, and the evaluation alphabets, for tests.
 
   Args:
     data_dir: the folder of the two ARCHIVES.
-    size: height and width of the pictures in pixels, brought down from 105 by area averages.
-    cache_dir: where the result is kept, see `characters.cached`; "" for nowhere.
+    size: height and width of the pictures in pixels; the files have 105, which are averaged.
+    cache_dir: the folder of the cache, see `cache.cached`; "" switches the cache off.
 
   Returns:
-    Two Characters with images [K, 20, size, size]: ink is 255, unlike in the files.
+    Two Characters with images [K, 20, size, size]. Ink is 255; in the files it is 0.
 
   Raises:
     FileNotFoundError: an archive is missing.
-    ValueError: an archive is broken, cut short, or holds other pictures than Omniglot's.
+    ValueError: an archive is damaged or incomplete, or its pictures are not Omniglot's.
   """
   if not 8 <= size <= SIDE:
     raise ValueError(f"Omniglot wants a size of 8 to {SIDE} pixels; got {size}. Use 32.")
@@ -110,7 +110,7 @@ def _decode(path: pathlib.Path, content: bytes, size: int) -> Characters:
 
 
 def _picture(content: bytes, where: str) -> np.ndarray:
-  """[SIDE, SIDE] bool, True where there is ink, from a PNG with black ink on white."""
+  """Return [SIDE, SIDE] bool, True for ink, from a PNG with black ink on white paper."""
   image = pictures.decode(content, where)
   if image.shape[:2] != (SIDE, SIDE):
     raise ValueError(f"{where} is {image.shape[1::-1]} pixels and wants {(SIDE, SIDE)}")
@@ -118,11 +118,11 @@ def _picture(content: bytes, where: str) -> np.ndarray:
 
 
 def _area_means(ink: np.ndarray, size: int) -> np.ndarray:
-  """[N, SIDE, SIDE] bool -> [N, size, size] uint8, 255 times the share of ink in each new pixel.
+  """Average [N, SIDE, SIDE] bool to [N, size, size] uint8: 255 times the share of ink in a pixel.
 
-  PIL's box filter does so only where size divides SIDE. Sums up to the edges of new pixels are
-  interpolated between old ones, and subtracted: a product of matrices would do, but thousands of
-  small ones keep the threads of a BLAS waiting for each other while other programs run.
+  PIL's box filter is exact only if size divides SIDE. Here cumulative sums are interpolated at the
+  edges of the new pixels, and subtracted. A matrix product would also work, but with thousands of
+  small products the threads of a BLAS wait for each other while other programs run.
   """
   edges = np.arange(size + 1) * SIDE / size
   old = np.minimum(edges.astype(int), SIDE - 1)

@@ -1,28 +1,29 @@
-"""Omniglot, a task an alphabet: long adaptation with augmentation, and small data without.
+"""Omniglot with one alphabet as a task: long adaptation with augmentation, or small data without.
 
-The protocol of Leap and WarpGrad: of the 50 alphabets those with 20 characters or more, shuffled by
-a seed; the first T to train, the next 10 to test, the rest for validation. A task is one alphabet
-with 20 fixed characters, 15 fixed drawings of each to adapt on and 5 others to evaluate on. Every
-picture is rotated, moved and scaled at random whenever it is used, also in the evaluation.
+The protocol is that of Leap and WarpGrad. It takes the alphabets with 20 characters or more, and
+shuffles them by a seed. The first T are for training, the next 10 for tests, and the rest for
+validation. A task is one alphabet with 20 fixed characters. It has 15 fixed drawings of each
+character to adapt on, and 5 others to evaluate on. Every picture is rotated, moved and scaled at
+random whenever it is used, also in the evaluation.
 
 What differs from the original:
-- Its batches distort afresh at every step, without end. Here a task has `copies` distorted copies
-  of its drawings, from which mini-batches (`sm.Inner(batch_size=20)`) are drawn, and every draw of
-  the task has others. 100 steps of 20 pictures use each of 300 drawings 6.7 times, hence 7 copies:
-  as many pictures as the original sees. But they are drawn with replacement from step to step, so
-  that of 2,000 pictures drawn some 1,290 are distinct, and a run longer than 100 steps sees nothing
-  new. In exchange the objective of a task is one fixed function with a mode to converge to, which
-  the implicit gradients ask for. Passes over all of a task's data cost `copies` times as much.
-- A row counts 1 / copies in the mask, so that the likelihood is that of 300 examples, as sigma
-  takes it. `batch_size` must then be at least `copies`.
-- Pictures are resampled bilinearly and paper lies outside, where the original takes the nearest
-  pixel and black, the colour of ink. Ink is 1 here and 0 there.
-- The original holds out the first 5 drawings of a character as they are listed, here a seed draws.
-- A round through the training alphabets takes each once, in random order; the original does so
-  within a meta-batch.
+- The original distorts every batch anew. Here each draw of a task makes `copies` distorted copies
+  of its drawings, and mini-batches (`sm.Inner(batch_size=20)`) come from these copies. The default
+  is 7 copies, because 100 steps of 20 pictures use each of 300 drawings 6.7 times. Steps draw with
+  replacement, so about 1,290 of 2,000 drawn pictures are distinct. Later steps use the same 2,100
+  copies. In exchange, the objective of a task is one fixed function with a mode, which the implicit
+  gradients need. A pass over all data of a task costs `copies` times as much.
+- The mask gives each copy the weight 1 / copies, so that the likelihood counts 300 examples.
+  `batch_size` must then be at least `copies`.
+- Pictures are resampled bilinearly, and pixels outside a picture are paper. The original takes the
+  nearest pixel, and pixels outside are black, the colour of ink. Ink is 1 here and 0 in the
+  original.
+- The original holds out the first 5 listed drawings of a character. Here a seed draws the 5.
+- Here each training alphabet occurs once in every round, and the order is random. In the original,
+  alphabets are distinct within a meta-batch only.
 
-Without augmentation (`augment=False`) nothing in a task is random, `copies` is 1, and the first K
-of the 15 drawings are taken: what K = 5 learns from is part of what K = 10 does.
+Without augmentation (`augment=False`) nothing in a task is random, and `copies` is 1. A task takes
+the first K of the 15 drawings, so the data for K = 5 are a part of the data for K = 10.
 
 References: Flennerhag et al., Transferring knowledge across learning processes, ICLR 2019, and
   Meta-learning with warped gradient descent, ICLR 2020.
@@ -71,23 +72,25 @@ def problem(
   data_dir: cache.Folder | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
-  """Tasks of 20 characters of one alphabet; index i of validation or test is the i-th alphabet.
+  """Return tasks of 20 characters of one alphabet; validation or test task i is alphabet i.
 
   Settings chosen on the validation alphabets of one T may be used for any smaller T, whose test
-  alphabets are not among them. They may be among those that the trials trained on: those of T = 10
-  all are, where the trials had T = 25. No network and no score of a trial is kept, but its rates
-  were then not chosen without the tests having been seen.
+  alphabets are not among these. But the trials of the search may have trained on its test
+  alphabets. With T = 25 in the trials and T = 10 in the run, they trained on all of them. No
+  network and no score of a trial is kept. Still, the rates were then chosen with the help of test
+  alphabets.
 
   Args:
-    train_alphabets: T; 1 to the number of alphabets with 20 characters, less 11.
-    shots: K, drawings of each character to adapt on, 1 to 15.
+    train_alphabets: T, from 1 to the number of alphabets with 20 characters minus 11.
+    shots: K, the number of drawings of each character to adapt on, 1 to 15.
     augment: whether pictures are distorted, both to adapt on and to evaluate on.
-    relabel: whether the characters of a training alphabet are numbered anew in every draw. Where
-      they keep their numbers, phi can learn all training alphabets by heart.
+    relabel: whether the characters of a training alphabet are numbered anew in every draw. If they
+      keep their numbers, phi can memorise all training alphabets.
     size: height and width in pixels.
-    copies: distorted copies of every drawing to adapt on; default 7 with `augment`, else 1.
-    seed: of the order of the alphabets, their 20 characters, and the drawings held out.
-    data_dir: of Omniglot's two archives; default $SHRINKMETA_DATA/omniglot.
+    copies: the number of distorted copies of each drawing to adapt on; the default is 7 with
+      `augment` and 1 without.
+    seed: fixes the order of the alphabets, their 20 characters, and the drawings held out.
+    data_dir: the folder of Omniglot's two archives; default $SHRINKMETA_DATA/omniglot.
     cache_dir: see `cache.cached`.
   """
   copies = (COPIES if augment else 1) if copies is None else copies
@@ -137,10 +140,10 @@ def problem(
 
 
 def arrange(data: characters.Characters, seed: int) -> tuple[tuple[str, ...], np.ndarray]:
-  """(names [A], drawings [A, 20, 20, H, W]) of the alphabets that are large enough, shuffled.
+  """Return (names [A], drawings [A, 20, 20, H, W]) of the large enough alphabets, shuffled.
 
-  Of each alphabet 20 characters are kept, in random order, and so are their 20 drawings: the first
-  15 are those to adapt on. It all depends on the seed, and on no number of training alphabets.
+  Each alphabet has 20 random characters, each with its 20 drawings in random order. The first 15
+  are to adapt on. The result depends on the seed only, and not on the number of training alphabets.
   """
   data = characters.with_at_least(data, WAYS)
   if data.images.shape[1] != DRAWINGS + HELD_OUT or data.counts.min() < DRAWINGS + HELD_OUT:
@@ -172,7 +175,7 @@ def _task(config: _Config, drawings: jax.Array, number: jax.Array, key: jax.Arra
 
 
 def _batch(config: _Config, key: jax.Array, images: jax.Array) -> Batch:
-  """[20, n, H, W] drawings, distorted, as a Batch."""
+  """Return drawings [20, n, H, W] as a Batch of distorted pictures."""
   ways, n, *stored = images.shape
   flat = images.reshape(ways * n, *stored)
   flat = distortions.randomly(key, config.augmentation, flat, config.size)

@@ -1,11 +1,12 @@
-"""Few-shot Omniglot: 1,200 characters to train and 423 to test, all alphabets mixed.
+"""Few-shot Omniglot: 1,200 characters for training and 423 for tests, all alphabets mixed.
 
-The split is a seeded shuffle of all 1,623 characters; published figures rest on shuffles of their
-own, as no list was published with them. Of the 1,200 the last 100 are kept for validation, as MAML
-does, so that 1,100 train. A character turned by 90, 180 or 270 degrees is a class of its own. In an
-episode no two classes are turns of one character, as with MAML; Reptile's training allows it.
+The split is a seeded shuffle of all 1,623 characters. Published figures use other shuffles, which
+were not published. The last 100 of the 1,200 characters are for validation, as in MAML, and 1,100
+are for training.
 
-MAML turns test characters too; Reptile does not (`turn_test=False`).
+A character turned by 90, 180 or 270 degrees is a class of its own. No two classes of an episode are
+turns of one character, as in MAML. Reptile allows it in training. MAML also turns test characters,
+and Reptile does not (`turn_test=False`).
 
 References: Santoro et al., Meta-learning with memory-augmented neural networks, ICML 2016. Vinyals
   et al., Matching networks for one shot learning, NeurIPS 2016.
@@ -32,14 +33,14 @@ def problem(
   data_dir: cache.Folder | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
-  """N-way K-shot episodes.
+  """Return N-way K-shot episodes.
 
   Args:
-    shape: of the episodes; `turns` makes four classes of a character.
+    shape: the shape of the episodes; with `turns` a character makes four classes.
     size: height and width in pixels.
     turn_test: False keeps validation and test characters upright.
-    seed: of the split.
-    data_dir: of Omniglot's two archives; default $SHRINKMETA_DATA/omniglot.
+    seed: fixes the split.
+    data_dir: the folder of Omniglot's two archives; default $SHRINKMETA_DATA/omniglot.
     cache_dir: see `cache.cached`.
   """
   folder = cache.data_folder("omniglot", data_dir)
@@ -74,7 +75,7 @@ def problem(
 
 
 def split(characters: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Which characters train, validate and test."""
+  """Return the characters for training, validation and tests."""
   if characters <= TRAIN:
     raise ValueError(f"Few-shot Omniglot wants more than {TRAIN} characters; got {characters}.")
   order = np.random.default_rng(seed).permutation(characters)

@@ -1,6 +1,7 @@
-"""Characters of one writing system a task; adapted to systems that were not trained on.
+"""Tasks of characters from one writing system; tests use systems that training has not seen.
 
-The main job, `experiments.glyphs`. Its data are drawn from fonts, or are Omniglot's.
+These are the data of the main job, `experiments.glyphs`. The characters are drawn from fonts, or
+are Omniglot's.
 """
 
 from collections.abc import Callable
@@ -39,8 +40,8 @@ def load(dataset: str, ways: int, data_dir: cache.Folder | None = None) -> Split
   """Return the train, validation and test systems that have at least `ways` characters.
 
   Args:
-    dataset: of DATASETS.
-    ways: characters of a task.
+    dataset: one of DATASETS.
+    ways: the number of characters in a task.
     data_dir: folder of Omniglot's two archives; default $SHRINKMETA_DATA/omniglot.
   """
   if dataset not in DATASETS:
@@ -57,11 +58,11 @@ def problem(
   size: int = 14,
   data_dir: cache.Folder | None = None,
 ) -> Problem:
-  """N-way K-shot episodes of one writing system; validation and test take the systems in turn.
+  """Return episodes of one writing system; validation and test take the systems in turn.
 
   Args:
-    dataset: of DATASETS.
-    ways: characters of a task.
+    dataset: one of DATASETS.
+    ways: the number of characters in a task.
     shots: examples of each character to adapt on.
     queries: other examples of each character, to evaluate on.
     size: height and width in pixels.

@@ -1,1 +1,1 @@
-"""How files of data sets are found, read, checked and cached."""
+"""Find, read, check and cache the files of data sets."""

@@ -1,4 +1,4 @@
-"""Folders of data, errors of damaged files, and the cache of decoded data."""
+"""Folders of data, errors for damaged files, and the cache of decoded data."""
 
 import contextlib
 import csv
@@ -48,7 +48,7 @@ def data_folder(name: str, data_dir: Folder | None) -> pathlib.Path:
 def damaged(what: object) -> Iterator[None]:
   """Turn any error of a damaged file into a DamagedError that begins with `what`, its path.
 
-  Errors that name the file already pass unchanged: DamagedError, and that it cannot be opened.
+  DamagedError, and errors of a file that cannot be opened, pass unchanged: they name the file.
   """
   try:
     yield
@@ -69,7 +69,7 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def read_csv(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-  """Return the lines below the header, which must have `columns` and may have others."""
+  """Return the rows of a table; its header must have `columns`, and may have others."""
   try:
     with damaged(path), path.open(newline="", encoding="utf-8-sig") as file:
       header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
@@ -95,17 +95,17 @@ def cached(
   read: Callable[[pathlib.Path], T],
   write: Callable[[pathlib.Path, T], None],
 ) -> T:
-  """`build()`, kept as `filename` in `cache_dir`.
+  """Return `build()`, cached as `filename` in `cache_dir`.
 
   Args:
-    cache_dir: a folder, made when missing; None stands for `shrinkmeta` in $XDG_CACHE_HOME or
-      ~/.cache, and "" for no cache.
-    filename: names all that the result depends on.
-    build: called when there is no such file, or one that cannot be read (with a warning).
-    read, write: from and to a path; `write` goes through `replace`.
+    cache_dir: a folder, created if it is missing. None stands for `shrinkmeta` in $XDG_CACHE_HOME
+      or ~/.cache. "" switches the cache off.
+    filename: names everything on which the result depends.
+    build: called if the file is missing, or cannot be read (with a warning).
+    read, write: read and write a path; `replace` makes the writing atomic.
 
   Returns:
-    What `build` returns. A folder that cannot be written to is a warning, no error.
+    The result of `build`. If the folder cannot be written to, a warning says so.
   """
   if cache_dir == "":
     return build()
@@ -129,7 +129,7 @@ def cached(
 
 
 def replace(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> None:
-  """Writes a file whole or not at all: a rename within a folder is atomic."""
+  """Write a file whole or not at all, since a rename within a folder is atomic."""
   partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
   try:
     with partial.open("wb") as file:

@@ -13,7 +13,7 @@ from experiments.datasets.files import cache
 
 
 class Images(NamedTuple):
-  """M pictures of K classes, class by class."""
+  """M pictures of K classes, sorted by class."""
 
   images: np.ndarray  # [M, H, W, 3] uint8; read from a cache it is mapped, not loaded
   counts: np.ndarray  # [K] int32, pictures of each class
@@ -30,14 +30,14 @@ class Counts(NamedTuple):
 
 
 class Listing(NamedTuple):
-  """Pictures in files, not yet decoded."""
+  """Pictures in files, which are not decoded yet."""
 
   labels: Sequence[str]  # [M] the name of each picture's class
   read: Callable[[int], np.ndarray]  # m -> picture [h, w, 3] uint8
 
 
 def check_counts(where: str, labels: Sequence[str], want: Counts) -> None:
-  """Raises ValueError unless the labels are as many, of as many classes, as `want` says."""
+  """Raise ValueError unless the numbers of labels and of classes are those of `want`."""
   sizes = np.unique(np.asarray(labels), return_counts=True)[1] if len(labels) else np.zeros(1, int)
   got = Counts(len(sizes), len(labels), int(sizes.min()), int(sizes.max()))
   if got[:2] != want[:2] or got.least < want.least or got.most > want.most:
@@ -54,7 +54,7 @@ def _words(counts: Counts) -> str:
 
 
 def build(listing: Listing, size: int, title: str) -> Images:
-  """Decode a listing and resize its pictures to size x size; proportions are not kept.
+  """Decode a listing and resize its pictures to size x size, whatever their proportions.
 
   Classes are sorted by name; the pictures of a class keep their order.
   """
@@ -75,9 +75,10 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def cached(cache_dir: cache.Folder | None, name: str, make: Callable[[], Images]) -> Images:
-  """`make()`, kept as NAME.npz (counts, names, crc32) and NAME.npy (images): see `cache.cached`.
+  """Return `make()`, cached as NAME.npz (counts, names, crc32) and NAME.npy (images).
 
-  The images are read by mapping the file into memory, so that a set may be larger than it.
+  The file of images is mapped into memory, so that a set may be larger than memory. `cache.cached`
+  describes the folder.
   """
   return cache.cached(cache_dir, f"{name}.npz", make, _read, _write)
 
@@ -106,9 +107,9 @@ def _write(path: pathlib.Path, content: Images) -> None:
 
 
 def _crc32(images: np.ndarray) -> int:
-  """Of shape and content: members of an .npz have their checksums, an .npy has none.
+  """Return a checksum of shape and content; unlike members of an .npz, an .npy has none.
 
-  A core checks 3 GB a second, even of a file larger than memory; and all of it is read anyway when
+  One core checks 3 GB a second, even in a file larger than memory. All of it is read anyway when
   the pictures go to the device.
   """
   return zlib.crc32(np.ascontiguousarray(images).data, zlib.crc32(repr(images.shape).encode()))

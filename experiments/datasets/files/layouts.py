@@ -1,16 +1,16 @@
-"""The file layouts in which sets of photographs are passed around.
+"""The file layouts in which sets of photographs are published.
 
-| layout | files |
+| layout | files of each split |
 |---|---|
-| class_dict | a pickle {image_data: [M, h, w, 3], class_dict: {class: rows}} a split |
-| data_labels | a pickle {data: [M, h, w, 3], labels: [M]} a split |
-| png_pickle | a pickle of M encoded pictures, and one {label_specific or labels: [M]} a split |
-| npz | an .npz with images [M, h, w, 3], and the same pickle of labels, a split |
-| csv | train.csv, val.csv, test.csv of filename,label, and images/ or images.zip beside them |
+| class_dict | a pickle {image_data: [M, h, w, 3], class_dict: {class: rows}} |
+| data_labels | a pickle {data: [M, h, w, 3], labels: [M]} |
+| png_pickle | a pickle of M encoded pictures, and one {label_specific or labels: [M]} |
+| npz | an .npz with images [M, h, w, 3], and the same pickle of labels |
+| csv | a table SPLIT.csv of filename,label; all splits share images/ or images.zip |
 
-Wherever a pickle has arrays [M, h, w, 3] it may have M encoded PNGs or JPEGs instead, each as bytes
-or as an array of bytes. Colours come in the order of the file: OpenCV, with which some were made,
-puts blue first.
+Instead of an array [M, h, w, 3], a pickle may hold M encoded PNGs or JPEGs, each as bytes or as an
+array of bytes. The order of the colours is that of the file. Files made with OpenCV have blue
+first.
 """
 
 import collections
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
 
 def layout(read: Callable[..., Listing], *patterns: str, **renamed: str) -> Layout:
-  """File names are `patterns` with {} for the split, or for what `renamed` calls it."""
+  """Return a layout; in `patterns` {} is the split, under the name that `renamed` gives it."""
   return Layout(read, {s: tuple(p.format(renamed.get(s, s)) for p in patterns) for s in SPLITS})
 
 
@@ -95,7 +95,7 @@ def npz(images_path: pathlib.Path, labels_path: pathlib.Path) -> Listing:
 
 
 def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
-  """filename,label rows under a header, and a folder or zip of the pictures."""
+  """Tables with filename,label rows under a header, and a folder or zip of the pictures."""
   rows = cache.read_csv(path, ("filename", "label"))
   if unlabelled := [row["filename"] for row in rows if not row["label"].strip()]:
     raise ValueError(f"{path}: {unlabelled[0]!r} has no label. Give it one, or leave it out.")
@@ -105,7 +105,7 @@ def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
 
 
 def check_distinct(path: pathlib.Path, names: Sequence[str]) -> None:
-  """ValueError where a table has a picture twice: an episode could train on it and judge by it."""
+  """Raise ValueError if a table has a picture twice: train and val might share it."""
   if len(set(names)) < len(names):
     twice = next(name for name, count in collections.Counter(names).items() if count > 1)
     raise ValueError(f"{path} has {twice!r} more than once. Download it anew.")
@@ -126,7 +126,10 @@ def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:
 
 
 def from_zip(path: pathlib.Path) -> Callable[[str], np.ndarray]:
-  """name -> picture, of a zip of pictures, at its top or in images/; nothing is unpacked."""
+  """Return a function from names to pictures of a zip, which is not unpacked.
+
+  The pictures lie at its top or in images/.
+  """
   with cache.damaged(path):
     archive = zipfile.ZipFile(path)
   members = set(archive.namelist())
@@ -150,7 +153,7 @@ def _sha256(path: pathlib.Path, changed: int) -> bytes:
 
 
 def digest(files: Sequence[pathlib.Path]) -> str:
-  """sha256 of the files' content; of a folder of pictures, of their names and sizes."""
+  """Return the SHA-256 of the content of files; for a folder, of the names and sizes in it."""
   total = hashlib.sha256()
   for file in files:
     if file.is_dir():
@@ -171,7 +174,7 @@ def _entries(path: pathlib.Path, content: Any, *keys: str) -> tuple[Any, ...]:
 
 
 def _pictures(path: pathlib.Path, content: Any) -> tuple[int, Callable[[int], np.ndarray]]:
-  """Return M and m -> picture [h, w, 3] uint8, of arrays or of encoded pictures."""
+  """Return M, and a function m -> picture [h, w, 3] uint8, of arrays or encoded pictures."""
   if isinstance(content, np.ndarray) and content.dtype.kind in "OS":
     content = content.tolist()
   if not isinstance(content, list) or not (content and _encoded(content[0]) is not None):
@@ -231,7 +234,7 @@ def _labels(path: pathlib.Path, labels: Any, count: int) -> list[str]:
 
 
 def _label(path: pathlib.Path, m: int, label: Any) -> str:
-  """Return the name of a class; numbers sort as text in their own order."""
+  """Return the name of a class; numbers are padded with zeros, so that they sort in their order."""
   label = label.item() if isinstance(label, np.generic) else label
   label = label.decode("latin1") if isinstance(label, bytes) else label
   if (
@@ -249,9 +252,10 @@ def _label(path: pathlib.Path, m: int, label: Any) -> str:
 
 
 def _specific(path: pathlib.Path, count: int) -> list[str]:
-  """Labels of classes, not of their superclasses, under either of two names.
+  """Return the labels of classes, not of superclasses, under either of two names.
 
-  The published files number "label_specific" from 0 in every split: files' names tell them apart.
+  The published files number "label_specific" from 0 in every split. So the name of the file becomes
+  a part of the class's name.
   """
   content = pickles.load(path)
   key = "label_specific" if isinstance(content, dict) and "labels" not in content else "labels"

@@ -1,8 +1,8 @@
-"""Reads data from pickles without running what a pickle may ask for.
+"""Read data from pickles without running the functions that a pickle names.
 
-A pickle is a program. Here it can make numbers, text, bytes, lists, tuples, dicts and NumPy arrays
-of these, and nothing else: arrays are rebuilt by this file, not by functions that the pickle names.
-Nor can a small file take much memory or time, be it damaged or made to.
+A pickle is a program. Here it can only make numbers, text, bytes, lists, tuples, dicts and NumPy
+arrays of these. This module rebuilds the arrays itself. A small file cannot take much memory or
+time, even if it is damaged or malicious.
 """
 
 import math
@@ -25,13 +25,13 @@ _LEAST_LIMIT = 1_000_000
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-  """The content of a pickle of Python 2 or 3.
+  """Return the content of a pickle of Python 2 or 3.
 
-  Strings of Python 2 come as str, a byte a character.
+  Strings of Python 2 become str with one character for each byte.
 
   Raises:
-    ValueError: the pickle asks for anything but plain data, or is broken.
-    OSError: it cannot be opened.
+    ValueError: the pickle holds anything but plain data, or is damaged.
+    OSError: the file cannot be opened.
   """
   with open(path, "rb") as file:
     limit = max(_TIMES_FILE * os.fstat(file.fileno()).st_size, _LEAST_LIMIT)
@@ -128,7 +128,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Dtype:
-  """What pickles make of a dtype: dtype(code, align, copy), then a state with the byte order."""
+  """A dtype in a pickle: dtype(code, align, copy), then a state with the byte order."""
 
   def __init__(self, code: Any, align: Any = False, copy: Any = True):
     del align, copy
@@ -144,7 +144,10 @@ class _Dtype:
 
 
 class _Array:
-  """_reconstruct(ndarray, shape, code), then a state (version, shape, dtype, fortran, content)."""
+  """An array in a pickle: _reconstruct(ndarray, shape, code), then its state.
+
+  The state is (version, shape, dtype, fortran, content).
+  """
 
   state: tuple[tuple[int, ...], np.dtype, str, Any]  # shape, dtype, order, content
 
@@ -177,9 +180,10 @@ class _FromBuffer(_Array):
 
 
 class _Bytes:
-  """Python 3 writes bytes for Python 2 as _codecs.encode(text, "latin1"), or as bytes().
+  """Bytes in a pickle that Python 3 wrote for Python 2.
 
-  It writes a bytearray as bytearray() of such bytes; here it becomes bytes.
+  They are _codecs.encode(text, "latin1") or bytes(). A bytearray is bytearray() of such bytes, and
+  becomes bytes here.
   """
 
   def __init__(self, text: Any = "", encoding: Any = "latin1"):
@@ -193,11 +197,11 @@ class _Bytes:
 
 
 class _Finish:
-  """Puts arrays and bytes in place of what stood for them while the pickle ran.
+  """Replace the placeholders of arrays and bytes once the pickle has run.
 
-  What is shared is made once. The caller may unfold it all the same, as `numpy.asarray` does: each
-  of twenty lists that holds the next one twice makes a million values of 100 bytes. So it is
-  counted as often as it is met, and more than `limit` values and bytes are refused.
+  Shared objects are made once. But the caller may unfold them, as `numpy.asarray` does: twenty
+  lists, each holding the next one twice, become a million values of 100 bytes. So a shared object
+  counts each time it occurs. More than `limit` values and bytes are refused.
   """
 
   def __init__(self, limit: int):

@@ -1,4 +1,4 @@
-"""Encoded pictures as a person sees them: upright, on white paper, 8 bits a colour."""
+"""Decode pictures as a person sees them: upright, on white paper, 8 bits a colour."""
 
 import io
 
@@ -19,12 +19,12 @@ def decode(content: bytes, where: object) -> np.ndarray:
     where: path of the file, for errors.
 
   Returns:
-    [h, w, 3] uint8. A turn that EXIF data ask for is made, transparent pixels show white, and 16
-    bits of grey are scaled to 8.
+    [h, w, 3] uint8. EXIF rotations are applied, transparent pixels become white, and 16-bit grey is
+    scaled to 8 bits.
 
   Raises:
-    cache.DamagedError: it is no PNG or JPEG, it is damaged, or it has another mode than these
-      formats have.
+    cache.DamagedError: the content is not a PNG or JPEG, is damaged, or has a mode that these
+      formats lack.
   """
   with cache.damaged(where):
     try:

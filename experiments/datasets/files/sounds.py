@@ -1,4 +1,4 @@
-"""Encoded recordings as arrays."""
+"""Decode recordings to arrays."""
 
 import io
 
@@ -11,18 +11,18 @@ from experiments.datasets.files import cache
 def decode(content: bytes, where: object) -> tuple[np.ndarray, int]:
   """Decode a WAV, FLAC or another format of libsndfile.
 
-  It is read as float64. Hazard, libsndfile 1.2: to read a file of float samples as int16 gives
-  zeros, since samples are not scaled.
+  The samples are read as float64. With int16, libsndfile 1.2 does not scale the samples of a float
+  file, and returns zeros.
 
   Args:
     content: the encoded recording.
     where: path of the file, for errors.
 
   Returns:
-    The samples, [n] or [n, channels] float64, 1.0 at full scale, and the rate in Hz.
+    The samples, [n] or [n, channels] float64 with full scale 1.0, and the rate in Hz.
 
   Raises:
-    cache.DamagedError: it cannot be read, or a sample is not finite.
+    cache.DamagedError: the recording cannot be read, or a sample is not finite.
   """
   with cache.damaged(where):
     sound, rate = soundfile.read(io.BytesIO(content), dtype="float64")

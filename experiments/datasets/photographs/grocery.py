@@ -1,8 +1,8 @@
 """Grocery Store at 84 x 84: smartphone photographs of fruit, vegetables and cartons, 81 classes.
 
-Hard: many classes differ only in the print on a carton. The split into 47/13/21 classes comes with
-the files; no coarse class is in two parts. All photographs of a class are used, whatever their part
-in the original split, which is by photograph.
+The task is hard, because many classes differ only in the print on a carton. The split into 47/13/21
+classes comes with the files, and no coarse class is in two parts. The original split is by
+photograph. Here all photographs of a class are used.
 
 References: Klasson, Zhang and Kjellstrom, A hierarchical grocery store image dataset with visual
   and semantic labels, WACV 2019.
@@ -32,12 +32,13 @@ def load(
   size: int = SIZE,
   cache_dir: cache.Folder | None = None,
 ) -> dict[str, Images]:
-  """The train, val and test classes.
+  """Return the train, val and test classes.
 
   Args:
-    data_dir: folder of classes.csv, index.csv and images.zip; default $SHRINKMETA_DATA/grocery84.
+    data_dir: the folder of classes.csv, index.csv and images.zip; default
+      $SHRINKMETA_DATA/grocery84.
     size: height and width in pixels; 32 suits a CPU.
-    cache_dir: see `cache.cached`; "" for nowhere.
+    cache_dir: see `cache.cached`; "" switches the cache off.
   """
   folder = cache.data_folder("grocery84", data_dir)
   files = [folder / name for name in _FILES]
@@ -72,6 +73,6 @@ def problem(
   size: int = SIZE,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
-  """N-way K-shot episodes; arguments as for `load`."""
+  """Return N-way K-shot episodes; `load` describes the arguments."""
   splits = load(data_dir, size, cache_dir)
   return photographs.problem("Grocery Store", splits, shape, "seeded, by coarse class")

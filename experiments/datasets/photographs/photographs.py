@@ -1,4 +1,4 @@
-"""Few-shot sets of photographs: found on disk, checked against published counts, cached."""
+"""Few-shot sets of photographs: found on disk, checked against published counts, and cached."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -32,18 +32,18 @@ def load(
   size: int | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> dict[str, Images]:
-  """The train, val and test classes, which are disjoint.
+  """Return the train, val and test classes, which are disjoint.
 
   Args:
-    data_set: whose counts are verified.
-    data_dir: its folder; default $SHRINKMETA_DATA/NAME.
+    data_set: the published facts, against which the counts are checked.
+    data_dir: the folder of the files; default $SHRINKMETA_DATA/NAME.
     size: height and width in pixels; default the published one.
-    cache_dir: where the arrays are kept, under a name with `layouts.digest` of the files, see
-      `cache.cached`; "" for nowhere.
+    cache_dir: the folder of the cache, see `cache.cached`; "" switches it off. The name of a cached
+      file has `layouts.digest` of the files in it.
 
   Raises:
-    FileNotFoundError: no layout of the set is in the folder.
-    ValueError: a file is broken, holds other counts than published, or is an unsafe pickle.
+    FileNotFoundError: the folder has no layout of this set.
+    ValueError: a file is damaged, has other counts than published, or is an unsafe pickle.
   """
   folder = cache.data_folder(data_set.name, data_dir)
   size = data_set.size if size is None else size
@@ -89,13 +89,13 @@ def _check_disjoint(title: str, splits: Mapping[str, Images]) -> None:
 def problem(
   title: str, splits: Mapping[str, Images], shape: few_shot.FewShot, chosen_by: str
 ) -> Problem:
-  """N-way K-shot episodes of all classes of a split.
+  """Return N-way K-shot episodes of all classes of a split.
 
   Args:
-    title: of the data.
-    splits: train, val and test.
-    shape: of the episodes.
-    chosen_by: who or what split the classes.
+    title: the name of the data in results.
+    splits: the classes for train, val and test.
+    shape: the shape of the episodes.
+    chosen_by: the author or method of the split.
   """
   train, validation, test = (
     few_shot.source(shape, splits[s].images, splits[s].counts) for s in layouts.SPLITS
@@ -121,6 +121,6 @@ def standard(
   size: int | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
-  """N-way K-shot episodes of the published split; arguments as for `load`."""
+  """Return N-way K-shot episodes of the published split; `load` describes the arguments."""
   splits = load(data_set, data_dir, size, cache_dir)
   return problem(data_set.title, splits, shape, "the standard split")

@@ -1,9 +1,9 @@
-"""Spoken Arabic digits, a task a speaker: the same ten words in 30 voices.
+"""Spoken Arabic digits, with one speaker as a task: the same ten words in 30 voices.
 
-A recording is one second at 8 kHz. It becomes the logarithm of the energy in MELS bands (mel scale,
-windows of 32 ms every 16 ms), brought to mean 0 and standard deviation 1, since levels differ a lot
-between speakers. Speakers are split 18/6/6 as the authors did. Labels mean the same in every task:
-what is learnt about a task is its voice.
+A recording is one second at 8 kHz. Its features are the logarithms of the energy in MELS mel-scale
+bands, in windows of 32 ms every 16 ms. They are normalised to mean 0 and standard deviation 1,
+because speakers differ a lot in loudness. Speakers are split 18/6/6 as by the authors. Labels mean
+the same in every task, so a task differs from the others only in its voice.
 
 References: Ghandoura, Hjabo and Al Dakkak, Building and benchmarking an Arabic speech commands
   dataset for small-footprint keyword spotting, Engineering Applications of Artificial Intelligence,
@@ -46,15 +46,16 @@ class Speakers(NamedTuple):
 def load(
   data_dir: cache.Folder | None = None, cache_dir: cache.Folder | None = None
 ) -> dict[str, Speakers]:
-  """The train, val and test speakers.
+  """Return the train, val and test speakers.
 
   Args:
-    data_dir: folder of index.csv and a zip a speaker; default $SHRINKMETA_DATA/arabic_digits8k.
+    data_dir: the folder of index.csv and of one zip for each speaker; default
+      $SHRINKMETA_DATA/arabic_digits8k.
     cache_dir: see `cache.cached`; "" for nowhere.
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a zip is broken, or the index or a recording is other than it should be.
+    ValueError: a zip is damaged, or the index or a recording has an unexpected form.
   """
   folder = cache.data_folder("arabic_digits8k", data_dir)
   rows = cache.read_csv(folder / "index.csv", _COLUMNS)
@@ -99,7 +100,7 @@ def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) 
 
 
 def _place(path: pathlib.Path, row: Mapping[str, str]) -> tuple[int, int]:
-  """Return the digit and the round of a row, both from 0."""
+  """Return the digit and the round of a row, both counted from 0."""
   digit, number = row["digit"].strip(), row["round"].strip()
   digits, rounds = map(str, range(DIGITS)), map(str, range(1, ROUNDS + 1))
   if digit not in digits or number not in rounds:
@@ -111,7 +112,7 @@ def _place(path: pathlib.Path, row: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _sound(content: bytes, where: str) -> np.ndarray:
-  """[SAMPLES] float64, 1.0 at full scale."""
+  """Return a recording as [SAMPLES] float64, with full scale 1.0."""
   sound, rate = sounds.decode(content, where)
   if sound.shape != (SAMPLES,) or rate != RATE:
     raise ValueError(f"{SAMPLES} samples at {RATE} Hz wanted, got {sound.shape} at {rate}")
@@ -119,7 +120,7 @@ def _sound(content: bytes, where: str) -> np.ndarray:
 
 
 def log_mel(sound: np.ndarray) -> np.ndarray:
-  """[SAMPLES] -> [FRAMES, MELS] float32 of mean 0 and standard deviation 1."""
+  """Return features [FRAMES, MELS] float32 of [SAMPLES], with mean 0 and standard deviation 1."""
   transform = signal.ShortTimeFFT(np.hanning(WINDOW), HOP, RATE, mfft=2 * WINDOW)
   power = transform.spectrogram(sound, p0=0, p1=FRAMES)  # [frequencies, FRAMES]
   energy = (mel_filters(transform.f) @ power).T
@@ -129,7 +130,7 @@ def log_mel(sound: np.ndarray) -> np.ndarray:
 
 
 def mel_filters(frequencies: np.ndarray) -> np.ndarray:
-  """[MELS, len(frequencies)] triangles, equally far apart and half overlapping in mel."""
+  """Return triangles [MELS, len(frequencies)], equally spaced and half overlapping in mel."""
   mel = 2595.0 * np.log10(1.0 + frequencies / 700.0)
   width = mel[-1] / (MELS + 1)
   centres = width * np.arange(1, MELS + 1)
@@ -161,7 +162,7 @@ def problem(
   data_dir: cache.Folder | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
-  """Tasks of one speaker; which of a digit's 6 recordings are adapted on is drawn for every task.
+  """Return tasks of one speaker; each task draws which of a digit's 6 recordings are for training.
 
   Args:
     shots: recordings of each digit to adapt on.

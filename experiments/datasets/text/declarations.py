@@ -1,8 +1,9 @@
-"""Versions of the Universal Declaration of Human Rights, a task a language.
+"""Versions of the Universal Declaration of Human Rights, with one language as a task.
 
 A version is one text in one language and script. All versions have the same 30 articles, so that
-languages are compared on the same content. The file declarations.jsonl.gz has a JSON object a line.
-The project does not contain it. `synthetic` makes texts of artificial languages in its place.
+languages are compared on the same content. The file declarations.jsonl.gz has one JSON object in
+each line. The project does not contain this file. `synthetic` makes texts of artificial languages
+as a substitute.
 """
 
 import gzip
@@ -39,14 +40,14 @@ class Version(NamedTuple):
 def load(data_dir: cache.Folder | None = None) -> tuple[Version, ...]:
   """Return the complete versions: all articles, and more than 4,000 bytes.
 
-  Only one line is held in memory beside the versions.
+  Memory holds the versions and one line of the file.
 
   Args:
     data_dir: the folder of declarations.jsonl.gz; default $SHRINKMETA_DATA/udhr.
 
   Raises:
     FileNotFoundError: the file is missing.
-    DamagedError: the file is no gzip file or damaged, or a line lacks a key or has an empty
+    DamagedError: the file is not a gzip file or is damaged, or a line lacks a key or has an empty
       article. The message names the file and the line.
   """
   path = cache.data_folder("udhr", data_dir) / FILE
@@ -92,7 +93,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _version(where: str, line: bytes) -> Version:
-  """Return the version of a line; raise DamagedError, beginning with `where`, if it is none."""
+  """Return the version in a line, or raise DamagedError that begins with `where`."""
   wrong = lambda what: DamagedError(f"{where}: {what}. Download it anew.")
   try:
     entry: Any = json.loads(line)
@@ -139,7 +140,7 @@ def split(
     len(counts) + 1 parts, each in random order of languages.
 
   Raises:
-    ValueError: fewer languages than `counts` ask for, with one for the last part.
+    ValueError: there are not enough languages for `counts` and one more for the last part.
   """
   languages = sorted({v.language for v in versions} - {UNKNOWN})
   if sum(counts) >= len(languages) or min(counts) < 1:
@@ -158,7 +159,7 @@ def split(
 
 
 def one_a_language(versions: Sequence[Version]) -> tuple[Version, ...]:
-  """Return the first version of every language, by code."""
+  """Return the first version of every language, in the order of the codes."""
   first: dict[str, Version] = {}
   for version in sorted(versions, key=lambda v: v.code):
     first.setdefault(version.language, version)
@@ -166,11 +167,11 @@ def one_a_language(versions: Sequence[Version]) -> tuple[Version, ...]:
 
 
 def synthetic(languages: int = 24, seed: int = 0, words: int = 12) -> tuple[Version, ...]:
-  """Return texts of artificial languages, a stand-in for tests and for users without the file.
+  """Return texts of artificial languages, for tests and for users without the file.
 
-  A language is a random vocabulary over letters of its own. All languages say the same sequence of
-  words in every article, so that content is shared as in the real data. Every fourth language has
-  two versions, in lower and in upper case.
+  A language is a random vocabulary over its own letters. Article i has the same sequence of words
+  in all languages, so that content is shared as in the real data. Every fourth language has two
+  versions, one in lower and one in upper case.
 
   Args:
     languages: the number of languages.

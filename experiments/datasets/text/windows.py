@@ -28,8 +28,8 @@ def windows(articles: Sequence[str], width: int, most: int | None = None) -> sm.
     most: the largest number of windows; the rest of the text is left out. None takes all.
 
   Returns:
-    Batch(inputs [N, S] uint8, targets [N, S] int32) of NumPy arrays. Behind the end of the text,
-    inputs are 0 and targets PADDING. inputs[n, s] is the byte before targets[n, s].
+    Batch(inputs [N, S] uint8, targets [N, S] int32) of NumPy arrays. After the end of the text,
+    inputs are 0 and targets are PADDING. inputs[n, s] is the byte before targets[n, s].
   """
   text = np.frombuffer("\n".join(articles).encode(), np.uint8)
   count = -(-len(text) // width)
@@ -46,7 +46,7 @@ def windows(articles: Sequence[str], width: int, most: int | None = None) -> sm.
 def padded(batches: Sequence[sm.Batch], rows: int) -> sm.Batch:
   """Stack the windows of T tasks: leaves [T, rows, S], with mask 0 on rows that are padding.
 
-  Unlike `sm.stack_batches` it fills targets with PADDING, because 0 is a byte.
+  Unlike `sm.stack_batches`, this fills targets with PADDING, because 0 is a byte.
   """
   inputs = np.zeros((len(batches), rows, batches[0].inputs.shape[1]), np.uint8)
   targets = np.full(inputs.shape, PADDING, np.int32)

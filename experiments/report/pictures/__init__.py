@@ -1,1 +1,1 @@
-"""Pictures of what runs found."""
+"""Pictures of the results of runs."""

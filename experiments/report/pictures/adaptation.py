@@ -12,12 +12,12 @@ from experiments.runs.results import Curve
 
 
 def adaptation_curves(path: Path, curves: Sequence[Curve], over: str = "tasks") -> None:
-  """Accuracy and negative log-likelihood against adaptation steps, with 95 % bands.
+  """Draw accuracy and negative log-likelihood against adaptation steps, with 95 % bands.
 
   Args:
     path: the PNG to write.
-    curves: at equal steps and on the same episodes; seeds are averaged per episode.
-    over: what the bands are over, in the plural.
+    curves: curves at equal steps and on the same episodes. Seeds are averaged per episode.
+    over: the units that the bands are over, in the plural.
   """
   groups = statistics.group_by_algorithm(curves)
   steps = np.asarray(curves[0].steps).tolist()
@@ -32,15 +32,15 @@ def adaptation_curves(path: Path, curves: Sequence[Curve], over: str = "tasks") 
 
 
 def data_curves(path: Path, found: Mapping[float, Sequence[Curve]], step: int, label: str) -> None:
-  """As `adaptation_curves`, after one number of adaptation steps, against how much data there is.
+  """Draw the same after one number of adaptation steps, against the amount of data.
 
-  An algorithm that lacks at one of the amounts is a ValueError.
+  Each algorithm must have curves at every amount; otherwise this raises ValueError.
 
   Args:
     path: the PNG to write.
-    found: amount of data -> curves; each amount has its own tasks.
-    step: index into `Curve.steps`.
-    label: what the amount is.
+    found: {amount of data: curves}. Each amount has its own tasks.
+    step: the index into `Curve.steps`.
+    label: the name of the amount.
   """
   amounts = sorted(found)
   whole = [statistics.group_by_algorithm(found[amount]) for amount in amounts]

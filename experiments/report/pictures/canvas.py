@@ -1,7 +1,7 @@
-"""What algorithms look like in pictures, and how figures become PNG files.
+"""The colours and markers of algorithms, and figures as PNG files.
 
-Shown 900 pixels wide, the text of a picture is about as large as the text around it. The hue of an
-algorithm is that of the method it builds on.
+In a picture that is shown 900 pixels wide, text is about as large as the text around it. An
+algorithm has the hue of the method that it extends.
 """
 
 import zlib
@@ -49,6 +49,6 @@ def title_of(algorithm: str) -> str:
 
 
 def save(path: Path, figure: Figure) -> None:
-  """Write the figure as a PNG; a kill at any moment leaves no half of it."""
+  """Write the figure as a PNG, whole or not at all."""
   with files.atomic(path) as temporary:
     figure.savefig(temporary, dpi=DPI, format="png")

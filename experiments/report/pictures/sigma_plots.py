@@ -15,9 +15,10 @@ from experiments.settings.algorithms import learns_sigma
 
 
 def sigma_per_module(path: Path, curves: Sequence[Curve]) -> None:
-  """Learned sigma of each module, from input to output: a dot a seed, a bar their geometric mean.
+  """Draw sigma of each module: a dot for each seed, and a bar for their geometric mean.
 
-  Modules without a prior (inf) and frozen ones (0) are drawn off the scale.
+  Modules are in order from input to output. Those without a prior (inf) and frozen ones (0) are
+  drawn off the scale.
   """
   groups = _learned(curves)
   ordered = lambda sigma: {module: sigma[module] for module in network_order(sigma)}
@@ -26,7 +27,10 @@ def sigma_per_module(path: Path, curves: Sequence[Curve]) -> None:
 
 
 def sigma_heat_map(path: Path, curves: Sequence[Curve]) -> None:
-  """log10 sigma of every module over training, geometric mean over seeds; a panel an algorithm."""
+  """Draw log10 sigma of every module during training; one panel for each algorithm.
+
+  Sigma is the geometric mean over seeds.
+  """
   groups = _learned(curves)
   size = (7.5, 1.0 + 2.4 * len(groups))
   figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -45,10 +49,10 @@ def sigma_heat_map(path: Path, curves: Sequence[Curve]) -> None:
 
 
 def sigma_history(path: Path, curves: Sequence[Curve]) -> None:
-  """Learned sigma against meta-steps: a panel an algorithm, a line a module.
+  """Draw sigma against meta-steps: one panel for each algorithm, one line for each module.
 
-  Reads `history["sigma/<module>"]`, and `history["step"]` for the meta-steps; without it the
-  records are numbered.
+  The data are `history["sigma/<module>"]` and `history["step"]`. Without "step", the numbers of the
+  records are the steps.
   """
   runs = {
     title_of(a): [_records(curve) for curve in group] for a, group in _learned(curves).items()

@@ -1,1 +1,1 @@
-"""Tables of what runs found, in Markdown."""
+"""Tables of the results of runs, in Markdown."""

@@ -14,7 +14,7 @@ def accuracy_table(curves: Sequence[Curve], over: str = "episodes") -> str:
   """Return accuracy and negative log-likelihood by adaptation step, with 95 % intervals.
 
   Args:
-    over: what the columns of the curves are, in words.
+    over: the name of the curves' columns, in words.
   """
   steps = [str(step) for step in np.asarray(curves[0].steps)] if curves else []
 
@@ -42,7 +42,7 @@ def paired_table(
   step: int = -1,
   over: str = "episodes",
 ) -> str:
-  """Return reference − rival on the same episodes, in accuracy and negative log-likelihood.
+  """Return the differences reference − rival on the same episodes, in accuracy and likelihood.
 
   The reference is better where the difference in accuracy is above 0, and where the difference in
   negative log-likelihood is below 0. The intervals hold for one rival at a time. They are not
@@ -53,10 +53,10 @@ def paired_table(
   the same episodes, which favours the rival. The reference keeps its number of steps.
 
   Args:
-    curves: at equal steps and on the same episodes.
-    reference: the algorithm the others are subtracted from.
-    step: index into `Curve.steps` of the reference, the last by default.
-    over: what the columns of the curves are, in words.
+    curves: curves at equal steps and on the same episodes.
+    reference: the algorithm from which the others are subtracted.
+    step: the index into `Curve.steps` of the reference; the last by default.
+    over: the name of the curves' columns, in words.
   """
   accuracy, nll = average_seeds(curves, "accuracy"), average_seeds(curves, "nll")
   if reference not in accuracy:
@@ -100,10 +100,11 @@ def paired_table(
 
 
 def overfitting_table(curves: Sequence[Curve], over: str = "episodes") -> str:
-  """Return what adapting for too long costs: accuracy at the last step against the best step.
+  """Return the cost of adapting for too long: accuracy at the last step minus the best step.
 
   The best step is chosen on the same episodes, so the difference is never positive. It is 0 if the
-  last step is the best. The interval is paired over episodes, and takes the best step as known.
+  last step is the best. The interval is paired over episodes, and ignores that the best step was
+  chosen.
   """
   rows = []
   for algorithm, values in average_seeds(curves, "accuracy").items():
@@ -124,13 +125,13 @@ def overfitting_table(curves: Sequence[Curve], over: str = "episodes") -> str:
 
 
 def tables(curves: Sequence[Curve], step: int = -1, over: str = "episodes") -> list[str]:
-  """Return the tables of this file: all of them that say something of these curves.
+  """Return the tables of this file that apply to these curves.
 
   Args:
-    curves: at equal steps and on the same episodes.
-    step: index into `Curve.steps`; each algorithm that learns sigma is compared with the others
-      after that many steps.
-    over: what the columns of the curves are, in words.
+    curves: curves at equal steps and on the same episodes.
+    step: the index into `Curve.steps` of the step after which each algorithm that learns sigma is
+      compared with the others.
+    over: the name of the curves' columns, in words.
   """
   found = [accuracy_table(curves, over)]
   if has(curves, "accuracy"):

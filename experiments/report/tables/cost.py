@@ -1,4 +1,4 @@
-"""What training took, and the settings of each algorithm."""
+"""The cost of training, and the settings of each algorithm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,11 @@ _STAGES = ("compile", "train", "adapt")
 
 
 def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-  """Return the settings of each algorithm: `trials`, and all that one of them uses.
+  """Return the settings of each algorithm: `trials`, and every setting that any of them uses.
 
   Args:
-    arms: algorithm -> settings. `trials` is the length of the search that chose them, 0 for none.
+    arms: {algorithm: settings}. `trials` is the number of trials that chose them; 0 means no
+      search.
   """
   names = dict.fromkeys(name for settings in arms.values() for name in settings)
   used = lambda name: name == "trials" or any(settings.get(name) for settings in arms.values())
@@ -28,12 +29,12 @@ def settings_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def cost_table(curves: Sequence[Curve], tasks: int, arms: Mapping[str, Mapping[str, Any]]) -> str:
-  """Return the cost of training, and how well its modes and solves converged, by algorithm.
+  """Return the cost of training by algorithm, and how well modes and solves converged.
 
   Args:
-    curves: of any algorithms and seeds.
-    tasks: per meta-step.
-    arms: algorithm -> settings; `inner_steps` are the steps of a task's adaptation.
+    curves: curves of any algorithms and seeds.
+    tasks: the number of tasks in a meta-step.
+    arms: {algorithm: settings}. `inner_steps` is the number of adaptation steps of a task.
   """
 
   def mean(group: Sequence[Curve], name: str) -> str:

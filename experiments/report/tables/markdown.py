@@ -1,4 +1,4 @@
-"""Parts that all tables share: Markdown that reads as text, numbers with intervals."""
+"""Parts that all tables share: layout as text and as Markdown, numbers with intervals."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from experiments.runs.results import Curve
 
 
 def sample(curves: Sequence[Curve], over: str = "episodes") -> str:
-  """Say in words what the intervals of a table are over."""
+  """Return a phrase that names the sample behind a table's intervals."""
   counts = {name: len(group) for name, group in group_by_algorithm(curves).items()}
   most = max(counts.values())
   fewer = ", ".join(f"{name}: {n}" for name, n in counts.items() if n < most)

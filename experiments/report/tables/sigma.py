@@ -1,4 +1,4 @@
-"""What algorithms that learn sigma found, whether seeds agree, and what freezing modules costs."""
+"""The learned sigma, the agreement of seeds, and the cost of freezing modules."""
 
 import collections
 import math
@@ -15,14 +15,14 @@ from experiments.runs.results import Curve, check
 
 
 class Agreement(NamedTuple):
-  """Correlations over modules of the sigma of two seeds, mean over pairs of seeds."""
+  """Correlations over modules between the sigmas of two seeds, averaged over pairs of seeds."""
 
   ranks: float  # Spearman's, of sigma
   logs: float  # Pearson's, of log sigma, for sigmas so alike that their order says little; or nan
 
 
 def sigma_agreement(curves: Sequence[Curve]) -> dict[str, Agreement]:
-  """Return how the seeds of each algorithm agree, if it has three modules or more."""
+  """Return how well the seeds of each algorithm with three or more modules agree."""
   found = {}
   for algorithm, group in group_by_algorithm(curves).items():
     sigma = np.array([[c.sigma[m] for m in sorted(c.sigma)] for c in group])
@@ -38,12 +38,12 @@ def sigma_agreement(curves: Sequence[Curve]) -> dict[str, Agreement]:
 def freezing_table(
   whole: Sequence[Curve], frozen: Mapping[float, Sequence[Curve]], step: int = -1
 ) -> str:
-  """Return what is lost if the modules whose sigma is below a threshold stay at phi.
+  """Return the loss of accuracy and likelihood if modules with sigma below a threshold stay at phi.
 
   Args:
-    whole: one algorithm's curves with no module frozen.
-    frozen: threshold -> the curves of the same seeds with modules frozen, on the same episodes.
-    step: index into `Curve.steps`, the last by default.
+    whole: the curves of one algorithm without frozen modules.
+    frozen: {threshold: curves with frozen modules}, of the same seeds and episodes.
+    step: the index into `Curve.steps`; the last by default.
   """
   rows = []
   for threshold, curves in sorted(frozen.items()):
@@ -80,17 +80,17 @@ _FOUND = "sigma of modules, largest first"
 
 
 def _found(group: Sequence[Curve]) -> str:
-  """Return modules with their sigma, geometric mean over seeds, largest first."""
+  """Return modules with sigma, the geometric mean over seeds, largest first."""
   with np.errstate(divide="ignore"):  # a frozen module
     sigma = {m: float(np.exp(np.mean(np.log([c.sigma[m] for c in group])))) for m in group[0].sigma}
   return ", ".join(f"{m} {sigma[m]:.2g}" for m in sorted(sigma, key=lambda m: -sigma[m]))
 
 
 def found_modules(groups: Mapping[str, Sequence[Curve]]) -> str:
-  """Return the modules found with each data set: sigma, geometric mean over seeds, largest first.
+  """Return the modules of each data set with sigma, the geometric mean over seeds, largest first.
 
   Args:
-    groups: what the data are -> curves of algorithms that learn sigma.
+    groups: {name of the data: curves of algorithms that learn sigma}.
   """
   rows = [
     [data, algorithm, _found(group)]
@@ -104,7 +104,7 @@ def sigma_table(curves: Sequence[Curve]) -> str:
   """Return the sigma of each algorithm, and whether its seeds agree on their order.
 
   Args:
-    curves: of algorithms that learn sigma.
+    curves: curves of algorithms that learn sigma.
   """
   agreement = sigma_agreement(curves)
   none = Agreement(math.nan, math.nan)
@@ -119,7 +119,7 @@ def sigma_table(curves: Sequence[Curve]) -> str:
 
 
 def module_table(curve: Curve) -> str:
-  """Return parameters, sigma and root mean square of theta - phi of each module."""
+  """Return the size, sigma and root mean square of theta - phi of each module."""
   curve = check(curve, "curve")
 
   def sigma(module: str) -> str:

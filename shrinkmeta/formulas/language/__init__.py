@@ -1,1 +1,1 @@
-"""The language of formulas: what can be written, and what it may call."""
+"""The syntax of formulas: the parser, and the functions that a formula may call."""

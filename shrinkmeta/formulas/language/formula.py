@@ -1,12 +1,12 @@
-"""Formulas: what is fitted, what varies between groups, and what a formula may call.
+"""Parse a formula into its response, its fixed part, its random terms and its offsets.
 
     Reaction ~ Days + (Days | Subject)              correlated intercept and slope
     y ~ scale(x) * f + (x || g) + (1 | school/class)
     cbind(dead, alive) ~ log(dose) + (1 | batch)
     count ~ x + offset(log(days)) + (1 | site)
 
-The random part is parsed here. The fixed part, and what stands left of a bar, is a formula of the
-package formulaic, in which `_c0_`, `_c1_`, ... stand for the columns.
+This file parses the random terms. The package formulaic parses the fixed part and the terms to the
+left of a bar. In these parts `_c0_`, `_c1_`, ... stand for the names of the columns.
 """
 
 import re
@@ -21,7 +21,7 @@ _CONSTANTS = {"TRUE": "True", "FALSE": "False", "True": "True", "False": "False"
 
 
 class Random(NamedTuple):
-  """A random term, before it meets a table."""
+  """A parsed random term, such as (x | g)."""
 
   terms: str  # left of the bar, for formulaic
   group: tuple[str, ...]  # columns whose combinations are the groups
@@ -30,9 +30,10 @@ class Random(NamedTuple):
 
 
 class Formula(NamedTuple):
-  """A formula taken apart.
+  """A parsed formula.
 
-  In its texts `_c0_` and `_t0_` stand for the column `columns[0]`.
+  In the texts of the parts, `_c0_` and `_t0_` both stand for the column `columns[0]`. `_t0_` always
+  reads the column as levels.
   """
 
   text: str
@@ -46,18 +47,19 @@ class Formula(NamedTuple):
 
 
 def parse(text: str) -> Formula:
-  """Take a formula apart.
+  """Parse a formula.
 
   Args:
     text: a formula with one ~ and at least one random term.
 
   Returns:
-    Its parts. Nested groups are expanded: `(1 | a/b)` is `(1 | a) + (1 | a:b)`.
+    The parts of the formula. Nested groups are expanded: `(1 | a/b)` becomes
+    `(1 | a) + (1 | a:b)`.
 
   Raises:
     ValueError: the formula cannot be read, has no random term, or calls a function that is not in
       `functions.FUNCTIONS`. The message names the part and says what to write.
-    TypeError: the formula is no text.
+    TypeError: the formula is not a string.
 
   >>> formula = parse("y ~ x + (1 | school/class)")
   >>> [":".join(term.group) for term in formula.random]
@@ -69,16 +71,17 @@ def parse(text: str) -> Formula:
 
 
 def expression(text: str) -> Formula:
-  """Take an expression such as "log(days)" apart: a formula that has only a response.
+  """Parse an expression such as "log(days)".
 
   Args:
-    text: a column, a call, or arithmetic of both.
+    text: a column, a function call, or arithmetic with columns and calls.
 
   Returns:
-    A Formula with one entry in `responses`, and neither fixed nor random terms.
+    A Formula whose only part is the expression, in `responses`.
 
   Raises:
-    ValueError: as `parse`.
+    ValueError: the expression cannot be read, or calls a function that is not in
+      `functions.FUNCTIONS`.
 
   >>> expression("log(days)").responses
   ('log(_c0_)',)
@@ -168,7 +171,7 @@ class _Parser:
     bars = [t for t in (top(term[1:-1]) if whole else ()) if t.text in ("|", "||")]
     if bars:
       if sign == "-":
-        raise ValueError(f"A random term cannot be taken away: - {written} in {self.text!r}.")
+        raise ValueError(f"A random term cannot be subtracted: - {written} in {self.text!r}.")
       for found in self.varying(term[1:-1], written):
         if any(found[:3] == other[:3] for other in self.random):
           raise ValueError(f"{self.text!r} has a random term twice: {found.text}. Leave one out.")

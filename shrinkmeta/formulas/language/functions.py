@@ -1,9 +1,10 @@
-"""What a formula may call, and the check of every expression against it.
+"""The functions that a formula may call, and the check that an expression calls no others.
 
-formulaic evaluates an expression as Python code. So an expression is parsed by `ast` first, and
-anything other than arithmetic of columns, comparisons and calls of `FUNCTIONS` is an error: a
-formula cannot run other code. A column is `_c0_` (numbers, or levels if it holds text) or `_t0_`
-(always levels) in these expressions, so that it may have any name.
+formulaic evaluates an expression as Python code. So this file parses every expression with `ast`
+first. An expression may contain only arithmetic with columns, comparisons, and calls of
+`FUNCTIONS`. Anything else is an error, so a formula cannot run other code. The columns are called
+`_c0_` or `_t0_` in these expressions, so a column may have any name in the table. `_c0_` holds
+numbers, or levels if the column holds text. `_t0_` always holds levels.
 """
 
 import ast
@@ -56,19 +57,19 @@ _ALIAS = re.compile(r"_c\d+_")
 
 
 def context() -> dict[str, Callable[..., Any]]:
-  """Return the functions that act on each number.
+  """Return the functions that formulaic applies to every number of a column.
 
   Returns:
-    {name in a checked expression: function}.
+    {name of the function in a checked expression: function}.
   """
   return {_python(name): function for name, function in _ELEMENTWISE.items()}
 
 
 def is_levels(name: str) -> bool:
-  """Say whether a function takes the levels of a column.
+  """Tell whether a function reads its column as levels.
 
   Args:
-    name: as in a formula.
+    name: the name of the function, as users write it.
 
   Returns:
     True for C, factor and as.factor.
@@ -77,10 +78,10 @@ def is_levels(name: str) -> bool:
 
 
 def is_contrast(name: str) -> bool:
-  """Say whether a name can stand as the second argument of `C`.
+  """Tell whether a name is a contrast, the second argument of `C`.
 
   Args:
-    name: as in a formula.
+    name: the name, as users write it.
 
   Returns:
     True for Treatment, Sum, ...
@@ -89,14 +90,14 @@ def is_contrast(name: str) -> bool:
 
 
 def called(name: str, formula: str) -> str:
-  """Return how a checked expression calls a function.
+  """Return the name of a function in a checked expression.
 
   Args:
-    name: as in a formula.
-    formula: the whole formula, for errors.
+    name: the name of the function, as users write it.
+    formula: the whole formula, for the error message.
 
   Returns:
-    The name in Python.
+    The name, which is valid in Python: "as_numeric" for "as.numeric".
 
   Raises:
     ValueError: the function is not among `FUNCTIONS`.
@@ -113,18 +114,19 @@ def called(name: str, formula: str) -> str:
 
 
 def checked(text: str, written: str, columns: Sequence[str]) -> tuple[str, set[str]]:
-  """Check an expression.
+  """Check an expression, and translate it for formulaic.
 
   Args:
-    text: the expression, with columns as `_c0_`, ...
-    written: how the user writes it, for errors.
+    text: the expression, with `_c0_`, `_c1_`, ... in place of the columns.
+    written: the expression as the user wrote it, for the error message.
     columns: the names of the columns.
 
   Returns:
-    The expression for formulaic, and the columns that it takes as numbers.
+    The expression for formulaic, and the names of the columns that it reads as numbers.
 
   Raises:
-    ValueError: there is something other than arithmetic, comparisons and calls of `FUNCTIONS`.
+    ValueError: the expression holds something other than arithmetic, comparisons and calls of
+      `FUNCTIONS`.
 
   >>> checked("log(_c0_)", "log(x)", ["x"])
   ('log(_c0_)', {'x'})
@@ -178,7 +180,7 @@ class _Checker(ast.NodeTransformer):
       power = node.right.operand if isinstance(node.right, ast.UnaryOp) else node.right
       columns = any(isinstance(n, ast.Name) for n in ast.walk(node.left))
       if not (isinstance(power, ast.Constant) and columns):
-        raise ValueError(f"{self.written!r}: a power is a column to a number, as in I(x^2).")
+        raise ValueError(f"{self.written!r}: raise a column to a number, as in I(x^2).")
     return ast.BinOp(self.visit(node.left), node.op, self.visit(node.right))
 
   def visit_Compare(self, node: ast.Compare) -> ast.AST:
@@ -202,13 +204,13 @@ class _Checker(ast.NodeTransformer):
       raise ValueError(f"{self.written!r}: {name} takes one argument{bases}.")
     if name in _STATEFUL and any(map(_is_text, ast.walk(node.args[0]))):
       # formulaic writes the text of such a call into code that it evaluates, quotes and all.
-      raise ValueError(f"{self.written!r}: {name} takes numbers, and no comparison with a text.")
+      raise ValueError(f"{self.written!r}: {name} takes numbers, not a comparison with a text.")
     keywords = node.keywords
     if name in _CENTRED:  # an expression that was checked before has the constraint
       keywords = [k for k in keywords if ast.unparse(k) != ast.unparse(_CENTRE)]
     rest = [*node.args[1:], *(k.value for k in keywords)]
     if not all(_is_literal(n, texts=False) for n in rest) or not all(k.arg for k in keywords):
-      raise ValueError(f"{self.written!r}: the options of {name} are numbers, TRUE or FALSE.")
+      raise ValueError(f"{self.written!r}: the options of {name} must be numbers, TRUE or FALSE.")
     keywords = [*keywords, _CENTRE] if name in _CENTRED else keywords
     return ast.Call(node.func, [self.visit(node.args[0]), *node.args[1:]], keywords)
 
@@ -229,7 +231,7 @@ class _Checker(ast.NodeTransformer):
   def levels(self, node: ast.AST) -> ast.expr:
     """The column as levels, whatever it holds."""
     if not (isinstance(node, ast.Name) and _ALIAS.fullmatch(node.id)):
-      raise ValueError(f"{self.written!r}: levels are those of a column, as in C(f).")
+      raise ValueError(f"{self.written!r}: only a column has levels, as in C(f).")
     return ast.Name(node.id.replace("c", "t"), ast.Load())
 
 

@@ -1,4 +1,4 @@
-"""A formula cut into names, numbers, texts and signs."""
+"""Split a formula into tokens: names, numbers, strings and operators."""
 
 import re
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ _TOKEN = re.compile(
 
 
 class Token(NamedTuple):
-  """A piece of a formula.
+  """A token of a formula.
 
   Attributes:
     kind: "name", "tick" (a name in backticks), "number", "string" or "op".
-    text: as written.
-    start: its place in the formula.
+    text: the characters of the token.
+    start: the position of its first character in the formula.
   """
 
   kind: str
@@ -28,7 +28,7 @@ class Token(NamedTuple):
 
 
 def tokenise(text: str) -> list[Token]:
-  """Cut a formula into tokens.
+  """Split a formula into tokens.
 
   Args:
     text: the formula.
@@ -37,7 +37,7 @@ def tokenise(text: str) -> list[Token]:
     The tokens, without spaces.
 
   Raises:
-    ValueError: a sign that no formula has; parentheses that do not match.
+    ValueError: the formula has a character that is not allowed, or its parentheses do not match.
 
   >>> [token.text for token in tokenise("y ~ log(x)")]
   ['y', '~', 'log', '(', 'x', ')']
@@ -80,14 +80,15 @@ def top(tokens: Sequence[Token]) -> list[Token]:
 
 
 def split(tokens: Sequence[Token], at: tuple[str, ...]) -> list[tuple[str, list[Token]]]:
-  """Split tokens at signs outside of parentheses.
+  """Split tokens at operators that are outside of all parentheses.
 
   Args:
     tokens: the tokens.
-    at: the signs.
+    at: the operators.
 
   Returns:
-    (sign before the part, tokens of the part) of every part; the first sign is "".
+    A list of parts. Each part is (the operator before it, its tokens). The operator of the first
+    part is "".
   """
   parts: list[tuple[str, list[Token]]] = [("", [])]
   depth = 0
@@ -101,14 +102,14 @@ def split(tokens: Sequence[Token], at: tuple[str, ...]) -> list[tuple[str, list[
 
 
 def closing(tokens: Sequence[Token], opening: int) -> int:
-  """Find the parenthesis that closes another.
+  """Find the closing parenthesis that matches an opening one.
 
   Args:
     tokens: the tokens.
-    opening: the place of the other one.
+    opening: the index of the opening parenthesis.
 
   Returns:
-    Its place; the number of tokens if there is none.
+    The index of the closing parenthesis. It is the number of tokens if there is none.
   """
   depth = 0
   for i in range(opening, len(tokens)):

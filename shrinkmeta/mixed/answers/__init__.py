@@ -1,1 +1,1 @@
-"""From a formula to answers: a fit, its summary, predictions."""
+"""Fit a formula to a table, summarise the fit, and predict new rows."""

@@ -2,9 +2,8 @@
 
     df = 2 v^2 / (g'A g),   v = Var(beta^_j) at given variances,   g = dv / dx,   A = Cov(x^)
 
-x holds the variance parameters, the entries of Lambda and log s, and A is the inverse of the
-observed information of x. In balanced designs this gives the degrees of freedom of the analysis of
-variance.
+x holds the variance parameters: the entries of Lambda, and log s. A is the inverse of the observed
+information of x. In balanced designs df equals the degrees of freedom of the analysis of variance.
 
 References:
   Satterthwaite (1946). An approximate distribution of estimates of variance components. Biometrics
@@ -26,14 +25,14 @@ _STEP = 1e-4
 
 
 def degrees_of_freedom(fit: Fit, design: Design) -> np.ndarray:
-  """Satterthwaite's degrees of freedom of every fixed effect.
+  """Compute Satterthwaite's degrees of freedom of every fixed effect.
 
   Args:
     fit: a fit of a gaussian response by "ml" or "reml".
-    design: its design.
+    design: the design of this fit.
 
   Returns:
-    [P]; nan if the data do not determine the variances.
+    The degrees of freedom [P]. They are nan if the data do not determine the variances.
 
   >>> from shrinkmeta.formulas.build import design
   >>> from shrinkmeta.mixed.fit import fit

@@ -1,4 +1,4 @@
-"""A fitted formula: the estimates, and the data and columns behind them."""
+"""Fit a formula to a table; summaries, effects, intervals and tests of the fitted model."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from shrinkmeta.formulas import build
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed import checks, groups
 from shrinkmeta.mixed.answers import summary as figures
-from shrinkmeta.mixed.compare import Ratio, bootstrap, likelihood_ratio
+from shrinkmeta.mixed.compare import Ratio, bootstrap, check_order, likelihood_ratio
 from shrinkmeta.mixed.criteria.families import Family
 from shrinkmeta.mixed.fit import fit as fit_design
 from shrinkmeta.mixed.groups import Effects
@@ -24,10 +24,10 @@ class Model(NamedTuple):
   """A fitted mixed model; `print(model)` shows its summary.
 
   Attributes:
-    estimates: fixed effects, standard deviations, likelihood: see `Fit`.
-    design: the matrices, and the rows that were left out.
-    template: makes the columns of new rows.
-    formula: as it was given.
+    estimates: the fixed effects, the standard deviations and the likelihood: see `Fit`.
+    design: the matrices, and the number of rows that were left out.
+    template: what `predict` needs to build the columns of new rows.
+    formula: the formula, as the user wrote it.
   """
 
   estimates: Fit
@@ -51,21 +51,25 @@ def fit(
   offset: str | float | np.ndarray | None = None,
   seed: int = 0,
 ) -> Model:
-  """Fit a mixed model that a formula describes.
+  """Fit a mixed model to a table.
 
   Args:
-    formula: such as "y ~ x + (x | g)"; docs/mixed.md lists what it may contain.
-    table: the path of a text file, {name: values}, a pandas DataFrame, or what `read` returns.
+    formula: the formula, such as "y ~ x + (x | g)". docs/mixed.md lists what it may contain.
+    table: the path of a text file, {name: values}, a pandas DataFrame, or a Table from `read`.
     family: "gaussian", "logistic" (a response of 0 and 1, or counts with trials) or "poisson".
-    estimator: "ml", "reml" (gaussian only) or "predictive".
-    weights: a column, an expression such as "1 / se^2", numbers [N] or one number for all rows;
-      above 0.
-    trials: likewise, the numbers of trials of a logistic response that counts successes.
-    offset: likewise, added to the linear predictor; so is every offset(...) of the formula.
-    seed: of the halves, for "predictive".
+    estimator: "ml" maximises the likelihood, and "reml" the restricted likelihood (gaussian only).
+      "predictive" maximises the log-likelihood of each half of every group given the other half.
+    weights: the weights of the rows, all above 0. Give a column, an expression such as "1 / se^2",
+      numbers [N], or one number for all rows.
+    trials: the numbers of trials, in the same forms as `weights`. Give them if the response counts
+      the successes of a logistic model.
+    offset: a known term of the linear predictor, in the same forms as `weights`. It is added to
+      every offset(...) in the formula.
+    seed: the seed that splits every group into halves, for "predictive".
 
   Returns:
-    A Model. Rows with a missing value in a column that is used are left out and counted.
+    A Model. The fit leaves out rows with a missing value in a column that the model uses.
+    `model.design.dropped` counts them.
 
   Raises:
     ImportError: formulaic is not installed.
@@ -81,7 +85,8 @@ def fit(
   if family not in checks.FAMILIES:
     meant = _NAMES.get(str(family).lower())
     hint = f" Write {meant!r}." if meant else ""
-    raise ValueError(f"family is {family!r}; it is one of {', '.join(checks.FAMILIES)}.{hint}")
+    wanted = ", ".join(checks.FAMILIES)
+    raise ValueError(f"family must be one of {wanted}; got {family!r}.{hint}")
   design, template = build.prepare(
     formula, table, family=family, weights=weights, trials=trials, offset=offset
   )
@@ -91,11 +96,11 @@ def fit(
 def summary(
   model: Model, profile: Mapping[str, tuple[float, float]] | None = None
 ) -> figures.Summary:
-  """Collect the figures of a fit: `print(summary(model))` shows them.
+  """Summarise a fitted model; `print(summary(model))` shows the summary as tables.
 
   Args:
     model: a fitted model.
-    profile: {name of a standard deviation, or "residual": profile interval}, to show beside Wald's.
+    profile: the result of `profile`, or None. The summary shows its intervals next to Wald's.
 
   Returns:
     A Summary.
@@ -111,13 +116,13 @@ def summary(
 
 
 def effects(model: Model) -> Mapping[str, Effects]:
-  """The random effects of all groups: shrunk values, with posterior standard deviations.
+  """Return the estimated random effects of all groups, with posterior standard deviations.
 
   Args:
     model: a fitted model.
 
   Returns:
-    {name, as in `Fit.sd`: Effects}.
+    {name of the random effect, as in `Fit.sd`: Effects}.
 
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
   >>> effects(fit("y ~ (1 | g)", data))["(Intercept)"].value.round(2)
@@ -127,14 +132,14 @@ def effects(model: Model) -> Mapping[str, Effects]:
 
 
 def unshrunk(model: Model) -> Mapping[str, np.ndarray]:
-  """The least-squares estimates that each group has by itself.
+  """Return the least-squares estimates from the rows of each group alone, without shrinkage.
 
   Args:
     model: a fitted model.
 
   Returns:
-    {name, as in `Fit.sd`: [L]}, nan where a group's rows leave the estimate open, and where the
-    family is not gaussian.
+    {name of the random effect, as in `Fit.sd`: estimates [L]}. An estimate is nan if the rows of
+    the group do not determine it. All are nan if the family is not gaussian.
 
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
   >>> unshrunk(fit("y ~ (1 | g)", data))["(Intercept)"]
@@ -144,14 +149,16 @@ def unshrunk(model: Model) -> Mapping[str, np.ndarray]:
 
 
 def profile(model: Model, level: float = 0.95) -> dict[str, tuple[float, float]]:
-  """Profile intervals of all standard deviations; the better ones where groups are few.
+  """Compute profile-likelihood intervals of all standard deviations.
+
+  With few groups these intervals are better than Wald's intervals in the summary.
 
   Args:
-    model: a fitted model, by "ml" or "reml".
-    level: how often such an interval holds the truth.
+    model: a model fitted by "ml" or "reml".
+    level: the confidence level, such as 0.95.
 
   Returns:
-    {name, as in `Fit.sd`, or "residual": (low, high)}.
+    {name as in `Fit.sd`, or "residual": (low, high)}.
 
   Raises:
     ValueError: the estimator is "predictive".
@@ -166,32 +173,40 @@ def profile(model: Model, level: float = 0.95) -> dict[str, tuple[float, float]]
 
 
 def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Ratio:
-  """Test a model against a larger one that contains it, by the ratio of their likelihoods.
+  """Test a model against a larger model that contains it, by a likelihood-ratio test.
 
   Args:
     small: the smaller model.
-    large: the larger one, fitted to the same rows.
-    draws: 0 for the chi-squares of theory; otherwise a bootstrap by so many responses that are
-      drawn from the smaller model.
-    seed: of the draws.
+    large: the larger model, fitted to the same rows.
+    draws: 0 computes the p-value from a mixture of chi-squares. A positive number computes it by
+      a parametric bootstrap with this many responses, drawn from the smaller model. This p-value
+      is at least 1 / (1 + draws).
+    seed: the seed of the bootstrap.
 
   Returns:
-    The test.
+    A Ratio: the statistic, the p-value and the two models. `print` shows it as a table.
 
   Raises:
-    ValueError: the models are of different rows, weights, families or estimators, or one does not
-      contain the other.
+    ValueError: the models differ in their rows, weights, families or estimators, or the larger
+      model does not contain the smaller one.
 
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "x": [0, 1, 0, 1, 0, 1], "g": list("aabbcc")}
   >>> found = compare(fit("y ~ (1 | g)", data), fit("y ~ x + (1 | g)", data))
   >>> round(found.statistic, 2), round(found.p_value, 2)
   (3.3, 0.07)
+  >>> print(found)
+  likelihood-ratio test    parameters   log-likelihood
+  y ~ (1 | g)                       3         -10.7131
+  y ~ x + (1 | g)                   4          -9.0652
+  <BLANKLINE>
+  2 log ratio = 3.2958, p = 0.069
+  p from a chi-square with 1 df
   """
   one, other = small.estimates, large.estimates
   if one.rows != other.rows:
     raise ValueError(
-      f"The models are of {one.rows} and {other.rows} rows. If a column of one has missing values, "
-      "leave these rows out of both."
+      f"The models are fitted to {one.rows} and {other.rows} rows. If a column of one model has "
+      "missing values, leave these rows out of both models."
     )
   for name, what in (("response", "responses"), ("weights",) * 2, ("trials",) * 2):
     if not _same(getattr(small.design, name), getattr(large.design, name)):
@@ -201,11 +216,14 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
       )
   # The messages of `likelihood_ratio` on families and sizes say more, so they come first.
   found = None if draws else likelihood_ratio(one, other)
+  check_order(one, other)
   _check_contained(small.design, large.design)
-  if found is not None:
-    return found
-  settings = {"family": one.family, "estimator": one.estimator}
-  return bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)
+  if found is None:
+    settings = {"family": one.family, "estimator": one.estimator}
+    found = bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)
+  first, second = found.models
+  named = (first._replace(name=small.formula), second._replace(name=large.formula))
+  return found._replace(models=named)
 
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:

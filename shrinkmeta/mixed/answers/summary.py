@@ -1,9 +1,10 @@
-"""What a fit says, as numbers and as text.
+"""Summarise a fit as numbers and as a text of tables.
 
-    AIC = -2 l + 2 k,   BIC = -2 l + k log N,   l the maximised criterion, k all parameters
-    ICC of a factor = its share of the variance, averaged over the rows:
-      v_f / (sum_f v_f + v_e),   v_f = mean_i z_i' Sigma_f z_i,
-      v_e = mean_i s^2 / w_i, or pi^2 / 3 if logistic
+    AIC = -2 l + 2 k,   BIC = -2 l + k log N,   ICC of factor f = v_f / (sum_f v_f + v_e),
+    v_f = mean_i z_i' Sigma_f z_i,   v_e = mean_i s^2 / w_i, or pi^2 / 3 if logistic
+
+l is the maximum of the criterion, k the number of all parameters, and N the number of rows. The ICC
+(intraclass correlation) of a grouping factor is its share of the variance, averaged over the rows.
 
 References:
   Johnson (2014). Extension of Nakagawa & Schielzeth's R^2 GLMM to random slopes models. Methods in
@@ -33,8 +34,8 @@ _CRITERION = {
 class FixedRow(NamedTuple):
   """A fixed effect: estimate, standard error, t = estimate / se, two-sided p, 95 % interval.
 
-  p and the interval are those of Student's t with Satterthwaite's `df` if the family is gaussian,
-  and of a normal, df = inf, otherwise.
+  For the gaussian family p and the interval use Student's t with Satterthwaite's `df`. For other
+  families they use the normal distribution, and `df` is inf.
   """
 
   name: str
@@ -48,7 +49,7 @@ class FixedRow(NamedTuple):
 
 
 class SdRow(NamedTuple):
-  """A standard deviation: estimate, Wald's 95 % interval on the log scale, and a profile's."""
+  """A standard deviation: estimate, Wald's 95 % interval on the log scale, profile interval."""
 
   name: str
   estimate: float
@@ -58,27 +59,31 @@ class SdRow(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """The figures of a fit; `print(summary)` shows them as a table.
+  """The summary of a fit; `print(summary)` shows it as tables.
 
   Attributes:
-    title: response, groups, family, estimator, rows.
+    title: the response, the grouping factors, the family, the estimator and the number of rows.
     fixed: the fixed effects.
-    sd: the standard deviations; the residual's comes last.
-    correlation: {"a, b by g": correlation}.
-    criterion: log likelihood, restricted one, or l_PLL: what was maximised.
-    log_likelihood: at the estimates.
-    parameters: k.
-    aic, bic: None where the criterion is no likelihood, or the fit is perfect.
-    icc: {factor: share of the variance}; empty for the poisson family.
-    groups: {factor: (groups, smallest, largest)}, in rows.
-    dropped: (reason, rows) of the rows that were left out.
-    notes: what to know: how errors are meant, singular fits, what is not determined.
+    sd: the standard deviations. The last one is that of the residual, if there is one.
+    correlation: {"a, b by g": the correlation of the random effects a and b of factor g}.
+    correlation_interval: {"a, b by g": Wald's 95 % interval on Fisher's z scale}.
+    criterion: (name, value) of the maximised criterion: the log likelihood, the restricted log
+      likelihood, or the predictive log-likelihood of held-out halves.
+    log_likelihood: the log likelihood at the estimates.
+    parameters: k, the number of all parameters.
+    aic, bic: the two information criteria. They are None for the "predictive" estimator
+      and for a perfect fit.
+    icc: {factor: its share of the variance}. It is empty for the Poisson family.
+    groups: {factor: (number of groups, rows of the smallest group, rows of the largest group)}.
+    dropped: (reason, number of rows) for the rows that were left out.
+    notes: remarks on the standard errors, on singular fits and on undetermined parameters.
   """
 
   title: str
   fixed: tuple[FixedRow, ...]
   sd: tuple[SdRow, ...]
   correlation: dict[str, float]
+  correlation_interval: dict[str, tuple[float, float]]
   criterion: tuple[str, float]
   log_likelihood: float
   parameters: int
@@ -97,12 +102,13 @@ class Summary(NamedTuple):
 def of(
   fit: Fit, design: Design, profile: Mapping[str, tuple[float, float]] | None = None
 ) -> Summary:
-  """Collect the figures of a fit.
+  """Summarise a fit.
 
   Args:
-    fit: the estimates.
-    design: what they are estimates of.
-    profile: {name of a standard deviation, or "residual": profile interval}, to show beside Wald's.
+    fit: the fit.
+    design: the design of this fit.
+    profile: {name of a standard deviation, or "residual": profile interval}, or None. The summary
+      shows these intervals next to Wald's.
 
   Returns:
     A Summary.
@@ -118,6 +124,7 @@ def of(
     width = float(scipy.special.stdtrit(df, 0.975)) * se
     fixed.append(FixedRow(name, value, se, df, t, p, value - width, value + width))
   by = _by(fit)
+  pair = lambda a, b: f"{by[a].split(' by ')[0]}, {by[b]}"
   profile = profile or {}
   sds = [
     SdRow(by[key], value, *fit.sd_interval[key], profile.get(key)) for key, value in fit.sd.items()
@@ -130,7 +137,8 @@ def of(
     _title(fit, design),
     tuple(fixed),
     tuple(sds),
-    {f"{by[a].split(' by ')[0]}, {by[b]}": value for (a, b), value in fit.correlation.items()},
+    {pair(*names): value for names, value in fit.correlation.items()},
+    {pair(*names): ends for names, ends in fit.correlation_interval.items()},
     (_CRITERION[fit.estimator], fit.criterion),
     fit.log_likelihood,
     k,
@@ -144,13 +152,13 @@ def of(
 
 
 def text(found: Summary) -> str:
-  """Format a Summary.
+  """Format a Summary as text.
 
   Args:
     found: the summary.
 
   Returns:
-    Lines of text, without a newline at the end.
+    The tables and the notes, without a newline at the end.
   """
   lines = [found.title]
   if found.dropped:
@@ -180,8 +188,11 @@ def text(found: Summary) -> str:
     shown = note if wald or row.estimate == 0 else ""
     lines.append(f"{_line(width, row.name, f'{row.estimate:.6g}')}   {shown}".rstrip())
   if found.correlation:
-    lines += ["", _line(width, "correlation", "estimate")]
-    lines += [_line(width, name, f"{value:.4f}") for name, value in found.correlation.items()]
+    lines += ["", _line(width, "correlation", "estimate") + ("   95 % interval" if wald else "")]
+    for name, value in found.correlation.items():
+      low, high = found.correlation_interval[name]
+      shown = "" if math.isnan(low) else f"   [{low:.4g}, {high:.4g}]"
+      lines.append(_line(width, name, f"{value:.4f}") + shown)
   lines += ["", f"{found.criterion[0]} {found.criterion[1]:.4f}"]
   if found.criterion[0] != _CRITERION["ml"]:
     lines.append(f"log-likelihood at these estimates {found.log_likelihood:.4f}")

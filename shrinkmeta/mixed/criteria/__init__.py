@@ -1,1 +1,1 @@
-"""What a mixed model's fit maximises: likelihoods with gradients, and the search for a maximum."""
+"""The criteria that a mixed model maximises, with gradients, and the search for the maximum."""

@@ -1,23 +1,24 @@
-"""A design sorted into blocks of rows, its columns scaled, and its sums over groups.
+"""Sort the rows of a design by group, scale its columns, and compute sums over groups.
 
-The grouping factors of a model are one factor, or each is nested in the next coarser one. The rows
-are sorted by the coarsest factor first, so that the rows of every group of every factor stand
-together. A sum over groups is then `np.add.reduceat`, and a long group costs its own rows alone.
+A model has one grouping factor, or several, each nested in the next coarser one. The rows are
+sorted by the coarsest factor first, so the rows of every group of every factor are contiguous.
+`np.add.reduceat` then computes a sum for each group, without padding groups to the longest.
 
-The search works in coordinates of its own, in which all columns are near 1:
+The search uses scaled coordinates, in which the entries of all columns are near 1 in size:
 
     X = Xq A^-1,    Xq'Xq = N I              so  beta = A beta_q
     Z_k = S_k T_k^-1, mean square of S_k 1   so  Sigma_k = T_k Sigma_s T_k'
 
-X is centred first where it holds an intercept. Columns of a correlated term are centred where the
-term has an intercept: a full covariance then only changes its entries. The columns of an
-uncorrelated term are only scaled, because its diagonal covariance is tied to its zero.
+If X has an intercept, its other columns are centred first. If a correlated term has an intercept,
+its other columns are centred too, which only changes the entries of its full covariance. The
+columns of an uncorrelated term are scaled and not centred, because centring would correlate its
+effects.
 
-N rows, P fixed columns, D grouping factors ("levels"), coarsest first; level d has G_d groups with
-q_d random columns each.
+There are N rows, P fixed columns and D grouping factors, called levels, coarsest first. Level d has
+G_d groups with q_d random effects each.
 
-Everything is NumPy in float64. The sums are small and every data set has shapes of its own, for
-which XLA would compile anew, in more time than the whole fit takes.
+The code uses NumPy in float64. XLA would compile a program for the shapes of every data set, and
+the compilation would take longer than the whole fit.
 """
 
 from typing import NamedTuple
@@ -34,15 +35,15 @@ class Level(NamedTuple):
   """A grouping factor with the columns of all its random terms.
 
   Attributes:
-    factor: its name.
-    of_row: [N] the group of every sorted row.
-    starts: [G] the first sorted row of every group.
-    labels: [G] the place of every group among the labels of the design.
-    columns: [N, q] S, the scaled columns, sorted as the rows are.
-    back: [q, q] T, so that effects in the units of the data are T b_s.
-    places: ([n], [n]) row and column in Lambda [q, q] of the n entries of theta.
-    keys: q names of the effects, as the fit calls them.
-    correlated: (first, last + 1) of the columns of every correlated term.
+    factor: the name of the grouping factor.
+    of_row: [N], the group of every sorted row.
+    starts: [G], the first sorted row of every group.
+    labels: [G], the index of every group in the labels of the design.
+    columns: [N, q], the scaled columns S in sorted rows.
+    back: [q, q], the matrix T. Effects in the units of the data are T b_s.
+    places: ([n], [n]), the row and the column in Lambda [q, q] of the n entries of theta.
+    keys: the q names of the effects, as in `Fit.sd`.
+    correlated: (first column, last column + 1) of every correlated term.
   """
 
   factor: str
@@ -60,12 +61,13 @@ class Blocks(NamedTuple):
   """A design in sorted rows and scaled columns.
 
   Attributes:
-    design: where it comes from.
-    order: [N] the row of the design behind every sorted row.
+    design: the original design.
+    order: [N], the row of the design that each sorted row comes from.
     levels: the D grouping factors, coarsest first.
-    fixed: [N, P] Xq.
-    back: [P, P] A, so that fixed effects in the units of the data are A beta_q.
-    response, offset, weights, trials: [N], sorted; weights and trials are ones if there are none.
+    fixed: [N, P], the matrix Xq.
+    back: [P, P], the matrix A. Fixed effects in the units of the data are A beta_q.
+    response, offset, weights, trials: [N], in sorted rows. Weights and trials are ones if the
+      design has none.
   """
 
   design: Design
@@ -80,7 +82,7 @@ class Blocks(NamedTuple):
 
   @property
   def diagonal(self) -> np.ndarray:
-    """Where in theta the diagonal entries of Lambda stand, in the order of `keys`."""
+    """The positions in theta of the diagonal entries of Lambda, in the order of `keys`."""
     rows, columns = (
       np.concatenate([level.places[i] for level in self.levels] or [np.zeros(0, int)])
       for i in (0, 1)
@@ -89,11 +91,11 @@ class Blocks(NamedTuple):
 
   @property
   def keys(self) -> tuple[str, ...]:
-    """Names of the random effects of all levels."""
+    """The names of the random effects of all levels."""
     return tuple(key for level in self.levels for key in level.keys)
 
   def lambdas(self, theta: np.ndarray) -> list[np.ndarray]:
-    """Lambda(theta) [q, q] of every level: lower triangular, one block a term."""
+    """Return Lambda(theta) [q, q] of every level: lower triangular, with a block for each term."""
     found, at = [], 0
     for level in self.levels:
       matrix = np.zeros((len(level.keys),) * 2)
@@ -104,27 +106,27 @@ class Blocks(NamedTuple):
     return found
 
   def pick(self, matrices: list[np.ndarray]) -> np.ndarray:
-    """The entries of theta from matrices [q, q], one a level; the inverse of `lambdas`."""
+    """Invert `lambdas`: return theta from the matrices [q, q] of all levels."""
     picked = [m[level.places] for level, m in zip(self.levels, matrices, strict=True)]
     return np.concatenate([*picked, np.zeros(0)])
 
 
 def blocks(design: Design, centred: bool = True, first: str | None = None) -> Blocks:
-  """Sort a design into blocks, and scale its columns.
+  """Sort the rows of a design by group, and scale its columns.
 
   Args:
     design: the matrices of a formula.
-    centred: centre the columns of correlated terms. Without it T is diagonal, and row j of Lambda
-      belongs to the effect j alone.
-    first: the name, as in `Fit.sd`, of an effect that stands first in its correlated term, so that
-      its standard deviation is one entry of theta.
+    centred: whether to centre the columns of correlated terms. If False, T is diagonal, and row j
+      of Lambda belongs to effect j only.
+    first: the name, as in `Fit.sd`, of the effect to put first in its correlated term. The standard
+      deviation of this effect is then a single entry of theta, in scaled units.
 
   Returns:
     The blocks.
 
   Raises:
-    ValueError: grouping factors that are crossed; a factor with one level; a number that is not
-      finite; columns that depend on each other, or are more than the rows.
+    ValueError: grouping factors are crossed, a factor has one group only, a number is not finite,
+      or the fixed columns are linearly dependent or at least as many as the rows.
   """
   checks.check(design)
   factors: dict[str, list[int]] = {}
@@ -163,32 +165,32 @@ def blocks(design: Design, centred: bool = True, first: str | None = None) -> Bl
 
 
 def key_of(group: str, name: str, prefix: bool) -> str:
-  """The name of a random effect: its column, behind its factor where a model has several."""
+  """Return the name of a random effect: its column, after its factor if `prefix` is True."""
   return f"{group} {name}" if prefix else name
 
 
 def starts_within(fine: Level, coarse: Level) -> np.ndarray:
-  """[G_coarse] the first group of a finer level in every group of a coarser one."""
+  """Return the first group of the finer level in every group of the coarser level, [G_coarse]."""
   return np.searchsorted(fine.starts, coarse.starts)
 
 
 def parents(fine: Level, coarse: Level) -> np.ndarray:
-  """[G_fine] the group of a coarser level that holds every group of a finer one."""
+  """Return the group of the coarser level that contains each finer group, [G_fine]."""
   return coarse.of_row[fine.starts]
 
 
 def statistics(
   levels: tuple[Level, ...], rest: np.ndarray, weights: np.ndarray | None, sides: np.ndarray
 ) -> list[np.ndarray]:
-  """Sums over the rows of every group, for every level d.
+  """Compute, for every level d, sums over the rows of each group.
 
       [Z_d' W Z_d, Z_d' W Z_(d-1), ..., Z_d' W Z_0, Z_d' W rest, Z_d' sides]   [G_d, q_d, ...]
 
   Args:
-    levels: the levels.
-    rest: [N, m] other columns.
-    weights: [N] the diagonal of W; None for ones.
-    sides: [N, r] columns that come without the weights.
+    levels: the D levels, coarsest first.
+    rest: [N, m], other columns, such as the fixed columns and the response.
+    weights: [N], the diagonal of W. None means ones.
+    sides: [N, r], columns that are not multiplied by the weights.
 
   Returns:
     D arrays [G_d, q_d, q_d + ... + q_0 + m + r].

@@ -1,22 +1,24 @@
-"""Random effects eliminated group by group: determinants, modes, covariances and derivatives.
+"""Eliminate the random effects group by group; get determinants, modes, covariances, derivatives.
 
 With b = Lambda u, u ~ N(0, I), the posterior precision of all u is
 
-    H = I + Lambda' Z'WZ Lambda,
+    H = I + Lambda' Z'WZ Lambda.
 
-block diagonal over the groups of the coarsest factor, and inside a block an arrow: a group of a
-finer factor meets no other group of that factor. So the groups of the finest factor are eliminated
-first, each by itself, then those of the next coarser one. For a group with A = Z'WZ and
-B = Z'W [coarser columns, rest]:
+H is block diagonal over the groups of the coarsest factor. Within a block, two groups of the same
+finer factor share no entry of H. So block Gaussian elimination can eliminate the groups of the
+finest factor first, one at a time, and then the groups of the next coarser factor. The "rest" are
+other columns, such as the fixed columns and the response. A group with A = Z'WZ and
+B = Z'W [coarser columns, rest] has
 
-    H_g = I + Lambda' A Lambda,   E = H_g^-1 Lambda' B,   B' Lambda E  leaves the sums of the rest.
+    H_g = I + Lambda' A Lambda,   E = H_g^-1 Lambda' B.
 
-What remains of the rest is [rest]' M^-1 [rest] with M = W^-1 + Z Lambda Lambda' Z', and
-log det H = sum_g log det H_g. The derivatives run through the same steps backwards.
+Its elimination subtracts B' Lambda E from the sums of the coarser columns and of the rest. At the
+end the sums of the rest are [rest]' M^-1 [rest] with M = W^-1 + Z Lambda Lambda' Z', and
+log det H = sum_g log det H_g. The derivatives go through the same steps backwards.
 
 References:
   Bates, Maechler, Bolker, Walker (2015). Fitting linear mixed-effects models using lme4. Journal of
-  Statistical Software 67(1). Its sparse Cholesky factor of the same H, here by groups.
+  Statistical Software 67(1). They compute a sparse Cholesky factor of the same H.
 """
 
 from typing import NamedTuple
@@ -27,14 +29,14 @@ from shrinkmeta.mixed.criteria.blocks import Level, parents, starts_within
 
 
 class Step(NamedTuple):
-  """What the elimination of one level leaves behind, for G groups of q effects.
+  """The matrices from the elimination of one level, for G groups of q effects.
 
   Attributes:
-    scale: [q, q] Lambda.
-    own: [G, q, q] A.
-    rest: [G, q, m] B; first the columns of coarser levels, finest first, then the rest.
-    precision: [G, q, q] H_g.
-    solved: [G, q, m] E.
+    scale: [q, q], Lambda.
+    own: [G, q, q], A.
+    rest: [G, q, m], B: the columns of the coarser levels, finest first, and then the rest.
+    precision: [G, q, q], H_g.
+    solved: [G, q, m], E.
   """
 
   scale: np.ndarray
@@ -45,12 +47,12 @@ class Step(NamedTuple):
 
 
 class Eliminated(NamedTuple):
-  """All levels eliminated.
+  """The result of eliminating all levels.
 
   Attributes:
     log_det: log det H.
-    top: [m, m] [rest]' M^-1 [rest].
-    steps: one a level, coarsest first.
+    top: [m, m], the matrix [rest]' M^-1 [rest].
+    steps: a Step for each level, coarsest first.
   """
 
   log_det: float
@@ -66,11 +68,11 @@ def eliminate(
   Args:
     levels: D levels, coarsest first.
     scales: Lambda [q, q] of every level.
-    sums: the sums of every level, as `blocks.statistics` makes them.
-    top: [m, m] sums over all rows of the products of the rest.
+    sums: the sums of every level, from `blocks.statistics`.
+    top: [m, m], the sums over all rows of the products of the columns of the rest.
 
   Returns:
-    The determinant, what is left of the rest, and the steps.
+    log det H, [rest]' M^-1 [rest], and the steps.
 
   Raises:
     numpy.linalg.LinAlgError: if a number is not finite.
@@ -99,16 +101,16 @@ def eliminate(
 def cotangents(
   levels: tuple[Level, ...], found: Eliminated, top: np.ndarray, log_det: float = 1.0
 ) -> list[np.ndarray]:
-  """Derivatives of `log_det` times log det H + sum(`top` * found.top) with respect to Lambda.
+  """Return the derivatives of c log det H + sum(top * found.top) with respect to Lambda.
 
   Args:
-    levels: D levels.
-    found: their elimination.
-    top: [m, m], symmetric.
-    log_det: a factor.
+    levels: D levels, coarsest first.
+    found: the result of eliminating these levels.
+    top: [m, m], symmetric, the weights of the entries of found.top.
+    log_det: the factor c.
 
   Returns:
-    [q, q] for every level.
+    The derivatives [q, q] of every level.
   """
   gradients, owns, rests = [], [], []
   m = len(top)
@@ -142,15 +144,15 @@ def cotangents(
 def modes(
   levels: tuple[Level, ...], found: Eliminated, coefficients: np.ndarray
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-  """The solution of H u = Lambda' Z'W [rest] coefficients, coarsest level first.
+  """Solve H u = Lambda' Z'W [rest] coefficients for u.
 
   Args:
-    levels: D levels.
-    found: their elimination.
-    coefficients: [m] of the rest.
+    levels: D levels, coarsest first.
+    found: the result of eliminating these levels.
+    coefficients: [m], a coefficient for each column of the rest.
 
   Returns:
-    (u, b = Lambda u), lists of [G, q].
+    (u, b = Lambda u). Each is a list with an array [G, q] for every level.
   """
   whitened, effects = [], []
   for d, step in enumerate(found.steps):
@@ -168,14 +170,15 @@ def modes(
 
 
 def covariances(levels: tuple[Level, ...], found: Eliminated) -> list[np.ndarray]:
-  """Cov(b) = Lambda H^-1 Lambda' of every group together with the groups that hold it.
+  """Return Cov(b) = Lambda H^-1 Lambda' of every group, jointly with the coarser groups around it.
 
   Args:
-    levels: D levels.
-    found: their elimination.
+    levels: D levels, coarsest first.
+    found: the result of eliminating these levels.
 
   Returns:
-    For every level d [G_d, q_d + ... + q_0, q_d + ... + q_0]; its own effects stand first.
+    For every level d an array [G_d, q_d + ... + q_0, q_d + ... + q_0]. The effects of level d come
+    first.
   """
   paths: list[np.ndarray] = []
   for d, step in enumerate(found.steps):
@@ -207,14 +210,14 @@ def _spread(step: Step) -> np.ndarray:
 
 
 def linear(levels: tuple[Level, ...], effects: list[np.ndarray]) -> np.ndarray:
-  """Z b [N], sorted as the rows are.
+  """Return Z b, the sum of the random effects of all levels in each sorted row.
 
   Args:
-    levels: D levels.
+    levels: D levels, coarsest first.
     effects: b [G, q] of every level.
 
   Returns:
-    The sum over the levels.
+    Z b [N].
   """
   total = np.zeros(len(levels[0].of_row)) if levels else np.zeros(1)
   for level, b in zip(levels, effects, strict=True):

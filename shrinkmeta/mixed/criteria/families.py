@@ -1,4 +1,4 @@
-"""The densities of a response given its linear predictor eta, with their derivatives."""
+"""The log densities of the response given the linear predictor eta, with their derivatives."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -12,13 +12,13 @@ Family = Literal["gaussian", "logistic", "poisson"]
 
 
 class Density(NamedTuple):
-  """log p(y given eta) of every row, and what Newton's method needs of it.
+  """The log density log p(y given eta) of every row, with derivatives for Newton's method.
 
   Attributes:
-    log_prob: eta [N] -> [N], all constants included.
-    slopes: eta [N] -> (s, w, w'), the score d log p / d eta, the weight -d^2 log p / d eta^2, and
-      the derivative of the weight.
-    start: [N] an eta near the data.
+    log_prob: eta [N] -> log p [N], with the constants that `density` states.
+    slopes: eta [N] -> (s, w, w'). s is the score d log p / d eta, w is -d^2 log p / d eta^2, and w'
+      is the derivative of w.
+    start: [N], values of eta near the data, from which to start.
   """
 
   log_prob: Callable[[np.ndarray], np.ndarray]
@@ -27,20 +27,21 @@ class Density(NamedTuple):
 
 
 def density(blocks: Blocks, family: Family) -> Density:
-  """The density of a family at the response of sorted rows.
+  """Return the log density of the response, as a function of eta.
 
       logistic: y ~ Binomial(n, 1 / (1 + exp(-eta))),   n = 1 where there are no trials
       poisson:  y ~ Poisson(exp eta)
+      gaussian: log p = -(y - eta)^2 / 2
 
-  A row of weight w counts as w rows. "gaussian" is exp(-(y - eta)^2 / 2), without a constant: for
-  effects that are measured in residual standard deviations.
+  The gaussian log density has no constant, and its residual standard deviation is 1. The other two
+  include all constants. The weight of a row multiplies its log density.
 
   Args:
     blocks: the data.
-    family: of the response.
+    family: the family of the response.
 
   Returns:
-    The density.
+    The log density and its derivatives.
   """
   y, n, weights = blocks.response, blocks.trials, blocks.weights
   if family == "gaussian":

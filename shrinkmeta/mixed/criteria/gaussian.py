@@ -2,16 +2,19 @@
 
     y = offset + X beta + Z b + e,   b ~ N(0, s^2 Lambda Lambda'),   e_i ~ N(0, s^2 / w_i)
 
-With M = I + Z Lambda Lambda' Z' (rows scaled by sqrt w), beta(theta) the generalised least squares
-estimate and r^2(theta) = (y - X beta)' M^-1 (y - X beta),
+All rows are scaled by sqrt w, and the offset is subtracted from y. Let M = I + Z Lambda Lambda' Z',
+let beta(theta) be the generalised least squares estimate, and let
+r^2(theta) = (y - X beta)' M^-1 (y - X beta). For n rows and p fixed effects,
 
     -2 log L(theta)      = log det M + n (1 + log(2 pi r^2 / n))                       - sum log w
     -2 log L_REML(theta) = log det M + log det X'M^-1X + (n - p)(1 + log(2 pi r^2 / (n - p)))
                                                                                        - sum log w
 
-where s^2 is r^2 / n or r^2 / (n - p). Data enter by sums over groups alone, so that one evaluation
-takes the number of groups, not of rows. The library's prior, one sigma a module, is the case of a
-diagonal Lambda; a correlated term (x | g) has a full Cholesky factor.
+L is evaluated at s^2 = r^2 / n, and L_REML at s^2 = r^2 / (n - p). Both depend on the data only
+through sums over groups. So the work of one evaluation grows with the number of groups, and not
+with the number of rows. Lambda is diagonal for an uncorrelated term (x || g). This is the prior of
+the rest of the library, with one sigma for each module. For a correlated term (x | g) Lambda is
+lower triangular.
 
 References:
   Bates, Maechler, Bolker, Walker (2015). Journal of Statistical Software 67(1), equations 34 to 42.
@@ -32,12 +35,12 @@ class Profile(NamedTuple):
 
   Attributes:
     value: -log L or -log L_REML.
-    gradient: [k] its derivative with respect to theta.
-    beta: [P] generalised least squares.
-    residual: s.
+    gradient: [k], the derivative of `value` with respect to theta.
+    beta: [P], the generalised least squares estimate.
+    residual: s, in the units of the data.
     squares: r^2 / s^2.
-    cross: [P, P] X'M^-1X.
-    found: the elimination behind it.
+    cross: [P, P], the matrix X'M^-1X.
+    found: the result of eliminating the random effects at theta.
   """
 
   value: float
@@ -50,7 +53,7 @@ class Profile(NamedTuple):
 
 
 class Gaussian:
-  """The sums of a data set, and the criteria that follow from them."""
+  """The sums over the groups of a data set, and the likelihoods computed from them."""
 
   def __init__(self, blocks: Blocks, reml: bool):
     """Take the sums over groups.
@@ -85,21 +88,21 @@ class Gaussian:
 
   @property
   def freedom(self) -> int:
-    """n, or n - p of the restricted likelihood."""
+    """The degrees of freedom: n, or n - p for the restricted likelihood."""
     return self.rows - self.fixed if self.reml else self.rows
 
   def profile(
     self, theta: np.ndarray, log_residual: float | None = None, slope: bool = True
   ) -> Profile:
-    """Evaluate the criterion.
+    """Evaluate the criterion and its gradient at theta.
 
     Args:
-      theta: [k] the entries of Lambda.
-      log_residual: log s in the units of the data, held; None to profile it out.
-      slope: compute the gradient, which otherwise is empty.
+      theta: [k], the entries of Lambda.
+      log_residual: a fixed value of log s, in the units of the data. None takes the best s.
+      slope: whether to compute the gradient. If False, the gradient is empty.
 
     Returns:
-      Value, gradient with respect to theta, and estimates.
+      The value, the gradient with respect to theta, and the estimates of beta and s.
     """
     scales, p, n = self.blocks.lambdas(theta), self.fixed, self.freedom
     found = eliminate(self.levels, scales, self.sums, self.top)
@@ -122,7 +125,7 @@ class Gaussian:
     return Profile(value / 2, gradient / 2, effects, residual, float(rss / squared), cross, found)
 
   def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-    """-log L and its gradient [k] at theta."""
+    """Return -log L or -log L_REML at theta, and its gradient [k]."""
     try:
       found = self.profile(theta)
     except np.linalg.LinAlgError:
@@ -130,18 +133,18 @@ class Gaussian:
     return found.value, found.gradient
 
   def value(self, theta: np.ndarray) -> float:
-    """-log L at theta."""
+    """Return -log L or -log L_REML at theta."""
     try:
       return self.profile(theta, slope=False).value
     except np.linalg.LinAlgError:
       return np.inf
 
   def log_likelihood(self, theta: np.ndarray, beta: np.ndarray, residual: float) -> float:
-    """The log likelihood, not restricted, at any parameters.
+    """Return the log likelihood (not the restricted one) at given parameters.
 
     Args:
-      theta: [k] the entries of Lambda.
-      beta: [P] fixed effects, in the coordinates of the blocks.
+      theta: [k], the entries of Lambda.
+      beta: [P], the fixed effects, in the coordinates of the blocks.
       residual: s in the units of the data.
 
     Returns:

@@ -4,19 +4,20 @@
     log L(beta, theta) = log p(y given eta(u^)) - |u^|^2 / 2 - log det H / 2,
     H = I + Lambda' Z' W(u^) Z Lambda
 
-u^ is the mode of log p(y given eta(u)) - |u|^2 / 2 and W the diagonal of -d^2 log p / d eta^2. All
-constants of log p are there, as in glmmTMB and in the library's `log_evidence`. The integral of
-`(x | g)` is approximated in the joint space of a group's effects; the library's prior, one sigma a
-module, is the case of a diagonal Lambda.
+u^ is the mode of log p(y given eta(u)) - |u|^2 / 2. W is diagonal, with entries
+w = -d^2 log p / d eta^2. log p includes all its constants, as in glmmTMB and in the library's
+`log_evidence`. The integral over all effects of a group is approximated jointly. Lambda is diagonal
+for an uncorrelated term (x || g), and lower triangular for a correlated term (x | g).
 
-The gradient is exact. With s the score, h_i = z_i' Lambda H^-1 Lambda' z_i, v = h w' / 2,
-H a = Lambda' Z' v and t = v - W Z Lambda a - s,
+The gradient of this approximation is exact. Let s be the score d log p / d eta and w' the
+derivative of w. Let h_i = z_i' Lambda H^-1 Lambda' z_i, v = h w' / 2, H a = Lambda' Z' v, and
+t = v - W Z Lambda a - s. Then
 
     d(-log L) / d beta   = X' t
     d(-log L) / d Lambda = sum over groups of Z't u' + Z's a'  +  d(log det H / 2) / d Lambda at W
 
-Rows are handled as one long array, in sorted order, so that memory is a few numbers a row and a
-column, whatever the sizes of the groups.
+All sorted rows are in one array, without padding of groups. So the memory is a few numbers for each
+row and column, for groups of any size.
 """
 
 from typing import NamedTuple
@@ -44,13 +45,13 @@ class Mode(NamedTuple):
   """The mode of the random effects.
 
   Attributes:
-    u: [G, q] of every level.
-    effects: [G, q] Lambda u.
-    eta: [N] the linear predictor.
-    sums: the sums of every level behind `found`.
-    found: the elimination at the mode.
+    u: [G, q] for every level, the mode u^.
+    effects: [G, q] for every level, Lambda u.
+    eta: [N], the linear predictor.
+    sums: the sums of every level, from which `found` was computed.
+    found: the result of eliminating the random effects at the mode.
     height: log p(y given eta) - |u|^2 / 2.
-    converged: whether Newton's method got there.
+    converged: whether Newton's method converged.
   """
 
   u: list[np.ndarray]
@@ -63,7 +64,7 @@ class Mode(NamedTuple):
 
 
 class Laplace:
-  """The criterion of a data set, as a function of x = (beta [P], theta [k])."""
+  """Laplace's approximation for one data set, as a function of x = (beta [P], theta [k])."""
 
   def __init__(self, blocks: Blocks, family: Family):
     """Prepare the density.
@@ -89,14 +90,17 @@ class Laplace:
     return total
 
   def mode(self, beta: np.ndarray, theta: np.ndarray) -> Mode:
-    """The mode by Newton's method, halving the steps of those blocks that do not rise.
+    """Find the mode of the random effects by Newton's method.
+
+    If a step would lower log p - |u|^2 / 2 of a group of the coarsest factor, the step of this
+    group is halved until it does not.
 
     Args:
-      beta: [P] fixed effects.
-      theta: [k] the entries of Lambda.
+      beta: [P], the fixed effects.
+      theta: [k], the entries of Lambda.
 
     Returns:
-      The mode and the curvature there.
+      The mode and the curvature at the mode.
 
     Raises:
       numpy.linalg.LinAlgError: if a number is not finite.
@@ -160,7 +164,7 @@ class Laplace:
     return moved, eta, new  # pyright: ignore
 
   def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-    """-log L and its gradient [P + k] at (beta, theta)."""
+    """Return -log L at (beta, theta), and its gradient [P + k]."""
     beta, theta = x[: self.fixed], x[self.fixed :]
     try:
       at = self.mode(beta, theta)
@@ -201,14 +205,14 @@ class Laplace:
     return total
 
   def penalised(self, theta: np.ndarray, beta: np.ndarray | None = None):
-    """beta and u at the joint mode of log p(y given eta) - |u|^2 / 2, for a theta.
+    """Maximise log p(y given eta) - |u|^2 / 2 over beta and u together, for a fixed theta.
 
     Args:
-      theta: [k] the entries of Lambda.
-      beta: [P] where to start; None for a regression of rough values of eta.
+      theta: [k], the entries of Lambda.
+      beta: [P], where to start. None starts from a linear regression of `Density.start`.
 
     Returns:
-      (-log L of Laplace's approximation there, beta [P], X'W X with the random effects eliminated
+      (-log L at the maximum, beta [P] at the maximum, X'W X after elimination of the random effects
       [P, P]).
     """
     levels, scales, fixed = self.levels, self.blocks.lambdas(theta), self.blocks.fixed

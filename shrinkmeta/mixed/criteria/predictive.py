@@ -1,12 +1,13 @@
-"""How well half of every group's rows, with the parameters, predicts the other half.
+"""The predictive log-likelihood of one half of every group, given the other half.
 
     l_PLL(beta, theta, s) = log p(y_B given eta(b^(A))) + log p(y_A given eta(b^(B)))
 
-b^(A) is the mode of the random effects given the rows of half A. It is the library's predictive
-objective, with a module for every random effect. For the gaussian family b^ depends on Lambda and
-beta alone, and the best residual is s^2 = mean of the squared errors, so that s is profiled out.
+The rows of every group are split into halves A and B. b^(A) is the mode of the random effects given
+the rows of A. This is the objective l_PLL of the rest of the library, in which every random effect
+is a module. For the gaussian family b^ depends only on Lambda and beta, and the best s^2 is the
+mean of the squared errors. So s is profiled out.
 
-The gradient comes from central differences: the parameters are few.
+The gradient is computed by central differences, because there are few parameters.
 """
 
 import numpy as np
@@ -19,7 +20,10 @@ _STEP = 1e-5
 
 
 class Predictive:
-  """The criterion of a data set, as a function of x = (beta [P], theta [k])."""
+  """The predictive criterion of one data set, as a function of x = (beta [P], theta [k]).
+
+  For the gaussian family, the fixed effects are `start` + `unit` * beta.
+  """
 
   def __init__(self, blocks: Blocks, family: Family, seed: int):
     """Cut the groups of the finest factor in halves.
@@ -45,11 +49,11 @@ class Predictive:
     self.parts = [Laplace(weighted(half), family) for half in (first, ~first)]
 
   def eta(self, x: np.ndarray) -> list[np.ndarray]:
-    """[N] from the modes of each half, for all rows."""
+    """Return eta [N] of all rows twice: at the mode given half A, and at the mode given half B."""
     return [part.mode(x[: self.fixed], x[self.fixed :]).eta for part in self.parts]
 
   def value(self, x: np.ndarray) -> float:
-    """-l_PLL at (beta, theta); of a gaussian in units of `unit`, less `start`."""
+    """Return -l_PLL at x = (beta, theta)."""
     try:
       etas = self.eta(x)
     except np.linalg.LinAlgError:
@@ -64,13 +68,13 @@ class Predictive:
     return (n * np.log(2 * np.pi * 2 * total / n * self.unit**2) + n - self.log_weights) / 2
 
   def residual(self, x: np.ndarray) -> float:
-    """s in the units of the data."""
+    """Return the best s of the gaussian family, in the units of the data."""
     n = len(self.blocks.response)
     value = 2 * self.value(x) + self.log_weights - n
     return float(np.exp(value / (2 * n)) / np.sqrt(2 * np.pi))
 
   def value_and_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-    """-l_PLL and its gradient [P + k]."""
+    """Return -l_PLL and its gradient [P + k] at x."""
     gradient = np.empty(len(x))
     for i in range(len(x)):
       h = np.zeros(len(x))
@@ -80,14 +84,14 @@ class Predictive:
 
 
 def halves(blocks: Blocks, seed: int) -> np.ndarray:
-  """The rows of one half of every group of the finest factor, drawn at random.
+  """Draw at random one half of the rows of every group of the finest factor.
 
   Args:
     blocks: the data.
-    seed: of the draw.
+    seed: the seed of the draw.
 
   Returns:
-    [N] bool, sorted as the rows of the blocks.
+    [N] bool, whether each sorted row is in the half.
   """
   rng = np.random.default_rng(seed)
   rows = len(blocks.response)

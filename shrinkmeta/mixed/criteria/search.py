@@ -1,13 +1,12 @@
-"""The best of several local minima of a smooth function of a few parameters.
+"""Find local minima of a smooth function of a few parameters, from the minima of a grid.
 
-A mixed model's likelihood may have several maxima: variation between groups can be explained by
-levels or by slopes, or by noise. So the criterion is first evaluated on a grid of relative standard
-deviations, from almost none to far more than the noise, and a search starts at every lowest point
-of the grid that none of its neighbours undercuts.
+The likelihood of a mixed model may have several maxima, because intercepts, slopes or noise can
+explain the same variation. So the criterion is first evaluated on a grid of standard deviations,
+relative to the noise. A search starts at every local minimum of the grid.
 
-The criterion depends on Lambda through Lambda Lambda', and a diagonal entry of Lambda may have any
-sign. So no bound is needed: a standard deviation of 0 is an ordinary stationary point, from which
-the search leaves downhill if a larger one is better.
+The criterion depends on Lambda only through Lambda Lambda', so the sign of a diagonal entry of
+Lambda does not matter, and the search needs no bounds. A standard deviation of 0 is a stationary
+point like others. The search moves away from it if a larger standard deviation is better.
 """
 
 import itertools
@@ -28,11 +27,11 @@ class Minimum(NamedTuple):
   """A local minimum.
 
   Attributes:
-    x: [k] where.
-    value: the function there.
-    gradient: [k] its gradient.
-    hessian: [k, k] its second derivatives.
-    converged: the next Newton step would gain less than the function's rounding.
+    x: [k], the position of the minimum.
+    value: the value of the function at x.
+    gradient: [k], the gradient at x.
+    hessian: [k, k], the Hessian at x.
+    converged: whether the search ended because a further step would gain almost nothing.
   """
 
   x: np.ndarray
@@ -43,15 +42,15 @@ class Minimum(NamedTuple):
 
 
 def differences(objective: Objective, x: np.ndarray, step: float = 1e-4) -> np.ndarray:
-  """The Hessian [k, k] by central differences of the gradient.
+  """Compute the Hessian by central differences of the gradient.
 
   Args:
-    objective: x -> (value, gradient).
-    x: [k] where.
-    step: relative to entries larger than 1.
+    objective: x -> (value, gradient [k]).
+    x: [k], the point at which to compute the Hessian.
+    step: the step h of the differences. For an entry of x with |x_i| > 1, h is multiplied by |x_i|.
 
   Returns:
-    A symmetric matrix.
+    The Hessian [k, k], made symmetric.
   """
   rows = np.empty((len(x), len(x)))
   for i in range(len(x)):
@@ -68,17 +67,17 @@ def minimise(
   tol: float = 1e-9,
   most: int = 200,
 ) -> Minimum:
-  """Find a local minimum by Newton's method in a region of trust.
+  """Find a local minimum by Newton's method with a trust region.
 
-  The Hessian comes from differences of the gradient. Between these, BFGS carries it on for as long
-  as its quadratic model predicts what the function does.
+  The Hessian is computed by differences of the gradient, and then updated by BFGS. It is computed
+  again when its quadratic model no longer predicts the change of the function.
 
   Args:
     objective: x -> (value, gradient [k]).
-    x: [k] where to start.
-    hessian: [k, k] a guess of the Hessian there, which saves its differences.
-    tol: the search ends if a Newton step promises to lower the value by less.
-    most: steps.
+    x: [k], where to start.
+    hessian: [k, k], an estimate of the Hessian at x. None computes it by differences.
+    tol: the search ends if the quadratic model predicts a smaller decrease than this.
+    most: the largest number of steps.
 
   Returns:
     The minimum.
@@ -145,15 +144,15 @@ def _minimise(
 
 
 def held(objective: Objective, x: np.ndarray, free: np.ndarray) -> Objective:
-  """The function of the free entries of x, with the others held where they are.
+  """Return `objective` as a function of some entries of x, with the other entries held fixed.
 
   Args:
     objective: x [k] -> (value, gradient [k]).
-    x: [k] the values of the entries that are held.
-    free: [k] bool.
+    x: [k], the values of the fixed entries.
+    free: [k] bool, which entries are arguments of the new function.
 
   Returns:
-    x[free] -> (value, gradient[free]).
+    The function x[free] -> (value, gradient[free]).
   """
 
   def of_free(y: np.ndarray) -> tuple[float, np.ndarray]:
@@ -167,18 +166,20 @@ def held(objective: Objective, x: np.ndarray, free: np.ndarray) -> Objective:
 
 def starts(value: Callable[[np.ndarray], float], count: int, diagonal: np.ndarray,
            grid: tuple[float, ...] = GRID) -> list[np.ndarray]:  # fmt: skip
-  """Where to start: local minima of a grid over the diagonal entries of Lambda.
+  """Choose where to start: at local minima of a grid over the diagonal entries of Lambda.
 
-  Two entries take all combinations of the grid. With more of them, all take the same value first;
-  from every minimum of that line each entry then moves along the grid, in turn, twice. Three
-  entries also take all combinations of every other point, whose minima go downhill on the whole
-  grid: a valley in which two entries rise together is not found by moving one at a time.
+  One or two diagonal entries take all combinations of grid values. Three or more first take equal
+  values, and the minima along this line are found. From each of these minima, and from three other
+  points of the line, the entries are then minimised over the grid one at a time, twice. Three
+  entries also take all combinations of every other grid value, and the minima found there go
+  downhill on the whole grid. Moving one entry at a time misses a valley in which two entries rise
+  together.
 
   Args:
     value: theta [k] -> the criterion to minimise.
-    count: k.
-    diagonal: where in theta the diagonal entries stand; the others are 0.
-    grid: relative standard deviations.
+    count: k, the number of entries of theta.
+    diagonal: the positions in theta of the diagonal entries. The other entries are 0.
+    grid: the values of the grid, standard deviations relative to the noise.
 
   Returns:
     At most six starts [k], best first.

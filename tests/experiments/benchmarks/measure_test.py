@@ -1,4 +1,4 @@
-"""Spreads, slopes, timing in turn, and what a compiled step tells of itself."""
+"""Spreads, slopes, alternating timing, and the analysis of a compiled step."""
 
 import jax.numpy as jnp
 import numpy as np

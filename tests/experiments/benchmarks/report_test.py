@@ -1,4 +1,4 @@
-"""JSON lines and tables."""
+"""Measurements as JSON lines and as tables."""
 
 import json
 

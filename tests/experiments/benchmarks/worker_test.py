@@ -1,4 +1,4 @@
-"""One measurement from end to end, small. No test here asks how long anything took."""
+"""One measurement runs from end to end in miniature; no test here depends on time."""
 
 import json
 import math

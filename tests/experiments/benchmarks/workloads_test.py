@@ -1,4 +1,4 @@
-"""The workloads have the sizes they say; operations counted by hand are those that XLA counts."""
+"""Workloads have the stated sizes, and operations counted by hand equal XLA's count."""
 
 import dataclasses
 

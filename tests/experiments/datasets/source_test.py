@@ -1,4 +1,4 @@
-"""Tests of tasks by index, and of what a problem says of itself."""
+"""Tests of tasks by index, and of a problem's protocol."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""The binary: its text, its JSON, its flags, and what it says of wrong ones."""
+"""The command `experiments.mixed`: its text, its JSON, its flags, and errors for wrong flags."""
 
 import json
 import os

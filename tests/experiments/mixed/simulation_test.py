@@ -1,4 +1,4 @@
-"""Data sets from a known model: REML is unbiased, its intervals hold what they say."""
+"""On data from a known model, REML is unbiased and its intervals have their coverage."""
 
 import numpy as np
 import pytest

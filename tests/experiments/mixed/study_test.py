@@ -1,4 +1,4 @@
-"""The studies of the search: a few designs, against a few starts each; and their reference."""
+"""The studies of starts, with a few designs and a few starts, and the likelihood they refer to."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The convolution against XLA's: values, derivatives of every order, transformations."""
+"""The convolution equals XLA's: values, derivatives of every order, transformations."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What tests of networks share."""
+"""Random arrays and a reference that the tests of networks share."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One vocabulary of flags for all commands."""
+"""A flag has the same meaning in all commands."""
 
 import json
 

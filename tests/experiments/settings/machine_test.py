@@ -1,4 +1,4 @@
-"""Descriptions of several processes that cannot work are refused before JAX starts."""
+"""Impossible descriptions of several processes are refused before JAX starts."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Formulas taken apart, errors that say what to write, and code that a formula cannot run."""
+"""Parsed formulas; errors say what to write, and a formula cannot run code."""
 
 import pytest
 
@@ -84,7 +84,7 @@ def test_a_response_of_two_columns_and_offsets():
     ("y ~ x + (1 || g || h)", "more than one bar"),
     ("y ~ x + (| g)", "needs terms left"),
     ("y ~ x + (1 | g) + (1 | g)", "twice"),
-    ("y ~ x - (1 | g)", "cannot be taken away"),
+    ("y ~ x - (1 | g)", "cannot be subtracted"),
     ("y ~ x + (1 | g) +", r"a \+ with nothing after it"),
     ("y ~ x + (1 | g", "parentheses"),
     ("y ~ . + (1 | g)", "name the columns"),
@@ -97,7 +97,7 @@ def test_a_response_of_two_columns_and_offsets():
     ("y ~ Q('a b') + (1 | g)", "stands in backticks"),
     ('y ~ C(f, levels=c("a", "b")) + (1 | g)', r'levels=\["b", "a"\]'),
     ("y ~ (x + | g)", r"\(x \+ \| g\) has a \+ with nothing after it"),
-    ("y ~ I(x^z) + (1 | g)", "power is a column to a number"),
+    ("y ~ I(x^z) + (1 | g)", "raise a column to a number"),
     ("y ~ C(f, Treatment('b'), 3) + (1 | g)", "write C.f., C.f, Treatment"),
     ("y ~ I(f + 'b') + (1 | g)", "only be compared"),
     ("y ~ log(offset(x)) + (1 | g)", "an offset is a term of its own"),

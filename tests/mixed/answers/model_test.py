@@ -1,4 +1,4 @@
-"""The door and the summary: figures recomputed from their formulas, text that says what to know."""
+"""`mixed.fit` and `mixed.summary`: figures recomputed from formulas, and the notes in the text."""
 
 import os
 import pathlib
@@ -127,7 +127,7 @@ def test_profiles_and_comparisons():
   assert found.p_value == pytest.approx(scipy.stats.chi2.sf(statistic, 1) / 2)
   assert mixed.compare(small, large, draws=9, seed=1).p_value >= 0.1
   data["y"][0] = np.nan
-  with pytest.raises(ValueError, match="models are of 96 and 95 rows"):
+  with pytest.raises(ValueError, match="models are fitted to 96 and 95 rows"):
     mixed.compare(small, mixed.fit("y ~ x + (x || g)", data))
 
 
@@ -266,9 +266,9 @@ def test_the_text_says_what_to_know():
 
 
 def test_wrong_arguments():
-  with pytest.raises(ValueError, match="'binomial'; it is one of gaussian, .*Write 'logistic'"):
+  with pytest.raises(ValueError, match="must be one of gaussian, .*'binomial'. Write 'logistic'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), family="binomial")
-  with pytest.raises(ValueError, match="estimator is 'mle'"):
+  with pytest.raises(ValueError, match="estimator must be .*'mle'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), estimator="mle")
 
 
@@ -280,3 +280,59 @@ def test_the_library_alone_imports_neither_pandas_nor_formulaic():
     "assert not {'pandas', 'formulaic', 'matplotlib'} & set(sys.modules)\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_interval_of_a_correlation():
+  """By the Hessian of the dense likelihood in log sd, atanh(correlation) and log residual."""
+  data = simulated(groups=10, rows=6)
+  model = mixed.fit("y ~ x + (x | g)", data)
+  fit, design = model.estimates, model.design
+  pair = ("(Intercept)", "x")
+  z = np.zeros((60, 20))
+  for i, g in enumerate(design.random[0].index):
+    z[i, 2 * g : 2 * g + 2] = design.random[0].columns[i]
+
+  def minus_log_likelihood(at):
+    one, other, rho, residual = np.exp(at[0]), np.exp(at[1]), np.tanh(at[2]), np.exp(at[3])
+    sigma = np.array([[one**2, rho * one * other], [rho * one * other, other**2]])
+    v = z @ np.kron(np.eye(10), sigma) @ z.T + residual**2 * np.eye(60)
+    x, y = design.fixed, design.response
+    r = y - x @ np.linalg.solve(x.T @ np.linalg.solve(v, x), x.T @ np.linalg.solve(v, y))
+    return 0.5 * (np.linalg.slogdet(v)[1] + r @ np.linalg.solve(v, r))
+
+  rho = fit.correlation[pair]
+  at = np.array([*np.log(list(fit.sd.values())), np.arctanh(rho), np.log(fit.residual)])
+  h = 1e-3 * np.eye(4)
+  hessian = np.array([
+    [
+      sum(s * t * minus_log_likelihood(at + s * a + t * b) for s in (1, -1) for t in (1, -1))
+      for b in h
+    ]
+    for a in h
+  ]) / 4e-6  # fmt: skip
+  width = scipy.stats.norm.ppf(0.975) * np.sqrt(np.linalg.inv(hessian)[2, 2])
+  want = np.tanh([at[2] - width, at[2] + width])
+  np.testing.assert_allclose(fit.correlation_interval[pair], want, rtol=1e-4)
+  found = mixed.summary(model)
+  assert found.correlation_interval == {"(Intercept), x by g": fit.correlation_interval[pair]}
+  assert f"{rho:.4f}   [{want[0]:.4g}, {want[1]:.4g}]" in str(found)
+
+
+def test_a_comparison_is_printed_as_a_table():
+  data = simulated(sd=(1.0, 0.3))
+  small, large = (mixed.fit(f"y ~ x + ({term} | g)", data) for term in ("1", "x"))
+  found = mixed.compare(small, large)
+  one, other = (line.split() for line in str(found).splitlines()[1:3])
+  assert one[-2:] == ["4", f"{small.estimates.log_likelihood:.4f}"]
+  assert other[-2:] == ["6", f"{large.estimates.log_likelihood:.4f}"]
+  assert " ".join(one[:-2]) == small.formula and " ".join(other[:-2]) == large.formula
+  assert f"2 log ratio = {found.statistic:.4f}, p = {found.p_value:.2g}" in str(found)
+  assert str(found).endswith("p from a mixture of chi-squares: 0.5 of 1 df, 0.5 of 2 df")
+  drawn = mixed.compare(small, large, draws=9)
+  assert drawn.draws == 9 and (drawn.statistic, drawn.models) == (found.statistic, found.models)
+  assert str(drawn).endswith("p from 9 draws from the smaller model; it is at least 1/10 = 0.1")
+  restricted = (mixed.fit(m.formula, data, estimator="reml") for m in (small, large))
+  assert "parameters   restricted log-likelihood" in str(mixed.compare(*restricted))
+  for draws in (0, 9):
+    with pytest.raises(ValueError, match="^Pass the smaller model first"):
+      mixed.compare(large, small, draws=draws)

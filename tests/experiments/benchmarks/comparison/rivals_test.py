@@ -1,4 +1,4 @@
-"""How rivals are called and read. None is run here: they are other projects."""
+"""The command lines of other libraries and their output; no other library runs here."""
 
 import sys
 

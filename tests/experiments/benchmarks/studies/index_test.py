@@ -1,4 +1,4 @@
-"""Every study from end to end, small; and the numbers that the studies work out themselves."""
+"""Every study runs in miniature, and its computed numbers are right."""
 
 import numpy as np
 import pytest

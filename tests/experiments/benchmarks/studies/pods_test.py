@@ -1,4 +1,4 @@
-"""The cost model of a pod: its arithmetic, by hand."""
+"""The cost model of a pod agrees with arithmetic by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests of the container of characters, and of how it is cached."""
+"""Tests of `Characters`, and of its cache."""
 
 import os
 import stat

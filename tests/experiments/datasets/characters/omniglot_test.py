@@ -1,4 +1,4 @@
-"""Tests of the Omniglot reader, on small archives of the same layout."""
+"""Tests of the Omniglot reader, on small archives with the layout of the real ones."""
 
 import io
 import os

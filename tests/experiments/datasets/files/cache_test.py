@@ -1,4 +1,4 @@
-"""Tests of what is said of damaged files, and of tables."""
+"""Tests of the errors for damaged files, and of tables."""
 
 import errno
 import lzma

@@ -1,4 +1,4 @@
-"""Pickles of encoded pictures, and labels that are none."""
+"""Pickles of encoded pictures, and wrong labels."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Pictures of every mode are read as a person sees them."""
+"""Pictures of every mode decode as a person sees them."""
 
 import io
 

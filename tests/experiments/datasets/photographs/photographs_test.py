@@ -1,4 +1,4 @@
-"""Tests of sets of photographs, on small files of the layouts in which they are passed around."""
+"""Tests of photographs, on small files with the published layouts."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Tests of the spoken digits, on recordings made here and on the real ones."""
+"""Tests of the spoken digits, on generated recordings and on the real ones."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What tests of pictures share."""
+"""Helpers that the tests of pictures share."""
 
 import pathlib
 import tempfile

@@ -1,0 +1,98 @@
+"""The effects of the groups of a mixed model: with intervals, and shrunk against their own."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shrinkmeta.plots import estimates, look
+
+if TYPE_CHECKING:
+  from shrinkmeta.mixed import Effects, Model
+
+_PANEL = 5.2  # inches
+
+
+def size_of_groups(model: "Model", x: str | None) -> tuple[float, float]:
+  """Return the width and height in inches of `draw_groups`."""
+  del x
+  most = max(model.estimates.groups.values())
+  longest = max(len(label) for term in model.design.random for label in term.levels)
+  width = _PANEL + 0.07 * max(0, longest - 24)
+  return width * len(model.estimates.sd), 0.5 + estimates.height_for(most)
+
+
+def draw_groups(part: Any, model: "Model", x: str | None) -> None:
+  """Draw groups in the order of their shrunk estimates, a panel for each random effect.
+
+  Args:
+    part: the subfigure.
+    model: the fitted model.
+    x: not used.
+  """
+  from shrinkmeta import mixed
+
+  del x
+  fit, own = model.estimates, mixed.unshrunk(model)
+  axes = look.panels_of(part, 1, len(fit.sd))
+  for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):
+    centre = _centre(effect)
+    low, high = fit.sd_interval[key]
+    between = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
+    between = ", a boundary estimate" if fit.sd[key] == 0 else between
+    found = estimates.Estimates(
+      effect.value,
+      effect.sd,
+      None if np.isnan(own[key]).all() else own[key],
+      effect.levels,
+      centre,
+      fit.sd[key],
+      word="fixed effect" if _effect(model, key) in fit.fixed else "0",
+      spread="sd",
+    )
+    look.title(ax, f"{_effect(model, key)} by {effect.group}")
+    estimates.draw(ax, found)
+    look.axis_labels(ax, f"{key}\nsd {fit.sd[key]:.3g}{between}", effect.group)
+
+
+def size_of_shrinkage(model: "Model", x: str | None) -> tuple[float, float]:
+  """Return the width and height in inches of `draw_shrinkage`."""
+  del x
+  return _PANEL * len(model.estimates.sd), 3.6
+
+
+def draw_shrinkage(part: Any, model: "Model", x: str | None) -> None:
+  """Draw shrunk estimates against the groups' own estimates, a panel for each random effect.
+
+  Args:
+    part: the subfigure.
+    model: the fitted model.
+    x: not used.
+  """
+  from shrinkmeta import mixed
+
+  del x
+  own = mixed.unshrunk(model)
+  axes = look.panels_of(part, 1, len(model.estimates.sd))
+  for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):
+    known = np.isfinite(own[key])
+    size = 8 + 60 * effect.rows[known] / effect.rows.max()
+    ax.scatter(own[key][known], effect.value[known], size, color=look.COLORS[0], alpha=0.6)
+    if known.any():  # a group of another family than gaussian has no estimate of its own
+      ends = [float(own[key][known].min()), float(own[key][known].max())]
+      ax.plot(ends, ends, color=look.QUIET, linewidth=1)
+    ax.axhline(_centre(effect), color=look.QUIET, linewidth=1, linestyle="--")
+    look.axis_labels(ax, f"{key} by itself", f"{key} shrunk")
+    look.title(ax, "Area of a point: rows of the group")
+
+
+def _centre(effect: "Effects") -> float:
+  """The fixed effect of the same name, or 0."""
+  return float(np.mean(effect.value - effect.mode))
+
+
+def _effect(model: "Model", key: str) -> str:
+  """The name of a random effect without its grouping factor."""
+  prefixes = [f"{factor} " for factor in model.estimates.groups]
+  prefix = next((p for p in prefixes if key.startswith(p)), "") if len(prefixes) > 1 else ""
+  return key.removeprefix(prefix)

@@ -1,0 +1,1 @@
+"""States on disk: damaged checkpoints, and a state that is saved without `fit`."""

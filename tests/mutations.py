@@ -1,0 +1,173 @@
+"""Break the code on purpose, one small fault at a time. The test named beside a fault must fail.
+
+    python -m tests.mutations              # all faults, some twenty minutes on two cores
+    python -m tests.mutations --only=cg    # those whose file or line contains "cg"
+
+Each fault replaces one piece of text in a copy of the working tree, so the tree itself stays as it
+is. CI does not run the faults; `mutations_test.py` checks that each still has its place.
+"""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import app, flags, logging
+
+ROOT = pathlib.Path(__file__).absolute().parents[1]
+_ONLY = flags.DEFINE_string("only", "", "Runs the faults whose file or text contains this.")
+
+
+class Fault(NamedTuple):
+  """A fault: `old` becomes `new` in a file of shrinkmeta/, and a test must fail."""
+
+  file: str  # below shrinkmeta/, without .py
+  old: str  # occurs exactly once
+  new: str
+  test: str  # below tests/, without _test.py
+  named: str  # pytest's -k
+
+
+FAULTS = (
+  # The mode and its model.
+  Fault("mode/task_model", "lambda p, s, v: p + s * v, self.part",
+        "lambda p, s, v: p + s * s * v, self.part", "gradients/implicit", "the_mode_is_the_closed"),
+  Fault("mode/task_model", "s * g + p * v / self.n", "s * g + 1.02 * p * v / self.n",
+        "gradients/implicit", "the_mode_is_the_closed_form"),
+  Fault("mode/task_model", "return nll + self._neg_log_prior(z) / self.n, grad",
+        "return nll, grad", "gradients/implicit", "info_reports_the_objective"),
+  Fault("mode/task_model", "share = self._share(batch)\n", "share = 1.0\n", "mode/optimise",
+        "mini_batches_with_weights"),
+  Fault("mode/task_model", "(of_data + c * s * of_prior) / (1.0 + c * s * s)",
+        "(of_data + c * s * of_prior) / (1.0 + c * s)", "mode/whitening", "balance"),
+  Fault("mode/whitening", "jnp.exp(0.5 * jnp.where(jnp.isposinf(v), 0.0, v))",
+        "jnp.exp(0.5 * v)", "mode/whitening", "gradients_at_the_limits"),
+  Fault("mode/optimise", "done = norm <= inner.tol if", "done = norm <= 2 * inner.tol if",
+        "mode/optimise", "stops_exactly"),
+  Fault("mode/optimise", "score = jnp.where(mask != 0, jax.random.uniform(key, mask.shape), -1.0)",
+        "score = jax.random.uniform(key, mask.shape)", "mode/optimise", "draw"),
+  Fault("mode/optimise", "draw(jax.random.fold_in(key, at.step), batch", "draw(key, batch",
+        "mode/optimise", "mini_batches"),
+  # Gradients through the mode.
+  Fault("gradients/implicit", "direct = optax.tree.sub(g, curved)",
+        "direct = optax.tree.sub(optax.tree.scale(1.02, g), curved)", "gradients/implicit",
+        "the_jacobian_of_the_mode"),
+  Fault("gradients/implicit", "direct = optax.tree.sub(g, curved)", "direct = g",
+        "gradients/free_modules", "gradients_and_losses_are_the_limit"),
+  Fault("gradients/implicit", "lambda p, w, z: p * w * z, precision",
+        "lambda p, w, z: 0.5 * p * w * z, precision", "gradients/implicit",
+        "the_jacobian_of_the_mode"),
+  Fault("gradients/implicit", "optax.tree.scale(-1.0, w))", "optax.tree.scale(1.0, w))",
+        "gradients/implicit", "the_derivative_in_the_data"),
+  Fault("gradients/implicit", "share = counted(weights(batch)) / divisor(counted(mask))",
+        "share = 1.0", "gradients/implicit", "scaled_to_all_examples"),
+  Fault("gradients/evidence", "return fit - 0.5 * value, grad", "return fit - value, grad",
+        "gradients/evidence", "the_learner_follows and restricted0-vmap"),
+  Fault("gradients/evidence", "0.5 * s * g * z, model.white.scale", "s * g * z, model.white.scale",
+        "gradients/evidence", "linear_gaussian_value"),
+  Fault("gradients/log_det", "value = jnp.sum(jnp.log1p(square))",
+        "value = 1.001 * jnp.sum(jnp.log1p(square))", "gradients/log_det", "exact_value"),
+  Fault("gradients/log_det", "of_rows = 2.0 * by_example", "of_rows = by_example",
+        "gradients/log_det", "exact_value"),
+  Fault("gradients/per_task", "lambda s, v: -s * v, model.white.scale, mode.z",
+        "lambda s, v: s * v, model.white.scale, mode.z", "learner/learner",
+        "reptile_is_the_mean_way_back"),
+  Fault("gradients/per_task", "return total / divisor(jnp.asarray(sum(counts)))",
+        "return total / 2", "learner/learner", "the_pooled_rows"),
+  # The step of phi and sigma.
+  Fault("learner/meta_step", "optax.tree.add_scale(grad.phi, -weight, prior)",
+        "optax.tree.add_scale(grad.phi, weight, prior)", "learner/learner_priors",
+        "each_prior_is_added and imaml"),
+  Fault("learner/meta_step", "count = jnp.maximum(sums.sound, 1)",
+        "count = jnp.maximum(sums.tasks, 1)", "gradients/failed_tasks",
+        "the_step_is_that_of_the_other_tasks and maml and vmap"),
+  # Curvature and solvers.
+  Fault("curvature/products", "lambda v: vjp(output_hessian(jvp(v)))[0]",
+        "lambda v: vjp(jvp(v))[0]", "curvature/products", "gauss_newton_is_the_dense"),
+  Fault("curvature/solvers", "negative, broken = curvature <= 0, ",
+        "negative, broken = curvature < -1e30, ", "curvature/solvers", "negative_curvature_two"),
+  Fault("curvature/solvers", "better = square < s.best_square", "better = square == square",
+        "curvature/solvers", "keeps_the_iterate"),
+  Fault("curvature/solvers", "(s.square > tol**2 * norm2)", "(s.square > tol * norm2)",
+        "curvature/solvers", "stops_at_the_first_step"),
+  Fault("curvature/lanczos", "for _ in range(2):", "for _ in range(0):", "curvature/lanczos",
+        "orthonormal"),
+  # Likelihoods and densities.
+  Fault("model/likelihood", "jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))",
+        "jnp.sum(mask * log_prob)", "model/likelihood", "padding_without_a_density"),
+  Fault("model/likelihood", "y * outputs - jnp.exp(outputs) - gammaln(y + 1)",
+        "y * outputs - jnp.exp(outputs)", "model/likelihood", "poisson"),
+  Fault("model/density", "jnp.square(z) + safe + jnp.log(2 * jnp.pi)",
+        "jnp.square(z) + jnp.log(2 * jnp.pi)", "model/density", "log_prior"),
+  # Choice, serving, data, adapters.
+  Fault("choice/path", "np.std(difference, ddof=1)", "np.std(losses, ddof=1)", "choice/choose",
+        "the_paired_error"),
+  Fault("choice/path", "if mean == best or mean - best <= most", "if mean == best",
+        "choice/choose", "the_paired_error or tolerance_is_in_nats"),
+  Fault("serving/predict", "jnp.asarray(x).at[index].get(", "jnp.asarray(x).at[0 * index].get(",
+        "serving/predict", "rows_are_those"),
+  Fault("data/source", "out = np.zeros((len(leaves), n", "out = np.ones((len(leaves), n",
+        "data/source", "padding_is_zero"),
+  Fault("data/source", "most = np.maximum.accumulate(ordered)", "most = ordered", "data/source",
+        "buckets_bound or padding_is_zero or examples_of_mask"),
+  Fault("adapters/low_rank", "b = kernel.b.reshape(groups, -1, kernel.b.shape[-1])",
+        "b = kernel.b[::-1].reshape(groups, -1, kernel.b.shape[-1])", "adapters/low_rank",
+        "products_equal"),
+  Fault("learner/statistics", "ok = num_examples(batch, jnp.float32) > 0",
+        "ok = num_examples(batch, jnp.float32) >= 0", "learner/statistics", "do_not_count"),
+  # Mixed models.
+  Fault("mixed/compare", "math.comb(v, i) / 2**v", "1 / (v + 1)", "mixed/intervals",
+        "the_mixture"),
+  Fault("mixed/compare", "p = (1 + above) / (1 + draws)", "p = above / draws",
+        "mixed/intervals", "bootstrap"),
+  Fault("mixed/compare", "fit.residual / np.sqrt(weights)", "fit.residual", "mixed/intervals",
+        "moments"),
+)  # fmt: skip
+
+
+def copy(folder: pathlib.Path) -> None:
+  """Copy what git tracks, and new files that it does not ignore, to `folder`."""
+  listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+  names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+  for name in filter(None, names.split("\0")):
+    if (ROOT / name).exists():
+      (folder / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy2(ROOT / name, folder / name)
+
+
+def outcome(folder: pathlib.Path, fault: Fault) -> int:
+  """Return pytest's exit status with the fault in the copy: 1 if a test failed."""
+  path = folder / "shrinkmeta" / f"{fault.file}.py"
+  right = path.read_text()
+  path.write_text(right.replace(fault.old, fault.new))
+  try:
+    test = [f"tests/{fault.test}_test.py", "-k", fault.named]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *test]
+    return subprocess.run(command, cwd=folder, capture_output=True, timeout=1200).returncode
+  finally:
+    path.write_text(right)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Run the faults, and exit with 1 if one was not noticed."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  chosen = [f for f in FAULTS if any(_ONLY.value in text for text in f)]
+  missed = 0
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    copy(folder)
+    for fault in chosen:
+      code = outcome(folder, fault)
+      missed += code != 1
+      told = {0: "NOT NOTICED", 1: "noticed"}.get(code, f"pytest ended with {code}")
+      print(f"{told:12} {fault.file}: {fault.old.strip()}  ->  {fault.new.strip()}", flush=True)
+  logging.info("%d of %d faults were noticed.", len(chosen) - missed, len(chosen))
+  sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+  app.run(main)
