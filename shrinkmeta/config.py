@@ -208,6 +208,7 @@ class Spec(NamedTuple):
   log_sigma2: dict[str, float] = {}  # {module: log sigma_m^2} at the start; -inf: frozen, inf: free
   frozen: Frozen = frozenset()  # modules that start at sigma = 0 and stay at phi for good
   free: Frozen = frozenset()  # modules with sigma = inf for good, known before compilation
+  built: dict[str, float] = {}  # {module: 0 or inf}: the sigma that compiled programs rely on
   has_mode: bool = False  # theta_hat is a stationary point, differentiated implicitly
   needs_validation: bool = True  # False for Reptile and the evidence
 
@@ -228,9 +229,11 @@ def derive(spec: Spec) -> Spec:
   """
   sigma, (of_sigma, phi, gradient, _) = spec.sigma, spec.algorithm
   frozen = frozenset(m for m, s in sigma.items() if s == 0)
+  frozen = frozen if len(frozen) < len(sigma) else frozenset()
   spec = spec._replace(
     log_sigma2={m: 2.0 * math.log(s) if s else -math.inf for m, s in sigma.items()},
-    frozen=frozen if len(frozen) < len(sigma) else frozenset(),
+    frozen=frozen,
+    built={m: s for m, s in sigma.items() if m in frozen or of_sigma == "inf"},
     free=frozenset(m for m, s in sigma.items() if of_sigma == "inf" and s == math.inf),
     has_mode=gradient == "implicit",
     needs_validation=not (phi == "evidence" or (phi, gradient) == ("map", "none")),
@@ -256,10 +259,7 @@ def check_spec(spec: Spec) -> None:
     if given and not evidence:
       raise ValueError(f"{name} belongs to empirical_bayes, which follows the evidence.")
   if not set(spec.restricted) <= set(sigma):
-    raise ValueError(
-      f"restricted must be a tuple of modules; got {spec.restricted!r}, and the modules are "
-      f"{tuple(sigma)}."
-    )
+    raise ValueError(f"restricted is a tuple of {tuple(sigma)}; got {spec.restricted!r}.")
   if spec.log_p_sigma is not None and not learned:
     raise ValueError("log_p_sigma is for algorithms that learn sigma; this one has a fixed sigma.")
   if algorithm.sigma == "inf" and not set(sigma.values()) <= {0.0, math.inf}:

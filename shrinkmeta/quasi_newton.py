@@ -72,18 +72,20 @@ def lbfgs(memory_size: int = 10) -> optax.GradientTransformationExtraArgs:
     downhill = optax.tree.scale(-1.0, optax.tree.where(along > 0, updates, plain))
     slack = _ROUNDING * jnp.finfo(jnp.asarray(value).dtype).eps * jnp.abs(value)
     given: Any = {"value": value, "grad": grad, "value_fn": value_fn}
-    step, last = search(slack).update(downhill, state[1], params, **given)
-    return _no_reverse_mode(step), (memory, last)
+    step, last = search(slack).update(_no_reverse_mode(downhill), state[1], params, **given)
+    return step, (memory, last)
 
   # To optax, `value`, `grad` and `value_fn` are optional; without them there is no search.
   return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def _no_reverse_mode(step: PyTree) -> PyTree:
-  """Return `step`, through a loop of one turn that JAX refuses to differentiate backwards.
+def _no_reverse_mode(direction: PyTree) -> PyTree:
+  """Return `direction`, through a loop of one turn that JAX refuses to differentiate backwards.
 
   H has a factor 1 / <s, y>, 0 where a past step is missing, whose reverse derivative is NaN.
   """
   # JAX looks through a loop that leaves a value as it is, hence the factor.
   once = lambda carry: (carry[0] + 1, optax.tree.scale(1.0, carry[1]))
-  return jax.lax.while_loop(lambda carry: carry[0] < 1, once, (jnp.zeros([], jnp.int32), step))[1]
+  return jax.lax.while_loop(
+    lambda carry: carry[0] < 1, once, (jnp.zeros([], jnp.int32), direction)
+  )[1]

@@ -208,7 +208,7 @@ def _map_gradient(
   mean, g = nll_and_gradient(spec.inner, model.unfrozen(), mode.theta, key)
   of_prior = jax.tree.map(lambda p, z: -p * z, model.white.precision, mode.z)
   grad = model.balance(optax.tree.scale(model.n, g), of_prior)
-  value, of_z = model.with_prior(mode.z, mean, model.cut(g))
+  value, of_z = model.with_prior(mode.z)(mean, model.cut(g))
   norm = optax.tree.norm(jax.lax.stop_gradient(of_z))
   info = InnerInfo(mode.info.steps, value, norm, norm <= (spec.inner.tol or 1e-3))
   return grad, model.n * value, info

@@ -42,7 +42,7 @@ from shrinkmeta.learner.meta_step import apply, gradient_from
 from shrinkmeta.learner.sigma import keep_modules
 from shrinkmeta.learner.statistics import refresh
 from shrinkmeta.mode import warm_start
-from shrinkmeta.mode.frozen import as_built, built_of, check_own, frozen_modules, moving
+from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
 from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
@@ -123,7 +123,7 @@ def update(
   >>> int(state.step), bool(state.phi["w"] > 0)
   (1, True)
   """
-  return apply(spec, state, *sums(spec, state, tasks, key, warm))
+  return apply(spec, state, *sums_over_tasks(spec, *_ready(spec, state, tasks, key, warm)))
 
 
 def meta_gradient(
@@ -138,8 +138,7 @@ def meta_gradient(
   Args:
     state: a MetaState of this learner.
     tasks: T tasks, leaves [T, N, ...].
-    key: as for `update`; consumed.
-    warm: as for `update`.
+    key, warm: as for `update`.
 
   Returns:
     (the gradient in phi and log sigma^2, Metrics).
@@ -154,7 +153,7 @@ def meta_gradient(
   >>> round(float(gradient.phi["w"]), 3)  # -0.9^5 at theta_hat, times d theta_hat/d phi = 0.9^5
   -0.349
   """
-  return gradient_from(spec, state, *sums(spec, state, tasks, key, warm))
+  return gradient_from(spec, state, *sums_over_tasks(spec, *_ready(spec, state, tasks, key, warm)))
 
 
 def sums(
@@ -170,8 +169,7 @@ def sums(
   Args:
     state: a MetaState of this learner.
     tasks: some tasks of the meta-batch, leaves [T, N, ...].
-    key: as for `update`, the same for all micro-batches; consumed.
-    warm: as for `update`.
+    key, warm: as for `update`; all micro-batches take the same key.
     first: the position [] of the first of these tasks in the meta-batch; it fixes their keys.
 
   Returns:
@@ -187,10 +185,16 @@ def sums(
   >>> int(sums.tasks), per_task.val_nll.shape
   (3, (3,))
   """
+  return sums_over_tasks(spec, *_ready(spec, state, tasks, key, warm, first))
+
+
+def _ready(spec: Spec, state: MetaState, tasks: Task, key: Any, warm: Any, first: Any = 0) -> Any:
+  """Check the arguments of `sums`, and return those of `sums_over_tasks`."""
   params, frozen = _checked(spec, state)
   check_tasks(tasks, needs_val=spec.needs_validation)
   if key is not None:
     scalars.key("key", key)
+    key = same_in_any_batch(key)
   if not isinstance(first, int) or first:
     first = scalars.count("first", first)
   if key is None and not spec.has_mode and getattr(spec.likelihood.predict, "random", False):
@@ -201,9 +205,7 @@ def sums(
     frozen = spec.frozen  # as in no_start, so that the trees of `warm` fit
     part = moving(params.phi, spec.labels, frozen)
     warm_start.check_start(warm, part, leading(tasks), spec.has_mode)
-  key = None if key is None else same_in_any_batch(key)
-  shared = Shared(params, key, state.constants)
-  return sums_over_tasks(spec, shared, frozen, tasks, warm, first)
+  return Shared(params, key, state.constants), frozen, tasks, warm, first
 
 
 def adapt(
@@ -344,6 +346,5 @@ def _checked(spec: Spec, state: MetaState) -> tuple[MetaParams, Frozen]:
     "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, spec.labels
   )
   frozen = frozen_modules(known, spec.frozen)
-  check_own(spec, state.log_sigma2)
-  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, built_of(spec))
+  phi = as_built(state.phi, state.log_sigma2, known, spec.labels, spec.built)
   return MetaParams(phi, state.log_sigma2), frozen

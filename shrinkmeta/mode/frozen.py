@@ -61,15 +61,7 @@ def as_built(
   Raises:
     ValueError: a known log sigma^2 contradicts `built`.
   """
-  for module, sigma in sorted(built.items()):
-    value, want = known[module], -jnp.inf if sigma == 0 else jnp.inf
-    if value is not None and value != want:
-      state = "frozen (init_sigma 0, or a mask)" if sigma == 0 else "free (sigma infinite)"
-      raise ValueError(
-        f"Module {module!r} is {state} here, but log_sigma2[{module!r}] is {value}, not {want}. "
-        "Build a learner for it, with another init_sigma, algorithm or mask; or leave it out of "
-        "`frozen`."
-      )
+  _check(known, built)
   if not built:
     return phi
 
@@ -80,12 +72,6 @@ def as_built(
     return jnp.where(same(log_sigma2[label]), p, jnp.nan)
 
   return jax.tree.map(leaf, labels, phi)
-
-
-def built_of(spec: Spec) -> dict[str, float]:
-  """Return {module: sigma} of the modules that the programs of a learner hold at phi or free."""
-  masked = spec.algorithm.sigma == "inf"
-  return {m: s for m, s in spec.sigma.items() if m in spec.frozen or masked}
 
 
 def check_own(spec: Spec, log_sigma2: Mapping[str, Any]) -> None:
@@ -101,15 +87,21 @@ def check_own(spec: Spec, log_sigma2: Mapping[str, Any]) -> None:
   Raises:
     ValueError: a known log sigma^2 contradicts the learner.
   """
-  for module, sigma in sorted(built_of(spec).items()):
-    value, want = validate.known(log_sigma2[module]), -np.inf if sigma == 0 else np.inf
+  _check({module: validate.known(log_sigma2[module]) for module in spec.built}, spec.built)
+
+
+def _check(known: Known, built: Mapping[str, float]) -> None:
+  """Raise ValueError if a known log sigma^2 contradicts `built`."""
+  for module, sigma in sorted(built.items()):
+    value, want = known[module], -np.inf if sigma == 0 else np.inf
     if value is not None and value != want:
       found = np.exp(0.5 * np.asarray(value, np.float64))
-      held = "keeps it at phi" if sigma == 0 else "adapts it without a prior"
+      held = "kept at phi" if sigma == 0 else "adapted without a prior"
       raise ValueError(
-        f"This state is not of this learner: its module {module!r} has sigma = {found:.3g}, but "
-        f"this learner {held}. Use the state that learner.keep returned with this learner, or one "
-        "that its init, its update or sm.fit returned."
+        f"Module {module!r} is {held} here, but its sigma is {found:.3g}. The state may be that of "
+        "another learner: pass the state that learner.keep returned with this learner, or one that "
+        "its init, its update or sm.fit returned. In a function with the argument `frozen`, leave "
+        "the module out of it."
       )
 
 

@@ -175,7 +175,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
       value, grad = model.value_and_grad(at.z, batch)
     else:
       nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
-      value, grad = model.with_prior(at.z, nll, g)
+      value, grad = model.with_prior(at.z)(nll, g)
     norm = optax.tree.norm(jax.lax.stop_gradient(grad))
     return InnerInfo(at.step, value, norm, norm <= (inner.tol or 1e-3))
 

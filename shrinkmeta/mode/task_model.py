@@ -126,28 +126,27 @@ class TaskModel:
 
     The prior's term is divided by the N of D, not by the number of examples in `batch`.
     """
-    nll = self._share(batch) * mean_nll(self.likelihood, self.theta(z), batch)
-    return nll + self._neg_log_prior(z) / self.n
+    of_prior = self._neg_log_prior(z) / self.n
+    return of_prior + self._share(batch) * mean_nll(self.likelihood, self.theta(z), batch)
 
   def value_and_grad(self, z: PyTree, batch: Batch) -> tuple[jax.Array, PyTree]:
     """Return (J / N [], its gradient in z), with the likelihood estimated from `batch`."""
-    share = self._share(batch)
+    share, with_prior = self._share(batch), self.with_prior(z)
     loss = lambda part: share * mean_nll(self.likelihood, self.whole(part), batch)
-    return self.with_prior(z, *jax.value_and_grad(loss)(self.theta_part(z)))
+    return with_prior(*jax.value_and_grad(loss)(self.theta_part(z)))
 
-  def with_prior(self, z: PyTree, nll: jax.Array, g: PyTree) -> tuple[jax.Array, PyTree]:
-    """Add the prior to a mean NLL and its gradient: return (J / N [], s g + P z / N).
+  def with_prior(self, z: PyTree) -> Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]]:
+    """Return the function (nll, g) -> (J / N [], s g + P z / N), which adds the prior.
 
-    The gradient of the prior's term is P z, so it needs no automatic differentiation.
-
-    Args:
-      z: a part.
-      nll: the mean negative log-likelihood [] at theta(z).
-      g: its gradient with respect to theta, a part.
+    The gradient of the prior's term is P z, so it needs no automatic differentiation. nll is the
+    mean negative log-likelihood [] at theta(z), and g its gradient with respect to theta, a part.
     """
-    pull = lambda s, p, g, v: s * g if _is_none(p) else s * g + p * v / self.n
-    grad = jax.tree.map(pull, self.white.scale, self.white.precision, g, z)
-    return nll + self._neg_log_prior(z) / self.n, grad
+    of_prior = self._neg_log_prior(z) / self.n
+    pull = jax.tree.map(
+      lambda p, v: 0.0 if _is_none(p) else p * v / self.n, self.white.precision, z
+    )
+    leaf = lambda s, g, pulled: s * g if isinstance(pulled, float) else s * g + pulled
+    return lambda nll, g: (nll + of_prior, jax.tree.map(leaf, self.white.scale, g, pull))
 
   def _share(self, batch: Batch) -> jax.Array | float:
     """Return the factor [] that makes the mean NLL of `batch` an unbiased estimate of that of D.

@@ -131,9 +131,7 @@ def test_the_state_from_before_keep_is_refused_before_anything_compiles(algorith
     "keep": lambda: kept.keep(state, ["level"]),
   }
   sigma = "0.3" if algorithm is sm.sigma_imaml else "inf"
-  words = (
-    f"not of this learner.*module 'body' has sigma = {sigma}.*state that learner.keep returned"
-  )
+  words = f"Module 'body' is .* here, but its sigma is {sigma}.*state that learner.keep returned"
   for call in calls.values():
     with pytest.raises(ValueError, match=words):
       call()

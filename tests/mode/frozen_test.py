@@ -207,7 +207,7 @@ def test_a_state_that_thaws_a_frozen_module_is_an_error_or_fails_the_tasks():
   cut, whole, state, tasks = cut_and_whole(sm.sigma_imaml, inner=SGD)
   warm = state._replace(log_sigma2={m: jnp.zeros([]) for m in SIGMA})
   with pytest.raises(
-    ValueError, match="'a' is frozen .* here, but .* is 0.0.*Build a learner for it"
+    ValueError, match="'a' is kept at phi here, but its sigma is 1. .*another learner"
   ):
     cut.update(warm, tasks)
   new, metrics = jax.jit(cut.update)(warm, tasks)
