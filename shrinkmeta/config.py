@@ -29,7 +29,7 @@ class Algorithm(NamedTuple):
   Attributes:
     sigma: "inf": no prior; sigma is inf in task-specific modules and 0 in frozen modules.
       "fixed": sigma stays at init_sigma. "learned": sigma follows a gradient.
-    phi: the objective that phi follows. "predictive": l_PLL, the log-likelihood of the validation
+    phi: the objective of phi's updates. "predictive": l_PLL, the log-likelihood of the validation
       examples at theta_hat. "map": l_MAP, the log joint of theta_hat and the training examples.
       "evidence": the log evidence of the training examples; a learned sigma follows it too.
       "pooled": the log-likelihood of all examples at theta = phi, without adaptation.
@@ -94,15 +94,15 @@ class Implicit:
 
       K w = s g,   d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z> over module m
 
-  K = P + s C s. s is sigma, spread over the parameters; P is 1, or 0 without a prior. C is the
+  K = P + s C s, where s is sigma_m in module m, and P is 1, or 0 without a prior. C is the
   curvature of -log p(D | theta), g the gradient of the loss, both at theta_hat = phi + s z.
 
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
     solver: how K w = s g is solved. "cg": conjugate gradients. "dual": exactly, by the singular
-      values of A [N C, D], for Gauss-Newton only (N examples, C outputs, D task-specific
-      parameters). It takes min(N C, D) derivatives of the network; CG mostly needs fewer products.
-      "neumann": a Neumann series. "identity" drops the curvature: w = s g and d/d phi = g.
+      values of the factor A [R, D] of `LogDet` (D task-specific parameters); Gauss-Newton only.
+      It takes min(R, D) derivatives of the network; CG mostly needs fewer products. "neumann": a
+      Neumann series. "identity" drops the curvature: w = s g and d/d phi = g.
     max_steps: the largest number of CG or Neumann iterations.
     tol: the relative residual |K w - s g| / |s g| at which the iterations stop. A solve that
       reaches it counts as converged.
@@ -214,7 +214,7 @@ class Spec(NamedTuple):
 
   @property
   def sees_all_tasks(self) -> bool:
-    """Whether the meta-loss needs all tasks of an update at once, and excludes micro-batches."""
+    """Whether the meta-loss needs all tasks of an update at once. This excludes micro-batches."""
     return self.sigma_gradient == "joint" or bool(self.restricted)
 
 

@@ -265,7 +265,7 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
 
 
 def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
-  """Return [(path, leaf)] in the order of `jax.tree.leaves`; an nnx.Variable adds no name."""
+  """Return [(path, leaf)] in the order of `jax.tree.leaves`. nnx.Variables add no key to a path."""
   variable = lambda node: isinstance(node, nnx.Variable)
   named = []
   for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=variable):

@@ -34,7 +34,7 @@ class NotFollowed(Exception):
 )
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The kernel value + sum_r a[..., r] b[..., r], stored as its three arrays.
+  """The sum of `value` and sum_r a[..., r] b[..., r], stored as these three arrays.
 
   Each axis of the kernel is an axis of `a` (kind "i"), of `b` (kind "o") or of both (kind "l").
 
@@ -135,7 +135,7 @@ def cast(kernel: LowRank, params: dict[str, Any]) -> LowRank:
 
 
 def transpose(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """Apply `transpose`: permute the axes of W, and in each factor the axes that it has."""
+  """Apply `transpose`: permute the axes of W, and those of each factor in the same order."""
   permutation = params["permutation"]
 
   def permute(x: Any, has: list[int]) -> Any:

@@ -22,12 +22,13 @@ def kernels(
 
   Args:
     adapters: adapters from `init`, or a tree that a function of this file made from them.
-    wanted: the letters that each kernel must have. () accepts "A" or "B" alone.
+    wanted: the keys that each kernel must have: "A", "B" or both. () accepts a kernel that has only
+      one.
     name: the name of the argument, for error messages.
 
   Raises:
     TypeError: `adapters` is not a nested dict.
-    ValueError: a kernel lacks a letter.
+    ValueError: a kernel lacks a key of `wanted`.
   """
   found: list[tuple[str, dict[str, Any]]] = []
 

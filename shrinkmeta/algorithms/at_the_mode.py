@@ -111,9 +111,9 @@ def sigma_imaml(
       K w = s g,   K = I + s C s
       d/d phi = g - C (s w),   d/d log sigma_m^2 = <w, z>, summed over the entries of module m
 
-  Here theta_hat = phi + s z, and s is sigma, spread over the parameters. g is the gradient of the
-  validation loss at theta_hat. C is the curvature of -log p(D^train | theta) at theta_hat.
-  In a module with sigma_m = inf, s is 1 and the identity I is replaced by 0.
+  Here theta_hat = phi + s z, and s has the value sigma_m at every parameter of module m. g is the
+  gradient of the validation loss at theta_hat. C is the curvature of -log p(D^train | theta) at
+  theta_hat. In a module with sigma_m = inf, s is 1 and the identity I is replaced by 0.
 
   Args:
     likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
@@ -274,10 +274,11 @@ def empirical_bayes(
 
       log evidence = log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  Here theta_hat = phi + s z_hat is the mode, and s is sigma, spread over the parameters. C is the
-  Gauss-Newton curvature of -log p(D | theta) at theta_hat. The formula is exact for linear-Gaussian
-  models. For other models it is Laplace's approximation. Task.val may be None. Put parameters of
-  the likelihood, such as the scale of `sm.gaussian_with_scale`, into a module with init_sigma 0.
+  Here theta_hat = phi + s z_hat is the mode, and s has the value sigma_m at every parameter of
+  module m. C is the Gauss-Newton curvature of -log p(D | theta) at theta_hat. The formula is exact
+  for linear-Gaussian models. For other models it is Laplace's approximation. Task.val may be None.
+  Put parameters of the likelihood, such as the scale of `sm.gaussian_with_scale`, into a module
+  with init_sigma 0.
 
   Args:
     likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
@@ -294,7 +295,7 @@ def empirical_bayes(
     log_p_sigma: the log density of a prior on sigma, in nats: see `sm.priors`.
     log_det: how log det(I + s C s) is computed: see `sm.LogDet`. The method "lanczos" draws random
       vectors, so `update` then needs a key.
-    restricted: the modules of phi that the evidence integrates out too (REML): see
+    restricted: the modules of phi that are integrated out together with theta (REML): see
       `sm.restriction`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.

@@ -12,8 +12,8 @@ def greedy(
 ) -> Path:
   """Return the nested sets (), (a,), (a, b), ..., adding the module with the lowest loss each time.
 
-  If two modules give the same loss, the module with fewer parameters comes first. If these numbers
-  are equal too, the first of `candidates` does.
+  If two modules give the same loss, the module with fewer parameters comes first. If the numbers of
+  parameters are equal too, the module that is earlier in `candidates` comes first.
 
   Args:
     loss_of: a function of a set of task-specific modules that returns the mean loss of the set.
@@ -58,8 +58,8 @@ def smallest_good(means: Sequence[float], errors: Sequence[float], tolerance: fl
   Args:
     means: the mean loss of every set, in nats per example.
     errors: the standard error of the difference between each set and the best set.
-    tolerance: the largest allowed difference to the best loss, in nats per example. None allows
-      each set its standard error.
+    tolerance: the largest allowed difference to the best loss, in nats per example. None allows the
+      difference of a set to be as large as its standard error.
 
   Returns:
     the position of the set on the path, from 0.

@@ -3,8 +3,8 @@
     A = Lambda^(1/2) J s,   J = d f / d theta,   Lambda_n = -d^2 log p(y_n | f_n) / d f_n^2
 
 There are N examples with C outputs f_n [C] each, and D task-specific parameters. A is [R, D]: it
-has R = N C Jacobian rows, one for every output of every example. s is sigma, spread over the
-parameters.
+has R = N C Jacobian rows, one for every output of every example. s has the value sigma_m at every
+parameter of module m.
 
 In the formula s C s = A^T A, the letter C is the curvature matrix. In shapes such as [N, C, C], it
 is the number of outputs of an example.
@@ -119,7 +119,7 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
 def indefinite(values: jax.Array) -> jax.Array:
   """Tell, as a bool [], whether an eigenvalue is below 0 by more than rounding.
 
-  If the eigenvalues are those of Lambda, log_prob is then not concave in the outputs.
+  If Lambda has such an eigenvalue, log_prob is not concave in the outputs.
 
   Args:
     values: the eigenvalues, of any shape.
@@ -135,7 +135,7 @@ def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -
   Args:
     likelihood: the likelihood, whose log_prob is differentiated.
     outputs: f, the outputs of the network [N, ...].
-    batch: the examples, of which the targets and the mask are used.
+    batch: the examples. Only their targets and mask are used.
   """
   shape, n = outputs.shape[1:], outputs.shape[0]
   if batch.mask is not None:

@@ -32,9 +32,9 @@ def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: 
 
   The Krylov space of `start` has at most one direction for each distinct eigenvalue of K. Once this
   space is exhausted, the method continues with a random direction orthogonal to all earlier rows.
-  So D steps find all eigenvectors, also those of repeated eigenvalues. The entry of beta between
-  the old and the new direction is 0, so T falls into separate blocks. `start` lies in the span of
-  the first block: the other blocks do not affect start^T f(K) start.
+  So D steps find all eigenvectors, also those of repeated eigenvalues. The entry of T between the
+  old and the new direction is 0, so T is block diagonal. `start` lies in the span of the first
+  block. Therefore the other blocks do not affect start^T f(K) start.
 
   Args:
     product: v -> K v, for vectors [D].

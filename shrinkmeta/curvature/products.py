@@ -6,8 +6,8 @@
 Here f are the outputs of a network and l = -log p(D | f). Away from an optimum the Hessian of a
 network is indefinite. The Gauss-Newton matrix is positive semi-definite if log p is concave in the
 outputs, as it is for the ready-made likelihoods. `TaskModel.k_product` in mode/task_model.py
-computes products with K = P + s C s. Here s is sigma, spread over the parameters, and P is the
-precision of the prior in whitened coordinates.
+computes products with K = P + s C s. Here s has the value sigma_m at every parameter of module m,
+and P is the precision of the prior in whitened coordinates.
 """
 
 from collections.abc import Callable

@@ -152,12 +152,12 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[
 def dual(
   a: jax.Array, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
 ) -> tuple[PyTree, SolveInfo]:
-  """Solve (shift I + A^T A) w = b by the singular values a of A = U diag(a) V.
+  """Solve (shift I + A^T A) w = b by the singular values d of A = U diag(d) V.
 
-      w = (b - V^T V b) / shift + V^T (shift + a^2)^-1 V b
+      w = (b - V^T V b) / shift + V^T (shift + d^2)^-1 V b
 
   A solve of the smaller system with shift I + A A^T [R, R] would be less work. But its rounding
-  error is the float precision times the largest a^2, so in float32 it would lose the small entries
+  error is the float precision times the largest d^2, so in float32 it would lose the small entries
   of w.
 
   Args:
@@ -217,8 +217,10 @@ def after(first: PyTree, then: PyTree) -> PyTree:
 def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Split vectors v into a part in the span of orthonormal vectors and an orthogonal rest.
 
-  The projection is subtracted twice. After one subtraction, rounding leaves an error in the rest
-  along the basis. Along a direction with a large eigenvalue this error can exceed the true result.
+  The projection is subtracted twice. After one subtraction, rounding leaves a small error in the
+  rest, along the basis vectors. A solve divides the true part along a basis vector by its
+  eigenvalue, but not this error. So if the eigenvalue is large, the error can exceed the true
+  result.
 
   Args:
     v: the vectors [..., D].

@@ -30,9 +30,9 @@ class Interval(NamedTuple):
 
       mean -+ t(0.975, T - 1) sd / sqrt(T)
 
-  The interval of a mean accuracy ends at 0 and at 1: a mean accuracy lies between them, so the cut
-  changes no coverage. If all tasks have one accuracy, the interval is that number: T tasks then say
-  nothing about the spread between tasks.
+  The interval of a mean accuracy is cut off below 0 and above 1. The true mean lies between 0 and
+  1, so this does not change the coverage. If all tasks have the same accuracy, both ends equal it:
+  such tasks say nothing about the spread between tasks.
 
   Attributes:
     mean: the mean; NaN without tasks.

@@ -74,9 +74,9 @@ def check_meta_gradient(
     the step they change by more than a tenth of that error. Or no derivative could be compared.
 
   The derivative through every inner step is shown too, but the verdict does not use it. It is left
-  out where it says nothing: if the inner optimiser has a line search, it can be far from the
-  derivative of the mode, even if the loop ends at the exact mode. It is also left out if the
-  algorithm takes no inner steps or follows no loss.
+  out if the inner optimiser has a line search: it can then be far from the derivative of the mode,
+  even if the loop ends at the exact mode. It is also left out if the algorithm takes no inner steps
+  or follows no loss.
 
   For reptile the differences of phi are NaN, because reptile does not compute the loss of phi. For
   sigma_gradient="joint" the differences of sigma are NaN: the gradient includes how the optimum of
@@ -95,7 +95,8 @@ def check_meta_gradient(
     constants: replaces state.constants. None keeps them.
 
   Returns:
-    A GradientCheck: the verdict, and per module two rows for phi and, if learned, one for sigma.
+    A GradientCheck: the verdict, and for each module two rows for phi. If sigma is learned, each
+    module also has a row for sigma.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.

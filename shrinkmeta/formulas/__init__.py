@@ -1,1 +1,1 @@
-"""From a table and a formula to the matrices of a mixed model."""
+"""Make the matrices of a mixed model from a table and a formula."""

@@ -2,12 +2,12 @@
 
     log p(D | phi, sigma) ~ log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
-Gauss-Newton curvature. The formula is Laplace's approximation of the integral over z, at the mode.
-The integral's power of 2 pi and the normaliser of the prior on z cancel. The approximation is exact
-for linear-Gaussian models. The hierarchical model is then a linear mixed model, and the evidence is
-its marginal likelihood. The phi and sigma that maximise the evidence are the maximum-likelihood
-fit. The evidence needs no validation data.
+Here theta_hat = phi + s z_hat is the mode, and C is the Gauss-Newton curvature. s has the value
+sigma_m at every parameter of module m. The formula is Laplace's approximation of the integral over
+z, at the mode. The integral's power of 2 pi and the normaliser of the prior on z cancel. The
+approximation is exact for linear-Gaussian models. The hierarchical model is then a linear mixed
+model, and the evidence is its marginal likelihood. The phi and sigma that maximise the evidence are
+the maximum-likelihood fit. The evidence needs no validation data.
 
 Gradient: z_hat maximises the sum of the first two terms. So their gradient is computed with z_hat
 held fixed: it is g for phi and <s g, z_hat> / 2 over module m for log sigma_m^2, where g is
@@ -87,8 +87,9 @@ def evidence_at(
     key: draws the random vectors of a stochastic determinant; consumed.
 
   Returns:
-    (the log evidence [] in nats, its gradient, an EvidenceInfo, w). w is a part and solves
-    K w = s g, where g is the derivative of log det K with respect to theta_hat.
+    (the log evidence [] in nats, its gradient, an EvidenceInfo, w). w is a tree like phi, with None
+    in the frozen modules. It solves K w = s g, where g is the derivative of log det K with respect
+    to theta_hat.
   """
   fit, g = jax.value_and_grad(lambda theta: _fit(model, theta, mode.z))(mode.theta)
   grad = _gradient_of_fit(model, g, mode.z)
@@ -121,10 +122,10 @@ def log_evidence(
 
       log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
-  Here theta_hat = phi + s z_hat is the mode, s is sigma, spread over the parameters, and C is the
-  Gauss-Newton curvature. The result is differentiable in reverse mode with respect to phi,
-  log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over. Second
-  derivatives are not available. Put a parameter of the likelihood, such as the scale of
+  Here theta_hat = phi + s z_hat is the mode, and C is the Gauss-Newton curvature. s has the value
+  sigma_m at every parameter of module m. The result is differentiable in reverse mode with respect
+  to phi, log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over.
+  Second derivatives are not available. Put a parameter of the likelihood, such as the scale of
   `sm.gaussian_with_scale`, into a module with sigma = 0. Its entry of phi has a gradient, like all
   other entries.
 

@@ -1,8 +1,8 @@
 """The gradient through the posterior mode of one task, by the implicit function theorem.
 
-J(z) = -log p(D | theta) + P |z|^2 / 2 with theta = phi + s z, and s is sigma, spread over the
-parameters. At the mode, grad_z J = 0. Let g = d loss / d theta at the mode, let C be the curvature
-of -log p(D | theta), and let w solve
+J(z) = -log p(D | theta) + P |z|^2 / 2 with theta = phi + s z. s has the value sigma_m at every
+parameter of module m. At the mode, grad_z J = 0. Let g = d loss / d theta at the mode, let C be the
+curvature of -log p(D | theta), and let w solve
 
     K w = s * g,                       K = P + s C s, P = 1 for finite sigma.
 
@@ -69,9 +69,9 @@ def implicit_gradient(
   Args:
     implicit: how the linear system is solved.
     model: the task model.
-    z: the mode in whitened coordinates, a part.
+    z: the mode in whitened coordinates, a part (a tree like phi, with None in frozen modules).
     g: d loss / d theta at the mode, a tree like phi.
-    start: w to begin CG from, a part.
+    start: the w from which CG begins, a part.
     key: draws the mini-batches of implicit.batch_size. It may be the key of the inner loop: these
       draws are independent of those of the inner steps.
 

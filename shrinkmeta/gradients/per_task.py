@@ -159,7 +159,8 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 def key_of_loop(spec: Spec, key: Any) -> Any:
   """Return the key of a task's inner loop.
 
-  If phi follows the evidence, the key is split: the determinant draws with the other half.
+  If phi follows the evidence, the task's key is split in two: the inner loop draws with the first,
+  and the determinant with the second.
   """
   return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
 

@@ -41,7 +41,10 @@ class Shared(NamedTuple):
 
 
 def network_of(spec: Spec, shared: Shared) -> Likelihood:
-  """Return the likelihood as a function of (theta, inputs), deterministic if there is a mode."""
+  """Return the likelihood with the constants filled in, as a function of (theta, inputs).
+
+  If the algorithm needs a posterior mode, the result is the deterministic network.
+  """
   likelihood = spec.likelihood
   if spec.has_mode and getattr(likelihood.predict, "random", False):
     likelihood = deterministic(likelihood)

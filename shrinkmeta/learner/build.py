@@ -61,7 +61,7 @@ def make_learner(
     log_p_sigma: a log density {module: log sigma_m^2} -> [], nats. The meta-loss of a learned sigma
       subtracts log_p_sigma / n. n counts tasks for the evidence, and otherwise validation examples.
     log_det: how the determinant of the evidence is computed.
-    restricted: modules of phi that the evidence integrates out too (REML): see `sm.restriction`.
+    restricted: modules of phi to integrate out together with theta (REML): see `sm.restriction`.
     sigma_gradient: "joint", "per_task" or "diagonal", for algorithms in which phi follows l_MAP:
       see `sm.sigma_reptile`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`. With Inner.tol and an

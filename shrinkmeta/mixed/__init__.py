@@ -3,7 +3,8 @@
     model = mixed.fit("y ~ x + (x | g)", "data.csv", estimator="reml")
     print(model)
 
-`fit` takes a formula and a table. `fit_design` takes the matrices, which `design` makes of both.
+`fit` takes a formula and a table. `design` makes matrices from a formula and a table, and
+`fit_design` takes these matrices.
 """
 
 from shrinkmeta.formulas.build import design as design

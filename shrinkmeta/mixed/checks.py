@@ -8,7 +8,7 @@ FAMILIES = ("gaussian", "logistic", "poisson")
 
 
 def check(design: Design) -> None:
-  """Raise ValueError if a design cannot be fitted with any family.
+  """Raise ValueError if a design cannot be fitted, whatever the family.
 
   Args:
     design: the matrices of a formula.

@@ -136,7 +136,7 @@ def likelihood_ratio(small: Fit, large: Fit) -> Ratio:
 
 
 def check_order(small: Fit, large: Fit) -> tuple[int, int, int]:
-  """Count the parameters that a model has in addition to a smaller one.
+  """Count the parameters that the larger model has and the smaller model does not.
 
   Args:
     small: the fit of the smaller model.

@@ -10,7 +10,7 @@ For the gaussian family the criterion is profiled: beta and s are functions of t
 Hessian of the profiled criterion, and D the derivative of (beta, log s) with respect to theta. Then
 the inverse of the whole Hessian is
 
-    Cov(theta) = J^-1,   Cov(beta, log s) = their covariance at a given theta + D J^-1 D'
+    Cov(theta) = J^-1,   Cov(beta, log s) = Cov(beta, log s given theta) + D J^-1 D'
 """
 
 from typing import NamedTuple

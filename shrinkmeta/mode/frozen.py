@@ -46,7 +46,7 @@ def as_built(
   labels: modules.Labels,
   built: Mapping[str, float],
 ) -> PyTree:
-  """Check that log sigma^2 agrees with the modules built as frozen or free, and return phi.
+  """Check that log sigma^2 fits the modules that a program treats as frozen or free; return phi.
 
   Under jit the values of log sigma^2 are not known. If one contradicts `built`, the module's phi
   becomes NaN at run time. All tasks then count as failed, instead of being adapted wrongly.
@@ -75,14 +75,15 @@ def as_built(
 
 
 def check_own(spec: Spec, log_sigma2: Mapping[str, Any]) -> None:
-  """Raise ValueError if a module that the learner holds or frees has another sigma in the state.
+  """Raise ValueError if a module that is frozen or free in a learner has another sigma in a state.
 
-  Functions with known values call this before they compile: under jit `as_built` can only make all
-  tasks fail. More modules with sigma = 0 than the learner holds are allowed.
+  Functions that can read log sigma^2 call this before they compile, because under jit `as_built`
+  can only make all tasks fail. All other modules may have any sigma in the state, 0 included.
 
   Args:
     spec: the spec of the learner.
-    log_sigma2: {module: []} of the state. Values that are traced, or on another host, pass.
+    log_sigma2: {module: []} of the state. Values that are traced, or on another host, are not
+      checked.
 
   Raises:
     ValueError: a known log sigma^2 contradicts the learner.

@@ -245,9 +245,9 @@ def draw_at_end(key: jax.Array, batch: Batch, size: int, count: int | None = Non
     key: the key of the inner loop. These draws are independent of those of its steps.
     batch: all examples [N, ...].
     size: the number of examples in a mini-batch.
-    count: the number of mini-batches. None takes enough mini-batches for all examples. The last one
-      is filled up with examples of the first, which get the weight 0. So batch statistics see real
-      examples, and no sum counts an example twice.
+    count: the number of mini-batches. None takes enough mini-batches for all examples. The last
+      mini-batch is filled up with examples of the first mini-batch, at weight 0. So batch
+      statistics see real examples, and no sum counts an example twice.
   """
   count = -(-num_rows(batch) // size) if count is None else count
   return _draw_batches(jax.random.fold_in(key, _AT_END), batch, size, count)

@@ -36,7 +36,9 @@ def whitening(
   dtype: jax.typing.DTypeLike,
   prior: bool = True,
 ) -> Whitening:
-  """Return the coordinates for log_sigma2 {module: []}, also differentiable at -inf and +inf.
+  """Return the coordinates for log_sigma2 {module: []}.
+
+  They are differentiable in log_sigma2, also at -inf and +inf.
 
   With prior=False sigma only sets the unit of z: gradient descent of rate a in z is gradient
   descent of rate a sigma^2 in theta.

@@ -178,8 +178,9 @@ def check_parameters(
 ) -> dict[str, np.ndarray | None]:
   """Check that phi, labels and log sigma^2 fit each other, and return the known log sigma^2.
 
-  Learners call this function every time, so it makes a fast check of types and structures first.
-  Only if this check fails does it run the slow checks, whose errors name the mistake.
+  The functions of a learner call this function at every call of their own. So it first makes a fast
+  check of types and structures. Only if this check fails does it run the slow checks, whose errors
+  name the mistake.
 
   Args:
     name: the name of phi, for the error message.

@@ -117,10 +117,10 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
 
   Without a key, predict must return the outputs of the deterministic network. With a key it draws,
   for example, a dropout mask. Algorithms without an implicit gradient (`maml`, `fomaml`, `reptile`,
-  `sigma_maml`, `fine_tuning`, ...) use the random network. They derive their keys from the key of
-  `learner.update`, `adapt` or `adapt_tasks`: a key for each task, inner step and batch whose loss
-  phi follows. No key is used twice. Without a key they use the deterministic network, and `update`
-  logs a warning.
+  `sigma_maml`, `fine_tuning`, ...) use the random network. They derive keys from the key of
+  `learner.update`, `adapt` or `adapt_tasks`: separate keys for every task, every inner step, and
+  every batch in the objective of phi. No key is used twice. Without a key they use the
+  deterministic network, and `update` logs a warning.
 
   A posterior mode is defined for one fixed network, and every key makes another network. So
   learners with an implicit gradient or the evidence (`imaml`, `sigma_imaml`, `sigma_reptile`,
@@ -134,7 +134,8 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
     A Likelihood that learners pass keys to.
 
   Raises:
-    TypeError: not a Likelihood, or predict has no keyword `key` with the default None.
+    TypeError: `likelihood` is not a Likelihood, or its predict has no keyword `key` with the
+      default None.
 
   >>> from shrinkmeta.model.likelihood import gaussian
   >>> def predict(theta, x, key=None):

@@ -1,4 +1,4 @@
-"""A picture of the estimates of many tasks: shrunk towards the shared value, and by themselves."""
+"""Draw the estimates of many tasks: shrunk to the shared value, and from each task's data alone."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,7 +60,7 @@ def shrunk_estimates(
     mean: [T] the estimates, such as the means of the tasks' posteriors.
     sd: [T] their standard deviations.
     unshrunk: [T] the estimates from the data of each task alone, or None.
-    names: T names of tasks. None shows none, and so do more than 60 tasks.
+    names: T names of tasks. No names are shown if `names` is None or if T is more than 60.
     centre: the shared value phi, or None.
     sigma: the standard deviation between tasks, drawn as a band around `centre`, or None.
     level: the probability of the intervals, between 0 and 1.
@@ -98,7 +98,7 @@ def shrunk_estimates(
 
 
 def height_for(count: int) -> float:
-  """Return the height in inches of a picture of so many estimates."""
+  """Return the height in inches of a picture of `count` estimates."""
   return 1.5 + min(7.5, (0.1 if count > _MOST_NAMES else 0.19) * count)
 
 
@@ -106,7 +106,7 @@ def draw(ax: Any, found: Estimates) -> None:
   """Draw estimates on a panel, from the largest to the smallest, and a legend below its title.
 
   Args:
-    ax: the panel, which has its title.
+    ax: the panel, whose title is already written.
     found: the estimates.
   """
   mean, sd, own, labels, centre, sigma, level, word, spread = found

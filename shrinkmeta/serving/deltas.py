@@ -80,7 +80,8 @@ class Deltas:
   Attributes:
     thetas: a tree with the structure of phi. Leaves are [T, ...] in task-specific modules and None
       in frozen ones.
-    about: the ids, the labels, and the fingerprint of the phi from which the tasks were adapted.
+    about: the ids, the labels, and the fingerprint of the phi and constants from which the tasks
+      were adapted.
   """
 
   thetas: PyTree
@@ -98,7 +99,10 @@ class Deltas:
 
   @property
   def fingerprint(self) -> dict[str, str]:
-    """The dtype, shape and SHA-256 of each leaf of the phi that the tasks started from, by path."""
+    """The fingerprint of the phi and the constants from which the tasks were adapted.
+
+    It is {path: dtype, shape and SHA-256} for every leaf.
+    """
     return self.about.fingerprint
 
   @property

@@ -220,8 +220,8 @@ def load_deltas(
 
   Raises:
     KeyError: the folder does not have an id.
-    ValueError: the folder belongs to another phi or other constants (named), holds no task, or
-      has files that are not deltas. Or `ids` has repetitions.
+    ValueError: the folder belongs to another phi or other constants, which the message names. Or
+      the folder holds no task or has files that are not deltas. Or `ids` has repetitions.
     OSError: a file is missing, damaged or truncated. The message names the file and the tensor.
     ImportError: safetensors is not installed.
 

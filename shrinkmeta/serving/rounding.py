@@ -67,7 +67,7 @@ def restored(parts: Sequence[np.ndarray], phi: np.ndarray) -> np.ndarray:
 def theta_of(
   parts: Sequence[np.ndarray], stored: tuple[str, ...], phi: np.ndarray
 ) -> np.ndarray | None:
-  """Return theta from the tensors of one leaf, or None if they are not those of `rounded_parts`."""
+  """Return theta from the tensors of one leaf, or None if `rounded_parts` cannot have made them."""
   if stored not in PARTS.values() or parts[0].shape[1:] != phi.shape:
     return None
   if stored == ("theta",):
@@ -79,7 +79,7 @@ def theta_of(
 
 
 def phi_of(deltas: Deltas, state: MetaState | None, dtype: Rounding) -> dict[str, np.ndarray]:
-  """Return {path: phi} for the leaves of `deltas`, or raise an error if phi is not theirs."""
+  """Return {path: phi} for the leaves of `deltas`; raise an error if they belong to another phi."""
   if state is None:
     raise ValueError(
       f"state is None. dtype={dtype!r} stores theta - phi: pass the state the tasks adapted from."

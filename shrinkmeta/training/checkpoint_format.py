@@ -60,7 +60,7 @@ def describe(
     settings: `Checkpoints.settings`.
     meta_batch: the number of tasks per update. It fixes which tasks the next update sees. None
       skips this check.
-    constants: `describe_constants` of what is not stored with the state.
+    constants: the result of `describe_constants`, if the checkpoint does not hold the constants.
 
   Returns:
     The description, in types that JSON reads back unchanged.

@@ -98,10 +98,11 @@ class Store(NamedTuple):
 
   Attributes:
     save: save(state, value=None) starts to write the state. `value` is its evaluation; smaller is
-      better. Orbax gets no value that is not finite (docs/hazards.md#orbax-nan-metrics).
+      better. A value that is NaN or infinite is not passed to orbax
+      (docs/hazards.md#orbax-nan-metrics).
     restore: restore(state, steps=None) returns the newest readable state, or None if there is no
-      checkpoint. It renames damaged checkpoints, and says from which step of `steps` a run
-      continues.
+      checkpoint. It renames damaged checkpoints, and logs the step from which the run continues.
+      The message also has `steps`, the number of updates of all runs together.
     best: best() returns (step, value) of the best evaluated state, or None.
     finish: finish() waits until everything is on disk.
   """

@@ -44,12 +44,14 @@ class Watchdog:
 def stop_signals() -> Iterator[Callable[[int], int | None]]:
   """Catch SIGTERM and Ctrl-C, and yield a function that tells the loop whether to stop.
 
-  stopped(step) returns the number of the signal that ends the run after `step`, or None. The answer
-  is the same in every process. If SIGTERM arrives after the last call of `stopped`, the context
-  raises it again at its end. A second Ctrl-C raises KeyboardInterrupt at once.
+  The function, stopped(step), returns the number of the signal that ends the run after `step`, or
+  None. The answer is the same in every process. If SIGTERM arrives after the last call of
+  `stopped`, the context raises it again at its end. A second Ctrl-C raises KeyboardInterrupt at
+  once.
 
-  If the program has its own handler of Ctrl-C, that handler stays. With several processes all
-  handlers stay, and only SIGTERM ends a run. Outside the main thread no signal ends a run.
+  If the program has its own handler of Ctrl-C, that handler stays. With several processes this
+  function sets no handler: JAX catches SIGTERM, and only SIGTERM ends a run. With one process, no
+  signal ends a run outside the main thread.
   """
   if jax.process_count() > 1:  # JAX's service lets all processes stop at the same step
     reached = multihost_utils.reached_preemption_sync_point

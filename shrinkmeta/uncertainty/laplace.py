@@ -43,9 +43,9 @@ def posterior(
 
       z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z
 
-  s is sigma, spread over the parameters, and C is the Gauss-Newton curvature at the mode. The
-  curvature has a factor A [R, D] with s C s = A^T A, where R counts the outputs of all examples and
-  D the adapted parameters.
+  s has the value sigma_m at every parameter of module m, and C is the Gauss-Newton curvature at the
+  mode. The curvature has a factor A [R, D] with s C s = A^T A, where R counts the outputs of all
+  examples and D the adapted parameters.
 
   Args:
     likelihood: predict and log_prob.

@@ -2,12 +2,12 @@
 
     z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z,   C the Gauss-Newton curvature.
 
-s is sigma, spread over the parameters. Write s C s = V^T diag(lambda) V, where the R rows of
-V [R, D] are orthonormal. The posterior variance of z is 1 / (1 + lambda_i) along row i of V, and 1
-orthogonal to all rows, as in the prior. (V, lambda) come from a singular value decomposition of
-A = Lambda^(1/2) J s (curvature/jacobian.py). If A is too large, Lanczos' method finds some rows of
-V, approximately. All other directions keep the variance 1, so the total variance is too large. The
-variance along a single direction may still be too small.
+s has the value sigma_m at every parameter of module m. Write s C s = V^T diag(lambda) V, where the
+R rows of V [R, D] are orthonormal. The posterior variance of z is 1 / (1 + lambda_i) along row i of
+V, and 1 orthogonal to all rows, as in the prior. (V, lambda) come from a singular value
+decomposition of A = Lambda^(1/2) J s (curvature/jacobian.py). If A is too large, Lanczos' method
+finds some rows of V, approximately. All other directions keep the variance 1, so the total variance
+is too large. The variance along a single direction may still be too small.
 """
 
 from collections.abc import Callable

@@ -68,7 +68,7 @@ def top(tokens: Sequence[Token]) -> list[Token]:
     tokens: the tokens.
 
   Returns:
-    The tokens at depth 0, and the parentheses themselves.
+    The tokens at depth 0, and the outermost parentheses.
   """
   depth, found = 0, []
   for token in tokens:

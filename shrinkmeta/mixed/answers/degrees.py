@@ -2,7 +2,8 @@
 
     df = 2 v^2 / (g'A g),   v = Var(beta^_j) at given variances,   g = dv / dx,   A = Cov(x^)
 
-x holds the variance parameters: the entries of Lambda, and log s. A is the inverse of the observed
+x holds the variance parameters: the entries of Lambda, and log s. The residual variance is s^2, and
+the covariance of the random effects is s^2 Lambda Lambda'. A is the inverse of the observed
 information of x. In balanced designs df equals the degrees of freedom of the analysis of variance.
 
 References:

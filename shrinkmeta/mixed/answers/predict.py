@@ -5,8 +5,9 @@
     Var(eta^ - eta) = z'G z + a'Cov(beta^) a,   a = x - X'W Z G z,
     G = Cov(b given y, beta) = Lambda (I + Lambda'Z'W Z Lambda)^-1 Lambda',   Sigma = Lambda Lambda'
 
-X, Z and W are those of the fitted rows of the group. A new group has no fitted rows: its b is 0, G
-is Sigma, and X'W Z is 0. The formula is the error variance of best linear unbiased prediction.
+X, Z and W are those of the fitted rows of the group. W is diagonal. Its entries are minus the
+second derivatives of log p(y given eta) in eta. A new group has no fitted rows: its b is 0, G is
+Sigma, and X'W Z is 0. The formula is the error variance of best linear unbiased prediction.
 Cov(beta^) includes the error from estimating the variances. G, Sigma and s^2 do not: they are taken
 at the estimates.
 
@@ -114,7 +115,10 @@ def predict(
 def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
   """Return the fitted means and the Pearson residuals of the fitted rows.
 
-      (y - m) / sqrt(v),   v = s^2 / w, n p (1 - p) / w or m / w,   m = n p or exp(eta)
+      (y - m) / sqrt(v)
+      gaussian: m = eta,        v = s^2 / w
+      logistic: m = n p,        v = n p (1 - p) / w,   p = 1 / (1 + exp(-eta))
+      poisson:  m = exp(eta),   v = m / w
 
   Args:
     model: a fitted model.

@@ -7,12 +7,12 @@ sorted by the coarsest factor first, so the rows of every group of every factor 
 The search uses scaled coordinates, in which the entries of all columns are near 1 in size:
 
     X = Xq A^-1,    Xq'Xq = N I              so  beta = A beta_q
-    Z_k = S_k T_k^-1, mean square of S_k 1   so  Sigma_k = T_k Sigma_s T_k'
+    Z_k = S_k T_k^-1                         so  Sigma_k = T_k Sigma_s T_k'
 
-If X has an intercept, its other columns are centred first. If a correlated term has an intercept,
-its other columns are centred too, which only changes the entries of its full covariance. The
-columns of an uncorrelated term are scaled and not centred, because centring would correlate its
-effects.
+The mean square of every column of S_k is 1. If X has an intercept, its other columns are centred
+first. If a correlated term has an intercept, its other columns are centred too, which only changes
+the entries of its full covariance. The columns of an uncorrelated term are scaled and not centred,
+because centring would correlate its effects.
 
 There are N rows, P fixed columns and D grouping factors, called levels, coarsest first. Level d has
 G_d groups with q_d random effects each.
@@ -40,7 +40,8 @@ class Level(NamedTuple):
     starts: [G], the first sorted row of every group.
     labels: [G], the index of every group in the labels of the design.
     columns: [N, q], the scaled columns S in sorted rows.
-    back: [q, q], the matrix T. Effects in the units of the data are T b_s.
+    back: [q, q], the matrix T. T times the scaled effects gives the effects in the units of the
+      data.
     places: ([n], [n]), the row and the column in Lambda [q, q] of the n entries of theta.
     keys: the q names of the effects, as in `Fit.sd`.
     correlated: (first column, last column + 1) of every correlated term.

@@ -168,12 +168,12 @@ def starts(value: Callable[[np.ndarray], float], count: int, diagonal: np.ndarra
            grid: tuple[float, ...] = GRID) -> list[np.ndarray]:  # fmt: skip
   """Choose where to start: at local minima of a grid over the diagonal entries of Lambda.
 
-  One or two diagonal entries take all combinations of grid values. Three or more first take equal
-  values, and the minima along this line are found. From each of these minima, and from three other
-  points of the line, the entries are then minimised over the grid one at a time, twice. Three
-  entries also take all combinations of every other grid value, and the minima found there go
-  downhill on the whole grid. Moving one entry at a time misses a valley in which two entries rise
-  together.
+  One or two diagonal entries take all combinations of grid values. Three or more entries first take
+  equal values, and the minima along this line are found. From each of these minima, and from three
+  other points of the line, one entry at a time then moves to its best grid value. This is done
+  twice for all entries. Three entries also take all combinations of every other grid value, and the
+  minima found there go downhill on the whole grid. Moving one entry at a time misses a valley in
+  which two entries rise together.
 
   Args:
     value: theta [k] -> the criterion to minimise.

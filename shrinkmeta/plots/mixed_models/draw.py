@@ -1,4 +1,4 @@
-"""The pictures of a mixed model, chosen by name, one or all below each other."""
+"""Draw a picture of a mixed model, chosen by name, or all pictures below each other."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The effects of the groups of a mixed model: with intervals, and shrunk against their own."""
+"""Draw the group effects of a mixed model: with intervals, or shrunk against unshrunk."""
 
 import math
 from typing import TYPE_CHECKING, Any
