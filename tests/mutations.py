@@ -114,7 +114,7 @@ FAULTS = (
   Fault("data/source", "out = np.zeros((len(leaves), n", "out = np.ones((len(leaves), n",
         "data/source", "padding_is_zero"),
   Fault("data/source", "most = np.maximum.accumulate(ordered)", "most = ordered", "data/source",
-        "buckets_bound or padding_is_zero or examples_of_mask"),
+        "a_shape_fits_both"),
   Fault("adapters/low_rank", "b = kernel.b.reshape(groups, -1, kernel.b.shape[-1])",
         "b = kernel.b[::-1].reshape(groups, -1, kernel.b.shape[-1])", "adapters/attach",
         "attached_equals_merged_in_float32 and conv"),

@@ -139,7 +139,7 @@ def test_the_state_from_before_keep_is_refused_before_anything_compiles(algorith
 
 def test_a_state_may_hold_modules_that_its_learner_does_not_hold():
   learner = sm.maml(LIKELIHOOD, LABELS)
-  with pytest.raises(ValueError, match="sigma = 0, but this learner adapts it without a prior"):
+  with pytest.raises(ValueError, match="adapted without a prior here, but its sigma is 0"):
     check_own(learner.spec, learner.init(PARAMS).log_sigma2 | {"body": -jnp.inf})
   learner = sm.sigma_imaml(LIKELIHOOD, LABELS)
   check_own(learner.spec, learner.init(PARAMS).log_sigma2 | {"body": -jnp.inf})

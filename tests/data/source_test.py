@@ -98,6 +98,16 @@ def test_tasks_are_used_as_they_are_and_val_may_be_missing():
   assert source(batches(), rows=(3, 0), key=KEY)(0, 2).val is None
 
 
+def test_a_shape_fits_both_parts_of_all_its_tasks():
+  """The task with most examples has the shorter training part."""
+  trains, vals = batches((6, 2)), batches((1, 7))
+  pairs = [sm.Task(train, val) for train, val in zip(trains, vals, strict=True)]
+  tasks = source(pairs, key=KEY)(0, 2)
+  chex.assert_shape((tasks.train.targets, tasks.val.targets), [(2, 6), (2, 7)])
+  want = [[part.targets.tolist() for part in pair] for pair in pairs]
+  assert sorted(examples(tasks, t) for t in range(2)) == sorted(want)
+
+
 def test_fit_takes_tasks_and_a_fixed_set_of_tasks():
   linear = sm.gaussian(lambda theta, x: x @ theta["w"])
   learner = sm.sigma_imaml(linear, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 5))

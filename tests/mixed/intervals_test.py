@@ -197,6 +197,8 @@ def test_the_bootstrap_has_the_exact_distribution():
 def test_simulated_responses_have_the_moments_of_the_model(family):
   responses = {"gaussian": "y", "logistic": "wins", "poisson": "count"}
   made = designs.nested(response=responses[family])
+  if family == "gaussian":
+    made = made._replace(weights=np.random.default_rng(2).uniform(0.2, 5.0, len(made.response)))
   found = fit(made, family)
   draws = np.stack([simulate(found, made, number=i) for i in range(400)])
   assert (draws[0] == simulate(found, made)).all() and (draws[0] != draws[1]).any()
@@ -207,6 +209,9 @@ def test_simulated_responses_have_the_moments_of_the_model(family):
     assert np.abs(z).max() < 4.5
     ratio = draws.var(0) / np.diag(v)
     assert abs(ratio.mean() - 1) < 0.05
+    root = np.linalg.cholesky(v)
+    white = np.linalg.solve(root, (draws - made.fixed @ beta).T)  # [N, draws], N(0, 1)
+    assert np.abs(white.var(1) - 1).max() < 4.5 * np.sqrt(2 / 400)
   else:
     assert (draws == np.round(draws)).all() and draws.min() >= 0
     if family == "logistic":
