@@ -65,7 +65,8 @@ def test_a_split_is_disjoint_and_new_in_every_epoch_unless_fixed():
 
 def test_padding_is_zero_and_masked_and_inputs_follow_targets():
   tasks = source(batches(), rows=(4, 4), key=KEY)(0, 6)
-  for part in tasks:
+  for part, counts in zip(tasks, ((1, 1, 2, 4, 4, 4), (1, 2, 3, 4, 4, 4)), strict=True):
+    assert tuple(sorted(part.mask.sum(1).tolist())) == counts  # halves of 2, 3 and 5 examples
     chex.assert_shape(part.inputs["x"], (6, 4, 1))
     np.testing.assert_array_equal(part.inputs["x"][..., 0], part.targets)
     np.testing.assert_array_equal(np.asarray(part.targets) > 0, part.mask)
