@@ -37,7 +37,8 @@ def announce(
   folder: pathlib.Path, about: Mapping[str, Any], learner: MetaLearner, step: int, steps: int | None
 ) -> None:
   """Log where a run continues, in process 0, as a warning, because absl hides other messages."""
-  if jax.process_index() == 0:
+  past = steps is not None and step > steps  # `fit` raises an error
+  if jax.process_index() == 0 and not past:
     logging.warning("%s", resume_line(folder, about, learner, step, steps))
     if changed := changed_settings(about, learner):
       logging.warning("Settings differ from those of the saved run: %s.", "; ".join(changed))
