@@ -128,6 +128,17 @@ def test_dates_are_groups_and_levels_and_no_numbers(data, unit):
   assert design("y ~ (1 | day)", data | {"day": days}).dropped == (("day is missing", 1),)
 
 
+def test_small_integers_do_not_wrap():
+  """Columns of 8 bits, as compact files have them: 120 times 2 is 240."""
+  a, b = np.array([120, 100, 127, 3], np.int8), np.array([2, 3, 1, 2], np.uint8)
+  found = design("y ~ a:b + I(a**2) + I(b - a)", {"y": np.arange(4.0), "a": a, "b": b})
+  x, z = a.astype(float), b.astype(float)
+  columns = dict(zip(found.fixed_names, found.fixed.T, strict=True))
+  np.testing.assert_array_equal(columns["a:b"], x * z)
+  np.testing.assert_array_equal(columns["I(a^2)"], x**2)
+  np.testing.assert_array_equal(columns["I(b - a)"], z - x)
+
+
 def test_one_number_is_that_of_every_row(data):
   made = design(
     "n ~ x + (1 | g)", data, family="logistic", weights=2, trials=9, offset=np.float64(0.5)
