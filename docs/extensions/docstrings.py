@@ -82,6 +82,8 @@ def escaped(line: str) -> str:
   for n in range(1, len(parts), 2):
     if page := _PAGE.fullmatch(parts[n]):
       file, name, anchor = page.groups()
+      if not (_ROOT / file).exists():
+        raise ValueError(f"A docstring names {file}, which does not exist: {line.strip()}")
       title = (_ROOT / file).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
       text, end = (f"{title}: {anchor}", f"#{anchor}") if anchor else (title, "")
       parts[n] = f"`{text} <../{name}.html{end}>`__"

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if _PREDICT.value:
       predictions = mixed.predict(model, _table(_PREDICT.value))
-    if _PROFILE.value:
+    if _PROFILE.value and not model.estimates.perfect:  # the summary says why not
       profile = mixed.profile(model)
   found = mixed.summary(model, profile)
   print(found)

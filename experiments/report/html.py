@@ -52,5 +52,5 @@ def page(title: str, body: str) -> str:
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     f"<title>shrinkmeta: {text(title)}</title>"
-    f"<style>{_STYLE}</style><h1>{text(title).capitalize()}</h1>\n{body}\n</html>\n"
+    f"<style>{_STYLE}</style><h1>{text(title[:1].upper() + title[1:])}</h1>\n{body}\n</html>\n"
   )

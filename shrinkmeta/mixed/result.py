@@ -247,9 +247,9 @@ class _Random:
             pair = level.keys[j], level.keys[i]
             self.correlation[pair] = value
             self.correlation_interval[pair] = _NAN
-            if found.information is not None and abs(value) < 1 - _ROUNDING:
+            if known is not None and abs(value) < 1 - _ROUNDING:
               slope = _slope_of_z(level, rows / scale, i, j, len(found.theta), places)
-              self.correlation_interval[pair] = _z_interval(value, slope, found.information)
+              self.correlation_interval[pair] = _z_interval(value, slope, known)
         some = np.diag(matrix)[low:high] == 0
         if some.any() and (sds[low:high] > 0).all():
           degenerate.append(level.factor)

@@ -168,11 +168,12 @@ def _check_constants(
   found: Mapping[str, Any], wanted: Mapping[str, Any], path: pathlib.Path
 ) -> None:
   """Raise ValueError if one of two runs stores the constants and the other does not."""
-  inside = lambda about: any(name.startswith("constants/") for name in about["arrays"])
+  inside = lambda about: any(f"{name}/".startswith("constants/") for name in about["arrays"])
   if inside(found) and not inside(wanted):
     raise ValueError(
-      f"{path} stores the constants: pass Checkpoints(folder, constants=True). The values of "
-      "the constants in `state` may be zeros: the stored values replace them."
+      f"{path} stores the constants: pass Checkpoints(folder, constants=True), and a state with "
+      "constants of the same shapes, learner.init(params, constants=...). Their values may be "
+      "zeros: the stored values replace them."
     )
   if inside(wanted) and found.get("constants"):
     raise ValueError(

@@ -119,10 +119,10 @@ def restore(
   state: MetaState,
   step: int | Literal["best"] | None = None,
 ) -> MetaState | None:
-  """Read a state that `fit` saved.
+  """Read a state that `fit` or `save_state` saved.
 
   Args:
-    checkpoints: the Checkpoints that `fit` got, with the same `settings`.
+    checkpoints: the Checkpoints that `fit` or `save_state` got, with the same `settings`.
     learner: the learner of the run.
     state: a state of `learner.init(params)`. The result has the structure of `state` and lies on
       the same devices.
@@ -208,7 +208,8 @@ def opened(
     finish()  # orbax waits too, but would report an error of the previous step as this one's
     started.append(step)
     with explained(folder, step):
-      manager().save(step, args=what, metrics=metrics)
+      if not manager().save(step, args=what, metrics=metrics):
+        raise RuntimeError("orbax skipped this step")
     if metrics is not None:
       values[step] = metrics["value"]
 

@@ -59,8 +59,9 @@ def fit(
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks, the share of inner loops that converged, and the
-  seconds, compilation and evaluations included. `fit` warns once if tasks fail, and once if few
-  inner loops converge. `absl.logging.set_verbosity(absl.logging.INFO)` shows an update's memory.
+  seconds, compilation and evaluations included. `fit` warns once if tasks fail, and once if the
+  gradient is implicit and few inner loops converge. `absl.logging.set_verbosity(absl.logging.INFO)`
+  shows an update's memory.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.

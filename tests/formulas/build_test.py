@@ -131,7 +131,8 @@ def test_dates_are_groups_and_levels_and_no_numbers(data, unit):
 def test_small_integers_do_not_wrap():
   """Columns of 8 bits, as compact files have them: 120 times 2 is 240."""
   a, b = np.array([120, 100, 127, 3], np.int8), np.array([2, 3, 1, 2], np.uint8)
-  found = design("y ~ a:b + I(a**2) + I(b - a)", {"y": np.arange(4.0), "a": a, "b": b})
+  data = {"y": np.arange(4.0), "a": a, "b": b, "g": list("uuvv")}
+  found = design("y ~ a:b + I(a**2) + I(b - a) + (1 | g)", data)
   x, z = a.astype(float), b.astype(float)
   columns = dict(zip(found.fixed_names, found.fixed.T, strict=True))
   np.testing.assert_array_equal(columns["a:b"], x * z)

@@ -366,6 +366,17 @@ def test_no_random_part_and_no_fixed_part():
   assert random.log_likelihood == pytest.approx(want, abs=1e-8)
 
 
+def test_an_exact_fit_has_no_interval_of_a_correlation():
+  g, x = np.repeat(np.arange(6), 5), np.tile(np.arange(5.0), 6)
+  level, slope = np.random.default_rng(3).normal(size=(2, 6))
+  made = design({"x": x, "y": level[g] + slope[g] * x, "g": g}, "y", [ONE, "x"],
+                ("g", [ONE, "x"], True))  # fmt: skip
+  found = fit(made)
+  assert found.perfect and len(found.correlation) == 1
+  (correlation,), (interval,) = found.correlation.values(), found.correlation_interval.values()
+  assert abs(correlation) < 1 and np.isnan(interval).all()
+
+
 @pytest.mark.parametrize("random", (False, True))
 def test_an_exact_fit_leaves_the_residual_open(random):
   g, x = np.repeat(np.arange(6), 5), np.tile(np.arange(5.0), 6)

@@ -336,7 +336,7 @@ def test_a_stored_or_missing_base_is_named(tmp_path):
   assert restored is not None
   chex.assert_trees_all_equal(restored.constants, base)
   for found, state, message in (
-    (sm.Checkpoints(values.folder), start, r"stores the constants: pass .*constants=True\)\. "),
+    (sm.Checkpoints(values.folder), start, r"stores the constants: pass .*constants=True\), "),
     (sm.Checkpoints(tmp_path / "prints", constants=True), start, "does not store the constants"),
     (sm.Checkpoints(tmp_path / "prints"), blank, "constant kernel: "),
   ):

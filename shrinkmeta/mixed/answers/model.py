@@ -161,7 +161,7 @@ def profile(model: Model, level: float = 0.95) -> dict[str, tuple[float, float]]
     {name as in `Fit.sd`, or "residual": (low, high)}.
 
   Raises:
-    ValueError: the estimator is "predictive".
+    ValueError: the estimator is "predictive", or the fit is perfect.
 
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
   >>> low, high = profile(fit("y ~ (1 | g)", data))["(Intercept)"]

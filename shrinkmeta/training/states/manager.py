@@ -33,7 +33,8 @@ def quiet() -> Iterator[None]:
   """Keep orbax's messages out of the log, except for errors (docs/hazards.md#orbax-log)."""
   logger = logging.get_absl_logger()
   loud = ("ERROR", "CRITICAL")
-  wanted = lambda record: record.levelname in loud or "orbax" not in record.pathname
+  from_orbax = lambda record: "/orbax/checkpoint/" in record.pathname.replace("\\", "/")
+  wanted = lambda record: record.levelname in loud or not from_orbax(record)
   logger.addFilter(wanted)
   try:
     yield

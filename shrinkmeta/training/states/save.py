@@ -1,19 +1,24 @@
 """Save one state without `fit`."""
 
+import jax
+import jax.numpy as jnp
+
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.paths import local_path
+from shrinkmeta.mode.frozen import check_own
+from shrinkmeta.model import modules
 from shrinkmeta.training.checkpoint_format import check_description, describing, read_description
 from shrinkmeta.training.checkpoints import ABOUT, Checkpoints, opened
-from shrinkmeta.training.states.damage import finished_steps
+from shrinkmeta.training.states.damage import attempt, finished_steps
 
 
 def save_state(checkpoints: Checkpoints, learner: MetaLearner, state: MetaState) -> None:
   """Save one state, such as that of `learner.keep`, for `sm.restore` in another process.
 
   The checkpoint has the format of those of `fit`. It is written under another name and renamed at
-  the end, so a killed process leaves no half-written checkpoint. With several processes, all of
-  them call this function. Call it outside jit.
+  the end, so a killed process leaves no half-written checkpoint. This function is for one process:
+  of several processes, `fit` saves the state. Call it outside jit.
 
   Args:
     checkpoints: the folder, and whether the constants are stored too. The folder keeps the last
@@ -24,8 +29,9 @@ def save_state(checkpoints: Checkpoints, learner: MetaLearner, state: MetaState)
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: the folder has states of another learner, or a state of this step.
-    OSError: the folder cannot be written to.
+    ValueError: the state is not of this learner, the folder has states of another learner or a
+      state of this step or a later one, or there are several processes.
+    OSError: the folder cannot be written to, or its newest state is damaged.
 
   Example:
     >>> import tempfile, jax.numpy as jnp, shrinkmeta as sm
@@ -41,14 +47,29 @@ def save_state(checkpoints: Checkpoints, learner: MetaLearner, state: MetaState)
   validate.instance("checkpoints", checkpoints, Checkpoints, "a shrinkmeta.Checkpoints(folder)")
   check_learner("learner", learner)
   check_state("state", state)
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"save_state is for one process, and there are {jax.process_count()}: sm.fit saves states of "
+      "several processes."
+    )
+  state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
+  modules.check_parameters(
+    "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, learner.spec.labels
+  )
+  check_own(learner.spec, state.log_sigma2)
   folder = local_path("Checkpoints.folder", checkpoints.folder).absolute()
-  step = int(state.step)
-  steps = finished_steps(folder)
+  step, steps = int(state.step), finished_steps(folder)
   if steps:
     newest = folder / str(steps[-1])
     wanted = describing(learner, checkpoints.settings, checkpoints.constants)(state)
-    check_description(read_description(newest / ABOUT), wanted, newest)
-  if step in steps:
-    raise ValueError(f"{folder} already has a state of step {step}: name another folder.")
+    found, error = attempt(lambda: read_description(newest / ABOUT))
+    if found is None:
+      raise OSError(f"{newest} is damaged: {error}. Name another folder.")
+    check_description(found, wanted, newest)
+    if step <= steps[-1]:
+      raise ValueError(
+        f"{folder} already has a state of step {steps[-1]}, and the steps in a folder must "
+        f"increase; this state is that of step {step}. Name another folder."
+      )
   with opened(checkpoints, learner) as store:
     store.save(state)

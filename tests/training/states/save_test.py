@@ -36,11 +36,27 @@ def test_another_process_reads_the_state(saved):
 def test_a_folder_with_other_states_is_refused(saved):
   kept, state = saved
   learner, other, small, _ = built(0.0, {"scale": jnp.zeros(3)})
-  with pytest.raises(ValueError, match="already has a state of step 0: name another folder"):
+  with pytest.raises(ValueError, match="already has a state of step 0.*Name another folder"):
     sm.save_state(kept, small, state)
   later = state._replace(step=state.step + 1)
   sm.save_state(kept, small, later)
   chex.assert_trees_all_equal(sm.restore(kept, small, state), later)
+  with pytest.raises(ValueError, match="state of step 1, and the steps in a folder must increase"):
+    sm.save_state(kept, small, state)  # orbax would skip it without a word
   with pytest.raises(ValueError, match="another run: sigma of w"):
     sm.save_state(kept, learner, other._replace(step=state.step + 2))
   chex.assert_trees_all_equal(sm.restore(kept, small, state), later)
+
+
+def test_a_state_of_another_learner_and_a_damaged_folder_are_refused(saved, tmp_path):
+  kept, state = saved
+  _, before, small, _ = built(1.0, {"scale": jnp.ones(3)})
+  with pytest.raises(ValueError, match="Module 'w' is kept at phi here, but its sigma is"):
+    sm.save_state(sm.Checkpoints(tmp_path / "other"), small, before)
+  assert not (tmp_path / "other").exists()
+  (newest,) = (path for path in (tmp_path / "model").iterdir() if path.name == "0")
+  for path in (newest / "about").rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"{")
+  with pytest.raises(OSError, match="0 is damaged: .*Name another folder"):
+    sm.save_state(kept, small, state._replace(step=state.step + 1))
