@@ -110,7 +110,7 @@ def test_wrong_arguments(tmp_path):
     write({"q": "a", "k": "b"})
   with pytest.raises(ValueError, match="gives the name 'a.q' to two kernels"):
     write({**good, "k": "a.q"})
-  with pytest.raises(ValueError, match="PEFT would take 'q' for 'a.q'"):
+  with pytest.raises(ValueError, match="PEFT would confuse 'q' with 'a.q'"):
     write({**good, "k": "q"})
   with pytest.raises(ValueError, match='needs "{i}" for its layers'):
     write({**good, "s": "s"})

@@ -75,7 +75,7 @@ def test_two_processes(tmp_path):
     assert found["many"].count("in process 1") == 5 and "and 4 more" in found["many"]
     assert found["not shared"].startswith("--out is a folder that all processes share; ")
     assert f"machine{process}/run is not there for process 1" in found["not shared"]
-    assert "inner.steps: 1 in process 0, 2 in process 1" in found["fit: inner steps"]
+    assert "Inner.steps: 1 in process 0, 2 in process 1" in found["fit: inner steps"]
     assert "fingerprint.phi/w: " in found["fit: parameters"]
     assert "fit.meta_batch: 2 in process 0, 4 in process 1" in found["fit: meta_batch"]
     assert found["fit: folder"].startswith("Checkpoints.folder is a folder that all processes ")
