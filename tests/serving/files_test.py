@@ -99,7 +99,8 @@ def test_another_phi_is_refused_by_the_name_of_its_leaf(tmp_path):
   with pytest.raises(ValueError, match="state.phi/body/b"):
     save_deltas(tmp_path, deltas(LEARNER, other, thetas_of([1]), ["b"]))
   whole = sm.fomaml(LIKELIHOOD, sm.by_layer(PARAMS))
-  all_move = deltas(whole, STATE, jax.tree.map(lambda p: p[None], STATE.phi), ["b"])
+  same_phi = whole.init(STATE.phi)
+  all_move = deltas(whole, same_phi, jax.tree.map(lambda p: p[None], STATE.phi), ["b"])
   with pytest.raises(ValueError, match="other moving: .*head/b"):
     save_deltas(tmp_path, all_move)
 
