@@ -21,7 +21,7 @@ import jax
 from absl import app, flags, logging
 
 import shrinkmeta as sm
-from experiments.report import browser, single
+from experiments.report import browser, page
 from experiments.report.evaluated import Evaluated
 from experiments.report.pictures import adaptation, sigma_plots
 from experiments.report.tables import comparison, sigma
@@ -149,7 +149,7 @@ def report(
     pictures |= {"sigma.png": "σ of each module", "sigma_history.png": "σ during training"}
   shown = {c.algorithm: c for c in reversed(learned)}  # the first seed of each
   tables = [*comparison.tables(curves, over=over), *map(sigma.module_table, shown.values())]
-  single.write(out, command, members, diverged, tables, pictures)
+  page.write_one(out, command, members, diverged, tables, pictures)
   return "\n\n".join(tables)
 
 

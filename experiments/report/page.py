@@ -1,13 +1,14 @@
-"""The report: one HTML page with a section for each group of comparable runs."""
+"""The HTML pages: a report of evaluated runs, and the page of one command that does everything."""
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 
 from experiments.report import html, over_data, section
-from experiments.report.evaluated import diverged_among, groups_of
+from experiments.report.evaluated import Evaluated, diverged_among, groups_of, heading
+from experiments.report.tables import cost
 from experiments.runs import files, store
 
 _OWN_FILES = r"tables_\d+\.md|(adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.png"
@@ -44,3 +45,39 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pa
     logging.warning("%s diverged in training, and no other run is like it: left out.", folder)
   logging.info("The report is %s", out / "index.html")
   return out / "index.html"
+
+
+def write_one(
+  out: pathlib.Path,
+  command: str,
+  members: Sequence[Evaluated],
+  diverged: Sequence[str],
+  tables: Sequence[str],
+  pictures: Mapping[str, str],
+) -> pathlib.Path:
+  """Write index.html with the command, its protocol, settings, tables and pictures.
+
+  Args:
+    out: the folder of the results.
+    command: the command line, as a user types it.
+    members: the runs, all of one protocol.
+    diverged: the runs that diverged in training, in words. No mean includes them.
+    tables: the tables, in Markdown.
+    pictures: {name of a file in `out`: what it shows}.
+
+  Returns:
+    The path of the page.
+  """
+  settings, curves = members[0].settings, [one.curve for one in members]
+  arms = {one.curve.algorithm: one.arm for one in members}
+  used = [cost.cost_table(curves, settings["meta_batch"], arms), cost.settings_table(arms)]
+  body = [
+    f"<pre>{html.text(command)}</pre>",
+    section.facts_list(members, diverged),
+    *(html.picture(out / name, about) for name, about in pictures.items()),
+    *map(html.tables, [*tables, *used]),
+  ]
+  path = out / "index.html"
+  with files.atomic(path) as temporary:
+    temporary.write_text(html.page(heading(settings), "\n".join(body)), encoding="utf-8")
+  return path
