@@ -218,7 +218,7 @@ class AugmentationTest(absltest.TestCase):
 @absltest.skipUnless(DATA, "SHRINKMETA_DATA is not set: no Omniglot to read.")
 class RealTest(absltest.TestCase):
   def test_published_numbers(self):
-    p = omniglot_alphabets.problem(25, size=14, cache_dir="")
+    p = omniglot_alphabets.problem(25, size=14)
     self.assertEqual([s.tasks for s in (p.train, p.validation, p.test)], [25, 11, 10])
     task = SAMPLE(p.test, KEY, 0, count=1)
     chex.assert_shape(task.train.inputs, (1, 2100, 14, 14, 1))

@@ -78,7 +78,7 @@ class SplitTest(parameterized.TestCase):
 @absltest.skipUnless(DATA, "SHRINKMETA_DATA is not set: no Omniglot to read.")
 class RealTest(absltest.TestCase):
   def test_shapes(self):
-    p = omniglot_few_shot.problem(FewShot(20, 1, 5, turns=True), size=14, cache_dir="")
+    p = omniglot_few_shot.problem(FewShot(20, 1, 5, turns=True), size=14)
     tasks = SAMPLE(p.test, KEY, 0, count=2)
     chex.assert_shape(tasks.train.inputs, (2, 20, 14, 14, 1))
     chex.assert_shape(tasks.val.inputs, (2, 100, 14, 14, 1))
