@@ -38,8 +38,6 @@ FAULTS = (
   Fault("mode/task_model", "0.0 if _is_none(p) else p * v / self.n",
         "0.0 if _is_none(p) else 1.02 * p * v / self.n",
         "gradients/implicit", "the_mode_is_the_closed_form"),
-  Fault("mode/task_model", "lambda nll, g: (nll + of_prior, ",
-        "lambda nll, g: (nll, ", "gradients/implicit", "info_reports_the_objective"),
   Fault("mode/task_model", "share, with_prior = self._share(batch), ",
         "share, with_prior = 1.0, ", "mode/optimise",
         "mini_batches_with_weights"),
@@ -85,6 +83,9 @@ FAULTS = (
         "each_prior_is_added and imaml"),
   Fault("learner/meta_step", "count = jnp.maximum(sums.sound, 1)",
         "count = jnp.maximum(sums.tasks, 1)", "gradients/failed_tasks",
+        "the_step_is_that_of_the_other_tasks and maml and vmap"),
+  Fault("gradients/total", "ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)",
+        "ok = jnp.all(counts > 0)", "gradients/failed_tasks",
         "the_step_is_that_of_the_other_tasks and maml and vmap"),
   # Curvature and solvers.
   Fault("curvature/products", "lambda v: vjp(output_hessian(jvp(v)))[0]",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from shrinkmeta import mixed
 from shrinkmeta.formulas.design import Design, RandomTerm
 
 ROOT = pathlib.Path(os.environ.get("SHRINKMETA_DATA", "/nonexistent"))
@@ -115,3 +116,14 @@ def gradient_by_differences(value, x, step=1e-5):
     h[i] = step
     found.append((value(x + h) - value(x - h)) / (2 * step))
   return np.array(found)
+
+
+def model_with_odd_names():
+  """A fitted model whose names matplotlib would read as formulas, one of them a wrong formula."""
+  rng = np.random.default_rng(0)
+  names = ["$5", "a_b$", r"$\frac$", "d", "e", "f"]
+  g = np.repeat(np.arange(6), 5)
+  x = rng.normal(size=30)
+  y = rng.normal(size=6)[g] + (1 + rng.normal(size=6)[g]) * x + 0.5 * rng.normal(size=30)
+  data = {"y$x$": y, "x": x, "$g$": [names[i] for i in g]}
+  return mixed.fit("`y$x$` ~ x + (x || `$g$`)", data)

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 
 class _Kind(NamedTuple):
-  """A picture: `size(model, x)` is its width and height in inches, `draw` fills a subfigure."""
+  """A picture: `size(model)` is its width and height in inches, `draw` fills a subfigure.
 
-  size: Callable[[Any, str | None], tuple[float, float]]
-  draw: Callable[[Any, Any, str | None], None]
+  `draw` takes the subfigure and the model, and in "lines" the covariate.
+  """
+
+  size: Callable[[Any], tuple[float, float]]
+  draw: Callable[..., None]
 
 
 _KINDS = {
@@ -73,10 +76,10 @@ def mixed_model(model: "Model", kind: str = "groups", *, x: str | None = None) -
   if x is not None or kind in ("lines", "all"):
     x = lines.covariate(model, x, needed=kind == "lines")
   kinds = [one for one in _KINDS if one != "lines" or x] if kind == "all" else [kind]
-  sizes = [_KINDS[one].size(model, x) for one in kinds]
+  sizes = [_KINDS[one].size(model) for one in kinds]
   heights = [height for _, height in sizes]
   figure = Figure(figsize=(max(width for width, _ in sizes), sum(heights)), layout="constrained")
   parts = figure.subfigures(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
   for part, one in zip(parts, kinds, strict=True):
-    _KINDS[one].draw(part, model, x)
+    _KINDS[one].draw(part, model, *([x] if one == "lines" else []))
   return figure

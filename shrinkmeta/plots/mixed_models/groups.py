@@ -13,26 +13,23 @@ if TYPE_CHECKING:
 _PANEL = 5.2  # inches
 
 
-def size_of_groups(model: "Model", x: str | None) -> tuple[float, float]:
+def size_of_groups(model: "Model") -> tuple[float, float]:
   """Return the width and height in inches of `draw_groups`."""
-  del x
   most = max(model.estimates.groups.values())
   longest = max(len(label) for term in model.design.random for label in term.levels)
   width = _PANEL + 0.07 * max(0, longest - 24)
   return width * len(model.estimates.sd), 0.5 + estimates.height_for(most)
 
 
-def draw_groups(part: Any, model: "Model", x: str | None) -> None:
+def draw_groups(part: Any, model: "Model") -> None:
   """Draw groups in the order of their shrunk estimates, a panel for each random effect.
 
   Args:
     part: the subfigure.
     model: the fitted model.
-    x: not used.
   """
   from shrinkmeta import mixed
 
-  del x
   fit, own = model.estimates, mixed.unshrunk(model)
   axes = look.panels_of(part, 1, len(fit.sd))
   for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):
@@ -55,23 +52,20 @@ def draw_groups(part: Any, model: "Model", x: str | None) -> None:
     look.axis_labels(ax, f"{key}\nsd {fit.sd[key]:.3g}{between}", effect.group)
 
 
-def size_of_shrinkage(model: "Model", x: str | None) -> tuple[float, float]:
+def size_of_shrinkage(model: "Model") -> tuple[float, float]:
   """Return the width and height in inches of `draw_shrinkage`."""
-  del x
   return _PANEL * len(model.estimates.sd), 3.6
 
 
-def draw_shrinkage(part: Any, model: "Model", x: str | None) -> None:
+def draw_shrinkage(part: Any, model: "Model") -> None:
   """Draw shrunk estimates against the groups' own estimates, a panel for each random effect.
 
   Args:
     part: the subfigure.
     model: the fitted model.
-    x: not used.
   """
   from shrinkmeta import mixed
 
-  del x
   own = mixed.unshrunk(model)
   axes = look.panels_of(part, 1, len(model.estimates.sd))
   for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):

@@ -47,9 +47,8 @@ def covariate(model: "Model", x: str | None, *, needed: bool) -> str | None:
   return x or next(iter(names), None)
 
 
-def size(model: "Model", x: str | None) -> tuple[float, float]:
+def size(model: "Model") -> tuple[float, float]:
   """Return the width and height in inches of `draw`."""
-  del x
   count = len(_finest(model).levels)
   if count > _MOST_PANELS:
     return look.WIDTH, 4.8
@@ -57,7 +56,7 @@ def size(model: "Model", x: str | None) -> tuple[float, float]:
   return max(4.0, 1.6 * columns), 1.0 + 1.5 * math.ceil(count / columns)
 
 
-def draw(part: Any, model: "Model", x: str | None) -> None:
+def draw(part: Any, model: "Model", x: str) -> None:
   """Draw the rows and the fitted means of every group, joined in the order of the covariate.
 
   Each group has a panel. More than 36 groups share one, in which only the shrunk lines are drawn.
@@ -68,7 +67,6 @@ def draw(part: Any, model: "Model", x: str | None) -> None:
     model: the fitted model.
     x: the name of the covariate.
   """
-  assert x is not None
   term, response, fitted = _finest(model), *_means(model)
   at = _column(model, x)
   many = len(term.levels) > _MOST_PANELS

@@ -13,23 +13,21 @@ if TYPE_CHECKING:
 _DOTS = {"color": look.COLORS[0], "markersize": 4}
 
 
-def size_of_residuals(model: "Model", x: str | None) -> tuple[float, float]:
+def size_of_residuals(model: "Model") -> tuple[float, float]:
   """Return the width and height in inches of `draw_residuals`."""
-  del model, x
+  del model
   return look.WIDTH, 3.6
 
 
-def draw_residuals(part: Any, model: "Model", x: str | None) -> None:
+def draw_residuals(part: Any, model: "Model") -> None:
   """Draw the Pearson residuals of the fitted rows against their fitted means.
 
   Args:
     part: the subfigure.
     model: the fitted model.
-    x: not used.
   """
   from shrinkmeta import mixed
 
-  del x
   mean, residuals = mixed.residuals(model)
   (ax,) = look.panels_of(part)
   ax.axhline(0.0, color=look.QUIET, linewidth=1)
@@ -37,23 +35,20 @@ def draw_residuals(part: Any, model: "Model", x: str | None) -> None:
   look.axis_labels(ax, f"fitted {model.design.response_name}", "Pearson residual")
 
 
-def size_of_quantiles(model: "Model", x: str | None) -> tuple[float, float]:
+def size_of_quantiles(model: "Model") -> tuple[float, float]:
   """Return the width and height in inches of `draw_quantiles`."""
-  del x
   return 3.2 * (1 + len(model.estimates.sd)), 3.4
 
 
-def draw_quantiles(part: Any, model: "Model", x: str | None) -> None:
+def draw_quantiles(part: Any, model: "Model") -> None:
   """Draw residuals and standardised group effects against normal quantiles.
 
   Args:
     part: the subfigure.
     model: the fitted model.
-    x: not used.
   """
   from shrinkmeta import mixed
 
-  del x
   samples = {"residuals": mixed.residuals(model)[1]}
   for key, effect in mixed.effects(model).items():
     spread = np.std(effect.mode)

@@ -1,22 +1,15 @@
 """Pictures of fits: their formats, and names that are not read as formulas."""
 
 import matplotlib
-import numpy as np
 import pytest
 
 from experiments.mixed import pictures
-from shrinkmeta import mixed
+from tests.mixed import designs
 
 
 @pytest.fixture(scope="module")
 def model():
-  rng = np.random.default_rng(0)
-  names = ["$5", "a_b$", r"$\frac$", "d", "e", "f"]  # two would be formulas, one a wrong one
-  g = np.repeat(np.arange(6), 5)
-  x = rng.normal(size=30)
-  y = rng.normal(size=6)[g] + (1 + rng.normal(size=6)[g]) * x + 0.5 * rng.normal(size=30)
-  data = {"y$x$": y, "x": x, "$g$": [names[i] for i in g]}
-  return mixed.fit("`y$x$` ~ x + (x || `$g$`)", data)
+  return designs.model_with_odd_names()
 
 
 @pytest.mark.parametrize(
