@@ -83,7 +83,7 @@ def run(
     out: the folder of the results.
     checkpoints: the folder of states, with a folder for each arm and seed; None saves none.
     checkpoint_every: meta-steps between checkpoints.
-    command: what the page says was typed.
+    command: the command line that the page shows.
 
   Returns:
     The tables and the list of diverged runs. Only the first process writes; the others return "".
@@ -100,7 +100,7 @@ def run(
   settings = config.to_dict()
   settings |= {"protocol": pipeline.protocol(config, problem), "split": split, "freeze": 0.0}
   of_training = {k: v for k, v in config.to_dict().items() if k not in _NOT_OF_TRAINING}
-  curves, diverged = [], []
+  curves, diverged, lost = [], [], []
   for seed in seeds:
     for name, prepared in arms.items():
       run_name = f"{name}-{seed}"
@@ -115,6 +115,7 @@ def run(
       except FloatingPointError as error:
         logging.error("%s diverged: %s", run_name, error)
         diverged.append(run_name)
+        lost.append(f"{name}, seed {seed}")
         continue
       if jax.process_index() == 0:
         results.write_json(out / "results.json", settings, curves, files.environment())
@@ -130,7 +131,6 @@ def run(
   arms = settings.pop("arms")
   environment = files.environment()
   members = [Evaluated(out, settings, arms[c.algorithm], c, environment) for c in curves]
-  lost = [name.replace("-", ", seed ") for name in diverged]
   return f"{line}\n\n{report(out, members, lost, command)}", diverged
 
 

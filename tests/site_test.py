@@ -116,3 +116,6 @@ def test_links_to_public_names_lead_to_the_reference():
   assert sources.entry_of(file, "learner_of") is None
   assert sources.entry_of("shrinkmeta/mode/warm_start.py", "no_start") is None  # another function
   assert "shrinkmeta.MetaLearner.update" in sources.public_names(file)
+  file = "shrinkmeta/plots/mixed_models/draw.py"
+  assert sources.public_names(file) == ["shrinkmeta.plots.mixed_model"]
+  assert sources.entry_of(file, "mixed_model") == "shrinkmeta.plots.mixed_model"

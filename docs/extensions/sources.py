@@ -28,7 +28,8 @@ ROOT = pathlib.Path(__file__).absolute().parents[2]
 SHOWN = {".py", ".sh", ".yml", ".yaml", ".cfg", ".toml"}
 PUBLIC = set(sm.__all__)
 LEARNER = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
-_ROOMS = "lora|export|priors|plots|mixed"
+_ROOMS = ("lora", "export", "priors", "plots", "mixed")
+_NAME = re.compile(rf"(?:sm\.|(?=mixed\.))((?:(?:{'|'.join(_ROOMS)})\.)?\w+)(\(|$)")
 
 
 def file_of(name: str) -> tuple[str, int] | None:
@@ -54,7 +55,7 @@ def line_of(path: pathlib.Path, name: str) -> int | None:
 
 def entry_of(file: str, name: str) -> str | None:
   """The entry of the reference for a name that a file defines, or None if the name is private."""
-  for public in (name, f"mixed.{name}"):
+  for public in (name, *(f"{room}.{name}" for room in _ROOMS)):
     if target_exists(public) and (file_of(f"shrinkmeta.{public}") or [""])[0] == file:
       return f"shrinkmeta.{public}"
   function = getattr(LEARNER, name, None)  # learner.init, learner.update, ...
@@ -66,6 +67,7 @@ def entry_of(file: str, name: str) -> str | None:
 def public_names(file: str) -> list[str]:
   """The public names that a file defines, as their entries in the reference: shrinkmeta.fit."""
   own = [f"shrinkmeta.{name}" for name in sm.__all__]
+  own += [f"shrinkmeta.{room}.{name}" for room in _ROOMS for name in vars(getattr(sm, room))]
   own += [f"shrinkmeta.MetaLearner.{name}" for name in LEARNER._fields]
   return [x for x in own if entry_of(file, x.rpartition(".")[2]) == x]
 
@@ -112,7 +114,7 @@ def reference_to(target: str, docname: str, content: nodes.Node) -> nodes.Node:
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
   """Turn `sm.name`, `sm.name(...)` and `mixed.name(...)` in a page into links to the reference."""
   for node in list(doctree.findall(nodes.literal)):
-    match = re.match(rf"(?:sm\.|(?=mixed\.))((?:(?:{_ROOMS})\.)?\w+)(\(|$)", node.astext())
+    match = _NAME.match(node.astext())
     inside_link = isinstance(node.parent, nodes.reference | addnodes.pending_xref | nodes.title)
     if match and not inside_link and target_exists(match[1]):
       link = reference_to(f"shrinkmeta.{match[1]}", app.env.docname, node.deepcopy())

@@ -54,7 +54,7 @@ def write_one(
   diverged: Sequence[str],
   tables: Sequence[str],
   pictures: Mapping[str, str],
-) -> pathlib.Path:
+) -> None:
   """Write index.html with the command, its protocol, settings, tables and pictures.
 
   Args:
@@ -64,20 +64,15 @@ def write_one(
     diverged: the runs that diverged in training, in words. No mean includes them.
     tables: the tables, in Markdown.
     pictures: {name of a file in `out`: what it shows}.
-
-  Returns:
-    The path of the page.
   """
   settings, curves = members[0].settings, [one.curve for one in members]
   arms = {one.curve.algorithm: one.arm for one in members}
   used = [cost.cost_table(curves, settings["meta_batch"], arms), cost.settings_table(arms)]
   body = [
     f"<pre>{html.text(command)}</pre>",
-    section.facts_list(members, diverged),
+    section.facts_list(section.facts(members, diverged)),
     *(html.picture(out / name, about) for name, about in pictures.items()),
     *map(html.tables, [*tables, *used]),
   ]
-  path = out / "index.html"
-  with files.atomic(path) as temporary:
+  with files.atomic(out / "index.html") as temporary:
     temporary.write_text(html.page(heading(settings), "\n".join(body)), encoding="utf-8")
-  return path

@@ -27,9 +27,10 @@ def write(
   """
   settings, curves = members[0].settings, [one.curve for one in members]
   title = f"<h2>{number}. {html.text(heading(settings))}</h2>"
-  parts = [title + facts_list(members, diverged)]
+  about = facts(members, diverged)
+  parts = [title + facts_list(about)]
 
-  tables = [f"Judged on: {_facts(members, diverged)['judged on']}"]
+  tables = [f"Judged on: {about['judged on']}"]
   if diverged:
     tables.append(f"Diverged in training, in no mean: {'; '.join(diverged)}")
   at = report_step(settings)
@@ -55,14 +56,13 @@ def write(
   return "\n".join(parts)
 
 
-def facts_list(members: Sequence[Evaluated], diverged: Sequence[str]) -> str:
-  """Return protocol, training, seeds and machine of comparable runs as a list in HTML."""
-  facts = _facts(members, diverged).items()
-  terms = "".join(f"<dt>{html.text(k)}</dt><dd>{html.text(v)}</dd>" for k, v in facts)
+def facts_list(about: Mapping[str, Any]) -> str:
+  """Return facts as a list in HTML."""
+  terms = "".join(f"<dt>{html.text(k)}</dt><dd>{html.text(v)}</dd>" for k, v in about.items())
   return f"<dl>{terms}</dl>"
 
 
-def _facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, Any]:
+def facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, Any]:
   """Return the facts at the head of a section."""
   settings = members[0].settings
   searched = settings["split"] == "validation" and any(one.arm["trials"] for one in members)

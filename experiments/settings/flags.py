@@ -52,7 +52,7 @@ def out() -> Text:
 
 
 def open_page() -> flags.FlagHolder[bool]:
-  """--open."""
+  """Define --open."""
   return flags.DEFINE_bool("open", False, "Opens the page in a browser once it is written.")
 
 

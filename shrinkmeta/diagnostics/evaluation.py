@@ -16,7 +16,6 @@ from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import map_tasks
 from shrinkmeta.mode.frozen import check_own, merge
-from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import masked_log_prob
 from shrinkmeta.model.outputs import labels_of
 from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples, weights
@@ -166,7 +165,6 @@ def evaluate(
     validate.integer("steps", steps, least=0)
   validate.instance("key", key, (jax.Array, type(None)), "a key of jax.random.key, or None")
   check_tasks(tasks)
-  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
   check_own(learner.spec, state.log_sigma2)
   if jax.process_count() > 1:
     raise ValueError("evaluate reads the losses of all tasks: call it in a run of one process.")

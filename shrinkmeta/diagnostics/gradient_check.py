@@ -114,7 +114,6 @@ def check_meta_gradient(
   """
   check_learner("learner", learner)
   check_state("state", state)
-  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
   check_own(learner.spec, state.log_sigma2)
   validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val) of a few tasks")
   scalars.key("key", key)

@@ -259,8 +259,8 @@ def _models(small: Fit, large: Fit) -> tuple[Compared, Compared]:
   )
 
 
-def _statistic(small: Fit, large: Fit) -> float:
-  """T of two fits that can be compared."""
+def check_comparable(small: Fit, large: Fit) -> None:
+  """Raise ValueError unless the likelihoods of two fits can be compared."""
   settings = lambda one: (one.family, one.estimator, one.rows)
   if settings(small) != settings(large):
     raise ValueError(
@@ -279,6 +279,11 @@ def _statistic(small: Fit, large: Fit) -> float:
       f"The {'smaller' if small.perfect else 'larger'} model repeats the response to its last "
       "digits, so that its likelihood has no maximum, and a ratio of likelihoods says nothing."
     )
+
+
+def _statistic(small: Fit, large: Fit) -> float:
+  """Return T of two fits, after a check that they can be compared."""
+  check_comparable(small, large)
   statistic = 2 * (large.criterion - small.criterion)
   if statistic < -1e-4:
     raise ValueError(

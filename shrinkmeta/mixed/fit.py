@@ -36,7 +36,7 @@ ESTIMATORS = ("ml", "reml", "predictive")
 # With so many, a criterion is smooth and slow: every other point of the grid will do.
 _MANY_GROUPS, _MANY_ROWS = 2000, 20000
 _PREDICTIVE_STARTS = 3
-_NEAR_ONE = 0.2  # of the diagonal entry to its row: a correlation above 0.98
+_NEAR_ONE = 0.2  # a diagonal entry of Lambda, to the norm of its row: |correlation| > 0.98
 _LOWER = 1e-6  # nats from which another minimum is the better one
 _FAR_ETA = float(np.log(9.0))  # a fitted probability of 0.9
 

@@ -67,8 +67,8 @@ def profile_interval(
     )
   if fit.perfect:
     raise ValueError(
-      "The fit repeats every response, so that its likelihood has no maximum, or hardly one, from "
-      "which a profile could fall. Leave effects out, or bring more rows a group."
+      "The fit is perfect: it repeats every response. So the likelihood has no maximum, or hardly "
+      "one, and no profile can be computed. Leave effects out, or add rows to the groups."
     )
   if not 0 < level < 1:
     raise ValueError(f"level must lie between 0 and 1; got {level}.")

@@ -75,19 +75,21 @@ def as_built(
 
 
 def check_own(spec: Spec, log_sigma2: Mapping[str, Any]) -> None:
-  """Raise ValueError if a module that is frozen or free in a learner has another sigma in a state.
+  """Raise an error unless log sigma^2 of a state has the modules of a learner, and fits it.
 
-  Functions that can read log sigma^2 call this before they compile, because under jit `as_built`
-  can only make all tasks fail. All other modules may have any sigma in the state, 0 included.
+  A module that is frozen or free in the learner must not have another sigma in the state. Functions
+  that can read log sigma^2 call this before they compile, because under jit `as_built` can only
+  make all tasks fail. All other modules may have any sigma in the state, 0 included.
 
   Args:
     spec: the spec of the learner.
-    log_sigma2: {module: []} of the state. Values that are traced, or on another host, are not
-      checked.
+    log_sigma2: {module: []} of the state. Values that are traced, or on another host, pass.
 
   Raises:
-    ValueError: a known log sigma^2 contradicts the learner.
+    TypeError, ValueError: modules are missing or unknown, or a known log sigma^2 contradicts the
+      learner.
   """
+  modules.check_modules("state.log_sigma2", log_sigma2, spec.labels)
   _check({module: validate.known(log_sigma2[module]) for module in spec.built}, spec.built)
 
 

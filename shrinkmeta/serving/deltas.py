@@ -190,7 +190,6 @@ def deltas(learner: MetaLearner, state: MetaState, thetas: PyTree, ids: Iterable
   check_learner("learner", learner)
   check_state("state", state)
   modules.check_labels(learner.labels, state.phi, "state.phi")
-  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
   check_own(learner.spec, state.log_sigma2)
   names = task_ids("ids", ids)
   if len(set(names)) != len(names):

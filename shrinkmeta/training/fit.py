@@ -24,7 +24,6 @@ from shrinkmeta.devices.placement import Rules, place_state
 from shrinkmeta.devices.processes import check_alike, check_shared
 from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.mode.frozen import check_own
-from shrinkmeta.model import modules
 from shrinkmeta.model.tasks import Batch, Task
 from shrinkmeta.training.callbacks import Callback
 from shrinkmeta.training.checkpoint_format import describe, fingerprints, versions
@@ -58,10 +57,9 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks, the share of inner loops that converged, and the
-  seconds, compilation and evaluations included. `fit` warns once if tasks fail, and once if the
-  gradient is implicit and few inner loops converge. `absl.logging.set_verbosity(absl.logging.INFO)`
-  shows an update's memory.
+  of every module, the number of failed tasks, the share of converged inner loops, and the seconds,
+  compilation and evaluations included. `fit` warns once if tasks fail, and once if an implicit
+  gradient sees few loops converge. `absl.logging.set_verbosity("info")` shows an update's memory.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.
@@ -228,7 +226,6 @@ def _check_types(
   """Raise TypeError or ValueError if an argument of `fit` has a wrong type or value."""
   check_learner("learner", learner)
   check_state("state", state)
-  modules.check_modules("state.log_sigma2", state.log_sigma2, learner.labels)
   check_own(learner.spec, state.log_sigma2)
   if not isinstance(tasks, (Task, list, tuple)):
     wanted = "(first, count) -> shrinkmeta.Task of `count` tasks"

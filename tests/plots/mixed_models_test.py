@@ -72,6 +72,17 @@ def test_names_are_shown_as_they_are(model, kind):
   check_texts(figure, *wanted.get(kind, [name for names in wanted.values() for name in names]))
 
 
+def test_a_group_has_no_line_of_its_own_if_a_coefficient_is_pooled():
+  """Its own intercept belongs to its own slope, which is no random effect."""
+  rng = np.random.default_rng(4)
+  g, x = np.repeat(np.arange(5), 4), 100 + np.tile(np.arange(4.0), 5)
+  y = rng.normal(size=5)[g] + x + 0.5 * rng.normal(size=20)
+  model = mixed.fit("y ~ x + (1 | g)", {"y": y, "x": x, "g": g})
+  figure = sm.plots.mixed_model(model, "lines")
+  words = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
+  assert words == ["shrunk", "fixed effects"]
+
+
 def test_many_groups_share_a_panel():
   rng = np.random.default_rng(2)
   g, x = np.repeat(np.arange(50), 3), np.tile([0.0, 1.0, 2.0], 50)

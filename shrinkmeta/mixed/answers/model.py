@@ -9,7 +9,13 @@ from shrinkmeta.formulas import build
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed import checks, groups
 from shrinkmeta.mixed.answers import summary as figures
-from shrinkmeta.mixed.compare import Ratio, bootstrap, check_order, likelihood_ratio
+from shrinkmeta.mixed.compare import (
+  Ratio,
+  bootstrap,
+  check_comparable,
+  check_order,
+  likelihood_ratio,
+)
 from shrinkmeta.mixed.criteria.families import Family
 from shrinkmeta.mixed.fit import fit as fit_design
 from shrinkmeta.mixed.groups import Effects
@@ -214,13 +220,15 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
         f"The two models have different {what}, or their rows are in another order, so their "
         "likelihoods are not those of one data set."
       )
-  # The messages of `likelihood_ratio` on families and sizes say more, so they come first.
-  found = None if draws else likelihood_ratio(one, other)
+  # The messages on families and sizes say more than that on columns, so they come first.
+  check_comparable(one, other)
   check_order(one, other)
   _check_contained(small.design, large.design)
-  if found is None:
+  if draws:
     settings = {"family": one.family, "estimator": one.estimator}
     found = bootstrap(small.design, large.design, draws=draws, seed=seed, **settings)
+  else:
+    found = likelihood_ratio(one, other)
   first, second = found.models
   named = (first._replace(name=small.formula), second._replace(name=large.formula))
   return found._replace(models=named)

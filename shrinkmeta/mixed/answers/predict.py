@@ -55,7 +55,7 @@ def predict(
   """Predict the response of rows in fitted groups or in new groups.
 
   For every family the ends of an interval are `eta` plus and minus a normal quantile times a
-  standard error. The standard error takes the estimated variances for the true ones, so with few
+  standard error. The standard error treats the estimated variances as the true ones, so with few
   groups the intervals are too narrow. In simulations with five groups of four rows, 95 % intervals
   held 83 % of the means of new groups and 92 % of new observations in new groups. With fifteen
   groups they held 92 % and 94 %.

@@ -33,7 +33,7 @@ def draw_groups(part: Any, model: "Model") -> None:
   fit, own = model.estimates, mixed.unshrunk(model)
   axes = look.panels_of(part, 1, len(fit.sd))
   for ax, (key, effect) in zip(axes, mixed.effects(model).items(), strict=True):
-    centre = _centre(effect)
+    name, centre, fixed = _fixed_effect(model, key, effect)
     low, high = fit.sd_interval[key]
     between = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
     between = ", a boundary estimate" if fit.sd[key] == 0 else between
@@ -44,10 +44,10 @@ def draw_groups(part: Any, model: "Model") -> None:
       effect.levels,
       centre,
       fit.sd[key],
-      word="fixed effect" if _effect(model, key) in fit.fixed else "0",
+      word="fixed effect" if fixed else "0",
       spread="sd",
     )
-    look.title(ax, f"{_effect(model, key)} by {effect.group}")
+    look.title(ax, f"{name} by {effect.group}")
     estimates.draw(ax, found)
     look.axis_labels(ax, f"{key}\nsd {fit.sd[key]:.3g}{between}", effect.group)
 
@@ -75,18 +75,13 @@ def draw_shrinkage(part: Any, model: "Model") -> None:
     if known.any():  # a group of another family than gaussian has no estimate of its own
       ends = [float(own[key][known].min()), float(own[key][known].max())]
       ax.plot(ends, ends, color=look.QUIET, linewidth=1)
-    ax.axhline(_centre(effect), color=look.QUIET, linewidth=1, linestyle="--")
+    ax.axhline(_fixed_effect(model, key, effect)[1], color=look.QUIET, linewidth=1, linestyle="--")
     look.axis_labels(ax, f"{key} by itself", f"{key} shrunk")
     look.title(ax, "Area of a point: rows of the group")
 
 
-def _centre(effect: "Effects") -> float:
-  """The fixed effect of the same name, or 0."""
-  return float(np.mean(effect.value - effect.mode))
-
-
-def _effect(model: "Model", key: str) -> str:
-  """The name of a random effect without its grouping factor."""
-  prefixes = [f"{factor} " for factor in model.estimates.groups]
-  prefix = next((p for p in prefixes if key.startswith(p)), "") if len(prefixes) > 1 else ""
-  return key.removeprefix(prefix)
+def _fixed_effect(model: "Model", key: str, effect: "Effects") -> tuple[str, float, bool]:
+  """Return (the column of a random effect, its fixed effect or 0, whether it has one)."""
+  fit = model.estimates
+  name = key.removeprefix(f"{effect.group} ") if len(fit.groups) > 1 else key
+  return name, fit.fixed.get(name, 0.0), name in fit.fixed

@@ -134,7 +134,9 @@ def _means(model: "Model") -> tuple[np.ndarray, _Fitted]:
   fixed = design.offset + design.fixed @ np.array(list(fit.fixed.values()))
   own = None
   effects, alone = mixed.effects(model), mixed.unshrunk(model)
-  if fit.family == "gaussian" and len(fit.groups) == 1:
+  random = {name for term in design.random for name in term.names}
+  # `unshrunk` estimates every coefficient from the group. It knows those of random effects only.
+  if fit.family == "gaussian" and len(fit.groups) == 1 and random >= set(design.fixed_names):
     own = shrunk.eta.copy()
     for term in design.random:
       for j, name in enumerate(term.names):

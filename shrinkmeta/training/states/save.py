@@ -7,7 +7,6 @@ from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.paths import local_path
 from shrinkmeta.mode.frozen import check_own
-from shrinkmeta.model import modules
 from shrinkmeta.training.checkpoint_format import check_description, describing, read_description
 from shrinkmeta.training.checkpoints import ABOUT, Checkpoints, opened
 from shrinkmeta.training.states.damage import attempt, finished_steps
@@ -17,8 +16,8 @@ def save_state(checkpoints: Checkpoints, learner: MetaLearner, state: MetaState)
   """Save one state, such as that of `learner.keep`, for `sm.restore` in another process.
 
   The checkpoint has the format of those of `fit`. It is written under another name and renamed at
-  the end, so a killed process leaves no half-written checkpoint. This function is for one process:
-  of several processes, `fit` saves the state. Call it outside jit.
+  the end, so a killed process leaves no half-written checkpoint. Use it in a run of one
+  process; in a run of several, let `fit` save the state. Call it outside jit.
 
   Args:
     checkpoints: the folder, and whether the constants are stored too. The folder keeps the last
@@ -49,13 +48,10 @@ def save_state(checkpoints: Checkpoints, learner: MetaLearner, state: MetaState)
   check_state("state", state)
   if jax.process_count() > 1:
     raise ValueError(
-      f"save_state is for one process, and there are {jax.process_count()}: sm.fit saves states of "
-      "several processes."
+      f"save_state works in a run of one process; this run has {jax.process_count()}. Let sm.fit "
+      "save the state."
     )
-  state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state)
-  modules.check_parameters(
-    "state.phi", state.phi, "state.log_sigma2", state.log_sigma2, learner.spec.labels
-  )
+  state = jax.tree.map(jnp.asarray, state)
   check_own(learner.spec, state.log_sigma2)
   folder = local_path("Checkpoints.folder", checkpoints.folder).absolute()
   step, steps = int(state.step), finished_steps(folder)
