@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import validate
+from shrinkmeta.curvature.linearise import linearise
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, weights
@@ -74,8 +75,12 @@ def whitened_jacobian(
   outputs = moved(zero)
   if not isinstance(outputs, jax.Array):
     one_output_array(outputs)
-  jacobian = jax.jacfwd if zero.size < outputs.size else jax.jacrev
-  return outputs, jacobian(moved)(zero).reshape(outputs.size, zero.size)
+  if zero.size < outputs.size:
+    columns = jnp.eye(zero.size, dtype=zero.dtype)
+    jacobian = jax.vmap(linearise(moved, zero)[1], out_axes=-1)(columns)
+  else:
+    jacobian = jax.jacrev(moved)(zero)
+  return outputs, jacobian.reshape(outputs.size, zero.size)
 
 
 def one_output_array(outputs: Any) -> None:

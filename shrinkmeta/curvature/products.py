@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from shrinkmeta.config import Curvature
+from shrinkmeta.curvature.linearise import linearise
 
 PyTree = Any
 
@@ -41,10 +42,9 @@ def curvature_product(
   """
   if curvature == "hessian":
     return jax.linearize(jax.grad(lambda t: loss_of(outputs_of(t))), theta)[1]
-  outputs, jvp = jax.linearize(outputs_of, theta)
-  vjp = jax.linear_transpose(jvp, theta)
+  outputs, jvp, vjp = linearise(outputs_of, theta)
   output_hessian = jax.linearize(jax.grad(loss_of), outputs)[1]
-  return lambda v: vjp(output_hessian(jvp(v)))[0]
+  return lambda v: vjp(output_hessian(jvp(v)))
 
 
 def curvature_column(

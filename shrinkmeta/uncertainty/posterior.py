@@ -19,6 +19,8 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import scalars, validate
+from shrinkmeta.curvature.linearise import linearise
+from shrinkmeta.curvature.products import curvature_product
 from shrinkmeta.curvature.solvers import exact, split
 from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import merge
@@ -160,7 +162,7 @@ class Posterior:
     deviations = self._deviations(key, n)
     if not linearised:
       return jax.vmap(lambda d: predict(jax.tree.map(jnp.add, part, d)))(deviations)
-    f, jvp = jax.linearize(predict, part)
+    f, jvp, _ = linearise(predict, part)
     return jax.vmap(lambda d: f + jvp(d))(deviations)
 
   def log_predictive(
@@ -215,12 +217,9 @@ class Posterior:
     _, unravel = ravel_pytree(part)
 
     def k(rows: jax.Array) -> jax.Array:  # R K [C, D]
-      outputs, vjp = jax.vjp(outputs_of, part)
-      # J v is the transpose of J^T u: a network with a custom_vjp has no forward mode.
-      jvp = jax.linear_transpose(lambda u: vjp(u)[0], outputs)
-      output_hessian = jax.linearize(jax.grad(loss_of), outputs)[1]
+      product = curvature_product("gauss_newton", outputs_of, loss_of, part)
       scaled = lambda v: jax.tree.map(jnp.multiply, self.scale, v)
-      curved = lambda v: scaled(vjp(output_hessian(jvp(scaled(v))[0]))[0])
+      curved = lambda v: scaled(product(scaled(v)))
       return jax.vmap(lambda v: v + ravel_pytree(curved(unravel(v)))[0])(rows)
 
     def solve(_: Any, rows: jax.Array) -> jax.Array:  # R K^-1
