@@ -293,7 +293,7 @@ def _slope_of_z(
 
 def _z_interval(rho: float, slope: np.ndarray, known: estimates.Information) -> tuple[float, float]:
   """Wald's interval of z = atanh(rho), as an interval of rho."""
-  if (np.abs(known.flat_theta @ slope) > 1e-3).any():
+  if estimates.touched(slope, known.flat_theta, 1.0):
     return _NAN
   width = _NORMAL * float(np.sqrt(max(float(slope @ known.theta @ slope), 0.0)))
   return float(np.tanh(np.arctanh(rho) - width)), float(np.tanh(np.arctanh(rho) + width))

@@ -140,6 +140,7 @@ class TaskModel:
 
     The gradient of the prior's term is P z, so it needs no automatic differentiation. nll is the
     mean negative log-likelihood [] at theta(z), and g its gradient with respect to theta, a part.
+    The terms of z alone are computed first: where z is known, and before the network runs.
     """
     of_prior = self._neg_log_prior(z) / self.n
     pull = jax.tree.map(

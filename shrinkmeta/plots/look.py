@@ -137,9 +137,9 @@ def panel(ax: Any, height: float, width: float = WIDTH) -> tuple["Figure", "Axes
   return ax.get_figure(root=True), ax
 
 
-def width_for(names: Iterable[str]) -> float:
-  """Return the width of a figure with these names at the side of a panel, in inches."""
-  return WIDTH + 0.07 * max(0, max(map(len, names), default=0) - 24)
+def width_for(names: Iterable[str], width: float = WIDTH) -> float:
+  """Return the inches of a figure with these names at its side; `width` is for short names."""
+  return width + 0.07 * max(0, max(map(len, names), default=0) - 24)
 
 
 def title(ax: "Axes", text: str, pad: float = 6) -> None:

@@ -120,12 +120,14 @@ class Laplace:
     if levels:
       # The last mode, in those blocks where it is the higher start. u of a small theta is large,
       # and Lambda u of a larger theta may then be so far off that its rates overflow.
-      higher = heights(self.warm)[1] > height
+      warm, risen = heights(self.warm)
+      higher = risen > height
+      of_rows = lambda places: higher[levels[0].of_row[places]]
+      eta, height = np.where(of_rows(slice(None)), warm, eta), np.where(higher, risen, height)
       u = [
-        np.where(higher[levels[0].of_row[level.starts]][:, None], x, 0.0)
+        np.where(of_rows(level.starts)[:, None], x, 0.0)
         for level, x in zip(levels, self.warm, strict=True)
       ]
-      eta, height = heights(u)
     for _ in range(_STEPS):
       score, weight, _ = self.density.slopes(eta)
       sides = (score + weight * (eta - base))[:, None]

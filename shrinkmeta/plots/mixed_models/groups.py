@@ -16,8 +16,8 @@ _PANEL = 5.2  # inches
 def size_of_groups(model: "Model") -> tuple[float, float]:
   """Return the width and height in inches of `draw_groups`."""
   most = max(model.estimates.groups.values())
-  longest = max(len(label) for term in model.design.random for label in term.levels)
-  width = _PANEL + 0.07 * max(0, longest - 24)
+  labels = [label for term in model.design.random for label in term.levels]
+  width = look.width_for(labels, _PANEL)
   return width * len(model.estimates.sd), 0.5 + estimates.height_for(most)
 
 
