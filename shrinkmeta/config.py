@@ -100,9 +100,8 @@ class Implicit:
   Attributes:
     curvature: "gauss_newton", positive semi-definite, or "hessian", exact and possibly indefinite.
     solver: how K w = s g is solved. "cg": conjugate gradients. "dual": exactly, by the singular
-      values of the factor A [R, D] of `LogDet` (D task-specific parameters); Gauss-Newton only.
-      It takes min(R, D) derivatives of the network; CG mostly needs fewer products. "neumann": a
-      Neumann series. "identity" drops the curvature: w = s g and d/d phi = g.
+      values of A [R, D] (see LogDet), with min(R, D) derivatives of the network; Gauss-Newton only.
+      CG mostly needs fewer products. "neumann": a Neumann series. "identity": w = s g, d/d phi = g.
     max_steps: the largest number of CG or Neumann iterations.
     tol: the relative residual |K w - s g| / |s g| at which the iterations stop. A solve that
       reaches it counts as converged.
@@ -110,7 +109,7 @@ class Implicit:
       tends to g and d/d log sigma^2 to 0.
     batch_size: None computes the curvature from all examples. A number computes it from
       `num_batches` mini-batches of that size, drawn for each solve with a key that the caller
-      passes, and scales it to all N. Batch statistics are then those of the mini-batches.
+      passes, and scales it to all N. A batch norm then sees one mini-batch at a time.
     num_batches: the number of these mini-batches. None takes all examples. With 1 the cost does not
       grow with N. The noise of the draw averages out over tasks. A bias remains: w = s g along
       directions that no drawn example determines. With more than 1, each product linearises one
@@ -160,7 +159,8 @@ class Implicit:
 class LogDet:
   """How log det K, K = I + s C s, is computed.
 
-  s C s = A^T A. A [R, D] has a row for each output of each example: see curvature/jacobian.py.
+  s C s = A^T A. A [R, D] has a row for each output of each example, and a column for each of the D
+  task-specific parameters.
 
   Attributes:
     method: "exact": by the singular values of A. "lanczos": an estimate from random vectors, with a
@@ -168,8 +168,8 @@ class LogDet:
     limit: the largest number R D of entries of A for which "auto" is exact. The work of the exact
       method grows as min(R, D) R D.
     probes: the number of random vectors of "lanczos". The standard error falls as 1 / sqrt(probes).
-      It leaves out the rounding error, which is up to D |K| times the float precision.
-    steps: the number of products with K for each random vector; with R + 1 the quadrature is exact.
+      It leaves out rounding, up to D times the largest eigenvalue of K times the float precision.
+    steps: products with K for each random vector. With R + 1 only rounding is left of its error.
 
   >>> LogDet("lanczos", probes=8).probes
   8

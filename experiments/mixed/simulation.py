@@ -38,15 +38,23 @@ def draw(seed: int, number: int) -> dict[str, np.ndarray]:
   return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def run(datasets: int, seed: int) -> list[dict[str, Any]]:
-  """Return one record for each estimator and standard deviation."""
-  found: dict[str, list[mixed.Fit]] = {name: [] for name in ESTIMATORS}
+def run(
+  datasets: int, seed: int, estimators: Sequence[mixed.Estimator] = ESTIMATORS
+) -> list[dict[str, Any]]:
+  """Return one record for each estimator and standard deviation.
+
+  Args:
+    datasets: the number of data sets.
+    seed: of the data.
+    estimators: which to compare with REML, and "reml" itself.
+  """
+  found: dict[str, list[mixed.Fit]] = {name: [] for name in estimators}
   for number in tqdm(range(datasets), mininterval=5.0):
     design = mixed.design(FORMULA, draw(seed, number))
-    for name in ESTIMATORS:
+    for name in estimators:
       found[name].append(mixed.fit_design(design, "gaussian", name, seed=seed + number))
   rows = []
-  for name in ESTIMATORS:
+  for name in estimators:
     for sd, truth in TRUTH.items():
       estimates, low, high = _of(found[name], sd)
       best = _of(found["reml"], sd)[0]

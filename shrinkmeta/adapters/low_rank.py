@@ -78,9 +78,10 @@ def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
   """Return the kinds of a kernel's axes, such as "io", from the shapes of A and B.
 
   A kernel "i...o..." has A [i..., r] and B [r, o...]. A kernel "o...i...", as in equinox and
-  PyTorch, has A [r, i...] and B [o..., r]. The axes of layers come first in both factors. If the
-  shapes fit both readings, the function takes the reading with the smaller rank, because a rank
-  never exceeds the sizes of the two sides.
+  PyTorch, has A [r, i...] and B [o..., r]. The axes of layers come first in both factors. If both
+  readings fit, the function takes the one with the smaller rank. In the other reading the rank
+  would exceed a side of the kernel, which is impossible: A [5, 2] and B [2, 5] have rank 2, because
+  a rank of 5 would exceed the sides of 2.
 
   Args:
     a, b: the shapes of A and B.

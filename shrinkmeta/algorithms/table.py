@@ -18,7 +18,9 @@
 
 "phi follows" names the objective whose gradient updates phi. l_PLL is the log-likelihood of the
 validation examples at theta_hat. l_MAP is the log joint density of theta_hat and the training
-examples. A mask gives sigma = inf to the task-specific modules and 0 to the frozen ones.
+examples. "Pooled data" is the log-likelihood of all examples of all tasks at theta = phi. The
+evidence is log p(training examples | phi, sigma), with theta integrated out. A mask gives sigma =
+inf to the task-specific modules and 0 to the frozen ones.
 
 To add an algorithm, write a line here and a constructor in a file of this folder.
 `config.Algorithm` lists the words that a line may use, and `config.check_algorithm` checks their

@@ -64,7 +64,9 @@ def differentiable(optimizer: optax.GradientTransformation, params: PyTree) -> b
 
 
 def warn_if_endless(optimizer: optax.GradientTransformation, params: PyTree) -> None:
-  """Log a warning if an inner optimiser has the line search of `docs/hazards.md#line-search`.
+  """Log a warning if an inner optimiser has a line search that may never end on a CPU.
+
+  It is optax's zoom line search: `docs/hazards.md#line-search`.
 
   Args:
     optimizer: any optax optimiser. If it raises an error for `params`, this function does nothing,

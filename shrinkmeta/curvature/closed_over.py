@@ -38,7 +38,7 @@ def open_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> tupl
   ...   likelihood = Likelihood(lambda t, x: t * x, lambda f, y: -0.5 * ((y - f) / scale) ** 2)
   ...   values, rebuild = open_likelihood(likelihood, 1.0, Batch(jnp.ones(2), jnp.ones(2)))
   ...   return rebuild([2.0 * v for v in values]).log_prob(jnp.zeros(2), jnp.ones(2))[0]
-  >>> jax.vmap(scaled)(jnp.ones(1))  # (1 / 2)^2 / 2
+  >>> jax.vmap(scaled)(jnp.ones(1))  # -(1 / 2)^2 / 2: a traced scale, doubled
   Array([-0.125], dtype=float32)
   """
   both = lambda theta, x, y: likelihood.log_prob(likelihood.predict(theta, x), y)

@@ -48,7 +48,8 @@ def source(
       for each shape. None pads all tasks to the longest. Padding has mask 0.
 
   Returns:
-    A function (first, count) -> Task with leaves [count, N, ...], for `fit`.
+    A function (first, count) -> Task for `fit`. The Task holds the episodes first to
+    first + count - 1, leaves [count, N, ...].
 
   Raises:
     TypeError: if an argument is of another type.

@@ -75,12 +75,12 @@ def check_meta_gradient(
 
   The derivative through every inner step is shown too, but the verdict does not use it. It is left
   out if the inner optimiser has a line search: it can then be far from the derivative of the mode,
-  even if the loop ends at the exact mode. It is also left out if the algorithm takes no inner steps
-  or follows no loss.
+  even if the loop ends at the exact mode. It is also left out for fine_tuning and no_adaptation,
+  whose updates take no inner steps, and for reptile, whose phi follows no loss function.
 
-  For reptile the differences of phi are NaN, because reptile does not compute the loss of phi. For
-  sigma_gradient="joint" the differences of sigma are NaN: the gradient includes how the optimum of
-  phi changes with sigma, but the differences hold phi fixed.
+  For reptile the central differences in phi are NaN, because reptile computes no loss of phi. For
+  sigma_gradient="joint" those in sigma are NaN. There the learner's gradient includes how the
+  optimum of phi changes with sigma, but central differences hold phi fixed.
 
   Two programs compile: one for the meta-gradient and the losses, and one for the derivative through
   every inner step. For every row of the table the first program runs twice. It runs four times if

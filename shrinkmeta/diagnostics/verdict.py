@@ -25,7 +25,7 @@ class ModuleCheck(NamedTuple):
   error: float  # |learner - differences| / |differences|
   uncertainty: (
     float | None
-  )  # |differences - those with twice the step|; None: not needed, as agreed
+  )  # |differences - those with twice the step|; None if the error is within the tolerance
 
 
 def verdict_on(

@@ -78,8 +78,8 @@ def read(
     decimal: "." or ",". None takes "," if the file has numbers like 1,5 and none like 1.5.
     encoding: the encoding, such as "latin-1". None is UTF-8, or UTF-16 with a byte order mark.
     comment: lines that begin with this text are skipped.
-    na: the texts of a missing value besides the empty field, in exactly this case. None: NA, N/A,
-      #N/A, #NA, <NA>, NaN, -NaN, NULL, None, NaT and a single point, in any case.
+    na: the texts of a missing value besides the empty field; their case must match. None: NA, N/A,
+      #N/A, #NA, <NA>, NaN, -NaN, NULL, None, NaT and ".", in upper or lower case.
 
   Returns:
     A Table of columns of text.

@@ -88,7 +88,7 @@ def evidence_at(
 
   Returns:
     (the log evidence [] in nats, its gradient, an EvidenceInfo, w). w is a tree like phi, with None
-    in the frozen modules. It solves K w = s g, where g is the derivative of log det K with respect
+    in the frozen modules. It solves K w = s h, where h is the derivative of log det K with respect
     to theta_hat.
   """
   fit, g = jax.value_and_grad(lambda theta: _fit(model, theta, mode.z))(mode.theta)

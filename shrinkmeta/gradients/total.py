@@ -43,7 +43,8 @@ class Shared(NamedTuple):
 def network_of(spec: Spec, shared: Shared) -> Likelihood:
   """Return the likelihood with the constants filled in, as a function of (theta, inputs).
 
-  If the algorithm needs a posterior mode, the result is the deterministic network.
+  If the algorithm needs a posterior mode, the result calls a network that takes a random key
+  without the key.
   """
   likelihood = spec.likelihood
   if spec.has_mode and getattr(likelihood.predict, "random", False):

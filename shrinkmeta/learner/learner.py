@@ -55,7 +55,7 @@ PyTree = Any
 def learner_of(spec: Spec) -> MetaLearner:
   """Bind the functions of a learner to its spec.
 
-  A bound method fixes the first argument, and keeps the docstring and the rest of the signature.
+  Callers leave out `spec`, and `help` shows the docstring and the other arguments of a function.
   """
   functions = init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply, keep, refresh
   return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)

@@ -5,8 +5,10 @@
 A variance that is 0 under the smaller model lies on the boundary of its range. For such a variance
 T is 0 in half of the data sets, and the distribution of T is a mixture of chi-squares:
 
-    f more fixed effects and v independent variances     sum_i Binomial(v, 1/2)(i) chi2_(f + i)
-    one more effect with c covariances with the others   chi2_(f + c) / 2 + chi2_(f + c + 1) / 2
+    f more fixed effects, and v independent variances:
+      sum_i Binomial(v, 1/2)(i) chi2_(f + i)
+    f more fixed effects, and one more random effect with c covariances with the others:
+      chi2_(f + c) / 2 + chi2_(f + c + 1) / 2
 
 Both mixtures hold in the limit of many groups. The first assumes that the estimates of the v
 variances are independent. With few groups T is 0 in more than half of the data sets, and p is too

@@ -132,7 +132,8 @@ def theta_of(blocks: Blocks, covariances: tuple[np.ndarray, ...], scale: float) 
     scale: s, or 1 if the family has no residual.
 
   Returns:
-    theta [k], the entries of Lambda with T Lambda Lambda' T' s^2 = Sigma.
+    theta [k], the entries of Lambda. For every level, T Lambda Lambda' T' s^2 is the covariance of
+    its effects in the units of the data, and T is `Level.back`.
   """
   entries: dict[tuple[str, str], float] = {}
   for term, sigma in zip(blocks.design.random, covariances, strict=True):

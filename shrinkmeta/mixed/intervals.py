@@ -1,7 +1,9 @@
 """Profile-likelihood intervals of standard deviations.
 
     profile(c) = max over all other parameters of log L with sd = c
-    {c : profile(max) - profile(c) <= chi2_1(level) / 2}
+    {c : max over c' of profile(c') - profile(c) <= q / 2}
+
+q is the quantile at `level` of the chi-square distribution with one degree of freedom.
 
 Wald's interval in `Fit.sd_interval` is symmetric on the log scale and never contains 0. With few
 groups the likelihood is skewed. Then report the profile interval.

@@ -24,8 +24,8 @@ class Fit(NamedTuple):
   """A fitted mixed model, in the units of the data.
 
   If the estimator is "predictive", standard errors and intervals are nan. Its criterion is not a
-  log likelihood, so the inverse of its Hessian is not a covariance of the estimates. They are
-  nan, too, if the fit is `perfect`.
+  log likelihood, so the inverse of its Hessian is not a covariance of the estimates. Standard
+  errors and intervals are also nan if the fit is `perfect`.
 
   Attributes:
     family, estimator: the arguments of `fit`.
@@ -103,7 +103,8 @@ class Maximum(NamedTuple):
     log_likelihood, criterion: as in `Fit`.
     minimum: the minimum at which the search ended.
     perfect: as in `Fit`.
-    spread: the root mean square of the residuals of least squares without random effects, or 1.
+    spread: the root mean square of the residuals of least squares without random effects. 1 if they
+      are 0, if the family is not gaussian, or if the estimator is "predictive".
   """
 
   beta: np.ndarray

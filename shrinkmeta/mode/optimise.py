@@ -192,7 +192,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
 
 
 def absent(dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Return NaN [], the value of a number that a program does not compute.
+  """Return NaN [], which stands in a report for a number that was not computed.
 
   While the flag `jax_debug_nans` is set, return inf: the flag stops a program at any NaN.
   """

@@ -140,7 +140,8 @@ class TaskModel:
 
     The gradient of the prior's term is P z, so it needs no automatic differentiation. nll is the
     mean negative log-likelihood [] at theta(z), and g its gradient with respect to theta, a part.
-    The terms of z alone are computed first: where z is known, and before the network runs.
+    `with_prior(z)` computes the terms of the prior, before the network runs. The function that it
+    returns adds them.
     """
     of_prior = self._neg_log_prior(z) / self.n
     pull = jax.tree.map(

@@ -1,6 +1,7 @@
 """Pictures of what the library finds, as matplotlib figures.
 
-Every function returns a `matplotlib.figure.Figure` and shows nothing. Save it with
+Every function returns a `matplotlib.figure.Figure` and opens no window, except for `sigma_picture`.
+It returns a callback of `fit` that writes a picture to a file. Save a figure with
 `figure.savefig("picture.png")`. In a notebook, run `%matplotlib inline` once, and a figure at the
 end of a cell is shown. matplotlib is imported by the first picture: `pip install
 'shrinkmeta[plots]'`. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.

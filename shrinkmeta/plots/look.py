@@ -138,7 +138,10 @@ def panel(ax: Any, height: float, width: float = WIDTH) -> tuple["Figure", "Axes
 
 
 def width_for(names: Iterable[str], width: float = WIDTH) -> float:
-  """Return the inches of a figure with these names at its side; `width` is for short names."""
+  """Return the width in inches of a figure with these names at its side.
+
+  It is `width` if no name has more than 24 characters, and grows with the longest name.
+  """
   return width + 0.07 * max(0, max(map(len, names), default=0) - 24)
 
 

@@ -21,7 +21,7 @@ def reliability_diagram(
   its accuracy, and Wilson's 95 % interval. Calibrated predictions lie on the diagonal.
 
   Args:
-    log_probabilities: [N, C]; logits are normalised.
+    log_probabilities: [N, C], log-probabilities or logits. Each row is normalised by log-softmax.
     targets: [N] integers from 0 to C - 1, the right classes.
     mask: [N], 0 for examples that do not count, or weights. None: all examples count once.
     bins: the number of bins of equal width over (0, 1].

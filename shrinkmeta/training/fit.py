@@ -57,9 +57,9 @@ def fit(
   """Update the state until `state.step` is `steps`.
 
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
-  of every module, the number of failed tasks, the share of converged inner loops, and the seconds,
-  compilation and evaluations included. `fit` warns once if tasks fail, and once if an implicit
-  gradient sees few loops converge. `absl.logging.set_verbosity("info")` shows an update's memory.
+  of every module, the number of failed tasks, the share of converged inner loops, and the seconds
+  with compilation and evaluations. `fit` warns once if tasks fail, and once if few inner loops of
+  implicit gradients converge. `absl.logging.set_verbosity("info")` shows the memory of an update.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.

@@ -50,8 +50,9 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   once.
 
   If the program has its own handler of Ctrl-C, that handler stays. With several processes this
-  function sets no handler: JAX catches SIGTERM, and only SIGTERM ends a run. With one process, no
-  signal ends a run outside the main thread.
+  function sets no handler: JAX catches SIGTERM, and only SIGTERM ends a run. With one process, it
+  sets handlers only in the main thread, because Python allows no others. In another thread
+  `stopped` always returns None.
   """
   if jax.process_count() > 1:  # JAX's service lets all processes stop at the same step
     reached = multihost_utils.reached_preemption_sync_point

@@ -47,7 +47,7 @@ def calibration(
       ece = sum_b N_b / N |accuracy of bin b - mean confidence of bin b|
 
   Args:
-    log_probabilities: [N, C]; logits are normalised.
+    log_probabilities: [N, C], log-probabilities or logits. Each row is normalised by log-softmax.
     targets: [N] integers from 0 to C - 1, the right classes. Outside jit a class out of range
       raises ValueError. Under jit it makes all four results NaN.
     mask: [N], 0 for examples that do not count, or weights. None: all examples count once.

@@ -5,11 +5,12 @@
     Var(eta^ - eta) = z'G z + a'Cov(beta^) a,   a = x - X'W Z G z,
     G = Cov(b given y, beta) = Lambda (I + Lambda'Z'W Z Lambda)^-1 Lambda',   Sigma = Lambda Lambda'
 
-X, Z and W are those of the fitted rows of the group. W is diagonal. Its entries are minus the
-second derivatives of log p(y given eta) in eta. A new group has no fitted rows: its b is 0, G is
-Sigma, and X'W Z is 0. The formula is the error variance of best linear unbiased prediction.
-Cov(beta^) includes the error from estimating the variances. G, Sigma and s^2 do not: they are taken
-at the estimates.
+x and z belong to the row to predict; X, Z and W belong to the fitted rows of its group. W is
+diagonal. Its entries are minus the second derivatives of log p(y given eta) in eta. A new group has
+no fitted rows: its b is 0, G is Sigma, and X'W Z is 0. The formula is the error variance of best
+linear unbiased prediction.
+Cov(beta^) includes the error from estimating the variances. G, Sigma and the residual variance are
+computed at the estimates, and do not include this error.
 
 References:
   Henderson (1975). Best linear unbiased estimation and prediction under a selection model.
@@ -119,6 +120,9 @@ def residuals(model: Model) -> tuple[np.ndarray, np.ndarray]:
       gaussian: m = eta,        v = s^2 / w
       logistic: m = n p,        v = n p (1 - p) / w,   p = 1 / (1 + exp(-eta))
       poisson:  m = exp(eta),   v = m / w
+
+  y is the response, w the weight of a row, n its number of trials, and s the residual standard
+  deviation. w and n are 1 where the model has none.
 
   Args:
     model: a fitted model.

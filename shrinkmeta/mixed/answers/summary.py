@@ -3,8 +3,11 @@
     AIC = -2 l + 2 k,   BIC = -2 l + k log N,   ICC of factor f = v_f / (sum_f v_f + v_e),
     v_f = mean_i z_i' Sigma_f z_i,   v_e = mean_i s^2 / w_i, or pi^2 / 3 if logistic
 
-l is the maximum of the criterion, k the number of all parameters, and N the number of rows. The ICC
-(intraclass correlation) of a grouping factor is its share of the variance, averaged over the rows.
+l is the maximum of the criterion, k the number of all parameters, and N the number of rows. In row
+i, z_i are the columns of the random effects of factor f, and w_i is the weight. Sigma_f is the
+covariance of these effects, and s the residual standard deviation. So v_f is the variance between
+the groups of f, and v_e the residual variance, both averaged over the rows. The ICC (intraclass
+correlation) of a grouping factor is its share of the variance.
 
 References:
   Johnson (2014). Extension of Nakagawa & Schielzeth's R^2 GLMM to random slopes models. Methods in

@@ -14,6 +14,11 @@ first. If a correlated term has an intercept, its other columns are centred too,
 the entries of its full covariance. The columns of an uncorrelated term are scaled and not centred,
 because centring would correlate its effects.
 
+beta_q are the fixed effects in scaled coordinates, and Sigma_s is the covariance of the scaled
+effects of a term. Lambda [q, q] is lower triangular, and Lambda Lambda' is the covariance of the
+scaled effects of a grouping factor, for the gaussian family in units of s^2. theta lists the
+entries of every Lambda that are estimated. It is not the theta of docs/model.md.
+
 There are N rows, P fixed columns and D grouping factors, called levels, coarsest first. Level d has
 G_d groups with q_d random effects each.
 

@@ -69,7 +69,7 @@ def eliminate(
     levels: D levels, coarsest first.
     scales: Lambda [q, q] of every level.
     sums: the sums of every level, from `blocks.statistics`.
-    top: [m, m], the sums over all rows of the products of the columns of the rest.
+    top: [m, m], the matrix [rest]' W [rest].
 
   Returns:
     log det H, [rest]' M^-1 [rest], and the steps.

@@ -92,8 +92,8 @@ class Laplace:
   def mode(self, beta: np.ndarray, theta: np.ndarray) -> Mode:
     """Find the mode of the random effects by Newton's method.
 
-    If a step would lower log p - |u|^2 / 2 of a group of the coarsest factor, the step of this
-    group is halved until it does not.
+    If a long step would lower log p - |u|^2 / 2 of a group of the coarsest factor, the step of this
+    group is halved until it does not. A group that never rises stays where it is.
 
     Args:
       beta: [P], the fixed effects.

@@ -22,7 +22,9 @@ _STEP = 1e-5
 class Predictive:
   """The predictive criterion of one data set, as a function of x = (beta [P], theta [k]).
 
-  For the gaussian family, the fixed effects are `start` + `unit` * beta.
+  For the gaussian family, a least-squares fit without random effects is subtracted from the
+  response, and the rest is divided by its root mean square. `start` [P] has the coefficients of
+  this fit, and `unit` is the root mean square. The fixed effects are `start` + `unit` * beta.
   """
 
   def __init__(self, blocks: Blocks, family: Family, seed: int):

@@ -169,11 +169,11 @@ def starts(value: Callable[[np.ndarray], float], count: int, diagonal: np.ndarra
   """Choose where to start: at local minima of a grid over the diagonal entries of Lambda.
 
   One or two diagonal entries take all combinations of grid values. Three or more entries first take
-  equal values, and the minima along this line are found. From each of these minima, and from three
-  other points of the line, one entry at a time then moves to its best grid value. This is done
-  twice for all entries. Three entries also take all combinations of every other grid value, and the
-  minima found there go downhill on the whole grid. Moving one entry at a time misses a valley in
-  which two entries rise together.
+  equal values, and the minima along this line are found. From each of these minima, and from the
+  first, middle and last point of the line, one entry after the other moves to its best grid value,
+  in two rounds. This misses a valley in which two entries rise together. So three entries also take
+  all combinations of every second grid value, and from each minimum found there the search goes
+  downhill on the whole grid.
 
   Args:
     value: theta [k] -> the criterion to minimise.

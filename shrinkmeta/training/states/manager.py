@@ -1,4 +1,4 @@
-"""Orbax, which writes the files: its manager of a folder, and its messages."""
+"""Open orbax's checkpoint manager for a folder, and keep orbax's messages out of the log."""
 
 import contextlib
 import pathlib
