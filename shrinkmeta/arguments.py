@@ -15,7 +15,8 @@ def check_types(**arguments: Any) -> None:
   Most checks are a single `isinstance`, so they take little time.
 
   Args:
-    **arguments: {name: value}. Every name is `key` or the name of an argument of `make_learner`.
+    **arguments: {name: value}. Every name is `key`, or an argument of `make_learner` with a type
+      of its own, such as `inner`.
 
   Raises:
     TypeError: if an argument has another type. The message says what to write instead.

@@ -163,7 +163,7 @@ class Sums(NamedTuple):
   grad: MetaParams  # the gradients
   loss: jax.Array  # [] the sum of val_nll
   phi_loss: jax.Array  # [] the loss that phi follows: see Metrics
-  judged: jax.Array  # [] examples that the loss counts: val; train without val; both if "pooled"
+  judged: jax.Array  # [] examples in the loss: val, or train if val is None; both if "pooled"
   sound: jax.Array  # [] int32, the tasks that did not fail; 0 if the term of REML is not finite
   inner: InnerInfo  # [] each, in the dtype of the parameters
   solve: SolveInfo | None  # [] each, likewise; None if no task solves a linear system of its own

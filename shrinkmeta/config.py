@@ -169,7 +169,7 @@ class LogDet:
       method grows as min(R, D) R D.
     probes: the number of random vectors of "lanczos". The standard error falls as 1 / sqrt(probes).
       It leaves out rounding, up to D times the largest eigenvalue of K times the float precision.
-    steps: products with K for each random vector. With R + 1 only rounding is left of its error.
+    steps: products with K for each random vector v. R + 1 give v^T log(K) v up to rounding.
 
   >>> LogDet("lanczos", probes=8).probes
   8

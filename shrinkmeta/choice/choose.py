@@ -75,9 +75,9 @@ def choose_modules(
       S_0 = {},   S_k+1 = S_k + argmin_m loss(S_k + m),   choose the first S_k near the best S_j
 
   A module outside a set has sigma = 0. phi and the other sigmas stay as they are in `state`. One
-  compiled program computes the losses of all sets, at most M (M + 3) / 2 sets for M modules. The
-  choice is fitted to these tasks. Pass tasks that phi and sigma have not seen, and report the loss
-  of the chosen set on a third group of tasks.
+  compiled program computes the losses of all sets, at most M (M + 3) / 2 sets for M modules if no
+  task fails. The choice is fitted to these tasks. Pass tasks that phi and sigma have not seen, and
+  report the loss of the chosen set on a third group of tasks.
 
   Args:
     learner: any learner with task-specific modules. Its frozen modules stay frozen.

@@ -95,8 +95,8 @@ def check_meta_gradient(
     constants: replaces state.constants. None keeps them.
 
   Returns:
-    A GradientCheck: the verdict, and for each module two rows for phi. If sigma is learned, each
-    module also has a row for sigma.
+    A GradientCheck: the verdict, and for each module two rows for phi, or one if its gradient is 0.
+    If sigma is learned, each module with a finite log sigma^2 also has a row for sigma.
 
   Raises:
     TypeError, ValueError: an argument is wrong; the message names it.

@@ -19,7 +19,7 @@ class ModuleCheck(NamedTuple):
   module: str
   direction: str  # phi: "gradient" (the learner's, unit norm) or "random"; log_sigma2: "axis"
   learner: float  # the derivative by `learner.meta_gradient`
-  unrolled: float | None  # the derivative through every inner step; None with a line search
+  unrolled: float | None  # the derivative through every inner step; None if left out
   differences: float  # the derivative by central differences
   unrolled_error: float | None  # |learner - unrolled| / |unrolled|
   error: float  # |learner - differences| / |differences|

@@ -66,7 +66,8 @@ def joint_sigma_gradient(
     model: the task model of any one task. All tasks share its phi, sigma and modules.
     batches: training data, leaves [T, N, ...].
     z: the modes, trees like phi with None for frozen modules, leaves [T, ...].
-    g: d loss / d theta_t, trees like phi, leaves [T, ...]. Pass 0 for a task to leave out.
+    g: d loss / d theta_t, trees like phi, leaves [T, ...]. To leave out a task, pass 0 here
+      and for its z, and a mask of 0 in `batches`.
     log_p_phi: phi -> [] the log prior of phi, or None.
   """
   phi, likelihood = model.params.phi, model.likelihood

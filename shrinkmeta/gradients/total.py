@@ -43,8 +43,7 @@ class Shared(NamedTuple):
 def network_of(spec: Spec, shared: Shared) -> Likelihood:
   """Return the likelihood with the constants filled in, as a function of (theta, inputs).
 
-  If the algorithm needs a posterior mode, the result calls a network that takes a random key
-  without the key.
+  If the algorithm needs a posterior mode, a network of `sm.with_randomness` runs without its key.
   """
   likelihood = spec.likelihood
   if spec.has_mode and getattr(likelihood.predict, "random", False):

@@ -19,7 +19,8 @@ def gradient_from(
 ) -> tuple[MetaParams, Metrics]:
   """Return (the gradient that an update follows, the metrics).
 
-  The gradient is the mean over the tasks that did not fail, plus the gradients of the priors.
+  The gradient is the mean over the tasks that did not fail, minus the gradients of log_p_phi / n
+  and log_p_sigma / n: see `make_learner`.
   """
   algorithm, dtype = spec.algorithm, sums.loss.dtype
   count = jnp.maximum(sums.sound, 1).astype(dtype)

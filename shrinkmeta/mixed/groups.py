@@ -91,12 +91,12 @@ def effects(fit: Fit, design: Design) -> dict[str, Effects]:
 def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
   """Estimate the effects of each group by least squares, from the rows of this group alone.
 
-      theta_g = argmin over theta, gamma of |y_g - offset_g - F_g gamma - Z_g theta|^2
+      theta_g = argmin over theta, gamma of |sqrt(w_g) (y_g - offset_g - F_g gamma - Z_g theta)|^2
 
-  Z_g holds the columns of the factor's random effects. F_g holds the fixed columns that are not
-  columns of Z_g. The rows of a group may not determine the coefficient of a column of F_g, for
-  example if the column is constant in the group. This coefficient is then set to its estimate in
-  `fit`. So theta_g is comparable with `Effects.value`.
+  w_g are the weights of the rows. Z_g holds the columns of the factor's random effects. F_g holds
+  the fixed columns that are not columns of Z_g. The rows of a group may not determine the
+  coefficient of a column of F_g, for example if the column is constant in the group. This
+  coefficient is then set to its estimate in `fit`. So theta_g is comparable with `Effects.value`.
 
   Args:
     fit: a fit of the design.

@@ -83,7 +83,8 @@ def drain(
     slots: how many loops run at once.
 
   Returns:
-    (the kept parts, leaves [T, ...]; the number of steps [] that the slots made together).
+    (the kept parts, leaves [T, ...]; the number of steps [], in each of which all slots step at
+    once).
   """
   count = jax.tree.leaves(tasks)[0].shape[0]
   slots = min(slots, count)

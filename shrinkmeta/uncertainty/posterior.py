@@ -3,11 +3,12 @@
     z | D ~ N(z_hat, (I + s C s)^-1),   theta = phi + s z,   C the Gauss-Newton curvature.
 
 s has the value sigma_m at every parameter of module m. Write s C s = V^T diag(lambda) V, where the
-R rows of V [R, D] are orthonormal. The posterior variance of z is 1 / (1 + lambda_i) along row i of
-V, and 1 orthogonal to all rows, as in the prior. (V, lambda) come from a singular value
-decomposition of A = Lambda^(1/2) J s (curvature/jacobian.py). If A is too large, Lanczos' method
-finds some rows of V, approximately. All other directions keep the variance 1, so the total variance
-is too large. The variance along a single direction may still be too small.
+k rows of V [k, D] are orthonormal, k = min(R, D) for R outputs of all examples. The posterior
+variance of z is 1 / (1 + lambda_i) along row i of V, and 1 orthogonal to all rows, as in the prior.
+(V, lambda) come from a singular value decomposition of A = Lambda^(1/2) J s
+(curvature/jacobian.py). If A is too large, Lanczos' method finds k < min(R, D) rows of V,
+approximately. All other directions keep the variance 1, so the total variance is too large. The
+variance along a single direction may still be too small.
 """
 
 from collections.abc import Callable
@@ -49,8 +50,8 @@ class Posterior:
 
   theta: PyTree  # the mode, a tree like phi
   scale: PyTree  # s, one scalar [] for each leaf; None for frozen modules
-  basis: jax.Array  # [R, D] V
-  eigenvalues: jax.Array  # [R] lambda >= 0
+  basis: jax.Array  # [k, D] V
+  eigenvalues: jax.Array  # [k] lambda >= 0
   batch: Batch  # the data of the task; only a derivative of a covariance reads them
   predict: Callable[..., jax.Array] = struct.field(pytree_node=False)
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)

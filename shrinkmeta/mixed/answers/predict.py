@@ -55,11 +55,11 @@ def predict(
 ) -> Predictions:
   """Predict the response of rows in fitted groups or in new groups.
 
-  For every family the ends of an interval are `eta` plus and minus a normal quantile times a
-  standard error. The standard error treats the estimated variances as the true ones, so with few
-  groups the intervals are too narrow. In simulations with five groups of four rows, 95 % intervals
-  held 83 % of the means of new groups and 92 % of new observations in new groups. With fifteen
-  groups they held 92 % and 94 %.
+  For every family the ends of an interval are the means at `eta` plus and minus a normal quantile
+  times a standard error. The standard error treats the estimated variances as the true ones, so
+  with few groups the intervals are too narrow. In simulations with five groups of four rows, 95 %
+  intervals held 83 % of the means of new groups and 92 % of new observations in new groups. With
+  fifteen groups they held 92 % and 94 %.
 
   Args:
     model: a fitted model.

@@ -28,7 +28,7 @@ def run_settings(learner: MetaLearner) -> dict[str, Any]:
 
 
 def num_devices(learner: MetaLearner) -> int:
-  """Return the number of devices over which the learner splits the tasks of an update."""
+  """Return the number of devices of the learner's mesh, or 1 without a mesh."""
   mesh = learner.spec.mesh
   return 1 if mesh is None else mesh.size
 

@@ -1,0 +1,1 @@
+"""Low-rank adapters of many tasks on one Llama, beside PEFT."""
