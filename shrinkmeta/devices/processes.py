@@ -50,7 +50,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
       "the same number in each."
     )
   text = json.dumps(_flat(settings), sort_keys=True).encode()
-  digest = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+  digest = _digest(text)
   if (_gathered(digest) == digest).all():
     return
   texts = _texts(text)
@@ -58,6 +58,30 @@ def check_alike(settings: Mapping[str, Any]) -> None:
     raise ValueError(
       f"The processes of this run were started with other settings: {'; '.join(differences)}. "
       "Start all of them by the same command, with the same code and data."
+    )
+
+
+def check_program(lowered: jax.stages.Lowered) -> None:
+  """Raise ValueError in every process unless all processes are about to compile one program.
+
+  The text of a program holds what no setting shows, such as the learning rate of an optimiser.
+
+  Args:
+    lowered: the program, the result of `jax.jit(f).lower(...)`.
+
+  Raises:
+    ValueError: the program of a process differs from that of process 0.
+
+  >>> check_program(jax.jit(lambda x: 2 * x).lower(1.0))
+  """
+  if jax.process_count() == 1:
+    return
+  digests = _gathered(_digest(lowered.as_text().encode()))
+  if others := [str(i) for i, own in enumerate(digests) if (own != digests[0]).any()]:
+    raise ValueError(
+      f"The program of process {', '.join(others)} is not that of process 0: learning rates, the "
+      "network, the loss or the shapes of tasks differ. Start all of them by the same command, "
+      "with the same code and data."
     )
 
 
@@ -117,6 +141,11 @@ def _appears(file: pathlib.Path) -> bool:
       return False
     time.sleep(0.1)
   return True
+
+
+def _digest(text: bytes) -> np.ndarray:
+  """Return the SHA-256 of a text, [32]."""
+  return np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
 
 
 def _gathered(array: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_tasks, share_of_tasks
+from shrinkmeta.devices.processes import check_program
 from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.model.tasks import Task
 from shrinkmeta.training.records import measured
@@ -93,7 +94,7 @@ def build_update(
 
   part = compile_per_shape(part, watchdog, _advice(learner))
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-  finish = jax.jit(finish, **options)
+  finish = compile_per_shape(finish, watchdog, None, **options)
   # On a CPU two programs with a collective must not run at once, as in `fit`
   # (docs/hazards.md#host-device-collectives).
   wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
@@ -134,14 +135,17 @@ def _drawing(source: Source, mesh: jax.sharding.Mesh | None, count: int) -> Call
 
 
 def compile_per_shape(
-  f: Callable[..., Any], watchdog: Watchdog, advice: str = "", **options: Any
+  f: Callable[..., Any], watchdog: Watchdog, advice: str | None = "", **options: Any
 ) -> Callable[..., Any]:
   """Compile `f` once for each set of argument shapes, and log the memory each program needs.
+
+  Several processes first compare their programs.
 
   Args:
     f: the function.
     watchdog: the watchdog of the run. It does not count while a program compiles.
-    advice: what the user can do if a program needs more memory than the device has.
+    advice: what the user can do if a program needs more memory than the device has. None logs no
+      memory.
     **options: options of `jax.jit`.
 
   Returns:
@@ -153,8 +157,11 @@ def compile_per_shape(
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
     if shapes not in programs:
       watched = watchdog.stop()
-      programs[shapes] = jax.jit(f, **options).lower(*args).compile()
-      _log_memory(program_cost(programs[shapes]), advice)
+      lowered = jax.jit(f, **options).lower(*args)
+      check_program(lowered)
+      programs[shapes] = lowered.compile()
+      if advice is not None:
+        _log_memory(program_cost(programs[shapes]), advice)
       if watched:
         watchdog.start()
     return programs[shapes](*args)

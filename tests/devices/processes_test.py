@@ -14,7 +14,7 @@ import json, pathlib, sys
 from experiments.settings import machine
 port, own, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
 machine.start_jax(1, processes=machine.Processes(f"localhost:{port}", 2, own))
-import jax.numpy as jnp, optax, shrinkmeta as sm
+import jax, jax.numpy as jnp, optax, shrinkmeta as sm
 from shrinkmeta.devices import processes as together
 together._SECONDS = 0.5
 
@@ -25,11 +25,12 @@ def told(check, *arguments, **keywords):
     return str(error)
   return None
 
-def fit(rate, start, steps=1, where=None, **keywords):
+def fit(inner_steps, start, steps=1, where=None, rate=0.1, outer_rate=0.1, **keywords):
   network = sm.gaussian(lambda theta, x: x * theta["w"])
-  learner = sm.maml(network, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), rate))
+  inner = sm.Inner(optax.sgd(rate), inner_steps)
+  learner = sm.maml(network, {"w": "w"}, inner=inner, phi_optimizer=optax.sgd(outer_rate))
   batch = sm.Batch(jnp.ones((2, 4)), jnp.ones((2, 4)))
-  tasks = lambda first, count: sm.Task(batch, batch)
+  tasks = lambda first, count: jax.tree.map(lambda x: x[:count], sm.Task(batch, batch))
   kept = None if where is None else sm.Checkpoints(where)
   options = {"meta_batch": 2, "checkpoints": kept} | keywords
   return told(sm.fit, learner, learner.init({"w": start}), tasks, steps, **options)
@@ -46,6 +47,9 @@ results = {
   "fit: inner steps": fit([1, 2][own], 0.0),
   "fit: parameters": fit(1, [0.0, 0.5][own]),
   "fit: meta_batch": fit(1, 0.0, meta_batch=[2, 4][own]),
+  "fit: alike": fit(1, 0.0, micro_batches=2),
+  "fit: rate": fit(1, 0.0, rate=[0.1, 0.8][own]),
+  "fit: outer rate": fit(1, 0.0, outer_rate=[0.1, 0.8][own], micro_batches=2),
   "fit: folder": fit(1, 0.0, where=at(own)),
   "not writable": told(together.check_shared, "--out", blocked / "run"),
 }
@@ -78,6 +82,9 @@ def test_two_processes(tmp_path):
     assert "Inner.steps: 1 in process 0, 2 in process 1" in found["fit: inner steps"]
     assert "fingerprint.phi/w: " in found["fit: parameters"]
     assert "fit.meta_batch: 2 in process 0, 4 in process 1" in found["fit: meta_batch"]
+    assert found["fit: alike"] is None
+    for name in ("fit: rate", "fit: outer rate"):
+      assert "The program of process 1 is not that of process 0: learning rates" in found[name]
     assert found["fit: folder"].startswith("Checkpoints.folder is a folder that all processes ")
     assert found["not writable"].startswith("--out: process 0 cannot write to ")
     assert found["left"] == ["blocked", "both", "both/run", "machine0", "machine0/run"]
