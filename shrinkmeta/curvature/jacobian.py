@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import validate
-from shrinkmeta.curvature.linearise import linearise
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, weights
@@ -77,7 +76,10 @@ def whitened_jacobian(
     one_output_array(outputs)
   if zero.size < outputs.size:
     columns = jnp.eye(zero.size, dtype=zero.dtype)
-    jacobian = jax.vmap(linearise(moved, zero)[1], out_axes=-1)(columns)
+    # J v is the transpose of J^T u: a network with a custom_vjp has no other forward mode.
+    vjp = jax.vjp(moved, zero)[1]
+    jvp = jax.linear_transpose(lambda u: vjp(u)[0], outputs)
+    jacobian = jax.vmap(lambda v: jvp(v)[0], out_axes=-1)(columns)
   else:
     jacobian = jax.jacrev(moved)(zero)
   return outputs, jacobian.reshape(outputs.size, zero.size)

@@ -1,4 +1,4 @@
-"""Products C v with the curvature C of a loss l(f(theta)), without forming the matrix C.
+"""Products with the curvature C of a loss l(f(theta)) and the Jacobian J, without forming them.
 
     hessian:       C = d^2 l / d theta^2
     gauss_newton:  C = J^T Lambda J,   J = d f / d theta,   Lambda = d^2 l / d f^2
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 from shrinkmeta.config import Curvature
-from shrinkmeta.curvature.linearise import linearise
 
 PyTree = Any
 
@@ -87,3 +87,34 @@ def curvature_column(
     return jax.tree.map(lambda r, h: h if r is None else r, rows, hessian, is_leaf=is_none)
 
   return column
+
+
+def linearise(
+  f: Callable[[PyTree], PyTree], theta: PyTree
+) -> tuple[PyTree, Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+  """Return (f(theta), the function v -> J v, the function u -> J^T u), with J = d f / d theta.
+
+  Forward mode computes J v. An operation with a `jax.custom_vjp` has a rule for J^T u alone. There,
+  J v is the transpose of the linear function u -> J^T u.
+
+  Args:
+    f: theta -> outputs.
+    theta: the point at which J is taken, a pytree of arrays [...].
+
+  >>> square = jax.custom_vjp(lambda x: x**2)
+  >>> square.defvjp(lambda x: (x**2, x), lambda x, u: (2.0 * x * u,))
+  >>> outputs, jvp, vjp = linearise(square, 3.0)
+  >>> float(outputs), float(jvp(1.0)), float(vjp(1.0))
+  (9.0, 6.0, 6.0)
+  """
+  outputs, jvp = jax.linearize(f, theta)
+  programs = [jax.make_jaxpr(jvp)(theta).jaxpr]
+  for program in programs:  # the list grows by the programs inside
+    programs += [inner for eqn in program.eqns for inner in jaxprs_in_params(eqn.params)]
+  # JAX's name for the linear part of a custom_vjp: docs/hazards.md#jaxpr-names.
+  if all(eqn.primitive.name != "custom_lin" for program in programs for eqn in program.eqns):
+    vjp = jax.linear_transpose(jvp, theta)
+    return outputs, jvp, lambda u: vjp(u)[0]
+  outputs, vjp = jax.vjp(f, theta)
+  transposed = jax.linear_transpose(lambda u: vjp(u)[0], outputs)
+  return outputs, lambda v: transposed(v)[0], lambda u: vjp(u)[0]

@@ -20,8 +20,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import scalars, validate
-from shrinkmeta.curvature.linearise import linearise
-from shrinkmeta.curvature.products import curvature_product
+from shrinkmeta.curvature.products import curvature_product, linearise
 from shrinkmeta.curvature.solvers import exact, split
 from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.mode.frozen import merge

@@ -29,6 +29,7 @@ def calls(problem: Problem) -> Calls:
     likelihood,
     sm.lora.labels(problem.start),
     inner=sm.Inner(optax.sgd(sizes.rate), steps=sizes.steps),
+    batching=8,  # eight tasks share each product with the base
   )
   state = learner.init(problem.start, constants=problem.base)
   own = sm.deltas(learner, state, problem.adapters, range(sizes.tasks)).anonymous()

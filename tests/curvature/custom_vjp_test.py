@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from shrinkmeta.curvature.linearise import linearise
+from shrinkmeta.curvature.products import linearise
 
 LABELS, LOG_SIGMA2 = {"a": "a", "b": "b"}, {"a": -1.0, "b": 0.0}
 FEW = sm.Inner(optax.sgd(0.01), steps=3)
