@@ -88,8 +88,8 @@ FAULTS = (
         "ok = jnp.all(counts > 0)", "gradients/failed_tasks",
         "the_step_is_that_of_the_other_tasks and maml and vmap"),
   # Curvature and solvers.
-  Fault("curvature/products", "lambda v: vjp(output_hessian(jvp(v)))[0]",
-        "lambda v: vjp(jvp(v))[0]", "curvature/products", "gauss_newton_is_the_dense"),
+  Fault("curvature/products", "lambda v: vjp(output_hessian(jvp(v)))",
+        "lambda v: vjp(jvp(v))", "curvature/products", "gauss_newton_is_the_dense"),
   Fault("curvature/solvers", "negative, broken = curvature <= 0, ",
         "negative, broken = curvature < -1e30, ", "curvature/solvers", "negative_curvature_two"),
   Fault("curvature/solvers", "better = square < s.best_square", "better = square == square",

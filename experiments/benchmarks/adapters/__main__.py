@@ -11,21 +11,15 @@ table and appends JSON lines to --out.
 """
 
 import dataclasses
-import json
 import pathlib
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks import measure, report
-from experiments.benchmarks.adapters import ours
-from experiments.benchmarks.adapters.problem import Problem, Sizes
+from experiments.benchmarks import report
+from experiments.benchmarks.adapters.compare import compare
+from experiments.benchmarks.adapters.problem import Sizes
 from experiments.settings import flags as shared
 from experiments.settings import machine
 
@@ -33,105 +27,6 @@ _PYTHON = flags.DEFINE_string("peft_python", None, "A Python with torch, transfo
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each call is timed.", lower_bound=1)
 _EXAMPLES = flags.DEFINE_integer("examples", 1, "Rows that each task adapts on.", lower_bound=1)
 _OUT = shared.out()
-_CLOSE = 1e-3  # largest difference of logits, whose size is some units, and of losses
-_REST = 0.3  # seconds in which the threads of the other side come to rest
-
-
-class Peft:
-  """The process that runs PEFT."""
-
-  def __init__(self, python: str, folder: pathlib.Path):
-    """Start it, and wait until it has loaded the model and all adapters."""
-    script = pathlib.Path(__file__).with_name("with_peft.py")
-    pipe = subprocess.PIPE
-    command = [python, str(script), str(folder)]
-    self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-    self.folder, self.versions = folder, self._read()
-
-  def _read(self) -> dict[str, Any]:
-    assert self.process.stdout is not None
-    line = self.process.stdout.readline()
-    if not line:
-      raise RuntimeError(f"PEFT's process ended with code {self.process.wait()}; see above.")
-    return json.loads(line)
-
-  def seconds(self, name: str) -> float:
-    """Run a call, and return its seconds."""
-    assert self.process.stdin is not None
-    print(name, file=self.process.stdin, flush=True)
-    return self._read()["seconds"]
-
-  def result(self, name: str) -> np.ndarray:
-    """Return what the first run of a call returned."""
-    return np.load(self.folder / f"{name}.npy")
-
-  def close(self) -> None:
-    """End the process."""
-    assert self.process.stdin is not None
-    self.process.stdin.close()
-    self.process.wait()
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-  """Run a call, and return its seconds."""
-  began = time.perf_counter()
-  call()
-  return time.perf_counter() - began
-
-
-def compare(sizes: Sizes, rounds: int, python: str | None) -> list[report.Record]:
-  """Time every call on both sides in turn.
-
-  Args:
-    sizes: the sizes of the model and of the data.
-    rounds: how often each call is timed.
-    python: a Python with peft. None times this library alone.
-
-  Returns:
-    A record for each call.
-
-  Raises:
-    RuntimeError: PEFT's process failed, or the two sides return different numbers.
-  """
-  problem = Problem(sizes)
-  calls = ours.calls(problem)
-  with tempfile.TemporaryDirectory() as temporary:
-    other = None
-    if python is not None:
-      problem.write(folder := pathlib.Path(temporary) / "problem")
-      other = Peft(python, folder)
-    timed = {name: ([], []) for name in calls}
-    for name, call in calls.items():
-      found = call()
-      if other is not None:
-        other.seconds(name)
-        apart = float(np.abs(found - other.result(name)).max())
-        if not apart < _CLOSE:
-          raise RuntimeError(f"{name}: the results differ by {apart:.2g}, more than {_CLOSE:g}.")
-    for _ in range(rounds):
-      for name, call in calls.items():
-        time.sleep(_REST)
-        timed[name][0].append(seconds_of(call))
-        if other is not None:
-          time.sleep(_REST)
-          timed[name][1].append(other.seconds(name))
-    versions = {} if other is None else other.versions
-    if other is not None:
-      other.close()
-  return [_record(name, timed, versions) for name in calls]
-
-
-def _record(name: str, timed: dict[str, Any], versions: dict[str, str]) -> report.Record:
-  """The seconds of one call on both sides, their ratio, and the ratio to the base alone."""
-  own, others = timed[name]
-  row: report.Record = {"call": name, "ours": measure.spread(own)._asdict()}
-  if others:
-    row["peft"] = measure.spread(others)._asdict()
-    row["peft / ours"] = measure.ratios(others, own)._asdict()
-  if name.startswith("mixed"):
-    base = timed[name.replace("mixed", "base")][0]
-    row["ours / our base"] = measure.ratios(own, base)._asdict()
-  return row | {"versions": versions}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from experiments.benchmarks.adapters import __main__ as command
 from experiments.benchmarks.adapters import ours
+from experiments.benchmarks.adapters.compare import compare
 from experiments.benchmarks.adapters.problem import Problem, Sizes, document
 from experiments.networks import llama
 
@@ -55,7 +55,7 @@ def test_every_call_is_the_loop_over_tasks(problem):
 
 
 def test_the_table_of_one_side():
-  rows = command.compare(TINY, 1, None)
+  rows = compare(TINY, 1, None)
   assert [row["call"] for row in rows][:2] == ["base", "mixed"]
   assert rows[1]["ours / our base"]["median"] > 0
 
@@ -63,4 +63,4 @@ def test_the_table_of_one_side():
 def test_peft_finds_the_same():
   if not all(map(importlib.util.find_spec, ("torch", "transformers", "peft"))):
     pytest.skip("torch, transformers and peft are not installed")
-  assert all(row["peft / ours"]["median"] > 0 for row in command.compare(TINY, 1, sys.executable))
+  assert all(row["peft / ours"]["median"] > 0 for row in compare(TINY, 1, sys.executable))
