@@ -12,7 +12,7 @@ table and appends JSON lines to --out.
 
 import dataclasses
 import pathlib
-import sys
+import shutil
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> None:
   """Read the flags, measure and print."""
   shared.no_arguments(argv)
   machine.start_jax()
+  if _PYTHON.value is not None and shutil.which(_PYTHON.value) is None:
+    raise app.UsageError(f"--peft_python must be a Python with peft; got {_PYTHON.value!r}.")
   out = pathlib.Path(shared.or_default(_OUT, "runs/adapters.jsonl"))
   report.append(out)  # before anything is measured
   sizes = Sizes(examples=_EXAMPLES.value)
@@ -43,4 +45,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(app.run(main))
+  app.run(main)

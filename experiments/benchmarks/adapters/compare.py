@@ -1,5 +1,6 @@
 """Time every call of both sides in turn, and compare what they return."""
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -76,11 +77,12 @@ def compare(sizes: Sizes, rounds: int, python: str | None) -> list[report.Record
   """
   problem = Problem(sizes)
   calls = ours.calls(problem)
-  with tempfile.TemporaryDirectory() as temporary:
+  with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as ends:
     other = None
     if python is not None:
       problem.write(folder := pathlib.Path(temporary) / "problem")
       other = Peft(python, folder)
+      ends.callback(other.close)
     timed = {name: ([], []) for name in calls}
     for name, call in calls.items():
       found = call()
@@ -97,8 +99,6 @@ def compare(sizes: Sizes, rounds: int, python: str | None) -> list[report.Record
           time.sleep(_REST)
           timed[name][1].append(other.seconds(name))
     versions = {} if other is None else other.versions
-    if other is not None:
-      other.close()
   return [_record(name, timed, versions) for name in calls]
 
 
