@@ -1,17 +1,20 @@
 """A network of dense layers."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
 
 class MLP(nn.Module):
-  """Two hidden ReLU layers, [N, D] -> [N, outputs]. Parameters: hidden_0, hidden_1, out."""
+  """Two hidden layers, [N, D] -> [N, outputs]. Parameters: hidden_0, hidden_1, out."""
 
   outputs: int
   width: int = 40
+  activation: Callable[[jax.Array], jax.Array] = nn.relu
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(2):
-      x = nn.relu(nn.Dense(self.width, name=f"hidden_{i}")(x))
+      x = self.activation(nn.Dense(self.width, name=f"hidden_{i}")(x))
     return nn.Dense(self.outputs, name="out")(x)

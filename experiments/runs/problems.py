@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -70,7 +71,8 @@ def make_model(config: Config, problem: Problem) -> Model:
   if network.kind == "conv":
     net = networks.ConvNet(problem.outputs, network.features, network.norm)
   else:
-    net = networks.MLP(problem.outputs, network.width)
+    activation = {"mlp": nn.relu, "tanh_mlp": nn.tanh}[network.kind]
+    net = networks.MLP(problem.outputs, network.width, activation)
   apply = functools.partial(_apply, net, problem.kind == "gaussian" and problem.outputs == 1)
   likelihood = sm.in_precision(problem.likelihood(apply), config.compute)
   example = [jnp.zeros((1, *problem.inputs))]

@@ -14,7 +14,7 @@ SETTINGS = {  # setting -> its meaning
   "table": "name of the table that the settings come from",
   "size": "cpu, full or smoke: for which machine",
   "problem": "name of the problem, and the arguments of its function in experiments/datasets",
-  "network": 'kind "conv" with features and norm, or kind "mlp" with width',
+  "network": 'kind "conv" with features and norm, or kind "mlp" (ReLU) or "tanh_mlp" with width',
   "compute": "float32 or bfloat16: dtype of the network; everything else is float32",
   "meta_steps": "updates of phi and sigma",
   "meta_batch": "tasks per meta-step",
@@ -35,7 +35,11 @@ OPTIONAL = {
 OF_SEARCH = ("trials", "searched_with")  # these describe the search for an arm's settings
 
 _COUNTS = ("meta_steps", "meta_batch", "test_episodes", "validation_episodes")
-_NETWORKS = {"conv": ("features", "norm"), "mlp": ("width",)}  # kind -> its settings
+_NETWORKS = {
+  "conv": ("features", "norm"),
+  "mlp": ("width",),
+  "tanh_mlp": ("width",),
+}  # kind -> its settings
 _EVALUATION = {"key", "block", "over"}
 
 
@@ -50,7 +54,7 @@ def check(config: Config) -> Config:
   network = config.network
   if set(network) != {"kind", *_NETWORKS.get(network.kind, ())}:
     raise ValueError(
-      'A network has kind "conv", features and norm, or kind "mlp" and width; got '
+      'A network has kind "conv", features and norm, or kind "mlp" or "tanh_mlp" and width; got '
       f"{network.to_dict()}. For another kind change experiments/settings/tables.py."
     )
   if "evaluation" in config and set(config.evaluation) != _EVALUATION:

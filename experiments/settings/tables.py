@@ -157,7 +157,7 @@ def sinusoid(size: str) -> Config:
 
 def spoken_digits(size: str) -> Config:
   """Ten spoken words; a task is one of 30 voices, 6 for validation and 6 for tests."""
-  problem = {"name": "spoken_digits", "shots": 1}
+  problem = {"name": "spoken_digits", "shots": 1, "pool": 1 if size == "full" else 2}
   steps = (0, 1, 3, 10, 30, 100, 300)
   config = _table(size, problem=problem, validation_episodes=6, test_episodes=6, adapt_steps=steps)
   return _blocks(config)

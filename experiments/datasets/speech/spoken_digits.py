@@ -159,6 +159,7 @@ class _Config:
 def problem(
   shots: int = 1,
   queries: int | None = None,
+  pool: int = 1,
   data_dir: cache.Folder | None = None,
   cache_dir: cache.Folder | None = None,
 ) -> Problem:
@@ -167,6 +168,7 @@ def problem(
   Args:
     shots: recordings of each digit to adapt on.
     queries: other recordings to evaluate on; by default the rest of the 6.
+    pool: takes the mean of `pool` x `pool` features that are neighbours in time and frequency.
     data_dir, cache_dir: see `load`.
   """
   queries = ROUNDS - shots if queries is None else queries
@@ -175,14 +177,19 @@ def problem(
       f"A speaker has {ROUNDS} recordings of a digit, and shots and queries are at least 1 each; "
       f"got {shots} and {queries}."
     )
+  if pool < 1 or FRAMES % pool or MELS % pool:
+    raise ValueError(f"pool divides {FRAMES} frames and {MELS} bands; got {pool}. Take 1 or 2.")
   splits = load(data_dir, cache_dir)
+  frames, bands = FRAMES // pool, MELS // pool
 
   def source(split: str, shuffle: bool) -> Source:
-    features = jnp.asarray(splits[split].features)
+    features = splits[split].features
+    shape = (*features.shape[:-2], frames, pool, bands, pool)
+    features = jnp.asarray(features.reshape(shape).mean((-3, -1)))
     return Source(_task, _Config(shots, queries), features, len(features), shuffle)
 
   protocol = Protocol(
-    data=f"spoken Arabic digits, a task a speaker, {FRAMES} x {MELS} log-mel",
+    data=f"spoken Arabic digits, a task a speaker, {frames} x {bands} log-mel",
     split="18 speakers to train, 6 validation, 6 test, the authors' own",
     ways=DIGITS,
     shots=shots,
@@ -197,7 +204,7 @@ def problem(
     source("test", False),
     "categorical",
     DIGITS,
-    (FRAMES, MELS, 1),
+    (frames, bands, 1),
     protocol,
   )
 
