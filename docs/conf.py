@@ -83,7 +83,7 @@ napoleon_use_rtype = False
 
 # A formula is an indented block of text; no language colours it.
 highlight_language = "none"
-pygments_style = "friendly"
+pygments_style = "github-light"
 pygments_dark_style = "github-dark"
 
 html_theme = "furo"

@@ -1,10 +1,13 @@
-"""Why does the method fall behind where it does? Two experiments, each with a table as CSV.
+"""Why does the method fall behind where it does? Three experiments, each with a table as CSV.
 
-    python -m experiments.causes
+    python -m experiments.causes --experiment=linear
+    python -m experiments.causes --experiment=kinks
     python -m experiments.causes runs/few_shot/fomaml-10 runs/few_shot/sigma_imaml-10
 
-Without arguments: linear-Gaussian tasks, where the best sigma is known in closed form. Which sigma
-is learned by loops that end before the mode, with implicit and with unrolled gradients?
+linear: tasks whose best sigma is known in closed form. Which sigma do loops learn that end before
+the mode, with implicit and with unrolled gradients?
+
+kinks: does a ReLU network reach a mode where the implicit gradient holds?
 
 With folders of runs: the phi of every run is adapted as every run adapts. `--factors=0.5,1,2` also
 multiplies sigma.
@@ -20,7 +23,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.causes import crossed, linear
+from experiments.causes import crossed, kinks, linear
 from experiments.runs import files
 from experiments.settings import flags as shared
 from experiments.settings import machine, paths
@@ -28,7 +31,10 @@ from experiments.settings import machine, paths
 _OUT = shared.out()
 _SPLIT = shared.split()
 _DATA_DIR = shared.data_dir()
-_STEPS = flags.DEFINE_list("steps", list(map(str, linear.STEPS)), "Inner steps of the loops.")
+_EXPERIMENT = flags.DEFINE_enum(
+  "experiment", "linear", ["linear", "kinks"], "What to run where no folders are named."
+)
+_STEPS = flags.DEFINE_list("steps", [], "Inner steps of the loops; default: those of the table.")
 _FACTORS = flags.DEFINE_list("factors", ["1"], "Numbers to multiply sigma of crossed runs with.")
 
 
@@ -46,17 +52,20 @@ def numbers(flag: str, texts: Sequence[str], kind: type[Any]) -> tuple[Any, ...]
 
 
 def main(argv: Sequence[str]) -> None:
-  """Read the flags, run one of the two experiments, and write its table."""
+  """Read the flags, run one of the experiments, and write its table."""
   machine.start_jax()
   with shared.usage():
     folders = [paths.local("A folder of a run", text) for text in argv[1:]]
-    steps, factors = numbers("steps", _STEPS.value, int), numbers("factors", _FACTORS.value, float)
+    factors = numbers("factors", _FACTORS.value, float)
+    steps = numbers("steps", _STEPS.value, int) if _STEPS.value else None
     out = pathlib.Path(shared.or_default(_OUT, "runs/causes"))
     if folders:
-      rows = [r._asdict() for r in crossed.cross(folders, factors, _SPLIT.value, _DATA_DIR.value)]
+      name, found = "crossed", crossed.cross(folders, factors, _SPLIT.value, _DATA_DIR.value)
+      rows = [row._asdict() for row in found]
+    elif _EXPERIMENT.value == "kinks":
+      name, rows = "kinks", [kinks.record(one) for one in kinks.run(steps or kinks.STEPS)]
     else:
-      rows = [linear.record(one) for one in linear.run(steps)]
-  name = "crossed" if folders else "linear"
+      name, rows = "linear", [linear.record(one) for one in linear.run(steps or linear.STEPS)]
   settings = {"steps": steps, "factors": factors, "runs": [str(f) for f in folders], "seed": 0}
   files.write_document(out / f"{name}.json", {"config": settings, "rows": rows})
   table = out / f"{name}.csv"

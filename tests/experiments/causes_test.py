@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import shrinkmeta as sm
-from experiments.causes import crossed, linear
+from experiments.causes import crossed, kinks, linear
 from experiments.runs import results
 
 
@@ -90,3 +90,13 @@ def test_factors_leave_frozen_and_free_modules():
   found = crossed.scaled(state, 2.0).log_sigma2
   np.testing.assert_allclose(np.exp(0.5 * found["fast"]), 1.0, rtol=1e-6)
   assert found["slow"] == -np.inf
+
+
+@pytest.mark.slow
+def test_implicit_gradients_hold_at_modes_of_smooth_networks_alone():
+  with jax.enable_x64(True):
+    (smooth,) = kinks.solve("tanh", (2_000,), 3)
+    (kinked,) = kinks.solve("relu", (2_000,), 3)
+  assert smooth.gradient_norm_at_mode < 1e-8 and kinked.gradient_norm_at_mode > 1e-3
+  assert smooth.implicit_derivative == pytest.approx(smooth.difference, rel=1e-3)
+  assert kinked.converged_percent == 0
