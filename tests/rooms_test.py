@@ -239,3 +239,14 @@ def test_sizes_and_foreign_imports_are_found(library):
     "shrinkmeta/devices/wrong.py:1: imports experiments.runs",
     "shrinkmeta/devices/wrong.py:2: imports tests",
   ]
+
+
+def test_the_library_does_not_import_nnx():
+  """flax.nnx takes a second to import, with IPython; kinds.is_nnx_variable does without it."""
+  for path in paths(ROOT):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for line, imported in imports(tree, "", ()):
+      assert not imported.startswith("flax.nnx"), where(path, line, ROOT)
+    for node in ast.walk(tree):
+      if isinstance(node, ast.ImportFrom) and node.module == "flax":
+        assert "nnx" not in [alias.name for alias in node.names], where(path, node.lineno, ROOT)

@@ -30,12 +30,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from shrinkmeta.adapters import low_rank, rewrite, trees
 from shrinkmeta.adapters.trees import Adapters, hold_A, join, labels, split_layers, stack_layers
 from shrinkmeta.checks import scalars, validate
-from shrinkmeta.checks.kinds import parameter_tree, shown
+from shrinkmeta.checks.kinds import is_nnx_variable, parameter_tree, shown
 
 PyTree = Any
 Predict = Callable[[PyTree, PyTree], PyTree]
@@ -266,9 +265,8 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
 
 def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
   """Return [(path, leaf)] in the order of `jax.tree.leaves`. nnx.Variables add no key to a path."""
-  variable = lambda node: isinstance(node, nnx.Variable)
   named = []
-  for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=variable):
+  for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_nnx_variable):
     inner = jax.tree_util.tree_leaves_with_path(node)
     for more, leaf in inner:
       named.append((validate.path_name(path if len(inner) == 1 else (*path, *more)), leaf))

@@ -117,11 +117,16 @@ _LINEN_STATE = frozenset(
 )
 
 
+def is_nnx_variable(node: Any) -> bool:
+  """Tell whether a node of a pytree is an nnx.Variable, without an import of flax.nnx (1 s)."""
+  return _derives(node, "flax.nnx", "Variable")
+
+
 def _is_special(node: Any) -> bool:
   """Tell whether `_check_special` must look at this node of a pytree."""
   return (
     _derives(node, "flax.nnx", "Module")
-    or _derives(node, "flax.nnx", "Variable")
+    or is_nnx_variable(node)
     or _derives(node, "equinox", "Module")
     or _is_rows(node)
   )
@@ -131,7 +136,7 @@ def _check_special(where: str, node: Any) -> None:
   """Raise TypeError if a node for which `_is_special` is true is not made of parameters."""
   if _derives(node, "flax.nnx", "Module"):
     raise TypeError(f"{where} must be a pytree of arrays; got {model_hint(node)}")
-  if _derives(node, "flax.nnx", "Variable"):
+  if is_nnx_variable(node):
     if not _derives(node, "flax.nnx", "Param"):
       raise TypeError(
         f"{where} is an nnx.{type(node).__name__}, not a parameter. Take the parameters alone: "

@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from shrinkmeta.checks import validate
-from shrinkmeta.checks.kinds import parameter_tree, shown
+from shrinkmeta.checks.kinds import is_nnx_variable, parameter_tree, shown
 
 PyTree = Any
 Labels = Any  # The module of every parameter: a pytree of strings with the structure of phi.
@@ -26,12 +25,11 @@ def _label(params: PyTree, rule: Callable[[tuple[Any, ...]], str]) -> Labels:
   parameter_tree("params", params)
   # An nnx.Variable counts as a leaf. Otherwise every path would end in "value"
   # (docs/hazards.md#nnx-variables).
-  variable = lambda node: isinstance(node, nnx.Variable)
 
   def label(path: tuple[Any, ...], leaf: Any) -> Any:
     return jax.tree.map(lambda _: rule(path), leaf)
 
-  return jax.tree_util.tree_map_with_path(label, params, is_leaf=variable)
+  return jax.tree_util.tree_map_with_path(label, params, is_leaf=is_nnx_variable)
 
 
 def by_leaf(params: PyTree) -> Labels:
