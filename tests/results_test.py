@@ -9,6 +9,8 @@ from results import build
 
 ROOT = pathlib.Path(build.__file__).parent
 TEXT_COLUMNS = {
+  "activation",
+  "adapted_as",
   "algorithm",
   "batch_norm",
   "character_numbers",
@@ -20,6 +22,7 @@ TEXT_COLUMNS = {
   "modules",
   "network",
   "outer_optimizer",
+  "phi_of",
   "rival",
   "seed_numbers",
   "setting",

@@ -135,7 +135,7 @@ def record(found: Learned) -> dict[str, Any]:
   """Return a line of the table."""
   return {
     "algorithm": found.algorithm,
-    "inner_steps": found.steps or "to the mode",
+    "inner_steps": found.steps or "",
     **{f"sigma_{name}": f"{found.sigma[name]:.3g}" for name in MODULES},
     "nll_nats_per_example_after_these_steps": f"{found.nats_after_steps:.4g}",
     "nll_nats_per_example_at_the_mode": f"{found.nats_at_mode:.4g}",
