@@ -126,8 +126,7 @@ def newton_mode(
   info = InnerInfo(mode.info.steps, value, norm, norm <= (inner.tol or 1e-3))
 
   model = model_of(params, batch, consts)
-  for _ in range(2):
-    z = z - _times(inverse, slope(model, z))
+  z = jax.lax.fori_loop(0, 2, lambda _, z: z - _times(inverse, slope(model, z)), z)
   return model, unravel(differentiable_twice(z)), jax.lax.stop_gradient(info)
 
 
