@@ -90,7 +90,8 @@ def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
   with exact():
     inverse = jnp.eye(v.shape[1], dtype=v.dtype) - (v.T * (square / (1.0 + square))[None]) @ v
     change = inverse @ (curvature(rows, lam) - curvature(rows_0, lam_0))
-  value = jnp.sum(jnp.log1p(square)) + jnp.trace(change) - 0.5 * jnp.sum(change * change.T)
+  second_order = jnp.trace(change) - 0.5 * jnp.sum(change * change.T)
+  value = second_order + jnp.sum(jnp.log1p(square))
   return jnp.where(negative, jnp.nan, value)  # log p is not concave: A^T A is not s C s
 
 
