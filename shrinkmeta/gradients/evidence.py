@@ -148,8 +148,9 @@ def log_evidence(
     constants: what predict takes as its third argument, or None; it has no derivative.
     twice: True for exact first and second derivatives of the formula above, at most 1,000
       task-specific parameters, and no random key. Newton steps with the exact Hessian, whatever
-      `implicit` says, first improve the mode. The determinant keeps the Gauss-Newton C. The result
-      is NaN if the Hessian is not positive definite at the end of the loop.
+      implicit.curvature is, first improve the mode. So the gradient is exact for all models. The
+      determinant keeps the Gauss-Newton C. The result is NaN if the Hessian is not positive
+      definite at the end of the loop.
 
   Returns:
     (the log evidence [] in nats, an EvidenceInfo).

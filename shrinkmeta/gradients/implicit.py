@@ -290,9 +290,9 @@ def map_estimate(
     frozen: modules with log_sigma2 = -inf. Name them under jit, where the value is not known.
     constants: what predict takes as its third argument, or None; it has no derivative.
     twice: True for exact first and second derivatives, at most 1,000 task-specific parameters, and
-      no random key. Newton steps with the exact Hessian, whatever `implicit` says, first improve
-      the mode. theta is NaN if the Hessian is not positive definite at the end of the loop. A
-      module with sigma = inf must be determined by the data.
+      no random key. Newton steps with the exact Hessian, whatever implicit.curvature is, first
+      improve the mode. theta is NaN if the Hessian is not positive definite at the end of the loop.
+      The data must determine a module with sigma = inf.
 
   Returns:
     (theta, info): a tree like phi, and an InnerInfo, whose derivative is zero.
