@@ -19,7 +19,7 @@ has the gradient of the validation loss, which is another objective.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,11 +29,14 @@ from jax.dtypes import float0
 
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import EvidenceInfo, MetaParams
+from shrinkmeta.checks import scalars
 from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.keys import same_in_any_batch
-from shrinkmeta.gradients.implicit import data_gradient, differentiable_once, implicit_gradient
-from shrinkmeta.gradients.log_det import log_det
+from shrinkmeta.gradients.implicit import data_gradient, implicit_gradient
+from shrinkmeta.gradients.log_det import log_det, log_det_twice
+from shrinkmeta.gradients.twice.newton import check_twice, newton_mode
+from shrinkmeta.gradients.twice.refusals import differentiable_once
 from shrinkmeta.mode.frozen import freeze
 from shrinkmeta.mode.optimise import Mode, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
@@ -117,6 +120,7 @@ def log_evidence(
   key: jax.Array | None = None,
   frozen: Iterable[str] = (),
   constants: PyTree = None,
+  twice: bool = False,
 ) -> tuple[jax.Array, EvidenceInfo]:
   """Return log p(D | phi, sigma) of one task, with theta integrated out.
 
@@ -125,9 +129,9 @@ def log_evidence(
   Here theta_hat = phi + s z_hat is the mode, and C is the Gauss-Newton curvature. s has the value
   sigma_m at every parameter of module m. The result is differentiable in reverse mode with respect
   to phi, log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over.
-  Second derivatives are not available. Put a parameter of the likelihood, such as the scale of
-  `sm.gaussian_with_scale`, into a module with sigma = 0. Its entry of phi has a gradient, like all
-  other entries.
+  With twice=True it is differentiable twice, forwards and backwards. Put a parameter of the
+  likelihood, such as the scale of `sm.gaussian_with_scale`, into a module with sigma = 0. Its entry
+  of phi has a gradient, like all other entries.
 
   Args:
     likelihood: predict and log_prob.
@@ -142,13 +146,18 @@ def log_evidence(
     key: a random key for a stochastic log-determinant and for inner.batch_size; consumed.
     frozen: modules with sigma = 0, as for `map_estimate`.
     constants: what predict takes as its third argument, or None; it has no derivative.
+    twice: True for exact first and second derivatives of the formula above, at most 1,000
+      task-specific parameters, and no random key. Newton steps with the exact Hessian, whatever
+      implicit.curvature is, first improve the mode. So the gradient is exact for all models. The
+      determinant keeps the Gauss-Newton C. The result is NaN if the Hessian is not positive
+      definite at the end of the loop.
 
   Returns:
     (the log evidence [] in nats, an EvidenceInfo).
 
   Raises:
     ValueError: a sigma is known to be inf, or the arguments do not fit each other.
-    NotImplementedError: the gradient is differentiated again.
+    NotImplementedError: a second derivative without twice=True, or a third derivative.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -168,6 +177,10 @@ def log_evidence(
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
   network = with_constants(deterministic(likelihood), constants)
+  if scalars.flag("twice", twice):
+    check_twice(inner, implicit, key)
+    network = with_constants(deterministic(likelihood), jax.lax.stop_gradient(constants))
+    return _evidence_twice(inner, log_det, task_model(network, labels, params, batch, taken))
   model = task_model(network, labels, params, batch, taken)
   return differentiable_evidence(inner, implicit, log_det, model, same_in_any_batch(key))
 
@@ -182,10 +195,7 @@ def differentiable_evidence(
   """
   mode_key, probe_key = (None, None) if key is None else jax.random.split(key)
 
-  consts, rebuild = open_likelihood(model.likelihood, model.params.phi, model.batch)
-
-  def task(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
-    return dataclasses.replace(model.at(params).on(batch), likelihood=rebuild(consts))
+  consts, task = _opened(model)
 
   @jax.custom_vjp
   def value(params: MetaParams, data: Data, keys: Any) -> tuple[jax.Array, EvidenceInfo]:
@@ -224,3 +234,24 @@ def differentiable_evidence(
 
   value.defvjp(forward, backward, symbolic_zeros=True)
   return value(model.params, (model.batch, consts), (mode_key, probe_key))
+
+
+def _opened(model: TaskModel) -> tuple[Consts, Callable[[MetaParams, Batch, Consts], TaskModel]]:
+  """Return the likelihood's traced floats, and (params, batch, these floats) -> the task model."""
+  consts, rebuild = open_likelihood(model.likelihood, model.params.phi, model.batch)
+
+  def task(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
+    return dataclasses.replace(model.at(params).on(batch), likelihood=rebuild(consts))
+
+  return consts, task
+
+
+def _evidence_twice(inner: Inner, how: LogDet, model: TaskModel) -> tuple[jax.Array, EvidenceInfo]:
+  """Return `log_evidence` of a task model, with exact first and second derivatives."""
+  consts, task = _opened(model)
+  model, z, info = newton_mode(inner, task, model.params, model.batch, consts)
+  theta = model.theta(z)
+  determinant = log_det_twice(how, model.around(theta))
+  held = jax.lax.stop_gradient(determinant)
+  info = EvidenceInfo(info, None, held, jnp.zeros_like(held))
+  return _fit(model, theta, z) - 0.5 * determinant, info

@@ -31,7 +31,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.dtypes import float0
 
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
@@ -40,6 +39,8 @@ from shrinkmeta.config import Implicit, Inner, check_dual
 from shrinkmeta.curvature import solvers
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.keys import same_in_any_batch
+from shrinkmeta.gradients.twice.newton import check_twice, newton_mode
+from shrinkmeta.gradients.twice.refusals import differentiable_once
 from shrinkmeta.mode.frozen import freeze, merge
 from shrinkmeta.mode.optimise import Descent, Steps, absent, draw_at_end, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel, task_model
@@ -254,36 +255,6 @@ def data_gradient(
   return jax.vjp(stationarity, batch, consts)[1](optax.tree.scale(-1.0, w))
 
 
-def differentiable_once(name: str, gradient: PyTree) -> PyTree:
-  """Return `gradient`, and raise an error if it is differentiated again.
-
-  Without the error JAX would differentiate the steps of the solver. The result would be wrong.
-
-  Args:
-    name: the functions that the gradient belongs to, for the error message.
-    gradient: the result of a backward pass.
-
-  Raises:
-    NotImplementedError: the result is differentiated.
-  """
-
-  @jax.custom_jvp
-  def once(x: PyTree) -> PyTree:
-    return x
-
-  @once.defjvp
-  def _(primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(
-      f"{name} can be differentiated once: jax.hessian, or a gradient of a gradient, is not "
-      "available. Take central differences of the gradient g in float64, "
-      "(g(x + h) - g(x - h)) / (2 h) with h about 1e-4, and a mode found to Inner(tol=1e-10)."
-    )
-
-  leaves, structure = jax.tree.flatten(gradient)
-  floats = iter(once([x for x in leaves if x.dtype != float0]))
-  return structure.unflatten([x if x.dtype == float0 else next(floats) for x in leaves])
-
-
 def map_estimate(
   likelihood: Likelihood,
   labels: modules.Labels,
@@ -297,12 +268,14 @@ def map_estimate(
   key: jax.Array | None = None,
   frozen: Iterable[str] = (),
   constants: PyTree = None,
+  twice: bool = False,
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat = argmax_theta log p(D | theta) + log p(theta | phi, sigma), for one task.
 
   By the implicit rule, theta_hat is differentiable in reverse mode with respect to phi, log_sigma2,
   the float leaves of `batch` and the floats that the likelihood closes over, such as the scale of
   `sm.gaussian(predict, scale)`. The rule is exact at the mode; `info` shows how near theta is.
+  With twice=True, theta_hat is differentiable twice, forwards and backwards.
 
   Args:
     likelihood: predict and log_prob.
@@ -316,13 +289,17 @@ def map_estimate(
     key: a random key for inner.batch_size and implicit.batch_size; consumed.
     frozen: modules with log_sigma2 = -inf. Name them under jit, where the value is not known.
     constants: what predict takes as its third argument, or None; it has no derivative.
+    twice: True for exact first and second derivatives, at most 1,000 task-specific parameters, and
+      no random key. Newton steps with the exact Hessian, whatever implicit.curvature is, first
+      improve the mode. theta is NaN if the Hessian is not positive definite at the end of the loop.
+      The data must determine a module with sigma = inf.
 
   Returns:
     (theta, info): a tree like phi, and an InnerInfo, whose derivative is zero.
 
   Raises:
     ValueError: the arguments do not fit each other, or a value is not finite.
-    NotImplementedError: second derivatives, which are not available.
+    NotImplementedError: a second derivative without twice=True, or a third derivative.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -341,10 +318,16 @@ def map_estimate(
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
   network = with_constants(deterministic(likelihood), constants)
+  if twice := scalars.flag("twice", twice):
+    check_twice(inner, implicit, key)
+    network = with_constants(deterministic(likelihood), jax.lax.stop_gradient(constants))
   consts, rebuild = open_likelihood(network, phi, batch)
 
   def model_of(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
     return task_model(rebuild(consts), labels, params, batch, taken)
 
+  if twice:
+    model, z, info = newton_mode(inner, model_of, params, batch, consts, steps)
+    return model.theta(z), info
   given = (params, batch, consts, steps, same_in_any_batch(key))
   return differentiable_mode(inner, implicit, model_of, *given)

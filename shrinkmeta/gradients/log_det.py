@@ -19,9 +19,15 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.config import LogDet
-from shrinkmeta.curvature.jacobian import Factor, by_example
+from shrinkmeta.curvature.jacobian import (
+  Factor,
+  by_example,
+  output_curvature,
+  square_root,
+  whitened_jacobian,
+)
 from shrinkmeta.curvature.lanczos import lanczos
-from shrinkmeta.curvature.solvers import exact, split, thin_svd
+from shrinkmeta.curvature.solvers import after, exact, split, thin_svd
 from shrinkmeta.mode.task_model import TaskModel
 
 PyTree = Any
@@ -40,21 +46,64 @@ def log_det(
     model: the task model.
     key: draws the random signs, and is consumed. The exact method needs none.
   """
-  outputs = jax.eval_shape(model.outputs_at, model.part)
-  if not isinstance(outputs, jax.ShapeDtypeStruct):
-    raise ValueError(
-      f"predict returned {type(outputs).__name__}: the log-determinant needs outputs in one array "
-      "[N, ...]."
-    )
-  entries = outputs.size * sum(x.size for x in jax.tree.leaves(model.part))
+  entries, dtype = _size(model)
   if how.method == "exact" or (how.method == "auto" and entries <= how.limit):
-    return _exact(model.factor()), jnp.zeros([], outputs.dtype)
+    return _exact(model.factor()), jnp.zeros([], dtype)
   if key is None:
     raise ValueError(
       f"This log-determinant ({entries} entries of A) is estimated from random probes: pass key="
       'jax.random.key(...), or set LogDet(method="exact").'
     )
   return _stochastic(how, model, key)
+
+
+def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
+  """Return log det K [], with exact first and second derivatives in phi, log sigma^2 and the data.
+
+  The value is that of the exact method of `log_det`. Let E = K - K_0, where K_0 is K at the present
+  arguments, as a constant. To second order in E,
+
+      log det K = log det K_0 + tr K_0^-1 E - tr (K_0^-1 E)^2 / 2
+
+  Args:
+    how: the method and its settings. The stochastic method has no second derivatives.
+    model: the task model.
+
+  Raises:
+    ValueError: the settings ask for the stochastic method.
+  """
+  entries, _ = _size(model)
+  if how.method == "lanczos" or (how.method == "auto" and entries > how.limit):
+    raise ValueError(
+      f"twice=True needs an exact log-determinant. log_det has method={how.method!r} and limit="
+      f'{how.limit}, and would estimate this one ({entries} entries of A). Set LogDet("exact").'
+    )
+  outputs, rows = whitened_jacobian(model.outputs_at, model.part, model.white.scale)
+  lam = output_curvature(model.likelihood, outputs, model.batch)
+  # theta comes from another factorisation, on which J and Lambda of a linear model do not depend.
+  # The two must not run at the same time (docs/hazards.md#lapack-threads).
+  rows_0, lam_0 = after(*jax.lax.stop_gradient((model.part, (rows, lam))))
+  root, negative = square_root(lam_0)
+  _, singular, v = thin_svd(by_example(root, rows_0))
+  square = jnp.square(singular)
+  curvature = lambda rows, lam: rows.T @ by_example(lam, rows)  # s C s [D, D]
+  with exact():
+    inverse = jnp.eye(v.shape[1], dtype=v.dtype) - (v.T * (square / (1.0 + square))[None]) @ v
+    change = inverse @ (curvature(rows, lam) - curvature(rows_0, lam_0))
+  second_order = jnp.trace(change) - 0.5 * jnp.sum(change * change.T)
+  value = second_order + jnp.sum(jnp.log1p(square))
+  return jnp.where(negative, jnp.nan, value)  # log p is not concave: A^T A is not s C s
+
+
+def _size(model: TaskModel) -> tuple[int, Any]:
+  """Return (the number of entries of A, the dtype of the outputs)."""
+  outputs = jax.eval_shape(model.outputs_at, model.part)
+  if not isinstance(outputs, jax.ShapeDtypeStruct):
+    raise ValueError(
+      f"predict returned {type(outputs).__name__}: the log-determinant needs outputs in one array "
+      "[N, ...]."
+    )
+  return outputs.size * sum(x.size for x in jax.tree.leaves(model.part)), outputs.dtype
 
 
 def _exact(factor: Factor) -> jax.Array:
