@@ -52,6 +52,8 @@ FAULTS = (
   Fault("mode/optimise", "draw(jax.random.fold_in(key, at.step), batch", "draw(key, batch",
         "mode/optimise", "mini_batches"),
   # Gradients through the mode.
+  Fault("gradients/twice/newton", "fori_loop(0, 2, lambda", "fori_loop(0, 1, lambda",
+        "gradients/twice", "a_network_against_differences"),
   Fault("gradients/implicit", "direct = optax.tree.sub(g, curved)",
         "direct = optax.tree.sub(optax.tree.scale(1.02, g), curved)", "gradients/implicit",
         "the_jacobian_of_the_mode"),
