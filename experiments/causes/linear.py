@@ -7,8 +7,8 @@ examples are y = x'theta + NOISE e. The mode and its validation likelihood have 
     theta_hat = (X'X / NOISE² + diag(1 / sigma²))⁻¹ X'y / NOISE²
 
 The sigma that maximises this likelihood on the same tasks is the reference. Every learner starts
-from it, and takes the same T steps of gradient descent in z. phi stays at its true value 0: by
-symmetry it would be learned right with any number of steps.
+from the true SIGMA, and takes the same T steps of gradient descent in z. phi stays at its true
+value 0: by symmetry it would be learned right with any number of steps.
 """
 
 from typing import Any, NamedTuple
