@@ -107,7 +107,7 @@ def test_errors_say_what_was_wanted(tmp_path):
     store.restore(run, prepared)
   with pytest.raises(ValueError, match="protonet: no algorithm; choose of sigma_imaml"):
     algorithms.chosen(["reptile", "protonet"])
-  with pytest.raises(ValueError, match="kind \"mlp\" and width; got .*'conv'"):
+  with pytest.raises(ValueError, match="\"tanh_mlp\" and width; got .*'conv'"):
     tables.load("sinusoid", "smoke", ["network.kind=conv"])
   wrong = tables.load("sinusoid", "smoke", ["arms.reptile.inner=adamw"])
   with pytest.raises(ValueError, match="arms.reptile.inner is one of sgd, adam.*got 'adamw'"):
