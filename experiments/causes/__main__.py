@@ -15,7 +15,6 @@ multiplies sigma.
 Results go into runs/causes by default. What came out is in results/notebook.md.
 """
 
-import csv
 import math
 import pathlib
 from collections.abc import Sequence
@@ -69,10 +68,7 @@ def main(argv: Sequence[str]) -> None:
   settings = {"steps": steps, "factors": factors, "runs": [str(f) for f in folders], "seed": 0}
   files.write_document(out / f"{name}.json", {"config": settings, "rows": rows})
   table = out / f"{name}.csv"
-  with files.atomic(table) as temporary, temporary.open("w", newline="") as file:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+  files.write_table(table, rows)
   print(table.read_text(encoding="utf-8"))
 
 

@@ -28,19 +28,6 @@ class Row(NamedTuple):
   nll_nats_per_example: float
 
 
-class _Loaded(NamedTuple):
-  run: store.Run
-  prepared: pipeline.Prepared
-  trained: training.Trained
-
-
-def _load(folder: pathlib.Path, data_dir: str | None) -> _Loaded:
-  run, about = store.read(folder)
-  problem = problems.make_problem(about["config"]["problem"], data_dir)
-  prepared = pipeline.prepare(run.arm, run.config, problem)
-  return _Loaded(run, prepared, store.restore(run, prepared))
-
-
 def _common(run: store.Run) -> str:
   """Return the settings that crossed runs must share, as text."""
   config = run.config.to_dict()
@@ -70,23 +57,25 @@ def cross(
   Raises:
     ValueError: the runs have different problems or networks, or a run is not trained.
   """
-  loaded = [_load(folder, data_dir) for folder in folders]
-  for other in loaded[1:]:
-    if _common(other.run) != _common(loaded[0].run):
+  runs = [store.read(folder)[0] for folder in folders]
+  for other in runs[1:]:
+    if _common(other) != _common(runs[0]):
       raise ValueError(
-        f"{loaded[0].run.folder} and {other.run.folder} have different problems or networks: "
-        "wanted runs of one table. Name runs from one folder."
+        f"{runs[0].folder} and {other.folder} have different problems or networks: wanted runs of "
+        "one table. Name runs from one folder."
       )
+  problem = problems.make_problem(runs[0].config.problem.to_dict(), data_dir)
+  arms = [pipeline.prepare(run.arm, run.config, problem) for run in runs]
+  states = [store.restore(run, arm).state for run, arm in zip(runs, arms, strict=True)]
   rows: list[Row] = []
-  for adapts in loaded:
-    has_sigma = sm.FAMILY[adapts.run.arm].sigma != "inf"
+  for run, arm, own in zip(runs, arms, states, strict=True):
+    has_sigma = sm.FAMILY[run.arm].sigma != "inf"
     for factor in factors if has_sigma else (1.0,):
-      for learned in loaded:
-        state = scaled(adapts.trained.state._replace(phi=learned.trained.state.phi), factor)
-        names = learned.run.folder.name, adapts.run.folder.name
-        title = " as ".join(names)
-        found = pipeline.evaluate(adapts.prepared, state, adapts.run.config, split, title)
-        rows += _rows(names, factor, adapts.run.config.adapt_steps, found)
+      for other, learned in zip(runs, states, strict=True):
+        state = scaled(own._replace(phi=learned.phi), factor)
+        names = other.folder.name, run.folder.name
+        found = pipeline.evaluate(arm, state, run.config, split, " as ".join(names))
+        rows += _rows(names, factor, run.config.adapt_steps, found)
   return rows
 
 

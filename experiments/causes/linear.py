@@ -2,13 +2,12 @@
 
 A task draws theta ~ N(0, SIGMA² I) for two modules of WIDTH features each. The features of "slow"
 are SLOW times as large, so gradient descent needs 1 / SLOW² times as many steps for them. The
-examples are y = x'theta + NOISE e. The mode and its validation likelihood have closed forms here:
+examples are y = x'theta + NOISE e. The mode of a task has a closed form, and so has the point at
+which T steps of gradient descent end: see `exact`. So the best sigma of the mode, and that of T
+steps, are known for the same tasks.
 
-    theta_hat = (X'X / NOISE² + diag(1 / sigma²))⁻¹ X'y / NOISE²
-
-The sigma that maximises this likelihood on the same tasks is the reference. Every learner starts
-from the true SIGMA, and takes the same T steps of gradient descent in z. phi stays at its true
-value 0: by symmetry it would be learned right with any number of steps.
+Every learner starts from the true SIGMA, and takes T steps of gradient descent in z. phi stays at
+its true value 0: by symmetry it would be learned right with any number of steps.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +24,8 @@ WIDTH, TRAIN, VAL = 4, 6, 20
 SIGMA, NOISE, SLOW = 1.0, 0.5, 0.3
 MODULES = ("fast", "slow")
 _SCALE = {"fast": 1.0, "slow": SLOW}
-_RATE, _UPDATES = 0.002, 400  # step size in z; updates of sigma
+RATE = 0.002  # of gradient descent in z
+_UPDATES = 400  # of sigma
 STEPS = (5, 15, 50, 150, 500, 1_500)
 
 LABELS = {name: name for name in MODULES}
@@ -35,10 +35,10 @@ class Learned(NamedTuple):
   """The sigma of one learner, and how well it predicts, in nats per validation example."""
 
   algorithm: str
-  steps: int  # T
+  steps: int | None  # T; None: the mode
   sigma: dict[str, float]
-  nats_after_steps: float  # of T steps, which is what the learner minimises
-  nats_at_mode: float  # of the exact mode, which the reference minimises
+  nats_after_steps: float  # of T steps, which the learner tries to minimise
+  nats_at_mode: float
 
 
 def predict(theta: Any, x: jax.Array) -> jax.Array:
@@ -68,25 +68,42 @@ def nats(theta: Any, batch: sm.Batch) -> jax.Array:
   return -jnp.mean(LIKELIHOOD.log_prob(predict(theta, batch.inputs), batch.targets))
 
 
-def at_mode(log_sigma2: Any, tasks: sm.Task) -> jax.Array:
-  """Return the mean of `nats` at the exact mode of each task."""
-  precision = jnp.concatenate([jnp.full(WIDTH, jnp.exp(-log_sigma2[name])) for name in MODULES])
+def exact(log_sigma2: Any, tasks: sm.Task, steps: int | None = None) -> jax.Array:
+  """Return the mean of `nats` after T = `steps` steps, by their formula; None: at the mode.
+
+  K = I + s X'X s / NOISE² and b = s X'y / NOISE² give the mode z = K⁻¹ b, where s has the sigma of
+  every parameter. Gradient descent is on J / TRAIN, so T steps of the size RATE end at
+  z_T = (I - (I - RATE K / TRAIN)^T) z.
+  """
+  s = jnp.concatenate([jnp.full(WIDTH, jnp.exp(0.5 * log_sigma2[name])) for name in MODULES])
 
   def one(task: sm.Task) -> jax.Array:
-    x, y = task.train.inputs, task.train.targets
-    theta = jnp.linalg.solve(x.T @ x / NOISE**2 + jnp.diag(precision), x.T @ y / NOISE**2)
+    x, y = task.train.inputs * s, task.train.targets
+    k = jnp.eye(2 * WIDTH) + x.T @ x / NOISE**2
+    z = jnp.linalg.solve(k, x.T @ y / NOISE**2)
+    if steps is not None:
+      left = jnp.eye(2 * WIDTH) - RATE * k / TRAIN
+      z = z - jnp.linalg.matrix_power(left, steps) @ z
+    theta = s * z
     return nats({"fast": theta[:WIDTH], "slow": theta[WIDTH:]}, task.val)
 
   return jnp.mean(jax.vmap(one)(tasks))
 
 
-def reference(tasks: sm.Task) -> Learned:
-  """Return the sigma that is best at the exact mode."""
+def best(tasks: sm.Task, steps: int | None = None, start: float = SIGMA) -> dict[str, float]:
+  """Return the sigma that minimises `exact`, by descent from `start`."""
   tree = lambda v: dict(zip(MODULES, v, strict=True))
-  call = jax.jit(jax.value_and_grad(lambda v: at_mode(tree(v), tasks)))
-  found = optimize.minimize(lambda v: [np.asarray(x) for x in call(v)], np.zeros(2), jac=True)
-  sigma = {name: float(np.exp(0.5 * v)) for name, v in tree(found.x).items()}
-  return Learned("exact mode", 0, sigma, float(found.fun), float(found.fun))
+  call = jax.jit(jax.value_and_grad(lambda v: exact(tree(v), tasks, steps)))
+  at = np.full(len(MODULES), 2 * np.log(start))
+  found = optimize.minimize(lambda v: [np.asarray(x) for x in call(v)], at, jac=True)
+  return {name: float(np.exp(0.5 * v)) for name, v in tree(found.x).items()}
+
+
+def judged(algorithm: str, steps: int | None, sigma: dict[str, float], tasks: sm.Task) -> Learned:
+  """Return how well a sigma predicts."""
+  log_sigma2 = {name: jnp.asarray(2 * np.log(value)) for name, value in sigma.items()}
+  both = (float(exact(log_sigma2, tasks, t)) for t in (steps, None))
+  return Learned(algorithm, steps, sigma, *both)
 
 
 def learn(algorithm: str, steps: int, tasks: sm.Task) -> Learned:
@@ -95,7 +112,7 @@ def learn(algorithm: str, steps: int, tasks: sm.Task) -> Learned:
   learner = getattr(sm, algorithm)(
     LIKELIHOOD,
     LABELS,
-    inner=sm.Inner(optax.sgd(_RATE), steps),
+    inner=sm.Inner(optax.sgd(RATE), steps),
     phi_optimizer=optax.sgd(0.0),
     sigma_optimizer=optax.adam(optax.linear_schedule(0.1, 0.001, _UPDATES)),
     init_sigma=SIGMA,
@@ -105,21 +122,15 @@ def learn(algorithm: str, steps: int, tasks: sm.Task) -> Learned:
 
   update = lambda state, _: (learner.update(state, tasks)[0], None)
 
-  @jax.jit
-  def run(state: sm.MetaState) -> tuple[sm.MetaState, jax.Array]:
-    state, _ = jax.lax.scan(update, state, None, _UPDATES)
-    after = lambda task: nats(learner.adapt(state, task.train, steps)[0], task.val)
-    return state, jnp.mean(jax.vmap(after)(tasks))
-
   phi = {name: jnp.zeros(WIDTH) for name in MODULES}
-  state, after = run(learner.init(phi))
+  run = jax.jit(lambda state: jax.lax.scan(update, state, None, _UPDATES)[0])
+  state = run(learner.init(phi))
   sigma = {name: float(jnp.exp(0.5 * state.log_sigma2[name])) for name in MODULES}
-  mode = float(at_mode(state.log_sigma2, tasks))
-  return Learned(algorithm, steps, sigma, float(after), mode)
+  return judged(algorithm, steps, sigma, tasks)
 
 
 def run(steps: tuple[int, ...] = STEPS, count: int = 256) -> list[Learned]:
-  """Return the reference, then both learners for each number of steps; float64.
+  """Return the best sigma of the mode, then both learners for each number of steps; float64.
 
   Args:
     steps: numbers of inner steps.
@@ -128,7 +139,7 @@ def run(steps: tuple[int, ...] = STEPS, count: int = 256) -> list[Learned]:
   with jax.enable_x64(True):
     tasks = draw(jax.random.key(0), count)
     learners = [learn(name, t, tasks) for t in steps for name in ("sigma_imaml", "sigma_maml")]
-    return [reference(tasks), *learners]
+    return [judged("exact mode", None, best(tasks), tasks), *learners]
 
 
 def record(found: Learned) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Intervals are those of the mean over languages. Differences are paired: both met
 on the same bytes of the same language.
 """
 
-import csv
 import json
 import math
 import pathlib
@@ -191,8 +190,6 @@ def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
     "sizes": sizes(results),
   }
   for name, records in tables.items():
-    with files.atomic(out / f"{name}.csv") as temporary, temporary.open("w", newline="") as file:
-      writer = csv.writer(file, lineterminator="\n")
-      writer.writerow(records[0])
-      writer.writerows([_cell(value) for value in record.values()] for record in records)
+    written = [{key: _cell(value) for key, value in record.items()} for record in records]
+    files.write_table(out / f"{name}.csv", written)
   draw(out, results)

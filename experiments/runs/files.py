@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, strict JSON, and the versions stored in it."""
 
 import contextlib
+import csv
 import importlib.metadata
 import json
 import math
@@ -8,7 +9,7 @@ import os
 import pathlib
 import platform
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -63,6 +64,14 @@ def write_document(path: Path, content: Mapping[str, Any]) -> None:
   text = strict_json({**content, "environment": environment()}, indent=2)
   with atomic(path) as temporary:
     temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+  """Write records with the same keys as a CSV file, whole or not at all."""
+  with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
 
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
