@@ -4,8 +4,8 @@
     python -m experiments.causes --experiment=kinks
     python -m experiments.causes runs/few_shot/fomaml-10 runs/few_shot/sigma_imaml-10
 
-linear: tasks whose best sigma is known in closed form. Which sigma do loops learn that end before
-the mode, with implicit and with unrolled gradients?
+linear: the best sigma is known. Which sigma is learned if the loop ends before the mode, by an
+implicit and by an unrolled gradient?
 
 kinks: does a ReLU network reach a mode where the implicit gradient holds?
 
@@ -34,7 +34,9 @@ _EXPERIMENT = flags.DEFINE_enum(
   "experiment", "linear", ["linear", "kinks"], "What to run where no folders are named."
 )
 _STEPS = flags.DEFINE_list("steps", [], "Inner steps of the loops; default: those of the table.")
-_FACTORS = flags.DEFINE_list("factors", ["1"], "Numbers to multiply sigma of crossed runs with.")
+_FACTORS = flags.DEFINE_list(
+  "factors", [], "Numbers to multiply sigma with, in crossed runs alone."
+)
 
 
 def numbers(flag: str, texts: Sequence[str], kind: type[Any]) -> tuple[Any, ...]:
@@ -55,17 +57,22 @@ def main(argv: Sequence[str]) -> None:
   machine.start_jax()
   with shared.usage():
     folders = [paths.local("A folder of a run", text) for text in argv[1:]]
-    factors = numbers("factors", _FACTORS.value, float)
     steps = numbers("steps", _STEPS.value, int) if _STEPS.value else None
+    factors = numbers("factors", _FACTORS.value, float) if _FACTORS.value else None
+    if folders and steps:
+      raise ValueError("Crossed runs have the inner steps of their training: leave --steps out.")
+    if factors and not folders:
+      raise ValueError("--factors multiplies sigma of crossed runs: name their folders.")
     out = pathlib.Path(shared.or_default(_OUT, "runs/causes"))
+    name = "crossed" if folders else _EXPERIMENT.value
     if folders:
-      name, found = "crossed", crossed.cross(folders, factors, _SPLIT.value, _DATA_DIR.value)
+      settings = {"runs": [str(f) for f in folders], "split": _SPLIT.value, "factors": factors}
+      found = crossed.cross(folders, factors or (1.0,), _SPLIT.value, _DATA_DIR.value)
       rows = [row._asdict() for row in found]
-    elif _EXPERIMENT.value == "kinks":
-      name, rows = "kinks", [kinks.record(one) for one in kinks.run(steps or kinks.STEPS)]
     else:
-      name, rows = "linear", [linear.record(one) for one in linear.run(steps or linear.STEPS)]
-  settings = {"steps": steps, "factors": factors, "runs": [str(f) for f in folders], "seed": 0}
+      module = {"linear": linear, "kinks": kinks}[name]
+      settings = {"steps": steps or module.STEPS, "keys": [0, 1]}
+      rows = [module.record(one) for one in module.run(settings["steps"])]
   files.write_document(out / f"{name}.json", {"config": settings, "rows": rows})
   table = out / f"{name}.csv"
   files.write_table(table, rows)

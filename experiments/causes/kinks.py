@@ -9,9 +9,8 @@ parameters. The table compares the derivative of the validation loss along log s
 by the implicit rule with central differences of solved modes.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -35,9 +34,11 @@ class Solved(NamedTuple):
   difference: float
 
 
-def solve(activation: str, all_steps: tuple[int, ...], count: int) -> list[Solved]:
+def solve(
+  activation: Literal["relu", "tanh"], all_steps: tuple[int, ...], count: int
+) -> list[Solved]:
   """Find the modes of `count` tasks by each number of L-BFGS steps."""
-  net = MLP(1, WIDTH, {"relu": nn.relu, "tanh": nn.tanh}[activation])
+  net = MLP(1, WIDTH, activation)
   predict = lambda theta, x: cast(jax.Array, net.apply({"params": theta}, x))[..., 0]
   likelihood = sm.gaussian(predict, NOISE)
   tasks = sinusoid.draw(jax.random.key(1), count, SHOTS, 0.0)
@@ -57,7 +58,7 @@ def solve(activation: str, all_steps: tuple[int, ...], count: int) -> list[Solve
     return -jnp.mean(likelihood.log_prob(likelihood.predict(theta, val.inputs), val.targets)), info
 
   @jax.jit
-  def run(steps: jax.Array) -> tuple[sm.InnerInfo, jax.Array, jax.Array]:
+  def modes(steps: jax.Array) -> tuple[sm.InnerInfo, jax.Array, jax.Array]:
     def one(train: sm.Batch, val: sm.Batch) -> Any:
       at = lambda shift: loss(shift, train, val, steps)[0]
       slope, info = jax.grad(loss, has_aux=True)(jnp.zeros([]), train, val, steps)
@@ -69,7 +70,7 @@ def solve(activation: str, all_steps: tuple[int, ...], count: int) -> list[Solve
   found = []
   middle = lambda x: float(jnp.median(x))
   for steps in all_steps:
-    info, slope, difference = run(jnp.asarray(steps))
+    info, slope, difference = modes(jnp.asarray(steps))
     share = 100 * float(jnp.mean(info.converged))
     found.append(
       Solved(activation, steps, share, *map(middle, (info.grad_norm, slope, difference)))
@@ -80,7 +81,7 @@ def solve(activation: str, all_steps: tuple[int, ...], count: int) -> list[Solve
 def run(steps: tuple[int, ...] = STEPS, count: int = 8) -> list[Solved]:
   """Return both networks for each number of steps; float64."""
   with jax.enable_x64(True):
-    return [found for name in ("relu", "tanh") for found in solve(name, steps, count)]
+    return [*solve("relu", steps, count), *solve("tanh", steps, count)]
 
 
 def record(found: Solved) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Linear-Gaussian tasks: which sigma is learned if the inner loop ends before the mode?
 
 A task draws theta ~ N(0, SIGMA² I) for two modules of WIDTH features each. The features of "slow"
-are SLOW times as large, so gradient descent needs 1 / SLOW² times as many steps for them. The
-examples are y = x'theta + NOISE e. The mode of a task has a closed form, and so has the point at
-which T steps of gradient descent end: see `exact`. So the best sigma of the mode, and that of T
-steps, are known for the same tasks.
+are SLOW times as large, so for equal sigma gradient descent needs about 1 / SLOW² times as many
+steps for them. The examples are y = x'theta + NOISE e. The mode of a task has a closed form, and so
+has the point at which T steps of gradient descent end: see `exact`. So the best sigma of the mode,
+and that of T steps, are known for the same tasks.
 
 Every learner starts from the true SIGMA, and takes T steps of gradient descent in z. phi stays at
-its true value 0: by symmetry it would be learned right with any number of steps.
+its true value 0. By symmetry the expected gradient of phi is 0 there for any number of steps.
 """
 
 from typing import Any, NamedTuple
@@ -100,7 +100,7 @@ def best(tasks: sm.Task, steps: int | None = None, start: float = SIGMA) -> dict
 
 
 def judged(algorithm: str, steps: int | None, sigma: dict[str, float], tasks: sm.Task) -> Learned:
-  """Return how well a sigma predicts."""
+  """Measure a sigma after T steps and at the mode, in nats per validation example."""
   log_sigma2 = {name: jnp.asarray(2 * np.log(value)) for name, value in sigma.items()}
   both = (float(exact(log_sigma2, tasks, t)) for t in (steps, None))
   return Learned(algorithm, steps, sigma, *both)

@@ -1,6 +1,6 @@
 """A network of dense layers."""
 
-from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -11,10 +11,10 @@ class MLP(nn.Module):
 
   outputs: int
   width: int = 40
-  activation: Callable[[jax.Array], jax.Array] = nn.relu
+  activation: Literal["relu", "tanh"] = "relu"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(2):
-      x = self.activation(nn.Dense(self.width, name=f"hidden_{i}")(x))
+      x = getattr(nn, self.activation)(nn.Dense(self.width, name=f"hidden_{i}")(x))
     return nn.Dense(self.outputs, name="out")(x)

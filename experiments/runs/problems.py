@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -71,7 +70,7 @@ def make_model(config: Config, problem: Problem) -> Model:
   if network.kind == "conv":
     net = networks.ConvNet(problem.outputs, network.features, network.norm)
   else:
-    activation = {"mlp": nn.relu, "tanh_mlp": nn.tanh}[network.kind]
+    activation = "tanh" if network.kind == "tanh_mlp" else "relu"
     net = networks.MLP(problem.outputs, network.width, activation)
   apply = functools.partial(_apply, net, problem.kind == "gaussian" and problem.outputs == 1)
   likelihood = sm.in_precision(problem.likelihood(apply), config.compute)

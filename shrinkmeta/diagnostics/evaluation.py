@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy  # loads scipy.special, half a second, at its first use
 
 from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.checks import validate
@@ -226,7 +226,7 @@ def _interval(values: np.ndarray, least: float = -np.inf, most: float = np.inf) 
   mean, half = float(values.mean()), np.nan
   if values.size > 1:
     spread = values.std(ddof=1) / values.size**0.5
-    half = float(special.stdtrit(values.size - 1, 0.975) * spread)
+    half = float(scipy.special.stdtrit(values.size - 1, 0.975) * spread)
   low, high = np.clip([mean - half, mean + half], least, most)
   return Interval(mean, float(low), float(high))
 

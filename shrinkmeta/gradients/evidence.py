@@ -149,8 +149,9 @@ def log_evidence(
     twice: True for exact first and second derivatives of the formula above, at most 1,000
       task-specific parameters, and no random key. Newton steps with the exact Hessian, whatever
       implicit.curvature is, first improve the mode. So the gradient is exact for all models. The
-      determinant keeps the Gauss-Newton C. The result is NaN if the Hessian is not positive
-      definite at the end of the loop.
+      determinant keeps the Gauss-Newton C. The result is NaN if log_prob is not concave in the
+      outputs, or if the Hessian is not positive definite, up to rounding, at the end of the loop
+      or one Newton step later.
 
   Returns:
     (the log evidence [] in nats, an EvidenceInfo).
@@ -176,12 +177,13 @@ def log_evidence(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: v.astype(dtype) for m, v in log_s2.items()})
-  network = with_constants(deterministic(likelihood), constants)
-  if scalars.flag("twice", twice):
+  if twice := scalars.flag("twice", twice):
     check_twice(inner, implicit, key)
-    network = with_constants(deterministic(likelihood), jax.lax.stop_gradient(constants))
-    return _evidence_twice(inner, log_det, task_model(network, labels, params, batch, taken))
+    constants = jax.lax.stop_gradient(constants)  # they have no derivative
+  network = with_constants(deterministic(likelihood), constants)
   model = task_model(network, labels, params, batch, taken)
+  if twice:
+    return _evidence_twice(inner, log_det, model)
   return differentiable_evidence(inner, implicit, log_det, model, same_in_any_batch(key))
 
 

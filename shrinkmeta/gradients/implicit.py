@@ -291,8 +291,8 @@ def map_estimate(
     constants: what predict takes as its third argument, or None; it has no derivative.
     twice: True for exact first and second derivatives, at most 1,000 task-specific parameters, and
       no random key. Newton steps with the exact Hessian, whatever implicit.curvature is, first
-      improve the mode. theta is NaN if the Hessian is not positive definite at the end of the loop.
-      The data must determine a module with sigma = inf.
+      improve the mode. theta is NaN if the Hessian is not positive definite, up to rounding, at the
+      end of the loop or one Newton step later. The data must determine a module with sigma = inf.
 
   Returns:
     (theta, info): a tree like phi, and an InnerInfo, whose derivative is zero.
@@ -317,10 +317,10 @@ def map_estimate(
   phi, taken = freeze(jax.tree.map(jnp.asarray, phi), log_sigma2, known, labels, frozen)
   dtype = jnp.result_type(jax.tree.leaves(phi)[0])
   params = MetaParams(phi, {m: jnp.asarray(v, dtype) for m, v in log_sigma2.items()})
-  network = with_constants(deterministic(likelihood), constants)
   if twice := scalars.flag("twice", twice):
     check_twice(inner, implicit, key)
-    network = with_constants(deterministic(likelihood), jax.lax.stop_gradient(constants))
+    constants = jax.lax.stop_gradient(constants)  # they have no derivative
+  network = with_constants(deterministic(likelihood), constants)
   consts, rebuild = open_likelihood(network, phi, batch)
 
   def model_of(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:

@@ -22,6 +22,7 @@ from shrinkmeta.config import LogDet
 from shrinkmeta.curvature.jacobian import (
   Factor,
   by_example,
+  one_output_array,
   output_curvature,
   square_root,
   whitened_jacobian,
@@ -47,7 +48,7 @@ def log_det(
     key: draws the random signs, and is consumed. The exact method needs none.
   """
   entries, dtype = _size(model)
-  if how.method == "exact" or (how.method == "auto" and entries <= how.limit):
+  if _is_exact(how, entries):
     return _exact(model.factor()), jnp.zeros([], dtype)
   if key is None:
     raise ValueError(
@@ -63,7 +64,10 @@ def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
   The value is that of the exact method of `log_det`. Let E = K - K_0, where K_0 is K at the present
   arguments, as a constant. To second order in E,
 
-      log det K = log det K_0 + tr K_0^-1 E - tr (K_0^-1 E)^2 / 2
+      log det K = log det K_0 + tr M - tr M^2 / 2,   M = K_0^-1/2 E K_0^-1/2
+
+  M is W^T Lambda W - W_0^T Lambda_0 W_0 with W = J s K_0^-1/2. So K_0^-1 never multiplies E, whose
+  entries are far larger than those of M where the data dominate the prior.
 
   Args:
     how: the method and its settings. The stochastic method has no second derivatives.
@@ -73,7 +77,7 @@ def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
     ValueError: the settings ask for the stochastic method.
   """
   entries, _ = _size(model)
-  if how.method == "lanczos" or (how.method == "auto" and entries > how.limit):
+  if not _is_exact(how, entries):
     raise ValueError(
       f"twice=True needs an exact log-determinant. log_det has method={how.method!r} and limit="
       f'{how.limit}, and would estimate this one ({entries} entries of A). Set LogDet("exact").'
@@ -86,23 +90,27 @@ def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
   root, negative = square_root(lam_0)
   _, singular, v = thin_svd(by_example(root, rows_0))
   square = jnp.square(singular)
-  curvature = lambda rows, lam: rows.T @ by_example(lam, rows)  # s C s [D, D]
-  with exact():
-    inverse = jnp.eye(v.shape[1], dtype=v.dtype) - (v.T * (square / (1.0 + square))[None]) @ v
-    change = inverse @ (curvature(rows, lam) - curvature(rows_0, lam_0))
-  second_order = jnp.trace(change) - 0.5 * jnp.sum(change * change.T)
-  value = second_order + jnp.sum(jnp.log1p(square))
+
+  def curvature(rows: jax.Array, lam: jax.Array) -> jax.Array:  # W^T Lambda W [D, D]
+    along, off = split(rows, v)
+    with exact():
+      w = off + (along / jnp.sqrt(1.0 + square)) @ v
+      return w.T @ by_example(lam, w)
+
+  m = curvature(rows, lam) - curvature(rows_0, lam_0)
+  value = jnp.sum(jnp.log1p(square)) + jnp.trace(m) - 0.5 * jnp.sum(m * m)
   return jnp.where(negative, jnp.nan, value)  # log p is not concave: A^T A is not s C s
+
+
+def _is_exact(how: LogDet, entries: int) -> bool:
+  """Return whether the settings ask for the exact method for so many entries of A."""
+  return how.method == "exact" or (how.method == "auto" and entries <= how.limit)
 
 
 def _size(model: TaskModel) -> tuple[int, Any]:
   """Return (the number of entries of A, the dtype of the outputs)."""
   outputs = jax.eval_shape(model.outputs_at, model.part)
-  if not isinstance(outputs, jax.ShapeDtypeStruct):
-    raise ValueError(
-      f"predict returned {type(outputs).__name__}: the log-determinant needs outputs in one array "
-      "[N, ...]."
-    )
+  one_output_array(outputs)
   return outputs.size * sum(x.size for x in jax.tree.leaves(model.part)), outputs.dtype
 
 

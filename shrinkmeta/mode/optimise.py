@@ -100,8 +100,13 @@ def posterior_mode(
   if info_at_end:
     info = task.info(at)
   else:
-    info = InnerInfo(at.step, at.objective, at.grad_norm, at.grad_norm <= (inner.tol or 1e-3))
+    info = InnerInfo(at.step, at.objective, at.grad_norm, converged(inner, at.grad_norm))
   return Mode(model.theta(at.z), at.z, info)
+
+
+def converged(inner: Inner, norm: jax.Array) -> jax.Array:
+  """Return whether a loop that ends at this norm of the gradient of J / N counts as converged."""
+  return norm <= (inner.tol or 1e-3)
 
 
 def _record(task: Loop, begin: Descent, steps: tuple[int, ...]) -> tuple[PyTree, InnerInfo]:
@@ -177,7 +182,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
       nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
       value, grad = model.with_prior(at.z)(nll, g)
     norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    return InnerInfo(at.step, value, norm, norm <= (inner.tol or 1e-3))
+    return InnerInfo(at.step, value, norm, converged(inner, norm))
 
   step = jax.checkpoint(step) if inner.remat else step
   if inner.tol is None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # loads scipy.special, half a second, at its first use
 
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import shown
@@ -126,7 +126,7 @@ def draw(ax: Any, found: Estimates) -> None:
     style = {"marker": "s", "linestyle": "none", "markerfacecolor": "none"}
     style |= {"markersize": 4 * thin, "markeredgewidth": thin, "zorder": 2}
     entries["by itself"] = ax.plot(own[order], y, color=look.COLORS[1], **style)[0]
-  half = special.ndtri(0.5 + 0.5 * level) * sd[order]
+  half = scipy.special.ndtri(0.5 + 0.5 * level) * sd[order]
   style = {"marker": "o", "linestyle": "none", "markersize": 4 * thin, "linewidth": 1.2 * thin}
   drawn = ax.errorbar(mean[order], y, xerr=half, color=look.COLORS[0], zorder=3, **style)
   entries[f"shrunk, {100 * level:g} % interval"] = drawn

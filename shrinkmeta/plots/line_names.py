@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy  # loads scipy.optimize at its first use
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from scipy import optimize
 
 from shrinkmeta.plots import look
 
@@ -95,7 +95,7 @@ def spread(y: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
   """
   order = np.argsort(y, kind="stable")
   offset = gap * np.arange(len(y))
-  u = optimize.isotonic_regression(y[order] - offset).x
+  u = scipy.optimize.isotonic_regression(y[order] - offset).x
   places = np.empty_like(y)
   places[order] = np.clip(u, low, max(low, high - offset[-1])) + offset
   return places

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import special
+import scipy  # loads scipy.special, half a second, at its first use
 
 from shrinkmeta.plots import look
 from shrinkmeta.uncertainty.calibration import calibration
@@ -45,7 +45,7 @@ def reliability_diagram(
   """
   found = calibration(log_probabilities, targets, mask, bins)  # checks the arguments
   log_p = np.asarray(log_probabilities, float)
-  log_p = log_p - special.logsumexp(log_p, axis=1, keepdims=True)
+  log_p = log_p - scipy.special.logsumexp(log_p, axis=1, keepdims=True)
   weight = np.ones(len(log_p)) if mask is None else np.asarray(mask, float)
   confidence = np.exp(log_p.max(1))
   right = log_p.argmax(1) == np.asarray(targets)
@@ -74,7 +74,7 @@ def reliability_diagram(
 
 def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Return Wilson's 95 % interval of a share of n."""
-  z = special.ndtri(0.975)
+  z = scipy.special.ndtri(0.975)
   middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
   half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
   return middle - half, middle + half

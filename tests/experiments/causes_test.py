@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +86,36 @@ def test_crossed_runs(tmp_path, command, python):
   assert abs(wider[-1] - own["sigma_imaml"][-1]) > 1e-4
   assert json.loads((out / "crossed.json").read_text())["config"]["factors"] == [1, 3]
 
-  done = python("--factors=0", f"--out={out}", module="experiments.causes")
-  assert done.returncode != 0 and "--factors wants numbers above 0" in done.stderr
+  other = shutil.copytree(tmp_path / "reptile-0", tmp_path / "other" / "reptile-0")
+  text = (other / "run.json").read_text()
+  (other / "run.json").write_text(text.replace('"shots": 10', '"shots": 5'))
+  done = python(folders[1], other, module="experiments.causes")
+  assert done.returncode != 0 and "have different problems or networks" in done.stderr
+
+
+@pytest.mark.parametrize(
+  "flags,told",
+  (
+    (["--factors=0"], "--factors wants numbers above 0"),
+    (["--factors=2"], "name their folders"),
+    (["runs", "--steps=3"], "leave --steps out"),
+  ),
+)
+def test_flags_without_a_meaning_are_refused(tmp_path, python, flags, told):
+  done = python(*flags, f"--out={tmp_path}", module="experiments.causes")
+  assert done.returncode != 0 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_table_of_short_loops(tmp_path, python):
+  done = python("--steps=5", f"--out={tmp_path}", module="experiments.causes")
+  assert done.returncode == 0, done.stderr
+  with (tmp_path / "linear.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  named = [(row["algorithm"], row["inner_steps"]) for row in rows]
+  assert named == [("exact mode", ""), ("sigma_imaml", "5"), ("sigma_maml", "5")]
+  mode, *short = (float(row["nll_nats_per_example_at_the_mode"]) for row in rows)
+  assert mode < min(short) and "exact mode,,0.851,0.923,3.067,3.067" in done.stdout
+  assert json.loads((tmp_path / "linear.json").read_text())["config"]["steps"] == [5]
 
 
 def test_factors_leave_frozen_and_free_modules():
@@ -106,3 +135,4 @@ def test_implicit_gradients_hold_at_modes_of_smooth_networks_alone():
   assert smooth.gradient_norm_at_mode < 1e-8 and kinked.gradient_norm_at_mode > 0.05
   assert smooth.implicit_derivative == pytest.approx(smooth.difference, rel=1e-4)
   assert kinked.converged_percent == 0
+  assert abs(kinked.implicit_derivative / kinked.difference - 1) > 0.5

@@ -168,7 +168,7 @@ def problem(
   Args:
     shots: recordings of each digit to adapt on.
     queries: other recordings to evaluate on; by default the rest of the 6.
-    pool: takes the mean of `pool` x `pool` features that are neighbours in time and frequency.
+    pool: the features are means over blocks of `pool` frames by `pool` bands; 1 leaves them.
     data_dir, cache_dir: see `load`.
   """
   queries = ROUNDS - shots if queries is None else queries
@@ -178,7 +178,7 @@ def problem(
       f"got {shots} and {queries}."
     )
   if pool < 1 or FRAMES % pool or MELS % pool:
-    raise ValueError(f"pool divides {FRAMES} frames and {MELS} bands; got {pool}. Take 1 or 2.")
+    raise ValueError(f"pool must divide {FRAMES} frames and {MELS} bands; got {pool}. Take 1 or 2.")
   splits = load(data_dir, cache_dir)
   frames, bands = FRAMES // pool, MELS // pool
 

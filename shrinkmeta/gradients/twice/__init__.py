@@ -1,4 +1,4 @@
 """Second derivatives of the mode and of the evidence.
 
-newton.py has them exactly, for `twice=True`. refusals.py raises an error where there are none.
+newton.py computes them for `twice=True`. refusals.py raises errors for all other derivatives.
 """

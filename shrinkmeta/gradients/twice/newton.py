@@ -2,7 +2,7 @@
 
 Let p be everything that the mode depends on: phi, sigma, the data, and the floats that the
 likelihood closes over. z*(p) is the mode, where grad_z J(z, p) = 0. K is the Hessian of J in z. The
-loop finds z*(p) at one value of p. Its result z_0 and K at z_0 are then numbers without a
+loop finds z*(p) at one value of p. Its result z_0, and K close to z_0, are then numbers without a
 derivative. Two Newton steps with this constant K have the derivatives:
 
     z_1 = z_0 - K^-1 grad J(z_0, p),      z_2 = z_1 - K^-1 grad J(z_1, p)
@@ -13,8 +13,8 @@ This factor is O(h) too, because H = K at h = 0. So the errors of z_1 and z_2 ar
 Hence z_1 has the exact first derivative, and z_2 also has the exact second derivative. The third
 derivative would be wrong, so it raises an error. JAX never differentiates K or the solve.
 
-K is a dense matrix. If K is not positive definite up to rounding, z_0 is not a strict maximum of
-the posterior density, and the result is NaN.
+K is a dense matrix. If K is not positive definite up to rounding, the steps do not exist, and the
+result is NaN. In float32 this includes a K that is nearly singular beside its diagonal.
 """
 
 from collections.abc import Callable
@@ -31,14 +31,14 @@ from shrinkmeta.config import Implicit, Inner
 from shrinkmeta.curvature.closed_over import Consts
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.gradients.twice.refusals import differentiable_twice
-from shrinkmeta.mode.optimise import Steps, posterior_mode
+from shrinkmeta.mode.optimise import Steps, converged, posterior_mode
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.tasks import Batch
 
 PyTree = Any
 
-# The largest number of task-specific parameters. K [D, D] and the D products that make it, each
-# with the memory of a derivative of the network, must fit into memory.
+# The largest number of task-specific parameters. K [D, D], and the D derivatives of the network
+# that make it, must fit into memory.
 MOST_PARAMETERS = 1_000
 
 # Newton steps that only improve z_0. The second step computes K where the error of z is the square
@@ -54,18 +54,18 @@ def check_twice(inner: Inner, implicit: Implicit, key: jax.Array | None) -> None
     implicit: how one derivative is computed.
     key: the random key of the caller, or None.
   """
-  wrong = {
-    "Inner.batch_size": inner.batch_size is not None and f"None: it is {inner.batch_size}",
-    "Implicit.batch_size": implicit.batch_size is not None and f"None: it is {implicit.batch_size}",
-    "Implicit.damping": implicit.damping != 0.0 and f"0: it is {implicit.damping}",
-    "Implicit.solver": implicit.solver == "identity" and 'another solver: it is "identity"',
-    "key": key is not None and "None: it is a random key",
-  }
-  for name, wanted in wrong.items():
-    if wanted:
+  settings = (  # name, whether it is right, what it must be, what it is
+    ("Inner.batch_size", inner.batch_size is None, "None", inner.batch_size),
+    ("Implicit.batch_size", implicit.batch_size is None, "None", implicit.batch_size),
+    ("Implicit.damping", implicit.damping == 0.0, "0", implicit.damping),
+    ("Implicit.solver", implicit.solver != "identity", "another solver", '"identity"'),
+    ("key", key is None, "None", "a random key"),
+  )
+  for name, right, wanted, came in settings:
+    if not right:
       raise ValueError(
         "twice=True takes all examples, the exact Hessian and no random numbers. So "
-        f"{name} must be {wanted}. Change it, or leave twice=False."
+        f"{name} must be {wanted}: it is {came}. Change it, or leave twice=False."
       )
 
 
@@ -89,7 +89,7 @@ def newton_mode(
 
   Returns:
     the task model at the arguments; z_2, a part, NaN if K is not positive definite; and an
-    InnerInfo at z_2, without derivatives.
+    InnerInfo at z_0, without derivatives, whose steps are those of the loop alone.
 
   Raises:
     ValueError: there are more than MOST_PARAMETERS task-specific parameters, or their dtype has
@@ -123,7 +123,7 @@ def newton_mode(
 
   value, g = held.value_and_grad(unravel(z), held.batch)
   norm = optax.tree.norm(g)
-  info = InnerInfo(mode.info.steps, value, norm, norm <= (inner.tol or 1e-3))
+  info = InnerInfo(mode.info.steps, value, norm, converged(inner, norm))
 
   model = model_of(params, batch, consts)
   z = jax.lax.fori_loop(0, 2, lambda _, z: z - _times(inverse, slope(model, z)), z)
@@ -133,7 +133,7 @@ def newton_mode(
 def _inverse(k: jax.Array) -> jax.Array:
   """Return K^-1 [D, D]; NaN if K is not positive definite up to rounding."""
   root = jnp.linalg.cholesky(k)
-  # L_ii^2 / K_ii is the part of row i of K that the rows before it do not determine.
+  # L_ii^2 / K_ii is the share of K_ii that remains after the rows before row i are projected out.
   rounding = k.shape[0] * jnp.finfo(k.dtype).eps
   definite = jnp.all(jnp.square(jnp.diag(root)) > rounding * jnp.diag(k))
   with exact():

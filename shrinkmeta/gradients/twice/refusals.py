@@ -61,8 +61,8 @@ def differentiable_twice(value: jax.Array) -> jax.Array:
   twice=True has first and second derivatives: there is no third derivative.
   """
 
-  # The first derivative is multiplied by 1, the second gets 0 added. Both are functions of the
-  # value with a rule of their own, so JAX calls the rule of `zero` at the third derivative.
+  # `same` multiplies the tangent by `one`. The rule of `one` returns `zero` times the tangent. The
+  # rule of `zero` raises the error, and JAX calls it for a third derivative only.
   @jax.custom_jvp
   def zero(x: jax.Array) -> jax.Array:
     return jnp.zeros_like(x)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import special
+import scipy  # loads scipy.special, half a second, at its first use
 
 from shrinkmeta.plots import look
 
@@ -56,7 +56,7 @@ def draw_quantiles(part: Any, model: "Model") -> None:
       samples[key] = (effect.mode - effect.mode.mean()) / spread
   axes = look.panels_of(part, 1, len(samples))
   for ax, (name, values) in zip(axes, samples.items(), strict=True):
-    normal = special.ndtri((np.arange(len(values)) + 0.5) / len(values))
+    normal = scipy.special.ndtri((np.arange(len(values)) + 0.5) / len(values))
     ax.plot(normal, normal, color=look.QUIET, linewidth=1)
     ax.plot(normal, np.sort(values), ".", **_DOTS)
     look.axis_labels(ax, "normal quantile", name)
