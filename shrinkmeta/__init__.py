@@ -1,78 +1,14 @@
-"""Shrinkage meta-learning: learn which modules are task-specific, and how far each may adapt."""
+"""Shrinkage meta-learning: learn which modules are task-specific, and how far each may adapt.
 
-from shrinkmeta import plots
-from shrinkmeta.adapters import export, lora
-from shrinkmeta.algorithms.at_the_mode import empirical_bayes, imaml, sigma_imaml, sigma_reptile
-from shrinkmeta.algorithms.baselines import anil, boil, fine_tuning, hand_picked, no_adaptation
-from shrinkmeta.algorithms.table import FAMILY
-from shrinkmeta.algorithms.through_steps import fomaml, maml, meta_sgd, reptile, sigma_maml
-from shrinkmeta.base import (
-  EvidenceInfo,
-  InnerInfo,
-  MetaLearner,
-  MetaParams,
-  MetaState,
-  Metrics,
-  SolveInfo,
-  WarmStart,
-)
-from shrinkmeta.choice.choose import Choice, choose_modules
-from shrinkmeta.config import Algorithm, Implicit, Inner, LogDet
-from shrinkmeta.data.source import source
-from shrinkmeta.devices.batching import num_tasks, over_tasks
-from shrinkmeta.devices.memory import ProgramCost, program_cost
-from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks, task_mesh
-from shrinkmeta.devices.processes import check_alike, check_shared
-from shrinkmeta.diagnostics.evaluation import Difference, Evaluation, Interval, evaluate, paired
-from shrinkmeta.diagnostics.gradient_check import GradientCheck, check_meta_gradient
-from shrinkmeta.diagnostics.summary import ModuleSummary, format_summary, module_summary
-from shrinkmeta.gradients.evidence import log_evidence
-from shrinkmeta.gradients.implicit import map_estimate
-from shrinkmeta.gradients.restriction import restriction
-from shrinkmeta.learner.build import make_learner
-from shrinkmeta.mode.frozen import merge, task_axes
-from shrinkmeta.model import priors
-from shrinkmeta.model.density import log_joint, log_likelihood, log_predictive, log_prior
-from shrinkmeta.model.likelihood import (
-  Likelihood,
-  bernoulli,
-  categorical,
-  gaussian,
-  poisson,
-)
-from shrinkmeta.model.modules import (
-  Labels,
-  by_layer,
-  by_leaf,
-  by_path,
-)
-from shrinkmeta.model.tasks import Batch, Task, stack_batches, stack_tasks
-from shrinkmeta.model.variants import (
-  gaussian_with_scale,
-  in_precision,
-  mean_and_scale,
-  with_constants,
-  with_randomness,
-)
-from shrinkmeta.quasi_newton import lbfgs
-from shrinkmeta.serving.deltas import Deltas, deltas
-from shrinkmeta.serving.files import load_deltas, save_deltas
-from shrinkmeta.serving.predict import predict_tasks
-from shrinkmeta.serving.rounding import rounding_loss
-from shrinkmeta.training.callbacks import (
-  Callback,
-  json_lines,
-  progress_bar,
-  read_json_lines,
-  recorder,
-  tensorboard,
-)
-from shrinkmeta.training.checkpoints import Checkpoints, restore
-from shrinkmeta.training.fit import fit
-from shrinkmeta.training.states.save import save_state
-from shrinkmeta.uncertainty.calibration import Calibration, calibration, coverage
-from shrinkmeta.uncertainty.laplace import posterior
-from shrinkmeta.uncertainty.posterior import Posterior, Predictive
+The first use of a name below imports `shrinkmeta.public`, and JAX with it. `shrinkmeta.mixed` and
+`shrinkmeta.formulas` need neither.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from shrinkmeta.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -120,3 +56,15 @@ __all__ = (
   "GradientCheck", "check_meta_gradient",
 )
 # fmt: on
+
+
+def __getattr__(name: str) -> Any:
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  public = importlib.import_module("shrinkmeta.public")
+  globals().update({name: getattr(public, name) for name in __all__})
+  return globals()[name]
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

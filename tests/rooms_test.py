@@ -6,6 +6,9 @@ Every violation is listed with its file and line.
 import ast
 import collections
 import pathlib
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -36,6 +39,7 @@ ROOMS = (
   "adapters",
   "serving",
   "plots",
+  "public",
   "__init__",
 )
 FOREIGN = ("experiments", "tests")
@@ -239,6 +243,23 @@ def test_sizes_and_foreign_imports_are_found(library):
     "shrinkmeta/devices/wrong.py:1: imports experiments.runs",
     "shrinkmeta/devices/wrong.py:2: imports tests",
   ]
+
+
+def test_a_mixed_model_needs_no_jax():
+  """JAX takes 200 MB and a second of processor time, more than the fit of a small model."""
+  program = """
+    import sys
+    from experiments.mixed import __main__ as _
+    from shrinkmeta import mixed
+    table = {"y": [1.0, 2.0, 4.0, 3.0, 5.0, 7.0], "g": list("aabbcc")}
+    found = mixed.fit("y ~ 1 + (1 | g)", table).estimates
+    mean_squares = (20 + 1 / 3) / 3, 1.0  # between and within groups of two
+    assert abs(found.sd["(Intercept)"] ** 2 - (mean_squares[0] - mean_squares[1]) / 2) < 1e-5
+    assert not {"jax", "jaxlib", "flax", "optax"} & set(sys.modules), "JAX is imported"
+  """
+  command = [sys.executable, "-c", textwrap.dedent(program)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
 
 
 def test_the_library_does_not_import_nnx():

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 import shrinkmeta as sm
+from shrinkmeta import public
 
 ARGUMENTS = {
   "Batch": "inputs targets mask",
@@ -88,8 +89,11 @@ def test_learner_arguments():
 
 def test_all_lists_what_is_there():
   assert len(set(sm.__all__)) == len(sm.__all__)
-  missing = [name for name in sm.__all__ if not hasattr(sm, name)]
-  assert not missing
+  assert {name for name in vars(public) if name[0] != "_"} - {"shrinkmeta"} == set(sm.__all__)
+  assert all(getattr(sm, name) is getattr(public, name) for name in sm.__all__)
+  assert set(sm.__all__) <= set(dir(sm))
+  with pytest.raises(AttributeError, match="module 'shrinkmeta' has no attribute 'by_lyer'"):
+    _ = sm.by_lyer
   assert set(ARGUMENTS) | set(ALGORITHMS) <= set(sm.__all__)
   undocumented = [n for n in sm.__all__ if n != "FAMILY" and not getattr(sm, n).__doc__]
   assert not undocumented

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -48,6 +47,8 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
   """Return the versions and the device of this process."""
+  import jax  # here alone, because experiments.mixed writes files without it
+
   device = jax.devices()[0]
   return {
     "python": platform.python_version(),
@@ -81,7 +82,7 @@ def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
   """
 
   def clean(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    if hasattr(value, "__array__"):  # of NumPy or JAX
       value = np.asarray(value).tolist()
     if isinstance(value, os.PathLike):
       return os.fspath(value)
@@ -96,6 +97,8 @@ def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
 
 def fingerprint(tree: Any) -> str:
   """Return a checksum of the arrays in a tree, such as training data."""
+  import jax
+
   total = 0
   for leaf in jax.tree.leaves(tree):
     array = np.ascontiguousarray(leaf)

@@ -6,12 +6,15 @@ the command, which the text at the head of its --help names.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import app, flags
 
 from experiments.settings import algorithms as names
-from experiments.settings import machine, paths, tables
+from experiments.settings import paths, tables
+
+if TYPE_CHECKING:
+  from experiments.settings import machine
 
 T = TypeVar("T")
 Text = flags.FlagHolder[str | None]
@@ -113,8 +116,10 @@ def define_processes() -> None:
   )
 
 
-def processes() -> machine.Processes:
+def processes() -> "machine.Processes":
   """Return the values of the flags of `define_processes`; raise UsageError if one is missing."""
+  from experiments.settings import machine  # imports JAX, which experiments.mixed does without
+
   values = flags.FLAGS
   by_hand = (values.coordinator_address, values.num_processes, values.process_id)
   if any(x is not None for x in by_hand) and (None in by_hand or values.distributed):
