@@ -11,7 +11,7 @@ import pytest
 
 import shrinkmeta as sm
 
-SIZES, NOISE, SIGMA, SEEDS = (4, 8, 8, 4), 0.1, 0.3, 10
+SIZES, NOISE, SIGMA, SEEDS = (4, 8, 8, 4), 0.1, 0.3, 6
 NUM_TASKS, N, META_STEPS = 16, 32, 300
 LAYERS = tuple(f"layer_{i}" for i in range(3))
 
@@ -84,7 +84,7 @@ def test_the_layer_that_varies_is_found(optimising_jit):
   planted = np.arange(SEEDS) % 3
   own = sigma[np.arange(SEEDS), planted]
   others = np.where(planted[:, None] == np.arange(3), 0.0, sigma).max(1)
-  assert (own > others).sum() >= 9, sigma
-  assert (own >= 10 * others).sum() >= 9, sigma
+  assert (own > others).all(), sigma
+  assert (own >= 10 * others).sum() >= SEEDS - 1, sigma
   # Modes are not quite reached in 30 steps, which widens sigma; within a half of the truth.
   np.testing.assert_array_less(np.abs(np.log(own / SIGMA)), np.log(1.5), err_msg=str(sigma))

@@ -84,14 +84,14 @@ WORKLOADS = {
   ),
   "w5": dataclasses.replace(_W1, algorithms=("adapt",), tasks=256),
 }  # fmt: skip
-_TINY_CONV = {"width": 4, "size": 8, "queries": 2, "steps": 2, "mode_steps": 3, "cg": 2}
+_TINY_CONV = {"width": 4, "depth": 1, "size": 8, "queries": 2, "steps": 2, "mode_steps": 3, "cg": 2}
 _TINY: dict[str, dict[str, Any]] = {
-  "w1": _TINY_CONV | {"tasks": 2, "depth": 2},
-  "w2": _TINY_CONV | {"tasks": 2, "depth": 2, "ways": 3, "shots": 2, "batch_size": 3},
+  "w1": _TINY_CONV | {"tasks": 2},
+  "w2": _TINY_CONV | {"tasks": 2, "ways": 3, "shots": 2, "batch_size": 3},
   "w3": {"tasks": 2, "width": 5},
   "w4": {"tasks": 2, "shots": 2, "queries": 2, "width": 8, "depth": 2, "size": 4,
          "vocabulary": 7, "steps": 2, "mode_steps": 2, "cg": 2, "moving": ("block_1", "head")},
-  "w5": _TINY_CONV | {"tasks": 4, "depth": 2},
+  "w5": _TINY_CONV | {"tasks": 4},
 }  # fmt: skip
 
 
