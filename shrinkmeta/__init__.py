@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from shrinkmeta import mixed as mixed
   from shrinkmeta.public import *  # noqa: F403
 
 __version__ = "0.1.0"
@@ -59,6 +60,8 @@ __all__ = (
 
 
 def __getattr__(name: str) -> Any:
+  if name == "mixed":
+    return importlib.import_module("shrinkmeta.mixed")
   if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   public = importlib.import_module("shrinkmeta.public")

@@ -250,9 +250,9 @@ def test_a_mixed_model_needs_no_jax():
   program = """
     import sys
     from experiments.mixed import __main__ as _
-    from shrinkmeta import mixed
+    import shrinkmeta as sm
     table = {"y": [1.0, 2.0, 4.0, 3.0, 5.0, 7.0], "g": list("aabbcc")}
-    found = mixed.fit("y ~ 1 + (1 | g)", table).estimates
+    found = sm.mixed.fit("y ~ 1 + (1 | g)", table).estimates
     mean_squares = (20 + 1 / 3) / 3, 1.0  # between and within groups of two
     assert abs(found.sd["(Intercept)"] ** 2 - (mean_squares[0] - mean_squares[1]) / 2) < 1e-5
     assert not {"jax", "jaxlib", "flax", "optax"} & set(sys.modules), "JAX is imported"

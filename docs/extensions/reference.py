@@ -17,11 +17,11 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 
 import shrinkmeta as sm
-import shrinkmeta.mixed  # noqa: F401 (makes sm.mixed known)
+from shrinkmeta import public
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 FOLDER = ROOT / "docs" / "reference"
-ROOMS = {"Mixed models": "mixed"}  # public rooms that `import shrinkmeta` does not bring
+ROOMS = {"Mixed models": "mixed"}  # public rooms besides `__all__`
 LEARNER = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
 
 
@@ -81,7 +81,7 @@ def text_of(name: str) -> str:
   if inspect.isfunction(value) or inspect.ismodule(value) or _is_class(value):
     return inspect.getdoc(value) or ""
   room, _, last = name.rpartition(".")
-  module = operator.attrgetter(room)(sm) if room else sm
+  module = operator.attrgetter(room)(sm) if room else public
   imports = [x for x in ast.parse(_source(module.__name__)).body if isinstance(x, ast.ImportFrom)]
   home = next((x.module for x in imports if last in {alias.name for alias in x.names}), None)
   source = _source(home or module.__name__)

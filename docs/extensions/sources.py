@@ -22,7 +22,6 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 import shrinkmeta as sm
-import shrinkmeta.mixed  # noqa: F401 (so that sm.mixed is there)
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 SHOWN = {".py", ".sh", ".yml", ".yaml", ".cfg", ".toml"}
