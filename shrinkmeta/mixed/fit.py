@@ -20,6 +20,8 @@ If the model has one grouping factor, the name of a random effect is the name of
 "school:class (Intercept)".
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from shrinkmeta.formulas.design import Design
@@ -36,6 +38,8 @@ ESTIMATORS = ("ml", "reml", "predictive")
 # With so many, a criterion is smooth and slow: every other point of the grid will do.
 _MANY_GROUPS, _MANY_ROWS = 2000, 20000
 _PREDICTIVE_STARTS = 3
+# With so few counts or successes, a maximum with a correlation may lie apart from the others.
+_FEW_ROWS, _TILTED_STARTS, _TILT = 200, 3, 0.9
 _NEAR_ONE = 0.2  # a diagonal entry of Lambda, to the norm of its row: |correlation| > 0.98
 _LOWER = 1e-6  # nats from which another minimum is the better one
 _FAR_ETA = float(np.log(9.0))  # a fitted probability of 0.9
@@ -94,7 +98,7 @@ def fit(
 def best(
   objective: search.Objective,
   starts: list[np.ndarray],
-  hessians: list[np.ndarray] | None = None,
+  hessians: Sequence[np.ndarray | None] | None = None,
   tol: float = 1e-9,
   most: int = 200,
 ) -> search.Minimum:
@@ -103,7 +107,7 @@ def best(
   Args:
     objective: x -> (value, gradient).
     starts: the values of x from which to start, at least one.
-    hessians: estimates of the Hessian at each start, or None.
+    hessians: an estimate of the Hessian at each start, or None for differences.
     tol, most: as for `search.minimise`.
 
   Returns:
@@ -114,6 +118,17 @@ def best(
     search.minimise(objective, x, h, tol, most) for x, h in zip(starts, guesses, strict=True)
   ]
   return min(found, key=lambda one: round(one.value, 8))
+
+
+def _tilted(data: Blocks, theta: np.ndarray, correlation: float) -> np.ndarray:
+  """theta of the same standard deviations, with this correlation of an effect and the first."""
+  scales = data.lambdas(theta)
+  for level, scale in zip(data.levels, scales, strict=True):
+    for low, high in level.correlated:
+      for j in range(low + 1, high):
+        size = scale[j, j]
+        scale[j, low], scale[j, j] = correlation * size, np.sqrt(1 - correlation**2) * size
+  return data.pick(scales)
 
 
 def _from_inside(
@@ -192,9 +207,15 @@ def _laplace(data: Blocks, family: Family) -> Maximum:
   starts = search.starts(value, k, data.diagonal, grid)
   if not data.levels:
     value(starts[0])
+  guesses: list[np.ndarray | None] = [curvatures[tuple(theta)] for theta in starts]
+  if rows <= _FEW_ROWS and any(level.correlated for level in data.levels):
+    for correlation in (_TILT, -_TILT):
+      tilted = lambda theta, c=correlation: _tilted(data, theta, c)
+      along = search.starts(lambda theta, f=tilted: value(f(theta)), k, data.diagonal, grid)
+      starts += [tilted(theta) for theta in along[:_TILTED_STARTS]]
+  guesses += [None] * (len(starts) - len(guesses))
   points = [np.concatenate([effects[tuple(theta)], theta]) for theta in starts]
   objective = criterion.value_and_gradient
-  guesses = [curvatures[tuple(theta)] for theta in starts]
   found = _from_inside(objective, best(objective, points, guesses), data, p)
   minimum, x, free = estimates.settle(objective, found, data, p)
   beta, theta = x[:p], x[p:]

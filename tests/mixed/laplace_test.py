@@ -209,6 +209,16 @@ def test_a_maximum_behind_a_correlation_of_one():
   assert -0.95 < found.correlation[ONE, "x"] < -0.93
 
 
+def test_a_maximum_with_a_correlation_apart_from_the_others():
+  """Eight pairs of 0 or 1; the best of 12 random starts of another likelihood."""
+  x = np.array([3.3236, 2.3966, 1.7363, 4.1403, 3.8352, 2.7291, 3.3589, 4.4348,
+                2.3024, 2.468, 2.2559, 3.7348, 3.3153, 2.9701, 1.3924, 2.835])  # fmt: skip
+  y = np.array([1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0.0])
+  table = {"x": x, "y": y, "g": np.repeat(np.arange(8), 2)}
+  found = fit(design(table, "y", [ONE, "x"], ("g", [ONE, "x"], True)), "logistic")
+  assert found.converged and found.log_likelihood == pytest.approx(-6.66768, abs=1e-4)
+
+
 def test_groups_of_one_kind_alone_have_no_finite_sd():
   """Pairs of two successes or two failures: the likelihood itself rises with the sd."""
   both = lambda sd: scipy.integrate.quad(
