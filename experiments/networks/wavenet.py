@@ -41,6 +41,12 @@ def receptive_field(config: Config) -> int:
   return 1 + sum(config.dilations)
 
 
+def layers(config: Config) -> tuple[str, ...]:
+  """Return the names of the layers, which are the keys of the parameters, from input to output."""
+  gated = (f"layer_{i}" for i in range(len(config.dilations)))
+  return ("embed", *gated, "head_0", "head_1")
+
+
 def init(key: jax.Array, config: Config) -> Params:
   """Draw parameters. Kernels have standard deviation 1 / sqrt(inputs), and biases are 0.
 
@@ -85,7 +91,7 @@ def apply(config: Config, params: Params, levels: jax.Array) -> jax.Array:
       f"This network wants at least {receptive_field(config)} samples, its receptive field; got "
       f"{levels.shape[-1]}. Pass more samples, or take smaller dilations."
     )
-  x, skips = params["embed"]["table"][levels], 0.0
+  x, skips = params["embed"]["table"][levels], jnp.zeros([])
   for i, dilation in enumerate(config.dilations):
     layer, now = params[f"layer_{i}"], x[..., dilation:, :]
     update, skip = _layer(layer, x[..., :-dilation, :], now)
@@ -139,12 +145,12 @@ def sample(
 
   def column(past: tuple[jax.Array, ...], level: jax.Array) -> tuple[Any, jax.Array]:
     """One column of the network: (the inputs that layers keep, logits of the next sample)."""
-    x, skips, kept = params["embed"]["table"][level], 0.0, []
+    x, skips, kept = params["embed"]["table"][level], jnp.zeros([]), []
     for i, memory in enumerate(past):
       update, skip = _layer(params[f"layer_{i}"], memory[0], x)
       kept.append(jnp.concatenate([memory[1:], x[None]]))
       x, skips = x + update, skips + skip
-    return tuple(kept), _head(params, jnp.asarray(skips))
+    return tuple(kept), _head(params, skips)
 
   def draw(carry: Any, key: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     past, logits = carry

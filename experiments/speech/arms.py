@@ -1,8 +1,8 @@
 """The methods: how sigma is learned from speakers, and how each method adapts to a new speaker.
 
-A module is a layer of the network: the embedding, one gated layer, or one of the two dense layers of
-the head. All methods begin at the same phi, the base. So their differences come from what may move,
-and how far.
+A module is a layer of the network: the embedding, one gated layer, or one of the two dense layers
+of the head. All methods begin at the same phi, the base. So their differences come from what may
+move, and how far.
 """
 
 import functools
@@ -100,9 +100,7 @@ def learn_sigma(
   round. All rounds are drawn anew in every update.
   """
   own = config.meta
-  inner = sm.Inner(
-    decaying(own.z_rate, own.decay), steps=own.inner_steps, batch_size=own.pieces
-  )
+  inner = sm.Inner(decaying(own.z_rate, own.decay), steps=own.inner_steps, batch_size=own.pieces)
   learner = sigma_imaml(config, params)(inner)
   rounds = len(model.ADAPT) + len(model.EVALUATE)
 
@@ -135,7 +133,7 @@ def padded(batch: sm.Batch, rows: int) -> sm.Batch:
   n = batch.targets.shape[1]
   fill = lambda x: np.pad(x, [(0, 0), (0, rows - n), *[(0, 0)] * (x.ndim - 2)])
   mask = np.broadcast_to(np.arange(rows) < n, (len(batch.targets), rows)).astype(np.float32)
-  return jax.tree.map(jnp.asarray, sm.Batch(fill(batch.inputs), fill(batch.targets), mask))
+  return sm.Batch(*map(jnp.asarray, (fill(batch.inputs), fill(batch.targets), mask)))
 
 
 def adapt_and_evaluate(

@@ -92,7 +92,7 @@ def train_base(
     own.steps,
     meta_batch=1,
     callbacks=(sm.json_lines(log),),
-    checkpoints=sm.Checkpoints(folder / "states", every=max(1, own.steps // 8), keep=2),
+    checkpoints=sm.Checkpoints(folder / "states", every=500, keep=2),
   )
   losses = [record["phi_loss"] / config.pieces.length for record in sm.read_json_lines(log)]
   if not all(map(math.isfinite, losses)):

@@ -78,7 +78,6 @@ def _spectrograms(path: pathlib.Path, sounds: Mapping[str, Any]) -> None:
   """Draw the spectrogram of each sound, in dB below the loudest part of all."""
   figure = Figure((7.5, 1.75 * len(_ROWS)), layout="constrained")
   axes = figure.subplots(len(_ROWS), 1, sharex=True, sharey=True)
-  image = None
   for ax, (name, title) in zip(axes, _ROWS.items(), strict=True):
     sound = mu_law.decode(np.array(sounds[name]["levels"]))
     window = min(256, len(sound) // 2)
@@ -87,11 +86,11 @@ def _spectrograms(path: pathlib.Path, sounds: Mapping[str, Any]) -> None:
     power = np.square(np.abs(np.fft.rfft(frames, axis=-1))).T
     decibels = 10 * np.log10(power / (window / 8) ** 2 + 1e-9)
     extent = (0.0, len(sound) / RATE, 0.0, RATE / 2_000)
-    image = ax.imshow(
+    ax.imshow(
       decibels, origin="lower", aspect="auto", extent=extent, vmin=-50, vmax=10, cmap="magma"
     )
     ax.set_title(title)
     ax.set_ylabel("kHz")
   axes[-1].set_xlabel("seconds")
-  figure.colorbar(image, ax=list(axes), label="dB", shrink=0.6)
+  figure.colorbar(axes[-1].get_images()[0], ax=list(axes), label="dB", shrink=0.6)
   canvas.save(path, figure)

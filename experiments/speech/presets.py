@@ -10,7 +10,7 @@ from experiments.settings.schema import Config
 
 MEANINGS = {
   "data": '"digits", the spoken Arabic digits, or "synthetic", artificial speakers',
-  "network": "dilations of the layers, channels, channels of the skips, and hidden ones of the head",
+  "network": "dilations of the layers, channels, channels of the skips, and those inside the head",
   "pieces": "of each recording the `count` loudest pieces of `length` predicted samples",
   "base": "steps, pieces a step, and the largest rate of Adam",
   "meta": "updates of sigma (steps) on so many speakers each; recordings to adapt on; inner steps, "
@@ -41,7 +41,7 @@ def _cpu() -> dict[str, Any]:
     "pieces": {"count": 6, "length": 256},
     "base": {"steps": 4_000, "pieces": 16, "rate": 6e-3},
     "meta": {
-      "steps": 20,
+      "steps": 30,
       "speakers": 3,
       "recordings": 10,
       "inner_steps": 200,
@@ -59,12 +59,12 @@ def _cpu() -> dict[str, Any]:
       "pieces": 2,
       "decay": 100,
     },
-    "tune": {"recordings": 10, "steps": (30, 100, 300)},
+    "tune": {"recordings": 10, "steps": (0, 1, 3, 10, 30, 100, 300, 1_000)},
     "rates": {
       "sigma_imaml": (0.03, 0.1),
-      "fine_tuning": (1e-3, 3e-3, 1e-2),
-      "head": (3e-3, 1e-2),
-      "biases": (1e-2, 3e-2),
+      "fine_tuning": (1e-4, 3e-4, 1e-3),
+      "head": (1e-3, 3e-3),
+      "biases": (3e-3, 1e-2),
     },
     "methods": METHODS,
     "samples": 8_000,

@@ -16,6 +16,7 @@ import numpy as np
 
 import shrinkmeta as sm
 from experiments.datasets.speech.voices import Voices
+from experiments.networks import wavenet
 from experiments.runs import files
 from experiments.settings.schema import Config
 from experiments.speech import arms, model, samples
@@ -56,7 +57,7 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
     "speakers": {split: list(v.names) for split, v in speakers.items()},
     "parameters": sum(x.size for x in jax.tree.leaves(base)),
     "base_nats": _thinned(losses),
-    "sigma": _sigma(base, state),
+    "sigma": _sigma(config, state),
     "sigma_log": [{k: v for k, v in r.items() if k != "seconds"} for r in log],
     "methods": methods,
     "samples": drawn,
@@ -71,11 +72,11 @@ def _thinned(values: Sequence[float], count: int = 50) -> list[list[float]]:
   return [[int(p[-1]) + 1, float(np.mean([values[i] for i in p]))] for p in parts]
 
 
-def _sigma(params: PyTree, state: sm.MetaState) -> list[dict[str, Any]]:
+def _sigma(config: Config, state: sm.MetaState) -> list[dict[str, Any]]:
   """Return sigma, size and the expected norm of an update, sigma sqrt(parameters), by layer."""
   table = []
-  for module, part in params.items():
-    size = sum(x.size for x in jax.tree.leaves(part))
+  for module in wavenet.layers(model.network(config)):
+    size = sum(x.size for x in jax.tree.leaves(state.phi[module]))
     sigma = float(jnp.exp(0.5 * state.log_sigma2[module]))
     norm = sigma * math.sqrt(size)
     table.append({"module": module, "parameters": size, "norm": norm, "sigma": sigma})

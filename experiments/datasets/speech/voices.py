@@ -73,7 +73,9 @@ def synthetic(context: int, length: int, count: int) -> dict[str, Voices]:
     loud = np.exp(-(((time - rng.uniform(0.04, 0.08, each)) / 0.02) ** 2))
     noise = 0.01 * rng.standard_normal((*each[:-1], len(time)))
     names = tuple(f"{split} {i}" for i in range(speakers))
-    result[split] = voices(Sounds(np.float32(loud * tone + noise), names), context, length, count)
+    result[split] = voices(
+      Sounds((loud * tone + noise).astype(np.float32), names), context, length, count
+    )
   return result
 
 
