@@ -13,7 +13,7 @@ import optax
 import shrinkmeta as sm
 from experiments.datasets.speech import voices
 from experiments.datasets.speech.voices import Voices
-from experiments.networks import wavenet
+from experiments.networks.audio import wavenet
 from experiments.settings.schema import Config
 
 PyTree = Any

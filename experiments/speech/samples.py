@@ -18,7 +18,7 @@ import shrinkmeta as sm
 from experiments.datasets.speech import mu_law
 from experiments.datasets.speech.spoken_digits import RATE
 from experiments.datasets.speech.voices import Voices
-from experiments.networks import wavenet
+from experiments.networks.audio import wavenet
 from experiments.runs import files
 from experiments.settings.schema import Config
 from experiments.speech import model

@@ -16,7 +16,7 @@ import numpy as np
 
 import shrinkmeta as sm
 from experiments.datasets.speech.voices import Voices
-from experiments.networks import wavenet
+from experiments.networks.audio import wavenet
 from experiments.runs import files
 from experiments.settings.schema import Config
 from experiments.speech import arms, model, samples

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 import shrinkmeta as sm
-from experiments.networks import wavenet
+from experiments.networks.audio import wavenet
 from experiments.speech import arms, model, presets, report, samples, stages
 
 

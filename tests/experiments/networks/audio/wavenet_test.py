@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.networks import wavenet
+from experiments.networks.audio import wavenet
 
 CONFIG = wavenet.Config(dilations=(1, 3, 4), channels=3, skip=5, hidden=4)
 FIELD = wavenet.receptive_field(CONFIG)
