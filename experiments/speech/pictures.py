@@ -37,7 +37,7 @@ def draw(folder: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> None:
-  """Draw held-out (lines) and training (dotted) nats, a panel for each number of recordings."""
+  """Draw nats of held-out samples, a panel for each number of recordings."""
   own = results[0]["config"]["adapt"]
   steps = np.array(own["steps"])
   figure = Figure((7.5, 3.0 * len(own["recordings"])), layout="constrained")
@@ -65,8 +65,10 @@ def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> Non
         linestyle="-" if ours else "--",
       )
     room = max(max(shown) - min(shown), 1e-3)
-    ax.set_ylim(min(shown) - 0.08 * room, min(max(shown), none + room) + 0.08 * room)
+    ax.set_ylim(min(shown) - 0.08 * room, max(shown) + 0.08 * room)
     ax.set_xscale("log")
+    ax.set_xticks(steps[1:], [f"{s:,}" for s in steps[1:]])
+    ax.minorticks_off()
     ax.set_title(f"{recordings} recordings; dotted: no adaptation")
     ax.set_ylabel("nats per held-out sample")
   axes[-1].set_xlabel("adaptation steps")

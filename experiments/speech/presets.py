@@ -130,6 +130,11 @@ def _check(config: Config) -> None:
   for name, count in (("meta.pieces", meta.pieces), ("adapt.pieces", adapt.pieces)):
     if count > most:
       raise ValueError(f"{name} is at most {most}, the pieces of ten recordings; got {count}.")
+  if config.samples < config.pieces.length:
+    raise ValueError(
+      f"samples is at least pieces.length, {config.pieces.length}, because drawn sound is compared "
+      f"with pieces of recordings; got {config.samples}."
+    )
   if config.data not in ("digits", "synthetic"):
     raise ValueError(f'data is "digits" or "synthetic"; got {config.data!r}.')
   if unknown := set(config.methods) - set(METHODS) or set(NEEDED) - set(config.methods):

@@ -61,10 +61,11 @@ def stage(
     levels, log_probs = jax.device_get(draw(thetas, keys, prefix))
     sound = mu_law.decode(levels)
     write(folder / "samples" / f"{name}.wav", sound[0])
-    far = spectrum(sound[:, None]) - spectrum(heard)
+    whole = sound.shape[-1] // heard.shape[-1] * heard.shape[-1]
+    pieces = sound[:, :whole].reshape(count, -1, heard.shape[-1])  # as long as those of recordings
     result[name] = {
-      "level": (loudness(sound[:, None]) - loudness(heard)).tolist(),
-      "spectrum": np.abs(far).mean(-1).tolist(),
+      "level": (loudness(pieces) - loudness(heard)).tolist(),
+      "spectrum": np.abs(spectrum(pieces) - spectrum(heard)).mean(-1).tolist(),
       "nats": (-log_probs.mean(-1)).tolist(),
       "levels": levels[0].tolist(),
     }

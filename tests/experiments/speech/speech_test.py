@@ -27,6 +27,7 @@ from experiments.speech import arms, model, presets, report, samples, stages
     ("methods=('head',)", "sigma_imaml and fine_tuning are among them"),
     ("rates.head=()", "rates.head are positive numbers"),
     ("adapt.pieces=61", "adapt.pieces is at most 60"),
+    ("samples=100", "samples is at least pieces.length, 256"),
     ("data='birds'", '"digits" or "synthetic"'),
     ("meta.step=3", "Did you mean"),
     ("base.steps=0", "positive number"),
