@@ -83,13 +83,20 @@ def _spectrograms(path: pathlib.Path, sounds: Mapping[str, Any]) -> None:
   for ax, (name, title) in zip(axes, _ROWS.items(), strict=True):
     sound = mu_law.decode(np.array(sounds[name]["levels"]))
     window = min(256, len(sound) // 2)
-    starts = np.arange(0, len(sound) - window + 1, window // 4)
+    starts = np.arange(0, len(sound) - window + 1, window // 2)
     frames = sound[starts[:, None] + np.arange(window)] * np.hanning(window)
     power = np.square(np.abs(np.fft.rfft(frames, axis=-1))).T
     decibels = 10 * np.log10(power / (window / 8) ** 2 + 1e-9)
     extent = (0.0, len(sound) / RATE, 0.0, RATE / 2_000)
     ax.imshow(
-      decibels, origin="lower", aspect="auto", extent=extent, vmin=-50, vmax=10, cmap="magma"
+      decibels,
+      origin="lower",
+      aspect="auto",
+      extent=extent,
+      vmin=-50,
+      vmax=10,
+      cmap="magma",
+      interpolation="nearest",
     )
     ax.set_title(title)
     ax.set_ylabel("kHz")

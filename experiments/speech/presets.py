@@ -63,7 +63,7 @@ def _cpu() -> dict[str, Any]:
     "rates": {
       "sigma_imaml": (0.03, 0.1),
       "fine_tuning": (1e-4, 3e-4, 1e-3),
-      "head": (1e-3, 3e-3),
+      "head": (1e-4, 3e-4),
       "biases": (3e-3, 1e-2),
     },
     "methods": METHODS,

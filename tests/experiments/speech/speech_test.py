@@ -45,15 +45,21 @@ SETTINGS = (
   "base.steps=40",
   "adapt.recordings=(10,)",
   "tune.steps=(0,1,5)",
+  "meta.steps=1",
   "meta.inner_steps=2",
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """A run of all stages with fewer methods, and its folder."""
+  """A run of all stages with fewer methods, whose first start stops in the base; its folder."""
   folder = tmp_path_factory.mktemp("speech") / "run"
   config = presets.load("synthetic", SETTINGS)
+  fit = sm.fit
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sm, "fit", lambda *given, **more: fit(*given[:3], 25, **more))
+    _, losses = model.train_base(config, model.load(config)["train"], 0, folder / "base")
+  assert len(losses) == 25
   return config, folder, stages.run(config, 0, folder, None)
 
 
@@ -105,18 +111,14 @@ def test_a_second_start_computes_nothing_again(finished, monkeypatch):
     stages.run(config, 1, folder, None)
 
 
-def test_a_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
-  config, folder, _ = finished
+def test_a_stopped_run_ends_like_an_uninterrupted_one(finished, tmp_path):
+  config, folder, result = finished
   speakers = model.load(config)["train"]
-  whole, _ = model.train_base(config, speakers, 0, folder / "base")
-  fit = sm.fit
-  with monkeypatch.context() as patch:
-    patch.setattr(sm, "fit", lambda *given, **more: fit(*given[:3], 25, **more))
-    _, losses = model.train_base(config, speakers, 0, tmp_path)
-    assert len(losses) == 25
-  again, losses = model.train_base(config, speakers, 0, tmp_path)
+  stopped, _ = model.train_base(config, speakers, 0, folder / "base")
+  whole, losses = model.train_base(config, speakers, 0, tmp_path)
   assert len(losses) == config.base.steps
-  jax.tree.map(np.testing.assert_array_equal, whole, again)
+  jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+  assert result["base_nats"] == [[i + 1, loss] for i, loss in enumerate(losses)]
 
 
 def test_drawn_sound(finished):

@@ -1,5 +1,7 @@
 """Pieces of recordings, and the mu-law, against closed forms."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,14 @@ def test_artificial_speakers_differ_and_repeat():
 def test_sounds_without_their_folder(tmp_path):
   with pytest.raises(FileNotFoundError, match="index.csv does not exist"):
     spoken_digits.load_sounds(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif("SHRINKMETA_DATA" not in os.environ, reason="SHRINKMETA_DATA is not set")
+def test_real_recordings():
+  found = voices.load(256, 256, 6)
+  shapes = {split: v.levels.shape for split, v in found.items()}
+  assert shapes == {split: (n, 6, 10, 6, 512) for split, n in spoken_digits.SPEAKERS.items()}
+  predicted = mu_law.decode(found["test"].levels[..., 256:])
+  # Voiced sound, not silence: each recording is scaled to a largest value of 1.
+  assert 0.15 < np.sqrt(np.square(predicted).mean()) < 0.5
+  assert np.abs(predicted).max((-2, -1)).min() > 0.5
