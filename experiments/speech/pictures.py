@@ -83,7 +83,7 @@ def _spectrograms(path: pathlib.Path, sounds: Mapping[str, Any]) -> None:
   for ax, (name, title) in zip(axes, _ROWS.items(), strict=True):
     sound = mu_law.decode(np.array(sounds[name]["levels"]))
     window = min(256, len(sound) // 2)
-    starts = np.arange(0, len(sound) - window + 1, window // 2)
+    starts = np.arange(0, len(sound) - window + 1, window // 4)
     frames = sound[starts[:, None] + np.arange(window)] * np.hanning(window)
     power = np.square(np.abs(np.fft.rfft(frames, axis=-1))).T
     decibels = 10 * np.log10(power / (window / 8) ** 2 + 1e-9)

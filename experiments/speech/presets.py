@@ -18,7 +18,8 @@ MEANINGS = {
   "sigma^2; sigma at the start; most steps and tolerance of conjugate gradients",
   "adapt": "numbers of recordings; steps after which new speakers are evaluated; pieces of a step; "
   "the rate is r / (1 + t / decay) after t steps",
-  "tune": "recordings and steps at which rates are compared on the validation speakers",
+  "tune": "recordings and steps, some of adapt.steps, at which rates are compared on the "
+  "validation speakers",
   "rates": "method -> the rates r to choose from",
   "methods": "which methods are compared",
   "samples": "samples of sound that an adapted network draws",
@@ -80,7 +81,7 @@ def _synthetic() -> dict[str, Any]:
   config["base"] = {"steps": 60, "pieces": 8, "rate": 1e-2}
   config["meta"] |= {"steps": 2, "speakers": 2, "inner_steps": 3, "cg_steps": 2}
   config["adapt"] |= {"recordings": (10, 20), "steps": (0, 1, 5)}
-  config["tune"] = {"recordings": 10, "steps": (1, 2)}
+  config["tune"] = {"recordings": 10, "steps": (0, 1, 5)}
   config["rates"] = {name: rates[-1:] for name, rates in config["rates"].items()}
   config["samples"] = 50
   return config
@@ -114,6 +115,11 @@ def _check(config: Config) -> None:
       raise ValueError(f"{name} are ascending numbers, as in --set={name}=(1,10); got {values}.")
   if adapt.steps[0] != 0 or len(adapt.steps) < 2:
     raise ValueError(f"adapt.steps begin with 0, the base without adaptation; got {adapt.steps}.")
+  if other := [steps for steps in tune.steps if steps not in adapt.steps]:
+    raise ValueError(
+      f"tune.steps are some of adapt.steps, {adapt.steps}, because the test speakers are evaluated "
+      f"at the best of them; got {other[0]}."
+    )
   if config.network.dilations[0] == 0:
     raise ValueError(f"network.dilations are at least 1; got {config.network.dilations}.")
   for name, values in (

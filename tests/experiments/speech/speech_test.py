@@ -21,6 +21,7 @@ from experiments.speech import arms, model, presets, report, samples, stages
     ("adapt.steps=(1,10)", "adapt.steps begin with 0"),
     ("adapt.steps=(0,10,5)", "adapt.steps are ascending"),
     ("tune.steps=()", "tune.steps are ascending"),
+    ("tune.steps=(0,7)", "tune.steps are some of adapt.steps, .*got 7"),
     ("adapt.recordings=(10,15)", "10, 20, 30 or 40.*got 15"),
     ("meta.recordings=60", "evaluated on the last two of six rounds; got 60"),
     ("network.dilations=(0,1)", "network.dilations are at least 1"),
@@ -44,7 +45,6 @@ SETTINGS = (
   "network.dilations=(2,)",
   "base.steps=40",
   "adapt.recordings=(10,)",
-  "tune.steps=(0,1,5)",
   "meta.steps=1",
   "meta.inner_steps=2",
 )
