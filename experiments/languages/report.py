@@ -4,7 +4,6 @@ Intervals are those of the mean over languages. Differences are paired: both met
 on the same bytes of the same language.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,21 +14,11 @@ import numpy as np
 from experiments.languages.pictures import draw
 from experiments.languages.stages import FORMAT
 from experiments.report import statistics
+from experiments.report.tables import markdown
 from experiments.runs import files
 
 Result = Mapping[str, Any]  # the content of results.json
 BASELINE = "no_adaptation"
-
-
-def read(path: pathlib.Path) -> dict[str, Any]:
-  """Return the content of a results.json; raise ValueError if the file is anything else."""
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path} cannot be read: {error}.") from error
-  if not isinstance(found, dict) or found.get("format") != FORMAT:
-    raise ValueError(f"{path} is no result of experiments.languages. Wanted format {FORMAT!r}.")
-  return found
 
 
 def bits(results: Sequence[Result], method: str, articles: int, steps: int) -> np.ndarray | None:
@@ -136,15 +125,15 @@ def text(result: Result) -> str:
     f"{len(result['languages']['test'])} test languages.",
     "Bits per byte of the last ten articles; - chosen: minus sigma_imaml_chosen after the same "
     "steps.",
-    _aligned(comparison([result])),
+    markdown.aligned(comparison([result])),
     "Best step, and the last step minus it.",
-    _aligned(overfitting([result])),
+    markdown.aligned(overfitting([result])),
     "sigma by layer and kernel; norm = sigma sqrt(parameters).",
-    _aligned(sigma([result])),
+    markdown.aligned(sigma([result])),
     "The path of choose_modules. Losses are nats per window.",
     result["choice"]["text"],
     "Bytes a language, and the rate that the validation languages chose.",
-    _aligned(sizes([result])),
+    markdown.aligned(sizes([result])),
     f"Served: {served['rows']} rows of {served['languages']} languages in one batch, "
     f"{served['bits_together']:.6f} bits per byte; one language at a time "
     f"{served['bits_one_by_one']:.6f}; largest difference of a logit "
@@ -156,22 +145,9 @@ def text(result: Result) -> str:
   return "\n\n".join(parts)
 
 
-def _aligned(records: Sequence[Mapping[str, Any]]) -> str:
-  cells = [list(records[0]), *([_cell(value) for value in r.values()] for r in records)]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-  return "\n".join(map(line, cells))
-
-
-def _cell(value: Any) -> str:
-  if not isinstance(value, float):
-    return str(value)
-  return f"{value:.4f}" if 1e-3 <= abs(value) or not value else f"{value:.1e}"
-
-
 def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
   """Write the CSV files of several runs of one preset, and their pictures, to a folder."""
-  results = sorted((read(path) for path in paths), key=lambda r: r["seed"])
+  results = sorted((files.read_result(path, FORMAT) for path in paths), key=lambda r: r["seed"])
   settings = [{k: v for k, v in r["config"].items() if k != "methods"} for r in results]
   if any(one != settings[0] for one in settings):
     raise ValueError(
@@ -190,6 +166,6 @@ def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
     "sizes": sizes(results),
   }
   for name, records in tables.items():
-    written = [{key: _cell(value) for key, value in record.items()} for record in records]
+    written = [{key: markdown.cell(value) for key, value in record.items()} for record in records]
     files.write_table(out / f"{name}.csv", written)
   draw(out, results)

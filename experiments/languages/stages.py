@@ -4,11 +4,9 @@ A stage writes its result whole or not at all. A second start reads the existing
 continues with the first missing one.
 """
 
-import json
 import math
 import pathlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +63,7 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
   versions = declarations.synthetic() if synthetic else declarations.load(data_dir)
   split = split_languages(config, versions, seed)
   about = {"format": FORMAT, "config": config.to_dict(), "seed": seed}
-  _begin(folder, about | {"data": declarations.digest(versions)})
+  files.begin_run(folder, about | {"data": declarations.digest(versions)})
   logging.info("%s: the base on %d versions", folder, len(split.base))
   base, losses = model.train_base(config, split.base, seed, folder / "base")
   made = arms.make_arms(config, base, seed)
@@ -79,18 +77,18 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
     else:
       state = arm.make(_NO_STEPS).init(arm.params, constants=arm.constants)
     ready[name] = Ready(arm, state)
-  choice = _stage(folder / "choice.json", lambda: _choice(config, ready["sigma_imaml"], split))
+  choice = files.stage(folder / "choice.json", lambda: _choice(config, ready["sigma_imaml"], split))
   chosen = tuple(choice["modules"]) or (choice["curve"][1]["added"],)
   ready["sigma_imaml_chosen"] = _kept(config, ready["sigma_imaml"], chosen)
   judge = _Judge(config, split, seed)
   methods = {}
   for name in config.methods:
     method = judge.method(name, ready[name])
-    tuned = _stage(folder / f"rate_{name}.json", method.tune)
-    methods[name] = tuned | _stage(
+    tuned = files.stage(folder / f"rate_{name}.json", method.tune)
+    methods[name] = tuned | files.stage(
       folder / f"adapted_{name}.json", lambda m=method, rate=tuned["rate"]: m.adapt(rate)
     )
-  served = _stage(
+  served = files.stage(
     folder / "served.json",
     lambda: judge.serve(ready["sigma_imaml_chosen"], methods["sigma_imaml_chosen"]["rate"], folder),
   )
@@ -108,37 +106,6 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
   }
   files.write_document(folder / "results.json", result)
   return result
-
-
-def _begin(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
-  """Write run.json, or raise ValueError if the folder holds another run."""
-  about = json.loads(files.strict_json(about))
-  file = folder / "run.json"
-  if not file.exists():
-    files.write_document(file, about)
-    return
-  try:
-    found = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{file} cannot be read: {error}. Choose another --out.") from error
-  if different := [name for name, value in about.items() if found.get(name) != value]:
-    raise ValueError(
-      f"{folder} holds a run that differs in {', '.join(different)}. Choose another --out, or "
-      "remove the folder."
-    )
-
-
-def _stage(file: pathlib.Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-  """Return the content of a JSON file; if it is missing, compute and write it first."""
-  if not file.exists():
-    start = time.perf_counter()
-    content = dict(compute())
-    content["seconds"] = time.perf_counter() - start
-    logging.info("%s: %.0f seconds", file, content["seconds"])
-    files.write_document(file, content)
-  content = json.loads(file.read_text(encoding="utf-8"))
-  content.pop("environment")
-  return content
 
 
 def _up(count: int, multiple: int) -> int:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, strict JSON, and the versions stored in it."""
+"""Files that are written whole or not at all, strict JSON, and the stages of a run."""
 
 import contextlib
 import csv
@@ -8,11 +8,13 @@ import math
 import os
 import pathlib
 import platform
+import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from absl import logging
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -73,6 +75,49 @@ def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
+
+
+def begin_run(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
+  """Write `about` to run.json in a folder, or raise ValueError if the folder holds another run."""
+  about = json.loads(strict_json(about))
+  file = folder / "run.json"
+  if not file.exists():
+    write_document(file, about)
+    return
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{file} cannot be read: {error}. Choose another --out.") from error
+  if different := [name for name, value in about.items() if found.get(name) != value]:
+    raise ValueError(
+      f"{folder} holds a run that differs in {', '.join(different)}. Choose another --out, or "
+      "remove the folder."
+    )
+
+
+def stage(file: pathlib.Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+  """Return the content of a JSON file; if it is missing, compute and write it first."""
+  if not file.exists():
+    start = time.perf_counter()
+    content = dict(compute())
+    content["seconds"] = time.perf_counter() - start
+    logging.info("%s: %.0f seconds", file, content["seconds"])
+    write_document(file, content)
+  content = json.loads(file.read_text(encoding="utf-8"))
+  content.pop("environment")
+  return content
+
+
+def read_result(path: pathlib.Path, form: str) -> dict[str, Any]:
+  """Return the content of a results.json; raise ValueError unless its "format" is `form`."""
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} cannot be read: {error}.") from error
+  if not isinstance(found, dict) or found.get("format") != form:
+    command = form.removeprefix("shrinkmeta.").partition("/")[0]
+    raise ValueError(f"{path} is no result of {command}. Wanted format {form!r}.")
+  return found
 
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:

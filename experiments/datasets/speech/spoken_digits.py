@@ -13,7 +13,7 @@ References: Ghandoura, Hjabo and Al Dakkak, Building and benchmarking an Arabic 
 import dataclasses
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -43,10 +43,17 @@ class Speakers(NamedTuple):
   names: tuple[str, ...]  # [S]
 
 
+class Sounds(NamedTuple):
+  """The waveforms of S speakers, with full scale 1.0."""
+
+  samples: np.ndarray  # [S, DIGITS, ROUNDS, SAMPLES] float32
+  names: tuple[str, ...]  # [S]
+
+
 def load(
   data_dir: cache.Folder | None = None, cache_dir: cache.Folder | None = None
 ) -> dict[str, Speakers]:
-  """Return the train, val and test speakers.
+  """Return the features of the train, val and test speakers.
 
   Args:
     data_dir: the folder of index.csv and of one zip for each speaker; default
@@ -58,6 +65,29 @@ def load(
     ValueError: a zip is damaged, or the index or a recording has an unexpected form.
   """
   folder = cache.data_folder("arabic_digits8k", data_dir)
+  result = {}
+  for split, (own, names) in _splits(folder).items():
+    files = [folder / "index.csv", *(folder / name for name in sorted({r["zip"] for r in own}))]
+    filename = f"spoken_digits_{split}_v{_VERSION}_{layouts.digest(files)[:16]}.npz"
+    make = lambda own=own, names=names: Speakers(
+      _recordings(folder, own, names, (FRAMES, MELS), log_mel), names
+    )
+    result[split] = cache.cached(cache_dir, filename, make, _read, _write)
+  return result
+
+
+def load_sounds(data_dir: cache.Folder | None = None) -> dict[str, Sounds]:
+  """Return the waveforms of the train, val and test speakers; arguments and errors as in `load`."""
+  folder = cache.data_folder("arabic_digits8k", data_dir)
+  same = lambda sound: sound
+  return {
+    split: Sounds(_recordings(folder, own, names, (SAMPLES,), same), names)
+    for split, (own, names) in _splits(folder).items()
+  }
+
+
+def _splits(folder: pathlib.Path) -> dict[str, tuple[list[dict], tuple[str, ...]]]:
+  """Return {split: (its rows of the index, its speakers)}."""
   rows = cache.read_csv(folder / "index.csv", _COLUMNS)
   layouts.check_distinct(folder / "index.csv", [f"{r['zip']}/{r['member']}" for r in rows])
   splits = {row["speaker"]: row["split"] for row in rows}
@@ -69,21 +99,25 @@ def load(
   result = {}
   for split, count in SPEAKERS.items():
     own = [row for row in rows if row["split"] == split]
-    names = sorted({row["speaker"] for row in own})
+    names = tuple(sorted({row["speaker"] for row in own}))
     if len(names) != count or len(own) != count * DIGITS * ROUNDS:
       raise ValueError(
         f"{folder}/index.csv wants {count} speakers of {DIGITS * ROUNDS} recordings in {split}; "
         f"got {len(own)} of {len(names)}. Take the original file."
       )
-    files = [folder / "index.csv", *(folder / name for name in sorted({r["zip"] for r in own}))]
-    filename = f"spoken_digits_{split}_v{_VERSION}_{layouts.digest(files)[:16]}.npz"
-    make = lambda own=own, names=names: _speakers(folder, own, names)
-    result[split] = cache.cached(cache_dir, filename, make, _read, _write)
+    result[split] = own, names
   return result
 
 
-def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) -> Speakers:
-  features = np.full((len(names), DIGITS, ROUNDS, FRAMES, MELS), np.nan, np.float32)
+def _recordings(
+  folder: pathlib.Path,
+  rows: Sequence[dict],
+  names: Sequence[str],
+  shape: tuple[int, ...],
+  of_sound: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+  """Return what `of_sound` makes of every recording, [S, DIGITS, ROUNDS, *shape] float32."""
+  found = np.full((len(names), DIGITS, ROUNDS, *shape), np.nan, np.float32)
   for packed in sorted({row["zip"] for row in rows}):
     with cache.damaged(folder / packed):
       archive = zipfile.ZipFile(folder / packed)
@@ -93,10 +127,10 @@ def _speakers(folder: pathlib.Path, rows: Sequence[dict], names: Sequence[str]) 
         where = f"{folder / packed}, {row['member']}"
         with cache.damaged(where):
           sound = _sound(cache.read_member(archive, row["member"], 2**20), where)
-        features[names.index(row["speaker"]), digit, number] = log_mel(sound)
-  if np.isnan(features).any():
+        found[names.index(row["speaker"]), digit, number] = of_sound(sound)
+  if np.isnan(found).any():
     raise ValueError(f"{folder}/index.csv names no recording of each digit and round.")
-  return Speakers(features, tuple(names))
+  return found
 
 
 def _place(path: pathlib.Path, row: Mapping[str, str]) -> tuple[int, int]:

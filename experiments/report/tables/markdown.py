@@ -1,7 +1,8 @@
 """Parts that all tables share: layout as text and as Markdown, numbers with intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,3 +38,18 @@ def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   )
   rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
   return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def aligned(records: Sequence[Mapping[str, Any]]) -> str:
+  """Return records with the same keys as columns of text, under a line with the keys."""
+  cells = [list(records[0]), *([cell(value) for value in r.values()] for r in records)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+  return "\n".join(map(line, cells))
+
+
+def cell(value: Any) -> str:
+  """Return a value as text, floats with four decimals or, if they are small, two digits."""
+  if not isinstance(value, float):
+    return str(value)
+  return f"{value:.4f}" if 1e-3 <= abs(value) or not value else f"{value:.1e}"

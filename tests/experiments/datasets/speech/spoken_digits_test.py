@@ -97,6 +97,14 @@ class SpeakersTest(parameterized.TestCase):
         np.testing.assert_allclose(found.features[0, digit, number - 1], want, atol=0.05)
     self.assertLen(os.listdir(self.folder / "cache"), 3)
 
+  def test_sounds_are_the_recordings(self):
+    for s, (split, found) in enumerate(spoken_digits.load_sounds(self.folder).items()):
+      self.assertEqual((found.names, split), ((str(s),), list(spoken_digits.SPEAKERS)[s]))
+      chex.assert_shape(found.samples, (1, 10, 6, 8000))
+      for digit, number in ((0, 1), (3, 6), (9, 2)):
+        want = self.sound(s, digit, number)  # FLAC keeps 16 bits
+        np.testing.assert_allclose(found.samples[0, digit, number - 1], want, atol=2**-15)
+
   def test_a_task_splits_the_recordings_of_each_digit(self):
     p = spoken_digits.problem(2, data_dir=self.folder, cache_dir="")
     task = SAMPLE(p.test, KEY, 0, count=4)
