@@ -58,16 +58,18 @@ __all__ = (
 )
 # fmt: on
 
+if not TYPE_CHECKING:  # for a type checker every name would be there
 
-def __getattr__(name: str) -> Any:
-  if name == "mixed":
-    return importlib.import_module("shrinkmeta.mixed")
-  if name not in __all__:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  public = importlib.import_module("shrinkmeta.public")
-  globals().update({name: getattr(public, name) for name in __all__})
-  return globals()[name]
+  def __getattr__(name: str) -> Any:
+    if name == "mixed":
+      return importlib.import_module("shrinkmeta.mixed")
+    if name not in __all__:
+      raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = importlib.import_module("shrinkmeta.public")
+    for each in __all__:
+      globals().setdefault(each, getattr(public, each))
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *__all__})
+  return sorted({*globals(), *__all__, "mixed"})

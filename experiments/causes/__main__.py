@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> None:
     out = pathlib.Path(shared.or_default(_OUT, "runs/causes"))
     name = "crossed" if folders else _EXPERIMENT.value
     if folders:
+      factors = factors or (1.0,)
       settings = {"runs": [str(f) for f in folders], "split": _SPLIT.value, "factors": factors}
-      found = crossed.cross(folders, factors or (1.0,), _SPLIT.value, _DATA_DIR.value)
+      found = crossed.cross(folders, factors, _SPLIT.value, _DATA_DIR.value)
       rows = [row._asdict() for row in found]
     else:
       module = {"linear": linear, "kinks": kinks}[name]

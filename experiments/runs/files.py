@@ -88,6 +88,8 @@ def begin_run(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
     found = json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise ValueError(f"{file} cannot be read: {error}. Choose another --out.") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"{file} describes no run. Choose another --out.")
   if different := [name for name, value in about.items() if found.get(name) != value]:
     raise ValueError(
       f"{folder} holds a run that differs in {', '.join(different)}. Choose another --out, or "

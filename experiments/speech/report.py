@@ -24,12 +24,12 @@ BASELINE = "no_adaptation"
 def nats(
   results: Sequence[Result], method: str, recordings: int, steps: int, part: str = "held_out"
 ) -> np.ndarray:
-  """Return nats per sample [speakers of all results]; nan for a network that diverged."""
+  """Return nats per sample [results, speakers]; nan for a network that diverged."""
   if method == BASELINE:
     method, steps = "fine_tuning", 0
   at = list(results[0]["config"]["adapt"]["steps"]).index(steps)
   rows = [r["methods"][method]["nats"][str(recordings)][part] for r in results]
-  return np.array([math.nan if x[at] is None else x[at] for one in rows for x in one], float)
+  return np.array([[math.nan if x[at] is None else x[at] for x in one] for one in rows], float)
 
 
 def comparison(results: Sequence[Result], part: str = "held_out") -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def drawn(results: Sequence[Result]) -> list[dict[str, Any]]:
       ("spectrum", "spectral_distance_db"),
       ("nats", "nats_per_drawn_sample"),
     ):
-      values = np.array([x for r in results for x in r["samples"][name][key]])
+      values = np.array([r["samples"][name][key] for r in results])
       mean, half = statistics.interval(values)
       record |= {column: mean, f"{column}_ci95": half}
     records.append(record)
@@ -148,8 +148,9 @@ def text(result: Result) -> str:
 def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
   """Write the CSV files of several runs of one preset, and their pictures, to a folder."""
   results = sorted((files.read_result(path, FORMAT) for path in paths), key=lambda r: r["seed"])
-  if any(r["config"] != results[0]["config"] for r in results):
-    raise ValueError("The runs have different settings: collect runs that differ in seed alone.")
+  alike = all(r[name] == results[0][name] for r in results for name in ("config", "data"))
+  if not alike or len({r["seed"] for r in results}) < len(results):
+    raise ValueError("Collect runs that differ in seed alone, and each seed once.")
   both, columns = comparison(results), ("nats_per_sample", "nats_difference")
   only = lambda records, other: [
     {k: v for k, v in record.items() if not k.startswith(other)} for record in records

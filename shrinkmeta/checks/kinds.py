@@ -118,7 +118,7 @@ _LINEN_STATE = frozenset(
 
 
 def is_nnx_variable(node: Any) -> bool:
-  """Tell whether a node is an nnx.Variable. flax.nnx takes a second to import, so do not."""
+  """Tell whether a node is an nnx.Variable, without importing flax.nnx, which takes a second."""
   return _derives(node, "flax.nnx", "Variable")
 
 

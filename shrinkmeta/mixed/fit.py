@@ -38,7 +38,7 @@ ESTIMATORS = ("ml", "reml", "predictive")
 # With so many, a criterion is smooth and slow: every other point of the grid will do.
 _MANY_GROUPS, _MANY_ROWS = 2000, 20000
 _PREDICTIVE_STARTS = 3
-# With so few counts or successes, a maximum with a correlation may lie apart from the others.
+# With so few rows a maximum with a correlation may be out of reach from starts without one.
 _FEW_ROWS, _TILTED_STARTS, _TILT = 200, 3, 0.9
 _NEAR_ONE = 0.2  # a diagonal entry of Lambda, to the norm of its row: |correlation| > 0.98
 _LOWER = 1e-6  # nats from which another minimum is the better one
@@ -51,6 +51,7 @@ def fit(
   """Fit a mixed model to a design.
 
   The search starts at every local minimum of a grid over the random effects' standard deviations.
+  With correlated effects and at most 200 counts or successes it also starts from correlations.
   If the best value of a standard deviation is 0, the fit sets it to 0 and reports it as singular.
 
   Args:
@@ -121,7 +122,7 @@ def best(
 
 
 def _tilted(data: Blocks, theta: np.ndarray, correlation: float) -> np.ndarray:
-  """theta of the same standard deviations, with this correlation of an effect and the first."""
+  """theta, which is diagonal, with this correlation between each effect and the first."""
   scales = data.lambdas(theta)
   for level, scale in zip(data.levels, scales, strict=True):
     for low, high in level.correlated:
@@ -136,8 +137,8 @@ def _from_inside(
 ) -> search.Minimum:
   """The lower of a minimum with a correlation near 1 or -1 and one that is sought from inside.
 
-  A covariance without full rank is often a local minimum, and no start of the grid has a
-  correlation. The search starts again with that entry of Lambda's diagonal as large as its row, a
+  A covariance without full rank is often a local minimum, and most searches start without a
+  correlation. This search starts again with that entry of Lambda's diagonal as large as its row, a
   correlation of 0.7.
   """
   scales, moved = data.lambdas(found.x[first:]), False

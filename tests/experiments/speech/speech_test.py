@@ -160,10 +160,22 @@ def test_collected_runs(finished, tmp_path):
   (tmp_path / "other.json").write_text("{}")
   with pytest.raises(ValueError, match="no result of experiments.speech"):
     report.collect([tmp_path / "other.json"], tmp_path)
+  with pytest.raises(ValueError, match="each seed once"):
+    report.collect([folder / "results.json"] * 2, tmp_path)
+
+
+def test_seeds_are_no_more_speakers(finished):
+  result = finished[2]
+  half = lambda results: next(
+    (row["nats_per_sample"], row["nats_per_sample_ci95"]) for row in report.comparison(results)
+  )
+  np.testing.assert_allclose(half([result, result]), half([result]))
+  both = report.drawn([result, result]), report.drawn([result])
+  assert both[0] == both[1]
 
 
 def test_methods_move_what_they_say():
-  config = presets.load("synthetic", SETTINGS)
+  config = presets.load("synthetic", [*SETTINGS, "network.dilations=(1,2)"])
   params = wavenet.init(jax.random.key(0), model.network(config))
   made = arms.baselines(config, params)
   moving = {
@@ -171,6 +183,10 @@ def test_methods_move_what_they_say():
     for name, make in made.items()
   }
   assert moving == {"fine_tuning": {"network"}, "head": {"head"}, "biases": {"biases"}}
-  labels = made["biases"](STILL).labels
-  own = [path for path, x in jax.tree_util.tree_flatten_with_path(labels)[0] if x == "biases"]
-  assert len(own) == len(config.network.dilations)
+  for name, want in (
+    ("biases", ["layer_0/gate/bias", "layer_1/gate/bias"]),
+    ("head", ["head_0/bias", "head_0/kernel", "head_1/bias", "head_1/kernel"]),
+  ):
+    flat = jax.tree_util.tree_flatten_with_path(made[name](STILL).labels)[0]
+    parts = lambda path: "/".join(str(key.key) for key in path)
+    assert [parts(path) for path, x in flat if x == name] == want
