@@ -5,9 +5,10 @@
     python -m experiments.causes runs/few_shot/fomaml-10 runs/few_shot/sigma_imaml-10
 
 linear: the best sigma is known. Which sigma is learned if the loop ends before the mode, by an
-implicit and by an unrolled gradient?
+implicit and by an unrolled gradient? By default there are 256 tasks.
 
-kinks: does a ReLU network reach a mode where the implicit gradient holds?
+kinks: does a ReLU network reach a mode where the implicit gradient holds? By default there are 8
+tasks.
 
 With folders of runs: the phi of every run is adapted as every run adapts. `--factors=0.5,1,2` also
 multiplies sigma.
@@ -33,6 +34,7 @@ _DATA_DIR = shared.data_dir()
 _EXPERIMENT = flags.DEFINE_enum(
   "experiment", "linear", ["linear", "kinks"], "What to run where no folders are named."
 )
+_TASKS = shared.tasks()
 _STEPS = flags.DEFINE_list("steps", [], "Inner steps of the loops; default: those of the table.")
 _FACTORS = flags.DEFINE_list(
   "factors", [], "Numbers to multiply sigma with, in crossed runs alone."
@@ -61,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
     factors = numbers("factors", _FACTORS.value, float) if _FACTORS.value else None
     if folders and steps:
       raise ValueError("Crossed runs have the inner steps of their training: leave --steps out.")
+    if folders and _TASKS.value:
+      raise ValueError("Crossed runs have the tasks of their table: leave --tasks out.")
     if factors and not folders:
       raise ValueError("--factors multiplies sigma of crossed runs: name their folders.")
     out = pathlib.Path(shared.or_default(_OUT, "runs/causes"))
@@ -72,8 +76,9 @@ def main(argv: Sequence[str]) -> None:
       rows = [row._asdict() for row in found]
     else:
       module = {"linear": linear, "kinks": kinks}[name]
-      settings = {"steps": steps or module.STEPS, "keys": [0, 1]}
-      rows = [module.record(one) for one in module.run(settings["steps"])]
+      tasks = {"count": _TASKS.value} if _TASKS.value else {}
+      settings = {"steps": steps or module.STEPS, "keys": [0, 1], **tasks}
+      rows = [module.record(one) for one in module.run(settings["steps"], **tasks)]
   files.write_document(out / f"{name}.json", {"config": settings, "rows": rows})
   table = out / f"{name}.csv"
   files.write_table(table, rows)

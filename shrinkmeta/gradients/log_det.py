@@ -98,8 +98,9 @@ def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
       return w.T @ by_example(lam, w)
 
   m = curvature(rows, lam) - curvature(rows_0, lam_0)
-  value = jnp.sum(jnp.log1p(square)) + jnp.trace(m) - 0.5 * jnp.sum(m * m)
-  return jnp.where(negative, jnp.nan, value)  # log p is not concave: A^T A is not s C s
+  log_det_0 = jnp.sum(jnp.log1p(square))
+  second_order = log_det_0 + jnp.trace(m) - 0.5 * jnp.sum(m * m)
+  return jnp.where(negative, jnp.nan, second_order)  # log p is not concave: A^T A is not s C s
 
 
 def _is_exact(how: LogDet, entries: int) -> bool:

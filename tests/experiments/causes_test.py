@@ -99,6 +99,7 @@ def test_crossed_runs(tmp_path, command, python):
     (["--factors=0"], "--factors wants numbers above 0"),
     (["--factors=2"], "name their folders"),
     (["runs", "--steps=3"], "leave --steps out"),
+    (["runs", "--tasks=3"], "leave --tasks out"),
   ),
 )
 def test_flags_without_a_meaning_are_refused(tmp_path, python, flags, told):
