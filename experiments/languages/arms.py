@@ -4,7 +4,6 @@ Every kernel of attention and MLP has an adapter, whose A stays at its random dr
 B of one kernel in one layer. Its sigma has the units of the kernel's update.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,10 +17,11 @@ import shrinkmeta as sm
 from experiments.datasets.text import windows
 from experiments.datasets.text.declarations import Version
 from experiments.languages import model
+from experiments.runs import learners
+from experiments.runs.learners import MakeLearner
 from experiments.settings.schema import Config
 
 PyTree = Any
-MakeLearner = Callable[[sm.Inner], sm.MetaLearner]
 LEARNED = ("sigma_imaml", "fomaml", "reptile")  # those that learn from languages
 
 
@@ -54,9 +54,9 @@ def make_arms(config: Config, base: PyTree, seed: int) -> dict[str, Arm]:
   whole = jax.tree.map(lambda _: "network", base)
   phi_rate = optax.cosine_decay_schedule(meta.phi_rate, meta.steps, 0.1)
   on_kernels = lambda make, **more: Arm(
-    functools.partial(_made, make, adapted, kernels, more), own, constants
+    learners.by_inner(make, adapted, kernels, **more), own, constants
   )
-  fine = lambda likelihood, labels: functools.partial(_made, sm.fine_tuning, likelihood, labels, {})
+  fine = lambda likelihood, labels: learners.by_inner(sm.fine_tuning, likelihood, labels)
   return {
     "sigma_imaml": on_kernels(
       sm.sigma_imaml,
@@ -68,7 +68,7 @@ def make_arms(config: Config, base: PyTree, seed: int) -> dict[str, Arm]:
     "fine_tuning": Arm(fine(plain, whole), base, None),
     "qv": Arm(fine(adapted, sm.lora.labels(qv)), qv, base),
     "head": Arm(
-      functools.partial(_made, sm.hand_picked, plain, head, {"task_specific": ("head",)}),
+      learners.by_inner(sm.hand_picked, plain, head, task_specific=("head",)),
       base,
       None,
     ),
@@ -79,22 +79,12 @@ def make_arms(config: Config, base: PyTree, seed: int) -> dict[str, Arm]:
   }
 
 
-def _made(
-  make: Callable[..., sm.MetaLearner],
-  likelihood: sm.Likelihood,
-  labels: sm.Labels,
-  more: dict[str, Any],
-  inner: sm.Inner,
-) -> sm.MetaLearner:
-  return make(likelihood, labels, inner=inner, **more)
-
-
 def with_frozen(config: Config, arm: Arm, chosen: Sequence[str]) -> Arm:
   """Return sigma_imaml that adapts the chosen modules only, with sigma from the state."""
   labels = sm.lora.labels(arm.params)
   sigma = {name: float(name in chosen) for name in jax.tree.leaves(labels)}
   adapted = model.likelihood(sm.lora.attach(model.predict(config)))
-  make = functools.partial(_made, sm.sigma_imaml, adapted, labels, {"init_sigma": sigma})
+  make = learners.by_inner(sm.sigma_imaml, adapted, labels, init_sigma=sigma)
   return arm._replace(make=make)
 
 

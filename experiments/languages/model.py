@@ -14,6 +14,7 @@ import shrinkmeta as sm
 from experiments.datasets.text import windows
 from experiments.datasets.text.declarations import Version
 from experiments.networks import llama
+from experiments.runs import training
 from experiments.settings.schema import Config
 
 PyTree = Any
@@ -95,39 +96,19 @@ def train_base(
   own, texts = config.base, [windows.windows(v.articles, config.context) for v in versions]
   join = lambda parts: np.concatenate([np.asarray(part) for part in parts])
   pool = sm.Batch(join([b.inputs for b in texts]), join([b.targets for b in texts]))
-  half = own.windows // 2
-
-  def tasks(first: int, count: int) -> sm.Task:
-    """One task a step: windows of any languages, half of them as train and half as val."""
-    draw = lambda i: np.random.default_rng((seed, 3, i)).choice(len(pool.inputs), 2 * half)
-    rows = np.stack([draw(i) for i in range(first, first + count)])
-    part = lambda rows: sm.Batch(jnp.asarray(pool.inputs[rows]), jnp.asarray(pool.targets[rows]))
-    return sm.Task(part(rows[:, :half]), part(rows[:, half:]))
-
-  warm = max(1, own.steps // 20)
-  rate = optax.warmup_cosine_decay_schedule(0.0, own.rate, warm, own.steps, 0.02 * own.rate)
-  params = llama.init(
-    jax.random.key(seed), network(config), scale=0.3 / math.sqrt(config.network.width)
-  )
-  learner = sm.no_adaptation(
+  params, losses = training.train_base(
     likelihood(predict(config)),
-    jax.tree.map(lambda _: "network", params),
-    phi_optimizer=optax.chain(optax.clip_by_global_norm(config.context / 4), optax.adamw(rate)),
+    llama.init(jax.random.key(seed), network(config), scale=0.3 / math.sqrt(config.network.width)),
+    pool,
+    lambda rate: optax.chain(optax.clip_by_global_norm(config.context / 4), optax.adamw(rate)),
+    folder,
+    steps=own.steps,
+    rate=own.rate,
+    rows=own.windows,
+    seed=seed,
+    save_every=100,
   )
-  log = folder / "log.jsonl"
-  state = sm.fit(
-    learner,
-    learner.init(params),
-    tasks,
-    own.steps,
-    meta_batch=1,
-    callbacks=(sm.json_lines(log),),
-    checkpoints=sm.Checkpoints(folder / "states", every=100, keep=2),
-  )
-  losses = [
-    record["phi_loss"] / (config.context * math.log(2.0)) for record in sm.read_json_lines(log)
-  ]
-  return state.phi, losses
+  return params, [loss / (config.context * math.log(2.0)) for loss in losses]
 
 
 def texts(

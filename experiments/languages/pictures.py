@@ -42,17 +42,7 @@ def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> Non
       found = [one["bits"][str(articles)] for one in some]
       steps = [s for s in own["steps"][1:] if all(str(s) in one for one in found)]
       means = np.array([np.mean([one[str(s)] for one in found]) for s in steps])
-      ours = method.startswith("sigma")
-      ax.plot(
-        steps,
-        means,
-        label=name,
-        color=canvas.hue(hue),
-        linewidth=2.2 if ours else 1.2,
-        marker="o",
-        markersize=4 if ours else 2.5,
-        linestyle="-" if ours else "--",
-      )
+      canvas.line(ax, steps, means, name, hue, method)
       low, high = min(low, means.min()), max(high, means[0])
     ax.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
     ax.set_xscale("log")

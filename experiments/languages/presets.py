@@ -135,10 +135,8 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
 def _check(config: Config) -> None:
   """Raise ValueError for settings that would fail only after training."""
   adapt, tune = config.adapt, config.tune
-  for name, values in (("adapt.steps", adapt.steps), ("adapt.articles", adapt.articles)):
-    whole = all(isinstance(value, int) and value >= 0 for value in values)
-    if not values or not whole or list(values) != sorted(set(values)):
-      raise ValueError(f"{name} are ascending numbers, as in --set={name}=(1,10); got {values}.")
+  schema.check_ascending("adapt.steps", adapt.steps)
+  schema.check_ascending("adapt.articles", adapt.articles)
   if adapt.steps[0] != 0 or len(adapt.steps) < 2:
     raise ValueError(f"adapt.steps begin with 0, the model without adaptation; got {adapt.steps}.")
   if not 1 <= min(adapt.articles[0], tune.articles) <= max(adapt.articles[-1], tune.articles) <= 20:
@@ -153,17 +151,8 @@ def _check(config: Config) -> None:
       f"network.width must be a multiple of 2 network.heads, for rotary positions; got "
       f"{config.network.width} and {config.network.heads}."
     )
-  if unknown := set(config.methods) - set(METHODS) or set(NEEDED) - set(config.methods):
-    raise ValueError(
-      f"methods are some of {', '.join(METHODS)}, and {' and '.join(NEEDED)} are among them; got "
-      f"{config.methods}: look at {', '.join(sorted(unknown))}."
-    )
-  for name, rates in config.rates.items():
-    if not isinstance(rates, tuple) or not rates or min(rates) <= 0:
-      raise ValueError(f"rates.{name} are positive numbers, as in (0.1,); got {rates!r}.")
-  numbers = {k: v for k, v in schema.flat(config.to_dict()).items() if isinstance(v, int | float)}
-  if wrong := [name for name, value in numbers.items() if not value > 0]:
-    raise ValueError(f"{wrong[0]} is a positive number; got {numbers[wrong[0]]}.")
+  schema.check_methods(config, METHODS, NEEDED)
+  schema.check_positive(config)
   kernels = 7 * config.network.layers
   if not 1 <= config.choice.candidates <= kernels:
     raise ValueError(

@@ -14,6 +14,7 @@ import shrinkmeta as sm
 from experiments.settings import algorithms
 from experiments.settings.schema import Config
 
+MakeLearner = Callable[[sm.Inner], sm.MetaLearner]
 _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   "sgd": optax.sgd,
   "adam": optax.adam,
@@ -23,6 +24,19 @@ _OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
   # (docs/hazards.md#adam-root).
   "smooth_adam": functools.partial(optax.adam, eps_root=1e-8),
 }
+
+
+def by_inner(
+  make: Callable[..., sm.MetaLearner], likelihood: sm.Likelihood, labels: sm.Labels, **more: Any
+) -> MakeLearner:
+  """Return a function that makes the learner of an algorithm for a given inner loop.
+
+  Args:
+    make: the algorithm, such as `sm.sigma_imaml`.
+    likelihood, labels: its first two arguments.
+    more: its keywords, without `inner`.
+  """
+  return lambda inner: make(likelihood, labels, inner=inner, **more)
 
 
 def make_learner(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tqdm
 from jax.experimental import multihost_utils
 
@@ -93,6 +94,62 @@ def train(
   if log is not None and jax.process_index() == 0:
     records = sm.read_json_lines(log)  # with those of earlier starts
   return trained(state, records)
+
+
+def train_base(
+  likelihood: sm.Likelihood,
+  params: PyTree,
+  pool: sm.Batch,
+  optimizer: Callable[[optax.Schedule], optax.GradientTransformation],
+  folder: pathlib.Path,
+  *,
+  steps: int,
+  rate: float,
+  rows: int,
+  seed: int,
+  save_every: int,
+) -> tuple[PyTree, list[float]]:
+  """Train one network on random examples of a pool; continue from a checkpoint in `folder`.
+
+  Args:
+    likelihood: of an example.
+    params: the parameters at the start.
+    pool: NumPy arrays [N, ...].
+    optimizer: makes the optimiser from a learning rate that rises to `rate` and then falls by a
+      cosine.
+    folder: the folder of the log and the checkpoints.
+    steps: the number of steps.
+    rate: the largest learning rate.
+    rows: the number of examples of a step.
+    seed: fixes the examples of every step.
+    save_every: the number of steps between two checkpoints.
+
+  Returns:
+    (parameters, the losses of all steps in nats per example).
+  """
+  half = rows // 2
+
+  def tasks(first: int, count: int) -> sm.Task:
+    """One task a step: any examples, half of them as train and half as val."""
+    draw = lambda i: np.random.default_rng((seed, 3, i)).choice(len(pool.inputs), 2 * half)
+    drawn = np.stack([draw(i) for i in range(first, first + count)])
+    part = lambda at: jax.tree.map(lambda x: jnp.asarray(x[at]), pool)
+    return sm.Task(part(drawn[:, :half]), part(drawn[:, half:]))
+
+  schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 20), steps, 0.02 * rate)
+  labels = jax.tree.map(lambda _: "network", params)
+  learner = sm.no_adaptation(likelihood, labels, phi_optimizer=optimizer(schedule))
+  log = folder / "log.jsonl"
+  state = sm.fit(
+    learner,
+    learner.init(params),
+    tasks,
+    steps,
+    meta_batch=1,
+    callbacks=(sm.json_lines(log),),
+    checkpoints=sm.Checkpoints(folder / "states", every=save_every, keep=2),
+  )
+  return state.phi, [record["phi_loss"] for record in sm.read_json_lines(log)]
 
 
 def _marked(callback: sm.Callback) -> sm.Callback:

@@ -124,6 +124,32 @@ def _meant(config: Config, changes: Mapping[str, Any]) -> str:
   return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
+def check_ascending(name: str, values: Any) -> None:
+  """Raise ValueError unless `values` is a tuple of ascending whole numbers from 0 on."""
+  whole = isinstance(values, tuple) and all(isinstance(v, int) and v >= 0 for v in values)
+  if not whole or not values or list(values) != sorted(set(values)):
+    raise ValueError(f"{name} are ascending numbers, as in --set={name}=(1,10); got {values}.")
+
+
+def check_methods(config: Config, known: Sequence[str], needed: Sequence[str]) -> None:
+  """Raise ValueError unless `config.methods` are some of `known`, with all of `needed`."""
+  if unknown := set(config.methods) - set(known) or set(needed) - set(config.methods):
+    raise ValueError(
+      f"methods are some of {', '.join(known)}, and {' and '.join(needed)} are among them; got "
+      f"{config.methods}: look at {', '.join(sorted(unknown))}."
+    )
+
+
+def check_positive(config: Config) -> None:
+  """Raise ValueError unless all numbers and all `config.rates` are above 0."""
+  for name, rates in config.rates.items():
+    if not isinstance(rates, tuple) or not rates or min(rates) <= 0:
+      raise ValueError(f"rates.{name} are positive numbers, as in (0.1,); got {rates!r}.")
+  numbers = {k: v for k, v in flat(config.to_dict()).items() if isinstance(v, int | float)}
+  if wrong := [name for name, value in numbers.items() if not value > 0]:
+    raise ValueError(f"{wrong[0]} is a positive number; got {numbers[wrong[0]]}.")
+
+
 def without_search(arm: Mapping[str, Any]) -> dict[str, Any]:
   """Return the settings of an arm, without those that describe the search for them."""
   return {k: v for k, v in arm.items() if k not in OF_SEARCH}

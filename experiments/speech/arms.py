@@ -5,7 +5,6 @@ of the head. All methods begin at the same phi, the base. So their differences c
 move, and how far.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,11 +16,12 @@ import optax
 
 import shrinkmeta as sm
 from experiments.datasets.speech.voices import Voices
+from experiments.runs import learners
+from experiments.runs.learners import MakeLearner
 from experiments.settings.schema import Config
 from experiments.speech import model
 
 PyTree = Any
-MakeLearner = Callable[[sm.Inner], sm.MetaLearner]
 BLOCK = 10  # pieces evaluated at once; ten recordings have a multiple of it
 
 
@@ -43,17 +43,15 @@ def sigma_imaml(config: Config, params: PyTree) -> MakeLearner:
   With phi at rest, sigma-Reptile has the same gradient of sigma.
   """
   own = config.meta
-  return functools.partial(
-    _made,
+  return learners.by_inner(
     sm.sigma_imaml,
     model.likelihood(config),
     layers(params),
-    {
-      "implicit": sm.Implicit(max_steps=own.cg_steps, tol=own.cg_tol),
-      "phi_optimizer": optax.set_to_zero(),
-      "sigma_optimizer": optax.adam(own.sigma_rate),
-      "init_sigma": own.init_sigma,
-    },
+    implicit=sm.Implicit(max_steps=own.cg_steps, tol=own.cg_tol),
+    phi_optimizer=optax.set_to_zero(),
+    sigma_optimizer=optax.adam(own.sigma_rate),
+    init_sigma=own.init_sigma,
+    batching="sequential",
   )
 
 
@@ -66,24 +64,14 @@ def baselines(config: Config, params: PyTree) -> dict[str, MakeLearner]:
     biases[name]["gate"]["bias"] = "biases"
   two = lambda name: "head" if name.startswith("head_") else "body"
   head = jax.tree.map(two, layers(params))
-  picked = lambda labels, module: functools.partial(
-    _made, sm.hand_picked, plain, labels, {"task_specific": (module,)}
+  made = lambda make, labels, **more: learners.by_inner(
+    make, plain, labels, batching="sequential", **more
   )
   return {
-    "fine_tuning": functools.partial(_made, sm.fine_tuning, plain, whole, {}),
-    "head": picked(head, "head"),
-    "biases": picked(biases, "biases"),
+    "fine_tuning": made(sm.fine_tuning, whole),
+    "head": made(sm.hand_picked, head, task_specific=("head",)),
+    "biases": made(sm.hand_picked, biases, task_specific=("biases",)),
   }
-
-
-def _made(
-  make: Callable[..., sm.MetaLearner],
-  likelihood: sm.Likelihood,
-  labels: sm.Labels,
-  more: dict[str, Any],
-  inner: sm.Inner,
-) -> sm.MetaLearner:
-  return make(likelihood, labels, inner=inner, batching="sequential", **more)
 
 
 def decaying(rate: Any, decay: float) -> optax.GradientTransformation:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,6 +13,7 @@ import shrinkmeta as sm
 from experiments.datasets.speech import voices
 from experiments.datasets.speech.voices import Voices
 from experiments.networks.audio import wavenet
+from experiments.runs import training
 from experiments.settings.schema import Config
 
 PyTree = Any
@@ -64,37 +64,20 @@ def train_base(
   """
   own, count = config.base, len(speakers.names)
   every = speakers.batch(range(count), range(len(ADAPT) + len(EVALUATE)))
-  pool = [np.asarray(x).reshape(-1, x.shape[-1]) for x in (every.inputs, every.targets)]
-  half = own.pieces // 2
-
-  def tasks(first: int, count: int) -> sm.Task:
-    """One task a step: pieces of any speakers, half of them as train and half as val."""
-    draw = lambda i: np.random.default_rng((seed, 3, i)).choice(len(pool[0]), 2 * half)
-    rows = np.stack([draw(i) for i in range(first, first + count)])
-    part = lambda rows: sm.Batch(*(jnp.asarray(x[rows]) for x in pool))
-    return sm.Task(part(rows[:, :half]), part(rows[:, half:]))
-
-  rate = optax.warmup_cosine_decay_schedule(
-    0.0, own.rate, max(1, own.steps // 20), own.steps, 0.02 * own.rate
-  )
-  params = wavenet.init(jax.random.key(seed), network(config))
+  flat = lambda x: np.asarray(x).reshape(-1, x.shape[-1])
   clip = optax.clip_by_global_norm(float(config.pieces.length))  # of nats per piece
-  learner = sm.no_adaptation(
+  params, losses = training.train_base(
     likelihood(config),
-    jax.tree.map(lambda _: "network", params),
-    phi_optimizer=optax.chain(clip, optax.adam(rate)),
+    wavenet.init(jax.random.key(seed), network(config)),
+    sm.Batch(flat(every.inputs), flat(every.targets)),
+    lambda rate: optax.chain(clip, optax.adam(rate)),
+    folder,
+    steps=own.steps,
+    rate=own.rate,
+    rows=own.pieces,
+    seed=seed,
+    save_every=500,
   )
-  log = folder / "log.jsonl"
-  state = sm.fit(
-    learner,
-    learner.init(params),
-    tasks,
-    own.steps,
-    meta_batch=1,
-    callbacks=(sm.json_lines(log),),
-    checkpoints=sm.Checkpoints(folder / "states", every=500, keep=2),
-  )
-  losses = [record["phi_loss"] / config.pieces.length for record in sm.read_json_lines(log)]
   if not all(map(math.isfinite, losses)):
-    raise FloatingPointError(f"{log}: a loss is not finite. Lower base.rate.")
-  return state.phi, losses
+    raise FloatingPointError(f"{folder}: a loss of the base is not finite. Lower base.rate.")
+  return params, [loss / config.pieces.length for loss in losses]

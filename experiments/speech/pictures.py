@@ -51,19 +51,9 @@ def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> Non
     shown = [none]
     for method in results[0]["methods"]:
       name, hue = _LINES[method]
-      ours = method.startswith("sigma")
       found = means(method, "held_out")[1:]
       shown += list(found[np.isfinite(found)])
-      ax.plot(
-        steps[1:],
-        found,
-        label=name,
-        color=canvas.hue(hue),
-        linewidth=2.2 if ours else 1.2,
-        marker="o",
-        markersize=4 if ours else 2.5,
-        linestyle="-" if ours else "--",
-      )
+      canvas.line(ax, steps[1:], found, name, hue, method)
     room = max(max(shown) - min(shown), 1e-3)
     ax.set_ylim(min(shown) - 0.08 * room, max(shown) + 0.08 * room)
     ax.set_xscale("log")

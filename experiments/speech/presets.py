@@ -110,9 +110,7 @@ def _check(config: Config) -> None:
     ("tune.steps", tune.steps),
     ("network.dilations", config.network.dilations),
   ):
-    whole = isinstance(values, tuple) and all(isinstance(v, int) and v >= 0 for v in values)
-    if not whole or not values or list(values) != sorted(set(values)):
-      raise ValueError(f"{name} are ascending numbers, as in --set={name}=(1,10); got {values}.")
+    schema.check_ascending(name, values)
   if adapt.steps[0] != 0 or len(adapt.steps) < 2:
     raise ValueError(f"adapt.steps begin with 0, the base without adaptation; got {adapt.steps}.")
   if other := [steps for steps in tune.steps if steps not in adapt.steps]:
@@ -143,14 +141,5 @@ def _check(config: Config) -> None:
     )
   if config.data not in ("digits", "synthetic"):
     raise ValueError(f'data is "digits" or "synthetic"; got {config.data!r}.')
-  if unknown := set(config.methods) - set(METHODS) or set(NEEDED) - set(config.methods):
-    raise ValueError(
-      f"methods are some of {', '.join(METHODS)}, and {' and '.join(NEEDED)} are among them; got "
-      f"{config.methods}: look at {', '.join(sorted(unknown))}."
-    )
-  for name, rates in config.rates.items():
-    if not isinstance(rates, tuple) or not rates or min(rates) <= 0:
-      raise ValueError(f"rates.{name} are positive numbers, as in (0.1,); got {rates!r}.")
-  numbers = {k: v for k, v in schema.flat(config.to_dict()).items() if isinstance(v, int | float)}
-  if wrong := [name for name, value in numbers.items() if not value > 0]:
-    raise ValueError(f"{wrong[0]} is a positive number; got {numbers[wrong[0]]}.")
+  schema.check_methods(config, METHODS, NEEDED)
+  schema.check_positive(config)

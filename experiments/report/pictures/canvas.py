@@ -5,7 +5,9 @@ algorithm has the hue of the method that it extends.
 """
 
 import zlib
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.runs import files
@@ -46,6 +48,29 @@ def hue(algorithm: str) -> str:
 def title_of(algorithm: str) -> str:
   name = algorithm.removeprefix("sigma_")
   return ("σ-" if name != algorithm else "") + _TITLES.get(name, name.replace("_", " "))
+
+
+def line(ax: Axes, x: Any, y: Any, label: str, like: str, method: str) -> None:
+  """Draw the losses of a method: a thick line if it learns sigma, and else a dashed one.
+
+  Args:
+    ax: where to draw.
+    x, y: the points of the line.
+    label: the text in the legend.
+    like: the algorithm whose colour the line has: see `hue`.
+    method: the name of the method; one with a learned sigma begins with "sigma".
+  """
+  ours = method.startswith("sigma")
+  ax.plot(
+    x,
+    y,
+    label=label,
+    color=hue(like),
+    linewidth=2.2 if ours else 1.2,
+    marker="o",
+    markersize=4 if ours else 2.5,
+    linestyle="-" if ours else "--",
+  )
 
 
 def save(path: Path, figure: Figure) -> None:
