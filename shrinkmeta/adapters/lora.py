@@ -78,7 +78,7 @@ def init(
   Raises:
     TypeError: `rules` is not a dict.
     ValueError: a rule adapts no kernel, finds a leaf that is not a kernel (a bias, integers), or
-      asks for a rank above the number of inputs or outputs of the kernel.
+      asks for a rank above a side of the kernel, or for one with which A and B fit two layouts.
 
   >>> import jax, jax.numpy as jnp
   >>> params = {"dense": {"kernel": jnp.ones([5, 3]), "bias": jnp.zeros([3])}}
@@ -111,7 +111,14 @@ def init(
     node = adapters
     for part in path.split("/"):
       node = node.setdefault(part, {})
-    node |= _draw(one, leaf.shape, rank, axes, leaf.dtype if dtype is None else dtype)
+    drawn = _draw(one, leaf.shape, rank, axes, leaf.dtype if dtype is None else dtype)
+    a, b = drawn["A"].shape, drawn["B"].shape
+    if (read := low_rank.axes_of(a, b, axes.count("l"))) != axes:
+      raise ValueError(
+        f"The kernel {path!r} of shape {leaf.shape} and axes {axes!r} would get A {a} and B {b}. "
+        f"They also fit the axes {read!r}. Choose another rank than {rank}."
+      )
+    node |= drawn
   return adapters
 
 
@@ -119,7 +126,7 @@ def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, 
   """Check a rule against the leaf that it chose; return the rank and the kinds of the axes."""
   rank, axes = rule if isinstance(rule, tuple) and len(rule) == 2 else (rule, None)
   shape = jnp.shape(leaf)
-  if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+  if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
     raise ValueError(f"rules[{pattern!r}] must be a rank >= 1 or (rank, axes); got {rule!r}.")
   if len(shape) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
     raise ValueError(
@@ -139,7 +146,7 @@ def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, 
       f"{sizes['i']} inputs and {sizes['o']} outputs. Choose a rank of at most "
       f"{min(sizes.values())}."
     )
-  return rank, axes
+  return int(rank), axes
 
 
 def _draw(

@@ -10,12 +10,13 @@ import numpy as np
 from jax.core import Tracer
 
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState
-from shrinkmeta.checks import validate
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import shown
 from shrinkmeta.choice.losses import SetLosses
 from shrinkmeta.choice.path import Path, greedy, paired_error, smallest_good
 from shrinkmeta.choice.seconds import seconds_a_task
 from shrinkmeta.choice.tables import CurvePoint, ModuleLoss, curve_text, table_text
+from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.total import Shared
 from shrinkmeta.learner.sigma import known_sigma
 from shrinkmeta.mode.frozen import check_own
@@ -111,6 +112,9 @@ def choose_modules(
     ('level',)
   """
   sigma = _check(learner, state, tasks, tolerance, repeats)
+  if key is not None:
+    scalars.key("key", key)
+    key = same_in_any_batch(key)
   labels, candidates = learner.spec.labels, tuple(m for m, s in sigma.items() if s > 0)
   sizes = {m: int(n) for m, n in gather(jax.tree.map(jnp.size, state.phi), labels).items()}
   itemsize = jnp.result_type(jax.tree.leaves(state.phi)[0]).itemsize
@@ -121,6 +125,7 @@ def choose_modules(
     run([m])
     run([other for other in candidates if other != m])
   path = _path(run, sizes)
+  _need_two(int(run.sound().sum()), tolerance)
   seconds = [seconds_a_task(learner, state, s, tasks.train, key, repeats) for s in path]
   table = _table(run, {m: sigma[m] for m in names(labels)}, sizes, itemsize)
   curve = _curve(run, path, sizes, itemsize, seconds)
@@ -226,6 +231,13 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
       "Every module of this learner is frozen (sigma is 0). Use a learner that adapts, such as "
       "sm.sigma_imaml or sm.fine_tuning."
     )
-  if len(jax.tree.leaves(tasks.val.targets)[0]) < 2 and tolerance is None:
-    raise ValueError("One task gives no standard error: pass more tasks, or a tolerance in nats.")
+  _need_two(len(jax.tree.leaves(tasks.val.targets)[0]), tolerance)
   return sigma
+
+
+def _need_two(num_tasks: int, tolerance: numbers.Real | float | None) -> None:
+  """Raise ValueError if there are too few tasks without a failure for a standard error."""
+  if num_tasks < 2 and tolerance is None:
+    raise ValueError(
+      "One task without a failure gives no standard error: pass more tasks, or a tolerance in nats."
+    )

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from shrinkmeta.diagnostics.summary import aligned
+
 
 class ModuleLoss(NamedTuple):
   """The size of one module, how far adaptation moves it, and the losses with and without it.
@@ -102,24 +104,3 @@ def curve_text(points: Sequence[CurvePoint], chosen: int) -> str:
 def _error(error: float) -> str:
   """Write a standard error, or a dash for NaN, the error of a single task."""
   return "-" if math.isnan(error) else f"{error:.4f}"
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-  """Align the cells of a table: the first column to the left, the others to the right.
-
-  Args:
-    cells: the lines of the table. Every line has the same number of texts.
-
-  Returns:
-    the text of the table.
-
-  >>> print(aligned([("module", "loss"), ("head", "1.25")]))
-  module  loss
-  head    1.25
-  """
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  line = lambda texts: "  ".join(
-    [texts[0].ljust(widths[0])]
-    + [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
-  )
-  return "\n".join(line(texts).rstrip() for texts in cells)

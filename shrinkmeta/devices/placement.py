@@ -186,7 +186,8 @@ def place_tasks(
 
   Raises:
     TypeError: if an argument is of another type.
-    ValueError: if T differs between leaves, or `count` or `share` does not fit T.
+    ValueError: if T differs between leaves, or `count` or `share` does not fit T, or `share`
+      does not fit the devices.
 
   >>> batch = Batch(jnp.ones([2, 3, 1]), jnp.ones([2, 3]))
   >>> place_tasks(Task(batch, batch), None, share=3).val.mask
@@ -212,6 +213,12 @@ def place_tasks(
     tasks = fill_tasks(tasks, count, share)
   if mesh is None:
     return tasks
+  devices = mesh.shape[mesh.axis_names[0]]
+  if jax.process_count() == 1 and share % devices:
+    raise ValueError(
+      f"{share} tasks cannot be split evenly over the {devices} devices of the mesh. Pass "
+      f"share={share + -share % devices}: tasks without examples then fill up the devices."
+    )
   spec = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
   if jax.process_count() == 1:
     # `_own` copies, because JAX may share NumPy's memory (docs/hazards.md#shared-memory).

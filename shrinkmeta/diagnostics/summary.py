@@ -108,9 +108,25 @@ def format_summary(summaries: Sequence[ModuleSummary]) -> str:
   if any(m.moved is not None for m in summaries):
     moved = ["" if m.moved is None else f"{m.moved:.3g}" for m in summaries]
     cells = [(*row, x) for row, x in zip(cells, ["rms(theta - phi)", *moved], strict=True)]
+  return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+  """Align the cells of a table: the first column to the left, the others to the right.
+
+  Args:
+    cells: the lines of the table. Every line has the same number of texts.
+
+  Returns:
+    the text of the table.
+
+  >>> print(aligned([("module", "loss"), ("head", "1.25")]))
+  module  loss
+  head    1.25
+  """
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   line = lambda texts: "  ".join(
     [texts[0].ljust(widths[0])]
     + [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
   )
-  return "\n".join(map(line, cells))
+  return "\n".join(line(texts).rstrip() for texts in cells)

@@ -16,7 +16,14 @@ from shrinkmeta.config import Spec
 from shrinkmeta.gradients.evidence import evidence_at
 from shrinkmeta.gradients.implicit import implicit_gradient
 from shrinkmeta.mode.frozen import merge
-from shrinkmeta.mode.optimise import Descent, Mode, absent, nll_and_gradient, posterior_mode
+from shrinkmeta.mode.optimise import (
+  Descent,
+  Mode,
+  absent,
+  converged,
+  nll_and_gradient,
+  posterior_mode,
+)
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import mean_nll
 from shrinkmeta.model.tasks import Task, divisor, num_examples
@@ -211,5 +218,5 @@ def _map_gradient(
   grad = model.balance(optax.tree.scale(model.n, g), of_prior)
   value, of_z = model.with_prior(mode.z)(mean, model.cut(g))
   norm = optax.tree.norm(jax.lax.stop_gradient(of_z))
-  info = InnerInfo(mode.info.steps, value, norm, norm <= (spec.inner.tol or 1e-3))
+  info = InnerInfo(mode.info.steps, value, norm, converged(spec.inner, norm))
   return grad, model.n * value, info

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
+from shrinkmeta.checks import validate
 from shrinkmeta.curvature.jacobian import output_curvature, whitened_jacobian
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.mode.frozen import freeze, merge
@@ -67,7 +68,8 @@ def restriction(
     a number [] in nats.
 
   Raises:
-    ValueError: `integrated` names a module that does not exist, or a sigma is known to be inf.
+    ValueError: `integrated` names a module that does not exist, a sigma is known to be inf, or phi
+      has less than 32 bits.
 
   >>> import jax.numpy as jnp
   >>> import shrinkmeta as sm
@@ -82,6 +84,7 @@ def restriction(
   log_s2 = modules.finite_sigma(log_sigma2, "evidence")
   integrated = modules.module_names("integrated", integrated, labels)
   check_batch("batches", batches, ("T", "N"))
+  validate.wide(jnp.result_type(jax.tree.leaves(phi)[0]), "A restricted likelihood")
   phi, taken = freeze(phi, log_sigma2, known, labels, frozen)
   bound = with_constants(likelihood, constants)
 

@@ -87,7 +87,8 @@ def init(spec: Spec, params: PyTree, constants: PyTree = None) -> MetaState:
   # One dtype: a step must not change it and compile again (docs/hazards.md#optimiser-dtypes).
   phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
-  opt_state = OptState(spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2))
+  states = spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2)
+  opt_state = OptState(*jax.tree.map(jnp.array, states))  # leaves may share an array
   with_constants(spec.likelihood, constants)
   constants = jax.tree.map(jnp.asarray, constants)
   return MetaState(phi, log_s2, opt_state, jnp.zeros([], jnp.int32), constants)
@@ -214,7 +215,7 @@ def adapt(
   """Return theta_hat of one task.
 
   If the algorithm has an implicit gradient, theta_hat is differentiated by the implicit rule.
-  Otherwise, or if `steps` is a tuple, it is differentiated through the inner steps.
+  Otherwise it is differentiated through the inner steps; with a tuple, in forward mode only.
 
   Args:
     state: a MetaState of this learner.
@@ -241,8 +242,7 @@ def adapt(
   if key is not None:
     scalars.key("key", key)
     key = same_in_any_batch(key)
-  if steps is not None:
-    steps = checked_steps(steps)
+  steps = None if steps is None else checked_steps(steps)
   return theta_hat(spec, frozen, Shared(params, key, state.constants), batch, steps)
 
 

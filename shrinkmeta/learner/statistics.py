@@ -16,7 +16,7 @@ from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import shown
 from shrinkmeta.config import Spec
 from shrinkmeta.devices.batching import map_tasks
-from shrinkmeta.model.tasks import Batch, Task, divisor, num_examples
+from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples
 
 PyTree = Any
 Statistics = Callable[[PyTree, PyTree, PyTree], PyTree]  # (phi, inputs, constants) -> constants
@@ -55,7 +55,7 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
   Array(1., dtype=float32)
   """
   check_state("state", state)
-  validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)")
+  check_tasks(tasks, needs_val=False)
   validate.function("statistics", statistics, "(phi, inputs [N, ...], constants) -> constants")
   if state.constants is None:
     raise ValueError("state has no constants to refresh: learner.init(params, constants=...).")

@@ -56,8 +56,8 @@ def log_prior(
   validate.same_shapes("theta", theta, "phi", phi)
 
   def leaf(t: jax.Array, p: jax.Array, log_s2: jax.typing.ArrayLike) -> jax.Array:
-    t, p = jnp.asarray(t), jnp.asarray(p)
-    log_s2 = jnp.asarray(log_s2, t.dtype)
+    dtype = jnp.result_type(t, p, float)  # integers become floats, as log_s2 is one
+    t, p, log_s2 = (jnp.asarray(x, dtype) for x in (t, p, log_s2))
     frozen, free = jnp.isneginf(log_s2), jnp.isposinf(log_s2)
     # JAX differentiates both branches of `where`. With inf in the branch that is not used, its
     # gradient is NaN and spoils the sum, so 0 takes the place of inf.

@@ -160,9 +160,10 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
       lambda phi, inputs: jax.vmap(likelihood.predict, (None, 0))(phi, inputs), phi, batch.inputs
     )
     leading = jax.tree.leaves(batch.targets)[0].shape[:2]
-    # NumPy and not JAX: inside a trace the results of JAX would be traced, and have no values.
+    # NumPy selects: inside a trace the results of JAX would be traced, and have no values.
     mask = np.ones(leading, bool) if batch.mask is None else np.asarray(batch.mask) != 0
-    targets = jax.tree.map(lambda y, keep=mask: np.asarray(y)[keep], batch.targets)
+    with jax.ensure_compile_time_eval():  # log_prob wants JAX arrays, with their values
+      targets = jax.tree.map(lambda y, keep=mask: jnp.asarray(np.asarray(y)[keep]), batch.targets)
     flat = lambda f, keep=mask: jax.ShapeDtypeStruct((keep.sum(), *f.shape[2:]), f.dtype)
     try:
       jax.eval_shape(lambda f, y=targets: likelihood.log_prob(f, y), jax.tree.map(flat, outputs))

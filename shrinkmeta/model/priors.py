@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta.checks import validate
-from shrinkmeta.checks.kinds import parameter_tree, shown
+from shrinkmeta.checks.kinds import parameter_tree
 
 PyTree = Any
 SigmaPrior = Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array]
@@ -148,7 +148,8 @@ def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax
 
   Raises:
     TypeError: if `scale` is not a number, or `centre` is not a pytree of arrays.
-    ValueError: if `scale` is not positive and finite.
+    ValueError: if `scale` is not positive and finite. The function raises ValueError if `phi` has
+      another structure or other shapes than `centre`.
 
   >>> normal(1.0)({"w": jnp.zeros(2)})  # -log(2 pi)
   Array(-1.838, dtype=float32)
@@ -159,11 +160,8 @@ def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax
 
   def log_p(phi: PyTree) -> jax.Array:
     parameter_tree("phi", phi)
-    if centre is not None and jax.tree.structure(centre) != jax.tree.structure(phi):
-      raise ValueError(
-        f"phi and the centre of its prior must have the same structure; got {shown(phi)} and "
-        f"{shown(centre)}."
-      )
+    if centre is not None:
+      validate.same_shapes("phi", phi, "the centre of its prior", centre)
     distance = phi if centre is None else jax.tree.map(jnp.subtract, phi, centre)
     leaf = lambda d: jnp.sum(
       -0.5 * jnp.square(d / scale) - math.log(scale * math.sqrt(2 * math.pi))

@@ -240,7 +240,8 @@ def gaussian_with_scale(
   of f is s^4 times that of the output f / s^2.
 
   Args:
-    predict: (theta, inputs) -> (f [N, ...], log s). log s broadcasts against f. If log s is a
+    predict: (theta, inputs) -> (f [N, ...], log s), or with constants as a third argument. log s
+      broadcasts against f. If log s is a
       parameter, make it a module of its own with sigma = 0. All tasks then share log s, and it is
       learned as part of phi.
 
@@ -258,8 +259,9 @@ def gaussian_with_scale(
   """
   validate.function("predict", predict, "(theta, inputs) -> (f [N, ...], log s)")
 
-  def natural(theta: PyTree, inputs: PyTree) -> jax.Array:
-    pair = predict(theta, inputs)
+  @functools.wraps(predict)  # it keeps whether predict takes constants or a key
+  def natural(theta: PyTree, inputs: PyTree, *constants: PyTree, **key: jax.Array) -> jax.Array:
+    pair = predict(theta, inputs, *constants, **key)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(is_array, pair)):
       raise TypeError(
         f"predict must return a pair of arrays (f [N, ...], log s); it returned {shown(pair)}."

@@ -129,8 +129,9 @@ def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:
         f"deltas.thetas/{path} is {jnp.result_type(leaf)}{list(jnp.shape(leaf))}; by state.phi it "
         f"must be {jnp.result_type(shared[path])}{list(want)}."
       )
-  have = {k: v for k, v in deltas.fingerprint.items() if k.startswith("phi/")}
-  if have.keys() != {f"phi/{path}" for path in shared}:
+  wanted = {path for path, _ in validate.leaves_with_names(phi, "phi")}
+  have = {k: v for k, v in deltas.fingerprint.items() if k.split("/")[0] == "phi"}
+  if have.keys() != wanted:
     raise TypeError(
       "state must be the shrinkmeta.MetaState of deltas, or its phi with the same structure; it "
       f"has the leaves {list(shared)}, and deltas come from {list(have)}."

@@ -14,6 +14,7 @@ from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.density import log_likelihood
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.model.tasks import Batch, check_batch, divisor, num_examples
+from shrinkmeta.model.variants import with_constants
 from shrinkmeta.serving.deltas import (
   Deltas,
   check_deltas,
@@ -129,6 +130,7 @@ def rounding_loss(
   check_batch("batches", batches, ("T", "N"))
   if jax.tree.leaves(batches.targets)[0].shape[0] != deltas.num_tasks:
     raise ValueError(f"batches must lead with T = {deltas.num_tasks}, the tasks of deltas.")
+  likelihood = with_constants(likelihood, state.constants)
   leaves = dict(validate.leaves_with_names(deltas.thetas))
   rounded = {
     path: jnp.asarray(restored(rounded_parts(path, np.asarray(x), phi[path], dtype), phi[path]))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
@@ -153,6 +154,7 @@ def restore(
   validate.instance("checkpoints", checkpoints, Checkpoints, "a shrinkmeta.Checkpoints(folder)")
   check_learner("learner", learner)
   check_state("state", state)
+  state = jax.tree.map(jnp.asarray, state)
   if isinstance(step, str) and step != "best":
     raise ValueError(f'step must be an integer, "best" or None; got {step!r}.')
   step = step if step is None or isinstance(step, str) else validate.integer("step", step, 0)

@@ -11,6 +11,7 @@ approximately. All other directions keep the variance 1, so the total variance i
 variance along a single direction may still be too small.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ class Posterior:
 
     covariance_of = self._covariance()
     n = outputs.shape[0]
-    own = jnp.arange(outputs.size // n)  # the C outputs of an example
+    own = jnp.arange(math.prod(outputs.shape[1:]))  # the C outputs of an example
 
     def example(i: jax.Array) -> jax.Array:  # [C, C]
       rows = jax.vmap(row)(jax.nn.one_hot(i * len(own) + own, outputs.size, dtype=outputs.dtype))

@@ -147,3 +147,13 @@ def test_wrong_adapters():
     lora.merge(W, adapters, alpha="1")
   with pytest.raises(TypeError, match="predict must be a function"):
     lora.attach(W)
+
+
+@pytest.mark.parametrize(
+  ("shape", "axes", "rank"),
+  [((4, 4), "oi", 4), ((2, 4, 4), "loi", 4), ((3, 4, 3, 3), "oiii", 3), ((2, 8, 8, 2), "ooii", 4)],
+)
+def test_factors_that_fit_two_layouts(shape, axes, rank):
+  with pytest.raises(ValueError, match=rf"axes '{axes}'.* also fit the axes"):
+    lora.init(KEY, {"w": jnp.ones(shape)}, {"w": (rank, axes)})
+  lora.init(KEY, {"w": jnp.ones(shape)}, {"w": (np.int64(1), axes)})

@@ -389,3 +389,25 @@ def test_mini_batches_need_a_key():
   learner, state = make(inner=sm.Inner(optax.sgd(0.1), steps=2, batch_size=2))
   with pytest.raises(ValueError, match="key"):
     choose_modules(learner, state, TASKS)
+
+
+def test_a_key_gives_the_draws_of_evaluate():
+  learner, state = make(sm.maml, inner=sm.Inner(optax.sgd(0.05), steps=3, batch_size=2))
+  tasks = draw(jax.random.key(3), 4, {"a": 1.0})
+  for impl in ("threefry2x32", "rbg"):
+    key = jax.random.key(1, impl=impl)
+    found = choose_modules(learner, state, tasks, tolerance=0.0, key=key, repeats=0)
+    whole = next(point.loss for point in found.curve if len(point.modules) == 3)
+    want = sm.evaluate(learner, state, tasks, key=key).val_nll.mean()
+    np.testing.assert_allclose(whole, want, rtol=1e-5)
+  with pytest.raises(TypeError, match="key must be"):
+    choose_modules(learner, state, tasks, tolerance=0.0, key=0, repeats=0)
+
+
+def test_two_tasks_of_which_one_fails():
+  learner, state = make()
+  tasks = draw(jax.random.key(3), 2, {"a": 1.0})
+  far = jnp.array([1.0, 1e30])[:, None]
+  tasks = tasks._replace(val=tasks.val._replace(targets=tasks.val.targets * far))
+  with pytest.raises(ValueError, match="One task without a failure gives no standard error"):
+    choose_modules(learner, state, tasks, tolerance=None, repeats=0)

@@ -1,4 +1,5 @@
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -180,3 +181,12 @@ def test_placed_arrays_do_not_share_numpys_memory():
   tasks = sm.place_tasks(sm.Task(sm.Batch(aligned, aligned), None), mesh)
   aligned[:] = 1.0
   assert all(float(x.max()) == 0.0 for x in jax.tree.leaves((state, tasks)))
+
+
+def test_tasks_that_do_not_fit_the_devices():
+  mesh = types.SimpleNamespace(shape={"tasks": 2}, axis_names=("tasks",))
+  batch = sm.Batch(jnp.ones((3, 4)), jnp.ones((3, 4)))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(placement, "check_mesh", lambda mesh: None)
+    with pytest.raises(ValueError, match="3 tasks cannot be split .* 2 devices.*share=4"):
+      sm.place_tasks(sm.Task(batch, batch), mesh)

@@ -759,3 +759,13 @@ def test_the_head_is_the_module_of_that_name_or_the_last_by_path(names, head):
   anil, boil = (make(GAUSSIAN, labels).spec.sigma for make in (sm.anil, sm.boil))
   assert {name for name, sigma in anil.items() if sigma} == {head}
   assert {name for name, sigma in boil.items() if sigma} == set(names) - {head}
+
+
+def test_a_fresh_state_may_be_donated_with_any_optimiser():
+  batch = sm.Batch(jnp.ones((2, 4)), jnp.ones((2, 4)))
+  for optimizer in (optax.contrib.prodigy(1.0), optax.add_noise(0.1, 0.5, jax.random.key(0))):
+    likelihood = sm.gaussian(lambda theta, x: x * theta["w"])
+    learner = sm.maml(likelihood, {"w": "w"}, phi_optimizer=optimizer)
+    update = jax.jit(learner.update, donate_argnums=0)
+    state, _ = update(learner.init({"w": 0.0}), sm.Task(batch, batch))
+    assert jnp.isfinite(state.phi["w"])

@@ -146,3 +146,11 @@ def test_nnx_by_a_merge_that_copies():
   hidden = X @ phi["hidden"]["kernel"] + phi["hidden"]["bias"]
   found = nnx.to_pure_dict(new.constants)["norm"]["mean"]
   np.testing.assert_allclose(found, 0.5 * hidden.mean((0, 1)), rtol=1e-5)
+
+
+def test_one_task_in_the_place_of_many():
+  learner = sm.maml(sm.gaussian(lambda w, x, constants: x * w["w"]), {"w": "w"})
+  state = learner.init({"w": 1.0}, constants={"mean": jnp.array(0.0)})
+  one = sm.Batch(jnp.array(1.0), jnp.array(1.0))
+  with pytest.raises(ValueError, match="tasks.train"):
+    learner.refresh(state, sm.Task(one, one), lambda phi, x, constants: constants)

@@ -204,3 +204,10 @@ def test_parameters_of_another_number_of_tasks():
   _, thetas, _, batches = problem()
   with pytest.raises(ValueError, match=r"thetas/b must lead with the axis of the 3 tasks.* \(2,\)"):
     sm.log_predictive(LINEAR, pick(thetas, slice(2)), batches)
+
+
+def test_integer_parameters_keep_the_variance_whole():
+  log_sigma2, labels = {"m": 0.9}, {"w": "m"}
+  got = sm.log_prior({"w": 1}, {"w": 0}, log_sigma2, labels)
+  np.testing.assert_allclose(got, scipy.stats.norm.logpdf(1, 0, np.exp(0.45)), rtol=1e-12)
+  assert sm.log_prior({"w": 1}, {"w": 1}, {"m": -jnp.inf}, labels) == 0

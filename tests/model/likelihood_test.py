@@ -373,3 +373,28 @@ def test_the_curvature_of_a_confident_categorical_is_not_rounding(logits):
 def test_logits_that_overflow_are_no_probability():
   density = sm.categorical(lambda theta, x: x).log_prob
   assert jnp.isnan(density(jnp.array([[jnp.inf, 0.0]]), jnp.array([0])))[0]
+
+
+def test_scales_of_a_network_with_constants_or_a_key():
+  def predict(theta, x, constants, key=None):
+    noise = 0.0 if key is None else jax.random.uniform(key)
+    return x * theta["w"] * constants["unit"] + noise, 0.0
+
+  params, constants = {"w": 3.0}, {"unit": jnp.array(2.0)}
+  likelihood = sm.with_randomness(sm.gaussian_with_scale(predict))
+  bound = sm.with_constants(likelihood, constants)
+  np.testing.assert_allclose(bound.predict(params, jnp.ones(1)), [[6.0, -0.5]])
+  key = jax.random.key(0)
+  drawn = bound.predict(params, jnp.ones(1), key=key)
+  np.testing.assert_allclose(drawn, [[6.0 + jax.random.uniform(key), -0.5]], rtol=1e-6)
+
+
+def test_a_log_prob_sees_jax_arrays_outside_jit_too():
+  def log_prob(outputs, targets):
+    return -jnp.square(targets.at[..., 0].set(0.0) - outputs).sum(-1)
+
+  learner = sm.maml(sm.Likelihood(lambda t, x: x * t["w"], log_prob), {"w": "w"})
+  state, batch = learner.init({"w": 1.0}), sm.Batch(np.ones((2, 3, 2)), np.ones((2, 3, 2)))
+  tasks = sm.Task(batch, batch)
+  eager, compiled = learner.update(state, tasks)[1], jax.jit(learner.update)(state, tasks)[1]
+  np.testing.assert_allclose(eager.loss, compiled.loss, rtol=1e-6)

@@ -67,7 +67,7 @@ def test_what_is_no_prior(call, message):
 
 def test_a_centre_of_another_structure():
   with pytest.raises(
-    ValueError, match=r"must have the same structure; got a dict .*'w'.* an array"
+    ValueError, match="must have the same structure: 'w' is in phi and not in the centre"
   ):
     priors.normal(1.0, jnp.zeros(2))({"w": jnp.zeros(2)})
 
@@ -96,3 +96,9 @@ def test_normal_prior_on_phi():
 def test_scales_are_positive(make):
   with pytest.raises(ValueError, match=r"(scale|spread) must be positive, one finite number"):
     make()
+
+
+def test_a_centre_of_another_shape():
+  prior = priors.normal(1.0, {"w": jnp.ones(3)})
+  with pytest.raises(ValueError, match="phi/w"):
+    prior({"w": jnp.zeros((3, 1))})

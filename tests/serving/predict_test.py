@@ -188,3 +188,15 @@ def test_deltas_cut_by_task_over_two_devices():
     print("equal")
   """
   assert run(program) == "equal\n"
+
+
+def test_parameters_that_are_one_array():
+  likelihood = sm.gaussian(lambda w, x: x @ w)
+  learner = sm.maml(likelihood, "w")
+  state = learner.init(jnp.zeros(3))
+  own = deltas(learner, state, jnp.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), ["a", "b"])
+  rows = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+  assert predict_tasks(likelihood, state, own, np.array([1, 0]), rows).tolist() == [4.0, 4.0]
+  other = learner.init(jnp.ones(3))
+  with pytest.raises(ValueError, match="phi"):
+    predict_tasks(likelihood, other, own, np.array([1, 0]), rows)

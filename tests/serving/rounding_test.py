@@ -93,3 +93,17 @@ def test_double_precision(tmp_path, x64):
   # All entries of this leaf are its largest, which int8 keeps: 127 / 127. What is left is the
   # rounding of p - 1e-12 in float64, up to 1.1e-4 of the difference, on the way in and out.
   np.testing.assert_allclose(back.thetas["head"]["w"][1] - params["head"]["w"], -1e-12, rtol=5e-4)
+
+
+def test_the_cost_of_rounding_with_constants():
+  likelihood = sm.gaussian(lambda p, x, constants: x * p["w"] * constants["unit"])
+  learner = sm.maml(likelihood, {"w": "w"})
+  state = learner.init({"w": 0.0}, constants={"unit": jnp.array(2.0)})
+  own = deltas(learner, state, {"w": jnp.array([1.0, 1.01])}, ["ann", "bob"])
+  loss = rounding_loss(likelihood, state, own, sm.Batch(jnp.ones([2, 4]), jnp.ones([2, 4])), "int8")
+  np.testing.assert_allclose(loss, 0.0, atol=1e-5)  # one number of a leaf is exact in int8
+  half = rounding_loss(
+    likelihood, state, own, sm.Batch(jnp.ones([2, 4]), jnp.ones([2, 4])), "bfloat16"
+  )
+  near = float(jnp.asarray(1.01, jnp.bfloat16))
+  np.testing.assert_allclose(half, [0.0, 0.5 * ((2 * near - 1) ** 2 - 1.02**2)], atol=1e-6)

@@ -306,6 +306,8 @@ def test_restore_gives_any_state_that_was_kept(tmp_path):
     chex.assert_trees_all_equal(
       sm.restore(kept_there, learner, like, step), state_at(learner, want)
     )
+  on_host = jax.device_get(like)
+  chex.assert_trees_all_equal(sm.restore(kept_there, learner, on_host), state_at(learner, 5))
   with pytest.raises(ValueError, match=r"no state of step 1; its steps are \[2, 5\]"):
     sm.restore(kept_there, learner, like, 1)
   assert kept(tmp_path) == before

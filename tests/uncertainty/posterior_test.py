@@ -300,3 +300,9 @@ def test_outputs_of_several_arrays_are_refused_by_name():
   batch = sm.Batch(jnp.ones(3), jnp.ones(3))
   with pytest.raises(ValueError, match="predict returned dict: a dual solve"):
     sm.posterior(likelihood, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, {"w": 0.5}, batch)
+
+
+def test_no_examples_to_predict():
+  linear, batch = sm.gaussian(lambda t, x: x * t["w"]), sm.Batch(jnp.ones(3), jnp.ones(3))
+  found = sm.posterior(linear, {"w": "w"}, {"w": 0.0}, {"w": 0.0}, {"w": 0.5}, batch)
+  assert found.predictive(jnp.ones(0)).variance.shape == (0,)

@@ -199,11 +199,6 @@ def covariances(levels: tuple[Level, ...], found: Eliminated) -> list[np.ndarray
   return paths
 
 
-def _summed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """The sum over g of a_g b_g [i, k], from a [G, i, j] and b [G, j, k]."""
-  return a.transpose(1, 0, 2).reshape(a.shape[1], -1) @ b.reshape(-1, b.shape[2])
-
-
 def _spread(step: Step) -> np.ndarray:
   """Lambda H_g^-1 Lambda' [G, q, q]."""
   return step.scale @ np.linalg.solve(step.precision, step.scale.T[None])
