@@ -63,6 +63,10 @@ def main(argv: Sequence[str]) -> None:
     factors = numbers("factors", _FACTORS.value, float) if _FACTORS.value else None
     if folders and steps:
       raise ValueError("Crossed runs have the inner steps of their training: leave --steps out.")
+    if folders and flags.FLAGS["experiment"].present:
+      raise ValueError("--experiment is for no folders; folders of runs are crossed.")
+    if not folders and (flags.FLAGS["split"].present or flags.FLAGS["data_dir"].present):
+      raise ValueError("--split and --data_dir are for crossed runs: name their folders.")
     if folders and _TASKS.value:
       raise ValueError("Crossed runs have the tasks of their table: leave --tasks out.")
     if factors and not folders:

@@ -17,7 +17,7 @@ import shrinkmeta as sm
 from experiments.datasets.text import windows
 from experiments.datasets.text.declarations import Version
 from experiments.languages import model
-from experiments.runs import learners
+from experiments.runs import learners, training
 from experiments.runs.learners import MakeLearner
 from experiments.settings.schema import Config
 
@@ -115,7 +115,7 @@ def train(
     train, val = (windows.padded(part, own.windows) for part in zip(*drawn, strict=True))
     return jax.tree.map(jnp.asarray, sm.Task(train, val))
 
-  return sm.fit(
+  return training.fit_to_the_end(
     learner,
     learner.init(arm.params, constants=arm.constants),
     tasks,

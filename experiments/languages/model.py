@@ -108,7 +108,8 @@ def train_base(
     seed=seed,
     save_every=100,
   )
-  return params, [loss / (config.context * math.log(2.0)) for loss in losses]
+  of_window = windows.num_targets(pool) / len(pool.inputs)  # the last one of a text is padded
+  return params, windows.bits_per_byte(losses, of_window).tolist()
 
 
 def texts(

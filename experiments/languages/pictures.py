@@ -33,7 +33,9 @@ def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> Non
   figure = Figure((7.5, 2.9 * len(panels)), layout="constrained")
   axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
   for ax, articles in zip(axes, panels, strict=True):
-    none = np.mean([r["methods"]["fine_tuning"]["bits"][str(articles)]["0"] for r in results])
+    # In JSON the NaN of a network that diverged is null.
+    mean = lambda values: float(np.mean(np.array(values, float)))
+    none = mean([r["methods"]["fine_tuning"]["bits"][str(articles)]["0"] for r in results])
     ax.axhline(none, color="#222222", linewidth=0.8, linestyle=":")
     low, high = none, none
     for method in dict.fromkeys(m for r in results for m in r["methods"]):
@@ -41,9 +43,9 @@ def _adaptation(path: pathlib.Path, results: Sequence[Mapping[str, Any]]) -> Non
       some = [r["methods"][method] for r in results if method in r["methods"]]
       found = [one["bits"][str(articles)] for one in some]
       steps = [s for s in own["steps"][1:] if all(str(s) in one for one in found)]
-      means = np.array([np.mean([one[str(s)] for one in found]) for s in steps])
+      means = np.array([mean([one[str(s)] for one in found]) for s in steps])
       canvas.line(ax, steps, means, name, hue, method)
-      low, high = min(low, means.min()), max(high, means[0])
+      low, high = np.nanmin([low, *means]), np.nanmax([high, means[0]])
     ax.set_ylim(low - 0.05 * (high - low), high + 0.3 * (high - low))
     ax.set_xscale("log")
     ax.set_title(f"{articles} articles; dotted: no adaptation")

@@ -95,10 +95,14 @@ def path(results: Sequence[Result]) -> list[dict[str, Any]]:
   """Return the path of sets that choose_modules found, for every seed."""
   records = []
   for r in results:
-    for point in r["choice"]["curve"]:
+    curve = r["choice"]["curve"]
+    best = min(point["loss"] for point in curve)
+    quantile = statistics.quantile(len(r["languages"]["validation"]))
+    for point in curve:
       chosen = point["added"] is not None and point["added"] in r["chosen"]
       record = {"seed": r["seed"], "module": point["added"] or "none"}
-      record |= {"nats_per_window": point["loss"], "nats_per_window_ci95": 1.96 * point["error"]}
+      record |= {"nats_per_window": point["loss"], "nats_difference_to_best": point["loss"] - best}
+      record |= {"nats_difference_to_best_ci95": quantile * point["error"]}
       records.append(record | {"bytes": point["bytes"], "setting": "chosen" if chosen else ""})
   return records
 
@@ -149,10 +153,12 @@ def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
   """Write the CSV files of several runs of one preset, and their pictures, to a folder."""
   results = sorted((files.read_result(path, FORMAT) for path in paths), key=lambda r: r["seed"])
   settings = [{k: v for k, v in r["config"].items() if k != "methods"} for r in results]
-  if any(one != settings[0] for one in settings):
-    raise ValueError(
-      "The runs have different settings: collect runs that differ in seed and methods alone."
-    )
+  alike = all(
+    one == settings[0] and r.get("data") == results[0].get("data")
+    for one, r in zip(settings, results, strict=True)
+  )
+  if not alike or len({r["seed"] for r in results}) < len(results):
+    raise ValueError("Collect runs that differ in seed and methods alone, and each seed once.")
   both = comparison(results)
   without = lambda column: [
     {k: v for k, v in record.items() if not k.startswith(column)} for record in both

@@ -20,7 +20,7 @@ from experiments.datasets.text import declarations, windows
 from experiments.datasets.text.declarations import Version
 from experiments.languages import arms, model, serving
 from experiments.languages.arms import Arm
-from experiments.runs import files
+from experiments.runs import files, training
 from experiments.settings.schema import Config
 
 PyTree = Any
@@ -63,7 +63,8 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
   versions = declarations.synthetic() if synthetic else declarations.load(data_dir)
   split = split_languages(config, versions, seed)
   about = {"format": FORMAT, "config": config.to_dict(), "seed": seed}
-  files.begin_run(folder, about | {"data": declarations.digest(versions)})
+  about["data"] = declarations.digest(versions)
+  files.begin_run(folder, about)
   logging.info("%s: the base on %d versions", folder, len(split.base))
   base, losses = model.train_base(config, split.base, seed, folder / "base")
   made = arms.make_arms(config, base, seed)
@@ -97,7 +98,7 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
     "names": {v.code: v.name for v in (*split.test, *split.validation)},
     "judged_bytes": judge.counts["test"].tolist(),
     "parameters": sum(x.size for x in jax.tree.leaves(base)),
-    "base_bits": _thinned(losses),
+    "base_bits": training.thinned(losses),
     "sigma": _sigma(ready["sigma_imaml"]),
     "choice": choice,
     "chosen": list(chosen),
@@ -111,12 +112,6 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
 def _up(count: int, multiple: int) -> int:
   """Return the smallest number that is at least `count` and divisible by `multiple`."""
   return -(-count // multiple) * multiple
-
-
-def _thinned(values: Sequence[float], count: int = 50) -> list[list[float]]:
-  """Return [step, mean] of at most `count` equal pieces of a series."""
-  pieces = np.array_split(np.arange(len(values)), min(count, len(values)))
-  return [[int(p[-1]) + 1, float(np.mean([values[i] for i in p]))] for p in pieces]
 
 
 def _sigma(ready: Ready) -> list[dict[str, Any]]:

@@ -39,8 +39,13 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     mean = float(episodes.mean())
     if episodes.size == 1:
       return mean, math.inf
-    half = stats.t.ppf((1 + level) / 2, episodes.size - 1) * stats.sem(episodes)
+    half = quantile(episodes.size, level) * stats.sem(episodes)
   return mean, float(half)
+
+
+def quantile(count: int, level: float = 0.95) -> float:
+  """Return by what to multiply a standard error of `count` >= 2 values for an interval."""
+  return float(stats.t.ppf((1 + level) / 2, count - 1))
 
 
 def group_by_algorithm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:

@@ -65,6 +65,11 @@ def begin(
         "another --out, or remove the folder."
       )
     return run
+  if (folder / "states").exists():
+    raise ValueError(
+      f"{folder} has states of a run but no run.json, which says what run. Choose another --out, or "
+      "remove the folder."
+    )
   for split in ("validation", "test"):  # errors come before training
     pipeline.evaluation(config, problem, split)
   if jax.process_index() == 0:

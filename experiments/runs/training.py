@@ -52,6 +52,27 @@ def host_mesh(num_tasks: int) -> jax.sharding.Mesh | None:
   return None if count == 1 else sm.task_mesh(jax.devices()[:count])
 
 
+def fit_to_the_end(
+  learner: sm.MetaLearner, state: sm.MetaState, tasks: Episodes, steps: int, **settings: Any
+) -> sm.MetaState:
+  """Return what `sm.fit` returns, unless Ctrl-C ended the run before its last update.
+
+  Args:
+    learner, state, tasks, steps: as for `sm.fit`.
+    settings: the keywords of `sm.fit`.
+
+  Raises:
+    KeyboardInterrupt: the run is not finished, so nothing may be stored as its result.
+  """
+  state = sm.fit(learner, state, tasks, steps, **settings)
+  if int(state.step) < steps:
+    raise KeyboardInterrupt(
+      f"Training stopped after {int(state.step)} of {steps} updates, and no result was written. "
+      "The same command continues from the last checkpoint, or begins again if there is none."
+    )
+  return state
+
+
 def train(
   learner: sm.MetaLearner,
   params: PyTree,
@@ -81,7 +102,7 @@ def train(
   log = None if checkpoints is None else pathlib.Path(checkpoints.folder) / "log.jsonl"
   if log is not None:
     told.append(_marked(sm.json_lines(log)))
-  state = sm.fit(
+  state = fit_to_the_end(
     learner,
     learner.init(params),
     episodes,
@@ -140,7 +161,7 @@ def train_base(
   labels = jax.tree.map(lambda _: "network", params)
   learner = sm.no_adaptation(likelihood, labels, phi_optimizer=optimizer(schedule))
   log = folder / "log.jsonl"
-  state = sm.fit(
+  state = fit_to_the_end(
     learner,
     learner.init(params),
     tasks,
@@ -150,6 +171,12 @@ def train_base(
     checkpoints=sm.Checkpoints(folder / "states", every=save_every, keep=2),
   )
   return state.phi, [record["phi_loss"] for record in sm.read_json_lines(log)]
+
+
+def thinned(values: Sequence[float], count: int = 50) -> list[list[float]]:
+  """Return [last step, mean] of at most `count` equal parts of a series."""
+  parts = np.array_split(np.arange(len(values)), min(count, len(values)))
+  return [[int(p[-1]) + 1, float(np.mean([values[i] for i in p]))] for p in parts]
 
 
 def _marked(callback: sm.Callback) -> sm.Callback:

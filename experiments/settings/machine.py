@@ -59,7 +59,9 @@ def start_jax(
   if cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = str(programs_folder())
     jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
-  if cache:
+  if cache == "":
+    jax.config.update("jax_compilation_cache_dir", None)
+  elif cache:
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -16,7 +16,7 @@ import optax
 
 import shrinkmeta as sm
 from experiments.datasets.speech.voices import Voices
-from experiments.runs import learners
+from experiments.runs import learners, training
 from experiments.runs.learners import MakeLearner
 from experiments.settings.schema import Config
 from experiments.speech import model
@@ -104,7 +104,7 @@ def learn_sigma(
       lambda *leaves: jnp.asarray(np.stack(leaves)), *map(one, range(first, first + count))
     )
 
-  return sm.fit(
+  return training.fit_to_the_end(
     learner,
     learner.init(params),
     tasks,

@@ -56,7 +56,7 @@ def overfitting(results: Sequence[Result]) -> list[dict[str, Any]]:
   """Return by recordings and method how far the last step is above the best one.
 
   `stop` is the step that was best on the validation speakers, with the loss of the test speakers
-  there: what early stopping would have given.
+  there: what early stopping would have given. Seeds may have several stops.
   """
   config, records = results[0]["config"], []
   steps = config["adapt"]["steps"]
@@ -70,7 +70,8 @@ def overfitting(results: Sequence[Result]) -> list[dict[str, Any]]:
       )
       rise, half = statistics.interval(known[last] - known[best])
       record = {"recordings": recordings, "algorithm": method, "best_step": best}
-      record |= {"nats_at_best": float(known[best].mean()), "stop": round(float(np.mean(stops)))}
+      record |= {"nats_at_best": float(known[best].mean())}
+      record |= {"stop": " ".join(map(str, sorted(set(stops))))}
       record |= {"nats_at_stop": float(stopped.mean()), "last_step": last}
       record |= {"nats_at_last": float(known[last].mean())}
       records.append(record | {"nats_difference_last": rise, "nats_difference_last_ci95": half})

@@ -7,7 +7,7 @@ continues with the first missing one.
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 import shrinkmeta as sm
 from experiments.datasets.speech.voices import Voices
 from experiments.networks.audio import wavenet
-from experiments.runs import files
+from experiments.runs import files, training
 from experiments.settings.schema import Config
 from experiments.speech import arms, model, samples
 from experiments.speech.arms import Arm
@@ -56,7 +56,7 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
   result = about | {
     "speakers": {split: list(v.names) for split, v in speakers.items()},
     "parameters": sum(x.size for x in jax.tree.leaves(base)),
-    "base_nats": _thinned(losses),
+    "base_nats": training.thinned(losses),
     "sigma": _sigma(config, state),
     "sigma_log": [{k: v for k, v in r.items() if k != "seconds"} for r in log],
     "methods": methods,
@@ -64,12 +64,6 @@ def run(config: Config, seed: int, folder: pathlib.Path, data_dir: str | None) -
   }
   files.write_document(folder / "results.json", result)
   return result
-
-
-def _thinned(values: Sequence[float], count: int = 50) -> list[list[float]]:
-  """Return [step, mean] of at most `count` equal parts of a series."""
-  parts = np.array_split(np.arange(len(values)), min(count, len(values)))
-  return [[int(p[-1]) + 1, float(np.mean([values[i] for i in p]))] for p in parts]
 
 
 def _sigma(config: Config, state: sm.MetaState) -> list[dict[str, Any]]:

@@ -98,6 +98,8 @@ def test_crossed_runs(tmp_path, command, python):
   (
     (["--factors=0"], "--factors wants numbers above 0"),
     (["--factors=2"], "name their folders"),
+    (["--split=validation"], "--split and --data_dir are for crossed runs"),
+    (["--experiment=kinks", "folder"], "--experiment is for no folders"),
     (["runs", "--steps=3"], "leave --steps out"),
     (["runs", "--tasks=3"], "leave --tasks out"),
   ),

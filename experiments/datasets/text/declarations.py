@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from experiments.datasets.files import cache
 from experiments.datasets.files.cache import DamagedError
@@ -25,6 +26,7 @@ ARTICLES = 30
 UNKNOWN = "und"  # ISO 639-3 for a language that is not determined
 _KEYS = {"code": str, "iso639_3": str, "name": str, "articles": list}
 _LONGEST = 2**20  # bytes of a line; the longest of the published file has about 50,000
+_VERSIONS = 519  # complete ones in the published file
 _FEWEST = 4_000  # bytes of all articles; shorter versions are excerpts
 
 
@@ -66,6 +68,13 @@ def load(data_dir: cache.Folder | None = None) -> tuple[Version, ...]:
   if not versions:
     raise DamagedError(
       f"{path} has {len(found)} versions, none of them with {ARTICLES} articles. Download it anew."
+    )
+  if len(versions) != _VERSIONS:
+    logging.warning(
+      "%s has %d whole versions, and the file that the results were made from %d. Is it whole?",
+      path,
+      len(versions),
+      _VERSIONS,
     )
   return versions
 

@@ -10,7 +10,7 @@ import pytest
 
 import shrinkmeta as sm
 from experiments.datasets.text import declarations, windows
-from experiments.languages import arms, model, presets, report, stages
+from experiments.languages import arms, model, pictures, presets, report, stages
 
 
 def test_bits_per_byte_against_numpy():
@@ -143,3 +143,16 @@ def test_collected_runs(finished, tmp_path):
   (tmp_path / "other.json").write_text("{}")
   with pytest.raises(ValueError, match="no result of experiments.languages"):
     report.collect([tmp_path / "other.json"], tmp_path)
+  with pytest.raises(ValueError, match="each seed once"):
+    report.collect([folder / "results.json"] * 2, tmp_path)
+  path = [line.split(",") for line in table("path")]
+  assert path[0][3:5] == ["nats_difference_to_best", "nats_difference_to_best_ci95"]
+  assert min(float(row[3]) for row in path[1:]) == 0
+
+
+def test_a_method_that_diverged_leaves_a_gap_in_the_pictures(finished, tmp_path):
+  _, _, result = finished
+  lost = json.loads(json.dumps(result))
+  lost["methods"]["fine_tuning"]["bits"]["20"]["5"][0] = None  # NaN in JSON
+  pictures.draw(tmp_path, [lost])
+  assert (tmp_path / "adaptation.png").stat().st_size > 10_000

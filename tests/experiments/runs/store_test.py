@@ -38,6 +38,9 @@ def test_a_folder_knows_its_run_by_its_settings_not_by_how_they_were_searched(tm
   arm.inner_steps += 1
   with pytest.raises(ValueError, match="other data: arms.reptile.inner_steps: 2 in it, 3 here"):
     store.begin(tmp_path / "a", "reptile", 0, config, problem)
+  (tmp_path / "b" / "states").mkdir(parents=True)
+  with pytest.raises(ValueError, match="states of a run but no run.json"):
+    store.begin(tmp_path / "b", "reptile", 0, config, problem)
 
 
 def test_a_run_is_not_judged_on_other_data_than_it_was_trained_on(tmp_path):

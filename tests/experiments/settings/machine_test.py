@@ -57,9 +57,12 @@ TWICE = """
 import json, os, sys
 import jax, jax.numpy as jnp
 from experiments.settings import machine
-del os.environ["JAX_COMPILATION_CACHE_DIR"]
+cache = json.loads(sys.argv[2])
+if cache != "":  # "" switches the cache off, also that of the environment
+  del os.environ["JAX_COMPILATION_CACHE_DIR"]
 os.environ["XDG_CACHE_HOME"] = sys.argv[1]
-machine.start_jax(cache=json.loads(sys.argv[2]))
+machine.start_jax(cache=cache)
+assert cache != "" or jax.config.jax_compilation_cache_dir is None
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
 

@@ -58,8 +58,8 @@ def finished(tmp_path_factory):
   fit = sm.fit
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sm, "fit", lambda *given, **more: fit(*given[:3], 25, **more))
-    _, losses = model.train_base(config, model.load(config)["train"], 0, folder / "base")
-  assert len(losses) == 25
+    with pytest.raises(KeyboardInterrupt, match="after 25 of 40 updates, and no result"):
+      model.train_base(config, model.load(config)["train"], 0, folder / "base")
   return config, folder, stages.run(config, 0, folder, None)
 
 
@@ -150,9 +150,10 @@ def test_collected_runs(finished, tmp_path):
   assert len(lines) == 1 + (1 + 2) * 2 and len(differences) == 1 + 2 * 2
   at = lambda name: np.array(result["methods"][name]["nats"]["10"]["held_out"])[:, 2]
   own, ours = at("fine_tuning"), at("sigma_imaml")
-  for rows, want in ((lines, own), (differences, own - ours)):
+  # Cells have four digits; small ones have two.
+  for rows, want, rel in ((lines, own, 2e-3), (differences, own - ours, 0.05)):
     row = next(line.split(",") for line in rows if line.startswith("10,fine_tuning,5,"))
-    assert float(row[3]) == pytest.approx(want.mean(), rel=0.05, abs=1e-4)
+    assert float(row[3]) == pytest.approx(want.mean(), rel=rel, abs=1e-4)
     half = 12.7062 * want.std(ddof=1) / math.sqrt(2)  # Student's t for two speakers
     assert float(row[4]) == pytest.approx(half, rel=0.05, abs=1e-4)
   for name in ("adaptation.png", "sigma.png", "sigma_history.png", "samples.png"):

@@ -36,10 +36,11 @@ def test_what_is_written_is_read(tmp_path):
   assert declarations.digest(versions) != declarations.digest(versions[1:])
 
 
-def test_excerpts_are_left_out(tmp_path):
+def test_excerpts_are_left_out(tmp_path, caplog):
   short, few = entry(code="b", articles=[["y"]] * 30), entry(code="c", articles=[["z" * 9_000]])
   write(tmp_path, entry(), short, b"", few)
   assert [v.code for v in declarations.load(tmp_path)] == ["a"]
+  assert "has 1 whole versions, and the file that the results were made from 519" in caplog.text
 
 
 @pytest.mark.parametrize(
