@@ -67,8 +67,8 @@ def begin(
     return run
   if (folder / "states").exists():
     raise ValueError(
-      f"{folder} has states of a run but no run.json, which says what run. Choose another --out, or "
-      "remove the folder."
+      f"{folder} has states of a run but no run.json, which says which one. Choose another --out, "
+      "or remove the folder."
     )
   for split in ("validation", "test"):  # errors come before training
     pipeline.evaluation(config, problem, split)

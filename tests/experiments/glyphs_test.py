@@ -6,13 +6,13 @@ import pathlib
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
+import shrinkmeta as sm
 from experiments import glyphs
 from experiments.runs import results
 from experiments.settings import tables
@@ -26,8 +26,10 @@ def run(
   out: pathlib.Path, algorithms=ALGORITHMS, seeds=(0,), dataset="glyphs", settings=(), **keywords
 ) -> str:
   config = tables.load("glyphs", "smoke", [f"problem.dataset={dataset}", *settings])
-  found, diverged = glyphs.run(algorithms, seeds, config, keywords.get("data_dir"), "test", out)
-  assert diverged == keywords.get("diverged", [])
+  lost = keywords.pop("diverged", [])
+  data_dir = keywords.pop("data_dir", None)
+  found, diverged = glyphs.run(algorithms, seeds, config, data_dir, "test", out, **keywords)
+  assert diverged == lost
   return found
 
 
@@ -70,11 +72,9 @@ def test_end_to_end_and_again(tmp_path):
   assert np.isfinite(mini.nll).all() and (mini.nll != curves[1].nll).any()
 
 
-def start(
-  out: pathlib.Path, *arguments: object, algorithm: str = "sigma_imaml"
-) -> subprocess.Popen[str]:
+def start(out: pathlib.Path, *arguments: object) -> subprocess.Popen[str]:
   command = [sys.executable, "-m", "experiments.glyphs", "--preset=smoke", f"--out={out}"]
-  command += [f"--algorithms={algorithm}", "--set=meta_batch=3", *map(str, arguments)]
+  command += ["--algorithms=reptile", "--set=meta_batch=3", *map(str, arguments)]
   pipe = subprocess.PIPE
   return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
@@ -87,8 +87,8 @@ def test_two_processes_find_what_one_finds_and_the_first_alone_writes(tmp_path):
   several = [address, "--num_processes=2"]
   # By SGD throughout: Adam makes a whole step of the rounding of a gradient that is 0, as that of a
   # bias before a batch norm is, and other numbers of devices round otherwise.
-  run = functools.partial(start, algorithm="reptile")
-  runs = [run(outs[0]), *(run(outs[1 + i], *several, f"--process_id={i}") for i in range(2))]
+  runs = [start(outs[1 + i], *several, f"--process_id={i}") for i in range(2)]
+  run(outs[0], algorithms=("reptile",), settings=["meta_batch=3"])
   for process in runs:
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
@@ -98,20 +98,19 @@ def test_two_processes_find_what_one_finds_and_the_first_alone_writes(tmp_path):
   assert not [path for path in outs[2].rglob("*") if path.is_file()]
 
 
-def test_an_arm_that_was_killed_goes_on(tmp_path):
-  run = functools.partial(start, algorithm="sigma_maml")  # it compiles in seconds
-  keep = [f"--checkpoints={tmp_path / 'keep'}", "--checkpoint_every=1"]
-  whole = run(tmp_path / "a")
-  killed = run(tmp_path / "b", *keep, "--set=meta_steps=3")
-  first = tmp_path / "keep" / "sigma_maml-0" / "1"
-  deadline = time.monotonic() + 200
-  while not first.exists() and killed.poll() is None and time.monotonic() < deadline:
-    time.sleep(0.001)
-  killed.kill()
-  assert first.exists() and not (tmp_path / "b" / "results.json").exists()
-  for process in (whole, run(tmp_path / "b", *keep)):
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
+def test_an_arm_that_was_stopped_goes_on(tmp_path, monkeypatch):
+  """Killed processes are in tests/training/kill_test.py; here Ctrl-C comes after one update."""
+  fit = sm.fit
+  again = functools.partial(
+    run, tmp_path / "b", algorithms=("fomaml",), checkpoints=tmp_path / "keep"
+  )
+  with monkeypatch.context() as patch:
+    patch.setattr(sm, "fit", lambda *given, **more: fit(*given[:3], 1, **more))
+    with pytest.raises(KeyboardInterrupt, match="after 1 of 3 updates, and no result was written"):
+      again()
+  assert not (tmp_path / "b" / "results.json").exists()
+  again()
+  run(tmp_path / "a", algorithms=("fomaml",))
   one, other = (results.read_json(tmp_path / o / "results.json")[1][0] for o in ("a", "b"))
   assert one.history["step"] == other.history["step"] == [0, 1, 2]
   assert one.history["loss"] == other.history["loss"]
