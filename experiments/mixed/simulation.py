@@ -4,8 +4,9 @@
 
 The model is y = level_g + slope_g x + noise, with 40 groups of 2 to 20 observations. The command
 prints three numbers for each estimator and standard deviation: the median bias, the coverage of the
-95 % interval if there is one, and the efficiency. The efficiency is the mean squared error of
-REML's log sd divided by that of the estimator.
+95 % interval if the estimator has one, and the efficiency. An estimate of 0 has no interval and
+counts as not covered. The efficiency is the mean squared error of REML's log sd divided by that of
+the estimator.
 """
 
 from collections.abc import Sequence

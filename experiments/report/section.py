@@ -100,5 +100,5 @@ def freezing(members: Sequence[Evaluated], step: int) -> list[str]:
         )
       whole = [read(folder / f"{split}.json") for folder in folders]
       title = "Chosen on: validation tasks" if split == "validation" else "Reported on: test tasks"
-      tables += [title, sigma.freezing_table(whole, frozen, step)]
+      tables += [title, sigma.freezing_table(whole, frozen, step, unit(members[0].settings))]
   return tables

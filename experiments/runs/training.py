@@ -141,13 +141,19 @@ def train_base(
     folder: the folder of the log and the checkpoints.
     steps: the number of steps.
     rate: the largest learning rate.
-    rows: the number of examples of a step.
+    rows: the number of examples of a step, which is even.
     seed: fixes the examples of every step.
     save_every: the number of steps between two checkpoints.
 
   Returns:
     (parameters, the losses of all steps in nats per example).
+
+  Raises:
+    KeyboardInterrupt: Ctrl-C ended the training.
+    ValueError: `rows` is not even.
   """
+  if rows < 2 or rows % 2:
+    raise ValueError(f"A step of the base wants an even number of examples; got {rows}.")
   half = rows // 2
 
   def tasks(first: int, count: int) -> sm.Task:

@@ -36,7 +36,10 @@ def sigma_agreement(curves: Sequence[Curve]) -> dict[str, Agreement]:
 
 
 def freezing_table(
-  whole: Sequence[Curve], frozen: Mapping[float, Sequence[Curve]], step: int = -1
+  whole: Sequence[Curve],
+  frozen: Mapping[float, Sequence[Curve]],
+  step: int = -1,
+  over: str = "episodes",
 ) -> str:
   """Return the loss of accuracy and likelihood if modules with sigma below a threshold stay at phi.
 
@@ -44,6 +47,7 @@ def freezing_table(
     whole: the curves of one algorithm without frozen modules.
     frozen: {threshold: curves with frozen modules}, of the same seeds and episodes.
     step: the index into `Curve.steps`; the last by default.
+    over: the name of a curve's columns, in the plural.
   """
   rows = []
   for threshold, curves in sorted(frozen.items()):
@@ -73,7 +77,7 @@ def freezing_table(
   header += ["accuracy in points"] * has(whole, "accuracy") + ["nats per example"]
   at = np.asarray(whole[0].steps)[step]
   title = f"{whole[0].algorithm}, modules with sigma below a threshold frozen minus none frozen"
-  return f"{title}, after {at} steps, paired, {sample(whole)}\n\n{as_table(header, rows)}\n"
+  return f"{title}, after {at} steps, paired, {sample(whole, over)}\n\n{as_table(header, rows)}\n"
 
 
 _FOUND = "sigma of modules, largest first"

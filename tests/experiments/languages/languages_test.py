@@ -66,6 +66,10 @@ def test_wrong_settings(change, message):
     presets.load("cpu", [change, *(["network.heads=8"] if "width" in change else [])])
 
 
+def test_every_setting_has_a_meaning():
+  assert set(presets.MEANINGS) == set(presets.load("cpu"))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """A run of all stages with fewer methods, and its folder."""

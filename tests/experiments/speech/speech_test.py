@@ -39,6 +39,10 @@ def test_wrong_settings(change, message):
     presets.load("cpu", [change])
 
 
+def test_every_setting_has_a_meaning():
+  assert set(presets.MEANINGS) == set(presets.load("cpu"))
+
+
 STILL = sm.Inner(optax.sgd(0.1), steps=0)
 SETTINGS = (
   "methods=('sigma_imaml','fine_tuning')",
