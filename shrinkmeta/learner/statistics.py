@@ -15,8 +15,8 @@ from shrinkmeta.base import MetaState, check_state
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import shown
 from shrinkmeta.config import Spec
-from shrinkmeta.devices.batching import map_tasks
-from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples
+from shrinkmeta.devices.batching import map_tasks, num_tasks
+from shrinkmeta.model.tasks import Batch, Task, divisor, num_examples
 
 PyTree = Any
 Statistics = Callable[[PyTree, PyTree, PyTree], PyTree]  # (phi, inputs, constants) -> constants
@@ -55,7 +55,8 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
   Array(1., dtype=float32)
   """
   check_state("state", state)
-  check_tasks(tasks, needs_val=False)
+  validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val)")
+  num_tasks(tasks)  # every leaf leads with them
   validate.function("statistics", statistics, "(phi, inputs [N, ...], constants) -> constants")
   if state.constants is None:
     raise ValueError("state has no constants to refresh: learner.init(params, constants=...).")

@@ -355,7 +355,7 @@ ONE = jax.tree.map(lambda x: x[:1], TASKS)
     ({"tolerance": float("nan")}, ValueError, "tolerance must not be negative"),
     ({"repeats": 1.5}, TypeError, "repeats must be an integer"),
     ({"repeats": -1}, ValueError, "repeats must be at least 0"),
-    ({"tasks": ONE}, ValueError, "One task gives no standard error"),
+    ({"tasks": ONE}, ValueError, "One task without a failure gives no standard error"),
   ],
   ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
