@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
@@ -160,8 +161,9 @@ def normal(scale: float, centre: PyTree | None = None) -> Callable[[PyTree], jax
 
   def log_p(phi: PyTree) -> jax.Array:
     parameter_tree("phi", phi)
-    if centre is not None:
-      validate.same_shapes("phi", phi, "the centre of its prior", centre)
+    if centre is not None:  # of any dtype
+      zeros = lambda tree: jax.tree.map(lambda x: np.broadcast_to(0.0, jnp.shape(x)), tree)
+      validate.same_shapes("phi", zeros(phi), "the centre of its prior", zeros(centre))
     distance = phi if centre is None else jax.tree.map(jnp.subtract, phi, centre)
     leaf = lambda d: jnp.sum(
       -0.5 * jnp.square(d / scale) - math.log(scale * math.sqrt(2 * math.pi))

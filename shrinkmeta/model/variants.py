@@ -241,9 +241,8 @@ def gaussian_with_scale(
 
   Args:
     predict: (theta, inputs) -> (f [N, ...], log s), or with constants as a third argument. log s
-      broadcasts against f. If log s is a
-      parameter, make it a module of its own with sigma = 0. All tasks then share log s, and it is
-      learned as part of phi.
+      broadcasts against f. If log s is a parameter, make it a module of its own with sigma = 0. All
+      tasks then share log s, and it is learned as part of phi.
 
   Returns:
     A Likelihood whose targets are [N, ...], with the shape of f.

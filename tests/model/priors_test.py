@@ -102,3 +102,5 @@ def test_a_centre_of_another_shape():
   prior = priors.normal(1.0, {"w": jnp.ones(3)})
   with pytest.raises(ValueError, match="phi/w"):
     prior({"w": jnp.zeros((3, 1))})
+  whole = priors.normal(1.0, {"w": np.array([1, 2])})({"w": jnp.zeros(2)})  # of another dtype
+  np.testing.assert_allclose(whole, scipy.stats.norm.logpdf([1, 2]).sum(), rtol=1e-12)
