@@ -1,5 +1,6 @@
 """Train one learner on tasks, and adapt it to unseen tasks."""
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -254,41 +255,17 @@ def adapt(
     name: a name for the progress bar.
     key: the key for mini-batches of inner steps; it is folded with the number of the episode.
   """
-
-  def one(state: sm.MetaState, item: tuple[sm.Task, jax.Array]) -> tuple[tuple[()], Any]:
-    task, number = item
-    own = None if key is None else jax.random.fold_in(key, number)
-    thetas, _ = learner.adapt(state, task.train, steps, own)
-
-    def judge(theta: PyTree) -> tuple[jax.Array, jax.Array]:
-      outputs, targets = likelihood.predict(theta, task.val.inputs), task.val.targets
-      judged = example_weights(task.val, outputs.dtype)
-      mean = lambda x: jnp.sum(jnp.where(judged > 0, x, 0) * judged) / jnp.sum(judged)
-      nll = -mean(likelihood.log_prob(outputs, targets))
-      if not jnp.issubdtype(targets.dtype, jnp.integer):
-        return jnp.full_like(nll, jnp.nan), nll
-      return mean(jnp.argmax(outputs, -1) == targets), nll
-
-    accuracy, nll = jax.lax.map(judge, thetas)  # one after another: a CPU is faster so
-    last = jax.tree.map(lambda x, p: jnp.mean(jnp.square(x[-1] - p)), thetas, state.phi)
-    return (), (accuracy, nll, last)
-
   begin = time.perf_counter()
   starts = range(0, num_episodes, block)
   mesh = host_mesh(block)
   offset, mine, share = sm.share_of_tasks(block, mesh)
-  state = sm.place_state(state, mesh)
-
-  @jax.jit
-  def run(state: sm.MetaState, tasks: sm.Task, start: jax.typing.ArrayLike) -> Any:
-    numbers = start + jnp.arange(len(jax.tree.leaves(tasks)[0]))
-    return sm.over_tasks(one, state, (tasks, numbers), mesh=mesh)[1]
-
+  state, key = sm.place_state((state, key), mesh)
+  run = _adapting(learner.adapt, likelihood, steps, mesh)
   blocks = []
   quiet = jax.process_index() != 0
   for start in tqdm.tqdm(starts, f"{name}: adapt", unit="block", dynamic_ncols=True, disable=quiet):
     tasks = episodes(start + (offset if mine else 0), max(1, mine))
-    found = run(state, sm.place_tasks(tasks, mesh, share, mine), start)
+    found = run(state, sm.place_tasks(tasks, mesh, share, mine), start, key)
     if jax.process_count() > 1:
       found = multihost_utils.process_allgather(found, tiled=True)
     blocks.append(jax.tree.map(lambda x: x[:block], jax.device_get(found)))
@@ -298,6 +275,45 @@ def adapt(
   total = _sum_by_module(total, learner.labels)
   moved = {m: float(np.sqrt(total[m] / sizes[m])) for m in sizes}
   return Adapted(accuracy.T, nll.T, moved, {"adapt": time.perf_counter() - begin})
+
+
+@functools.lru_cache(maxsize=4)
+def _adapting(
+  adapt: Callable[..., tuple[PyTree, sm.InnerInfo]],
+  likelihood: sm.Likelihood,
+  steps: tuple[int, ...],
+  mesh: jax.sharding.Mesh | None,
+) -> Callable[..., Any]:
+  """Build the program of `adapt`, which the seeds of an algorithm share.
+
+  It maps (state, tasks, number of the first task, key) to (accuracy [T, S], nll [T, S], the mean
+  squared move of every parameter after the last step).
+  """
+
+  @jax.jit
+  def run(state: sm.MetaState, tasks: sm.Task, start: jax.typing.ArrayLike, key: Any) -> Any:
+    def one(shared: tuple[sm.MetaState, Any], item: tuple[sm.Task, jax.Array]) -> Any:
+      (state, key), (task, number) = shared, item
+      own = None if key is None else jax.random.fold_in(key, number)
+      thetas, _ = adapt(state, task.train, steps, own)
+
+      def judge(theta: PyTree) -> tuple[jax.Array, jax.Array]:
+        outputs, targets = likelihood.predict(theta, task.val.inputs), task.val.targets
+        judged = example_weights(task.val, outputs.dtype)
+        mean = lambda x: jnp.sum(jnp.where(judged > 0, x, 0) * judged) / jnp.sum(judged)
+        nll = -mean(likelihood.log_prob(outputs, targets))
+        if not jnp.issubdtype(targets.dtype, jnp.integer):
+          return jnp.full_like(nll, jnp.nan), nll
+        return mean(jnp.argmax(outputs, -1) == targets), nll
+
+      accuracy, nll = jax.lax.map(judge, thetas)  # one after another: a CPU is faster so
+      last = jax.tree.map(lambda x, p: jnp.mean(jnp.square(x[-1] - p)), thetas, state.phi)
+      return (), (accuracy, nll, last)
+
+    numbers = start + jnp.arange(len(jax.tree.leaves(tasks)[0]))
+    return sm.over_tasks(one, (state, key), (tasks, numbers), mesh=mesh)[1]
+
+  return run
 
 
 def _sum_by_module(numbers: PyTree, labels: sm.Labels) -> dict[str, Any]:

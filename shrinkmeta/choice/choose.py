@@ -21,7 +21,9 @@ from shrinkmeta.gradients.total import Shared
 from shrinkmeta.learner.sigma import known_sigma
 from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model.modules import check_parameters, gather, names
+from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Task, check_tasks
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 
@@ -219,6 +221,7 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
     raise ValueError(
       "tasks.val is None. choose_modules compares validation losses: split the data of each task."
     )
+  check_targets(with_constants(learner.spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if tolerance is not None:
     if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real):
       raise TypeError(f"tolerance must be a number of nats, or None; got {shown(tolerance)}.")

@@ -3,7 +3,6 @@
 T is the number of tasks, N the number of validation examples of one task.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ import scipy  # loads scipy.special, half a second, at its first use
 from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import map_tasks
+from shrinkmeta.learner.kept import kept
 from shrinkmeta.mode.frozen import check_own, merge
 from shrinkmeta.model.likelihood import masked_log_prob
-from shrinkmeta.model.outputs import labels_of
+from shrinkmeta.model.outputs import check_targets, labels_of
 from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples, weights
 from shrinkmeta.model.variants import with_constants
 
@@ -133,7 +133,7 @@ def evaluate(
       val_nll_t = -1/N sum_n log p(y_tn | x_tn, theta_hat_t)
 
   The program compiles at the first call with a learner, a number `steps` and shapes of tasks. Later
-  calls with the same three reuse it. The programs of the last 16 learners are kept.
+  calls with the same three reuse it, as long as the learner exists.
 
   Args:
     learner: the learner. Tasks run with its batching and mesh.
@@ -146,7 +146,8 @@ def evaluate(
     An Evaluation; `paired` compares two of them.
 
   Raises:
-    TypeError, ValueError: an argument is wrong; the message names it.
+    TypeError, ValueError: an argument is wrong; the message names it. So is a target that is out of
+      range, such as a label of a class that predict has no logit for.
 
   Example:
     >>> import optax
@@ -169,8 +170,11 @@ def evaluate(
   if jax.process_count() > 1:
     raise ValueError("evaluate reads the losses of all tasks: call it in a run of one process.")
   val_nll, accuracy, converged = jax.device_get(
-    _compiled(_ById(learner))(state, tasks, key, steps=steps)
+    kept(learner, _compiled)(state, tasks, key, steps=steps)
   )
+  if not np.all(np.isfinite(val_nll)):  # a wrong target, whose value no program knows?
+    likelihood = with_constants(learner.spec.likelihood, state.constants)
+    check_targets(likelihood, "tasks", tasks, state.phi)
   if accuracy is not None:
     accuracy = np.where(np.isfinite(val_nll), accuracy, np.nan)
   made = learner.spec.inner.steps if steps is None else steps
@@ -231,23 +235,9 @@ def _interval(values: np.ndarray, least: float = -np.inf, most: float = np.inf) 
   return Interval(mean, float(low), float(high))
 
 
-class _ById:
-  """A learner as the key of a cache; two keys are equal only if they have the same spec object."""
-
-  def __init__(self, learner: MetaLearner):
-    self.learner = learner
-
-  def __hash__(self) -> int:
-    return id(self.learner.spec)
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _ById) and self.learner.spec is other.learner.spec
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(key: _ById) -> Callable[..., Any]:
+def _compiled(learner: MetaLearner) -> Callable[..., Any]:
   """Build (state, tasks, key, steps) -> (val_nll [T], accuracy [T] or None, converged [T])."""
-  learner, spec = key.learner, key.learner.spec
+  spec = learner.spec
 
   def one(shared: tuple[PyTree, PyTree], item: tuple[PyTree, Batch]) -> tuple[tuple[()], Any]:
     (phi, constants), (part, batch) = shared, item

@@ -18,9 +18,12 @@ import optax
 from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics, check_learner, check_state
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.diagnostics.verdict import ModuleCheck, tolerance_of, verdict_on
+from shrinkmeta.learner.kept import kept
 from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model import modules
-from shrinkmeta.model.tasks import Task, num_examples
+from shrinkmeta.model.outputs import check_targets
+from shrinkmeta.model.tasks import Task, check_tasks, num_examples
+from shrinkmeta.model.variants import with_constants
 
 PyTree = Any
 Program = Callable[[MetaState], tuple[MetaParams, dict[str, jax.Array], Metrics]]
@@ -122,12 +125,15 @@ def check_meta_gradient(
   phi, log_sigma2 = jax.tree.map(jnp.asarray, (state.phi, state.log_sigma2))
   state = state._replace(phi=phi, log_sigma2=log_sigma2)
   state = state if constants is None else state._replace(constants=constants)
-  # The state is an argument: constants that are closed over would be compiled in.
-  program = jax.jit(_program(learner, tasks, key))
+  check_tasks(tasks, needs_val=learner.spec.needs_validation)
+  check_targets(with_constants(learner.spec.likelihood, state.constants), "tasks", tasks, state.phi)
+  programs = kept(learner, _programs)
+  program = lambda state: programs.losses(state, tasks, key)
   grad, _, metrics = program(state)
   dtype = jnp.result_type(jax.tree.leaves(state.phi)[0])
   tolerance = tolerance_of(learner, tasks, metrics, dtype)
-  slopes = _through_steps(program) if _unrolled_has_meaning(learner, state.phi) else None
+  meaning = _unrolled_has_meaning(learner, state.phi)
+  slopes = (lambda state, v: programs.slopes(state, v, tasks, key)) if meaning else None
   directions = _directions(learner, state, grad, direction_key)
   rows = [_compared(learner, state, program, slopes, grad, tolerance, *one) for one in directions]
   return GradientCheck(tuple(rows), verdict_on(rows, learner, metrics, dtype, tolerance))
@@ -206,16 +212,28 @@ def _is_none(x: Any) -> bool:
   return x is None
 
 
-def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Program:
-  """Build state -> (gradient, {"phi": [], "log_sigma2": []}, metrics).
+class _Programs(NamedTuple):
+  """The compiled programs of a learner."""
 
-  The dict holds the losses that phi and log sigma^2 follow. One program computes all three. A
-  second program for the losses alone would run faster, but its compilation would take longer than
-  all its runs here.
+  losses: Callable[..., tuple[MetaParams, dict[str, jax.Array], Metrics]]
+  slopes: Callable[..., dict[str, jax.Array]]
+
+
+def _programs(learner: MetaLearner) -> _Programs:
+  """Build the two programs; both take (..., tasks, key) after their own arguments.
+
+  losses: state -> (gradient, {"phi": [], "log_sigma2": []}, metrics). The dict holds the losses
+  that phi and log sigma^2 follow. One program computes all three. A second program for the losses
+  alone would run faster, but its compilation would take longer than all its runs here.
+
+  slopes: (state, direction) -> the slope of each loss, by forward-mode differentiation.
   """
   log_p_sigma = learner.spec.log_p_sigma
 
-  def program(state: MetaState) -> tuple[MetaParams, dict[str, jax.Array], Metrics]:
+  @jax.jit
+  def losses(
+    state: MetaState, tasks: Task, key: jax.Array | None
+  ) -> tuple[MetaParams, dict[str, jax.Array], Metrics]:
     grad, metrics = learner.meta_gradient(state, tasks, key)
     followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
     if log_p_sigma is not None:  # no loss of the metrics contains it; weighed as in `make_learner`
@@ -224,7 +242,14 @@ def _program(learner: MetaLearner, tasks: Task, key: jax.Array | None) -> Progra
       followed *= jnp.nan
     return grad, {"phi": metrics.phi_loss, "log_sigma2": followed}, metrics
 
-  return program
+  @jax.jit
+  def slopes(
+    state: MetaState, v: MetaParams, tasks: Task, key: jax.Array | None
+  ) -> dict[str, jax.Array]:
+    at = lambda params: state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
+    return jax.jvp(lambda params: losses(at(params), tasks, key)[1], (_params(state),), (v,))[1]
+
+  return _Programs(losses, slopes)
 
 
 def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
@@ -240,16 +265,6 @@ def _unrolled_has_meaning(learner: MetaLearner, phi: PyTree) -> bool:
   searches = lambda x: isinstance(x, searching)
   states = jax.tree.leaves(jax.eval_shape(inner.optimizer.init, phi), is_leaf=searches)
   return not any(map(searches, states))
-
-
-def _through_steps(program: Program) -> Slopes:
-  """Return (state, direction) -> the slope of each loss by forward-mode differentiation."""
-
-  def slopes(state: MetaState, v: MetaParams) -> dict[str, jax.Array]:
-    at = lambda params: state._replace(phi=params.phi, log_sigma2=params.log_sigma2)
-    return jax.jvp(lambda params: program(at(params))[1], (_params(state),), (v,))[1]
-
-  return jax.jit(slopes)
 
 
 def _units(learner: MetaLearner, tasks: Task, metrics: Metrics) -> jax.Array:

@@ -4,6 +4,7 @@ With micro_batches = 1 an update runs one program. Otherwise a first program run
 the tasks, a second adds the sums of the parts, and a third updates the state.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,13 @@ from shrinkmeta.base import MetaLearner, MetaState, PerTask, Sums
 from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
-from shrinkmeta.devices.placement import place_tasks, share_of_tasks
+from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks
 from shrinkmeta.devices.processes import check_program
+from shrinkmeta.learner.kept import kept
 from shrinkmeta.learner.statistics import Statistics
+from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Task
+from shrinkmeta.model.variants import with_constants
 from shrinkmeta.training.records import measured
 from shrinkmeta.training.stopping import Watchdog
 
@@ -55,8 +59,7 @@ def build_update(
     state is donated.
   """
   count = meta_batch // micro_batches
-  draw = _drawing(source, learner.spec.mesh, count)
-  key_at = lambda state: None if key is None else jax.random.fold_in(key, state.step)
+  draw, key = _drawing(source, learner, count), place_state(key, learner.spec.mesh)
   # The new state overwrites the old one and keeps its placement. Constants are another argument:
   # they are not donated, and no program returns a copy of those that never change.
   options: dict[str, Any] = {"donate_argnums": 0}
@@ -65,35 +68,21 @@ def build_update(
     record = None if refresh is None else (None, placed.constants)
     options["out_shardings"] = (placed._replace(constants=None), record)
 
-  def whole(state: MetaState, constants: PyTree, tasks: Task) -> tuple[MetaState, PyTree]:
-    state = state._replace(constants=constants)
-    state, metrics = learner.update(state, tasks, key_at(state))
-    record = measured(learner, state, metrics)
-    if refresh is not None:
-      record = (record, learner.refresh(state, tasks, refresh).constants)
-    return state._replace(constants=None), record
-
   if micro_batches == 1:
+    whole = kept(learner, _whole)(refresh)
     update = compile_per_shape(whole, watchdog, _advice(learner), **options)
 
     def at_once(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
-      tasks, constants = draw(step * meta_batch), state.constants
-      state, record = update(state._replace(constants=None), constants, tasks)
+      tasks, constants = draw(step * meta_batch, state), state.constants
+      state, record = update(state._replace(constants=None), constants, tasks, key)
       if refresh is not None:
         record, constants = record
       return state._replace(constants=constants), record
 
     return at_once
 
-  def part(state: MetaState, tasks: Task, first: jax.typing.ArrayLike) -> tuple[Sums, PerTask]:
-    return learner.sums(state, tasks, key_at(state), first=first)
-
-  def finish(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, PyTree]:
-    state, metrics = learner.apply(state, sums, per_task)
-    return state, measured(learner, state, metrics)
-
+  part, finish = kept(learner, _parts)
   part = compile_per_shape(part, watchdog, _advice(learner))
-  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   finish = compile_per_shape(finish, watchdog, None, **options)
   # On a CPU two programs with a collective must not run at once, as in `fit`
   # (docs/hazards.md#host-device-collectives).
@@ -101,10 +90,10 @@ def build_update(
 
   def in_parts(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
     first = step * meta_batch
-    total, per_task = wait(part(state, draw(first), np.int32(0)))
+    total, per_task = wait(part(state, draw(first, state), np.int32(0), key))
     for start in range(count, meta_batch, count):
-      sums, per_task = wait(part(state, draw(first + start), np.int32(start)))
-      total = add(total, sums)
+      sums, per_task = wait(part(state, draw(first + start, state), np.int32(start), key))
+      total = _add(total, sums)
     # The log record holds no value of a single task, so the last part's PerTask is enough.
     new, record = finish(state._replace(constants=None), total, per_task)
     return new._replace(constants=state.constants), record
@@ -112,11 +101,62 @@ def build_update(
   return in_parts
 
 
-def _drawing(source: Source, mesh: jax.sharding.Mesh | None, count: int) -> Callable[[int], Task]:
-  """Build draw(first), which draws, pads and places this process's share of `count` tasks."""
+def _whole(learner: MetaLearner) -> Callable[[Statistics | None], Callable[..., Any]]:
+  """Build the update of all tasks at once, for the `refresh` of `build_update`."""
+
+  @functools.lru_cache(maxsize=1)
+  def build(refresh: Statistics | None) -> Callable[..., Any]:
+    def whole(
+      state: MetaState, constants: PyTree, tasks: Task, key: jax.Array | None
+    ) -> tuple[MetaState, PyTree]:
+      state = state._replace(constants=constants)
+      state, metrics = learner.update(state, tasks, _key_at(state, key))
+      record = measured(learner, state, metrics)
+      if refresh is not None:
+        record = (record, learner.refresh(state, tasks, refresh).constants)
+      return state._replace(constants=None), record
+
+    return whole
+
+  return build
+
+
+def _parts(learner: MetaLearner) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Build the sums of a part of the tasks, and the update with the sums of all parts."""
+
+  def part(
+    state: MetaState, tasks: Task, first: jax.typing.ArrayLike, key: jax.Array | None
+  ) -> tuple[Sums, PerTask]:
+    return learner.sums(state, tasks, _key_at(state, key), first=first)
+
+  def finish(state: MetaState, sums: Sums, per_task: PerTask) -> tuple[MetaState, PyTree]:
+    state, metrics = learner.apply(state, sums, per_task)
+    return state, measured(learner, state, metrics)
+
+  return part, finish
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(a: Sums, b: Sums) -> Sums:
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _key_at(state: MetaState, key: jax.Array | None) -> jax.Array | None:
+  """Return the key of the update that begins at `state`."""
+  return None if key is None else jax.random.fold_in(key, state.step)
+
+
+def _drawing(source: Source, learner: MetaLearner, count: int) -> Callable[[int, MetaState], Task]:
+  """Build draw(first, state), which draws, pads and places this process's share of `count` tasks.
+
+  The first draw checks the targets. In a program no value is known, and a wrong target only makes
+  its task count as failed.
+  """
+  mesh, checked = learner.spec.mesh, False
   offset, mine, share = share_of_tasks(count, mesh)
 
-  def drawn(first: int, wanted: int) -> Task:
+  def drawn(first: int, wanted: int, state: MetaState) -> Task:
+    nonlocal checked
     tasks = source(first, wanted)
     validate.instance(f"tasks({first}, {wanted})", tasks, Task, "a shrinkmeta.Task(train, val)")
     if (found := num_tasks(tasks)) != wanted:
@@ -124,12 +164,16 @@ def _drawing(source: Source, mesh: jax.sharding.Mesh | None, count: int) -> Call
         f"tasks({first}, {wanted}) returned {found} tasks; {wanted} were asked for. The second "
         "argument is how many to return: here this process' share of meta_batch."
       )
+    if not checked:
+      likelihood = with_constants(learner.spec.likelihood, state.constants)
+      check_targets(likelihood, f"tasks({first}, {wanted})", tasks, state.phi)
+      checked = True
     return tasks
 
-  def draw(first: int) -> Task:
+  def draw(first: int, state: MetaState) -> Task:
     if not mine:  # more devices than tasks: this process passes one task as a template for padding
-      return place_tasks(drawn(first, 1), mesh, share, 0)
-    return place_tasks(drawn(first + offset, mine), mesh, share)
+      return place_tasks(drawn(first, 1, state), mesh, share, 0)
+    return place_tasks(drawn(first + offset, mine, state), mesh, share)
 
   return draw
 

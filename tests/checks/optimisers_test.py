@@ -93,6 +93,16 @@ def test_targets_out_of_range_are_refused_before_they_are_traced():
     learner.update(state, sm.Task(good, bad))
   with pytest.raises(ValueError, match="batches: labels"):
     learner.adapt_tasks(state, bad)
+  tasks = sm.Task(bad, good)
+  compiled = {
+    "tasks.train": lambda: sm.evaluate(learner, state, tasks),
+    r"tasks\(0, 2\).train": lambda: sm.fit(learner, state, tasks, 1, meta_batch=2),
+    "tasks.train: labels": lambda: sm.check_meta_gradient(learner, state, tasks),
+    "tasks.train: labels must": lambda: sm.choose_modules(learner, state, tasks, tolerance=0.1),
+  }
+  for message, call in compiled.items():
+    with pytest.raises(ValueError, match=message):
+      call()
   masked = bad._replace(mask=jnp.array([[1, 0], [1, 1]]))  # padding may hold any label
   assert int(learner.update(state, sm.Task(good, masked))[1].num_failed) == 0
   assert int(jax.jit(learner.update)(state, sm.Task(good, bad))[1].num_failed) == 1

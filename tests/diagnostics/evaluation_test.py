@@ -122,7 +122,8 @@ def test_a_paired_interval_sees_what_two_intervals_hide():
 def test_a_failed_task_is_counted_and_left_out():
   learner, state = SHARED
   tasks = classes()
-  wrong = tasks._replace(val=tasks.val._replace(targets=tasks.val.targets.at[1, 0].set(9)))
+  far = tasks.train.inputs.at[1].multiply(1e25)  # its second step overflows
+  wrong = tasks._replace(train=tasks.train._replace(inputs=far))
   right, found = (evaluation.evaluate(learner, state, x) for x in (tasks, wrong))
   assert found.num_failed == 1 and np.isnan(found.val_nll[1]) and np.isnan(found.accuracy[1])
   np.testing.assert_allclose(found.loss.mean, right.val_nll[[0, 2, 3]].mean(), rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import faulthandler
+import functools
 import gc
 import importlib
 import json
@@ -19,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import shrinkmeta as sm
 from shrinkmeta.training import programs, stopping
@@ -29,19 +29,7 @@ from tests import fit_worker
 SOURCE = fit_worker.source
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cached_programs(tmp_path_factory):
-  """Each fit compiles an update of its own; most of these are the same program."""
-  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-  before = [getattr(jax.config, name) for name in names]
-  for values in ((str(tmp_path_factory.mktemp("programs")), 0.0), before):
-    compilation_cache.reset_cache()
-    for name, value in zip(names, values, strict=True):
-      jax.config.update(name, value)
-    if values is not before:
-      yield
-
-
+@functools.cache  # tests share the programs of a learner
 def make(algorithm="sigma_imaml", width=4, steps=3):
   learner, params = fit_worker.make_learner(algorithm, None, width, steps)
   return learner, learner.init(params)
