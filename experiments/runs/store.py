@@ -48,12 +48,13 @@ def begin(
     "seed": seed,
     "config": config.to_dict() | {"arms": {arm: config.arms[arm].to_dict()}},
     "protocol": pipeline.protocol(config, problem),
+    "checksums": _checksums(problem),
     "environment": files.environment(),
   }
   file = folder / "run.json"
   if file.exists():
-    parts = ("arm", "seed", "config", "protocol")
     own = _about(file)
+    parts = [k for k in ("arm", "seed", "config", "protocol", "checksums") if k in own]
     different = [
       f"{name.removeprefix('config.')}: {then} in it, {now} here"
       for name, then, now in _differences(*({k: d.get(k) for k in parts} for d in (own, about)))
@@ -77,6 +78,12 @@ def begin(
       text = json.dumps(about, indent=1, allow_nan=False)
       temporary.write_text(text + "\n", encoding="utf-8")
   return run
+
+
+def _checksums(problem: Problem) -> dict[str, str]:
+  """Return a checksum of the arrays of each part: words and counts do not show other pictures."""
+  parts = ("train", "validation", "test")
+  return {part: files.fingerprint(getattr(problem, part).data) for part in parts}
 
 
 def _differences(then: Any, now: Any) -> list[tuple[str, Any, Any]]:
@@ -106,8 +113,10 @@ def record(
     split: "validation" or "test".
     freeze: the threshold; modules with a smaller sigma are frozen.
   """
-  now = pipeline.protocol(run.config, prepared.problem)
+  sums = _checksums(prepared.problem)
+  now = pipeline.protocol(run.config, prepared.problem) | {"checksums": sums}
   then = {name: about["protocol"].get(name) for name in now}
+  then["checksums"] = about.get("checksums", sums)  # runs of earlier versions have none
   if different := [f"{k}: {a!r} then, {b!r} now" for k, a, b in _differences(then, now)]:
     raise ValueError(
       f"{run.folder} was trained by another protocol: {'; '.join(different)}. Tasks to judge it "

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_a_run_is_not_judged_on_other_data_than_it_was_trained_on(tmp_path):
   assert not (tmp_path / "a" / "test.json").exists()
   with pytest.raises(ValueError, match="other data: protocol.split: .* 9 alphabets here"):
     store.begin(tmp_path / "a", "reptile", 0, config, other)
+  # The same words and counts, other arrays.
+  other = problem._replace(train=dataclasses.replace(problem.train, data=np.arange(3.0)))
+  with pytest.raises(ValueError, match="by another protocol: checksums.train"):
+    store.record(run, about, prepared._replace(problem=other), trained, "test", "test")
+  with pytest.raises(ValueError, match="other data: checksums.train"):
+    store.begin(tmp_path / "a", "reptile", 0, config, other)
+  older = {name: value for name, value in about.items() if name != "checksums"}
+  store.record(run, older, prepared._replace(problem=other), trained, "test", "test")
 
 
 @pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
