@@ -20,7 +20,7 @@ from shrinkmeta.devices.keys import same_in_any_batch
 from shrinkmeta.gradients.total import Shared
 from shrinkmeta.learner.sigma import known_sigma
 from shrinkmeta.mode.frozen import check_own
-from shrinkmeta.model.modules import check_parameters, gather, names
+from shrinkmeta.model.modules import check_parameters, module_sizes, names
 from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Task, check_tasks
 from shrinkmeta.model.variants import with_constants
@@ -118,11 +118,12 @@ def choose_modules(
     scalars.key("key", key)
     key = same_in_any_batch(key)
   labels, candidates = learner.spec.labels, tuple(m for m, s in sigma.items() if s > 0)
-  sizes = {m: int(n) for m, n in gather(jax.tree.map(jnp.size, state.phi), labels).items()}
+  sizes = module_sizes(state.phi, labels)
   itemsize = jnp.result_type(jax.tree.leaves(state.phi)[0]).itemsize
   params = MetaParams(state.phi, state.log_sigma2)
   shared = Shared(params, key, state.constants)
   run = SetLosses(learner.spec, candidates, shared, tasks)
+  run([])
   for m in candidates:
     run([m])
     run([other for other in candidates if other != m])

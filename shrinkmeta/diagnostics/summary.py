@@ -1,5 +1,6 @@
 """Summarise each module: its sigma, and how far adapted parameters are from phi."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,14 @@ import jax.numpy as jnp
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree, shown
-from shrinkmeta.model.modules import Labels, check_labels, check_modules, gather, names
+from shrinkmeta.model.modules import (
+  Labels,
+  check_labels,
+  check_modules,
+  gather,
+  module_sizes,
+  names,
+)
 
 PyTree = Any
 
@@ -58,9 +66,9 @@ def module_summary(
   """
   check_labels(labels, phi, "phi")
   check_modules("log_sigma2", log_sigma2, labels)
-  sizes = gather(jax.tree.map(jnp.size, phi), labels)
+  size = module_sizes(phi, labels)
   if thetas is None:
-    moved = dict.fromkeys(sizes, None)
+    moved = dict.fromkeys(size, None)
   else:
     none = lambda x: x is None
     if jax.tree.structure(thetas, is_leaf=none) == jax.tree.structure(phi, is_leaf=none):
@@ -69,14 +77,12 @@ def module_summary(
       thetas = jax.tree.map(fill, thetas, phi, is_leaf=none)
     parameter_tree("thetas", thetas)
     validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
-    square = gather(
-      jax.tree.map(lambda t, p: jnp.mean(jnp.square(t - jnp.asarray(p)[None]), 0), thetas, phi),
-      labels,
-    )
-    moved = {m: float(jnp.sqrt(square[m] / sizes[m])) for m in sizes}
+    wide = lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    square = lambda t, p: jnp.mean(jnp.square(wide(t) - wide(p)[None]), 0)
+    total = gather(jax.tree.map(square, thetas, phi), labels)
+    moved = {m: math.sqrt(total[m] / size[m]) for m in size}
   return tuple(
-    ModuleSummary(m, int(sizes[m]), float(jnp.exp(0.5 * log_sigma2[m])), moved[m])
-    for m in names(labels)
+    ModuleSummary(m, size[m], float(jnp.exp(0.5 * log_sigma2[m])), moved[m]) for m in names(labels)
   )
 
 

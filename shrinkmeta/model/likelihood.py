@@ -277,7 +277,8 @@ def poisson(predict: Predict) -> Likelihood:
 
       y ~ Poisson(exp f),  log p = y f - exp f - log y!
 
-  log p is summed over the axes [...] after N.
+  log p is summed over the axes [...] after N. It is computed from u = f - log y, in which the large
+  terms of a large count cancel before they are rounded.
 
   Args:
     predict: (theta, inputs) -> f, log rates [N, ...].
@@ -297,9 +298,27 @@ def poisson(predict: Predict) -> Likelihood:
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     same_shape(outputs, targets)
     y = in_range(targets, outputs.dtype, math.inf, "counts, not negative")
-    return sum_trailing(y * outputs - jnp.exp(outputs) - gammaln(y + 1))
+    positive = jnp.where(y > 0, y, 1.0)
+    u = outputs - jnp.log(positive)
+    return sum_trailing(y * u - positive * jnp.expm1(u) + _log_p_at_best(y, positive))
 
   return Likelihood(predict, log_prob)
+
+
+def _log_p_at_best(y: jax.Array, positive: jax.Array) -> jax.Array:
+  """Return y log y - y - log y!, the log-probability of a count y at the rate y.
+
+      ~ -log(2 pi y) / 2 - 1 / (12 y) + 1 / (360 y^3) - 1 / (1260 y^5),   for y >= 20 to 1e-12
+
+  Args:
+    y: counts [N, ...].
+    positive: y, or 1 in place of 0. At y = 0 the result is -1, which makes up for expm1.
+  """
+  small = jnp.where(y < 20, positive, 1.0)
+  exact = y * jnp.log(small) - small - gammaln(jnp.where(y < 20, y, 0.0) + 1)
+  large = jnp.where(y < 20, 20.0, y)
+  series = 1 / (12 * large) - 1 / (360 * large**3) + 1 / (1260 * large**5)
+  return jnp.where(y < 20, exact, -0.5 * jnp.log(2 * jnp.pi * large) - series)
 
 
 def same_shape(outputs: jax.Array, targets: jax.Array) -> None:

@@ -5,6 +5,7 @@ of the parameters, as for `optax.multi_transform`. A quantity with one value for
 as log sigma^2, is a dict {module: []}.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -333,3 +334,15 @@ def gather(tree: PyTree, labels: Labels) -> dict[str, jax.Array]:
   for label, leaf in zip(jax.tree.leaves(labels), jax.tree.leaves(tree), strict=True):
     total[label] = total[label] + jnp.sum(leaf) if label in total else jnp.sum(leaf)
   return dict(sorted(total.items()))
+
+
+def module_sizes(tree: PyTree, labels: Labels) -> dict[str, int]:
+  """Return the number of entries of each module, {module: size}, sorted by the name of the module.
+
+  >>> module_sizes({"w": jnp.ones(3), "b": jnp.ones([])}, {"w": "body", "b": "body"})
+  {'body': 4}
+  """
+  total = dict.fromkeys(sorted(jax.tree.leaves(labels)), 0)  # integers of Python do not overflow
+  for label, leaf in zip(jax.tree.leaves(labels), jax.tree.leaves(tree), strict=True):
+    total[label] += math.prod(jnp.shape(leaf))
+  return total

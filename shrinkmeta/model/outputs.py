@@ -150,11 +150,11 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
     ValueError: if `log_prob` raises ValueError. The message then begins with the name of the part,
       such as tasks.train.
   """
-  if any(validate.known(x) is None for x in jax.tree.leaves(phi)):
+  if not validate.readable(phi):
     return  # jit or grad traces this call, so no value is known
   parts = {"train": tasks.train, "val": tasks.val} if isinstance(tasks, Task) else {"": tasks}
   for part, batch in parts.items():
-    if batch is None or any(validate.known(x) is None for x in jax.tree.leaves(batch)):
+    if batch is None or not validate.readable(batch):
       continue  # traced, or on another host
     outputs = jax.eval_shape(
       lambda phi, inputs: jax.vmap(likelihood.predict, (None, 0))(phi, inputs), phi, batch.inputs

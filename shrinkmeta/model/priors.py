@@ -34,7 +34,7 @@ def _sum_over_modules(log_density: Callable[[jax.Array], jax.Array]) -> SigmaPri
     if not log_sigma2:
       raise ValueError("log_sigma2 has no modules.")
     log_s2 = jnp.stack([jnp.asarray(x) for x in log_sigma2.values()])
-    estimated = jnp.isfinite(log_s2)
+    estimated = ~jnp.isinf(log_s2)
     return jnp.sum(jnp.where(estimated, log_density(jnp.where(estimated, log_s2, 0.0)), 0.0))
 
   return log_p

@@ -72,7 +72,7 @@ def calibration(
   validate.array("log_probabilities", log_probabilities, "an array [N, C]")
   validate.array("targets", targets, "an array [N] of integers")
   validate.integer("bins", bins, least=1)
-  log_probabilities, targets = jnp.asarray(log_probabilities), jnp.asarray(targets)
+  log_probabilities, targets = _wide(log_probabilities), jnp.asarray(targets)
   if log_probabilities.ndim != 2 or targets.shape != log_probabilities.shape[:1]:
     raise ValueError(
       f"log_probabilities must be [N, C] and targets [N]; got {log_probabilities.shape} and "
@@ -99,7 +99,8 @@ def calibration(
   confidence = jnp.max(p, 1)
   place = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
   miss = jnp.where(weights != 0, weights * (correct - confidence), 0.0)
-  gap = jax.ops.segment_sum(miss, place, bins)
+  # `jax.ops.segment_sum` adds one number after another, which loses digits; a sum over N does not.
+  gap = jax.lax.map(lambda b: jnp.sum(jnp.where(place == b, miss, 0.0)), jnp.arange(bins))
   nll = -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
   brier = jnp.sum(jnp.square(p - right), 1)
   return Calibration(mean(correct), mean(nll), mean(brier), jnp.sum(jnp.abs(gap)) / total)
@@ -140,7 +141,7 @@ def coverage(
   for name, value in (("mean", mean), ("sd", sd), ("targets", targets)):
     validate.array(name, value, "an array [N, ...]")
   validate.array("level", level, "a number between 0 and 1")
-  mean, sd, targets = jnp.asarray(mean), jnp.asarray(sd), jnp.asarray(targets)
+  mean, sd, targets = _wide(mean), _wide(sd), _wide(targets)
   if not mean.shape == sd.shape == targets.shape:
     raise ValueError(
       f"Shapes must agree; got mean {mean.shape}, sd {sd.shape} and targets {targets.shape}."
@@ -155,14 +156,18 @@ def coverage(
   return jnp.sum(jnp.where(weights != 0, inside * weights, 0.0)) / _total(weights)
 
 
+def _wide(x: jax.typing.ArrayLike) -> jax.Array:
+  """Return floats of at least 32 bits: a sum of many 16-bit numbers stops growing, or overflows."""
+  return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
 def _weights(mask: Any, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Return `mask` as floats of the shape `shape`, or ones if it is None.
 
   Raise TypeError or ValueError if `mask` does not fit the shape or has a negative weight.
   """
-  dtype = like.dtype if jnp.issubdtype(like.dtype, jnp.floating) else jnp.result_type(float)
   if mask is None:
-    return jnp.ones(shape, dtype)
+    return jnp.ones(shape, like.dtype)
   validate.array("mask", mask, f"an array of shape {shape}, or None")
   if jnp.issubdtype(jnp.result_type(mask), jnp.complexfloating):
     raise TypeError(f"mask must be bool, integer or float; got {jnp.result_type(mask)}.")
@@ -174,7 +179,7 @@ def _weights(mask: Any, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     )
   if (value := validate.known(mask)) is not None and not (value >= 0).all():
     raise ValueError(f"mask must be 0, 1 or a positive weight; got {value.min()}.")
-  return jnp.broadcast_to(jnp.asarray(mask).astype(dtype), shape)
+  return jnp.broadcast_to(jnp.asarray(mask).astype(like.dtype), shape)
 
 
 def _total(weights: jax.Array) -> jax.Array:

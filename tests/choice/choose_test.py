@@ -291,6 +291,28 @@ def test_a_failed_task_is_left_out_of_all_pairs():
   assert "2 failed tasks left out" in str(found)
 
 
+def test_a_task_that_fails_at_phi_alone_is_left_out_of_all_pairs():
+  """At phi, theta is 0 and 1 - theta is not: the first task's large input overflows there only."""
+  level = jnp.array([0.0, 0.9, 1.1, 0.8, 1.2])[:, None]
+  x = jnp.tile(jnp.linspace(-1.0, 1.0, 6), (5, 1))
+  far = x.at[0, 0].set(1e25)
+  params = {"a": jnp.zeros(()), "b": jnp.zeros(())}
+  learner = sm.sigma_imaml(
+    sm.gaussian(lambda theta, x: x * (1.0 - theta["a"] - 0.9 * theta["b"])),
+    sm.by_leaf(params),
+    init_sigma=1e3,
+    inner=sm.Inner(steps=20),
+  )
+  tasks = sm.Task(sm.Batch(x, level * x), sm.Batch(far, level * x))
+  state = learner.init(params)
+  found = choose_modules(learner, state, tasks, repeats=0)
+  alone = choose_modules(learner, state, jax.tree.map(lambda x: x[1:], tasks), repeats=0)
+  assert (found.num_sound, found.num_failed) == (4, 1) and found.modules == alone.modules
+  for one, other in zip((*found.table, *found.curve), (*alone.table, *alone.curve), strict=True):
+    numbers = lambda t: [v for v in t if isinstance(v, float)]
+    np.testing.assert_allclose(numbers(one), numbers(other), rtol=1e-3, atol=1e-5)
+
+
 def test_tasks_that_all_fail_are_an_error():
   params = {"a": jnp.ones(()), "b": jnp.full((), 3.0)}
   learner = sm.sigma_imaml(sm.gaussian(logarithm), sm.by_leaf(params), inner=DESCENT)

@@ -44,6 +44,38 @@ def test_poisson():
   check(sm.poisson(identity), F, y, scipy.stats.poisson.logpmf(y, np.exp(F)).sum(-1))
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_large_and_small_counts_keep_their_digits_in_float32(jit):
+  """y f, exp f and log y! of a count of 1e6 are about 1e7, and their sum is -8."""
+  y = np.array([0, 1, 2, 19, 20, 21, 300, 100_000, 1_000_000, 10_000_000])
+  log_rate = np.log(y + 0.5).astype(np.float32)
+  call = sm.poisson(identity).log_prob
+  call = jax.jit(call) if jit else call
+  found = call(jnp.asarray(log_rate), jnp.asarray(y))
+  want = scipy.stats.poisson.logpmf(y, np.exp(log_rate.astype(np.float64)))
+  np.testing.assert_allclose(found, want, rtol=2e-6, atol=2e-5)
+  # Far from its mode, and the slope y - rate there.
+  far = log_rate + np.float32(0.5)
+  found = call(jnp.asarray(far), jnp.asarray(y))
+  want = scipy.stats.poisson.logpmf(y, np.exp(far.astype(np.float64)))
+  np.testing.assert_allclose(found, want, rtol=5e-6)
+  slope = jax.vmap(jax.grad(lambda f, y: call(f[None], y[None])[0]))(far, jnp.asarray(y))
+  np.testing.assert_allclose(slope, y - np.exp(far.astype(np.float64)), rtol=1e-5)
+
+
+def test_the_derivatives_of_poisson_are_those_of_its_formula():
+  with jax.enable_x64(True):
+    y = jnp.array([0.0, 0.5, 3.0, 19.9, 20.1, 400.0])
+    f = jnp.log(y + 0.7)
+    plain = lambda f, y: y * f - jnp.exp(f) - jax.scipy.special.gammaln(y + 1)
+    ours = lambda f, y: sm.poisson(identity).log_prob(f[None], y[None])[0]
+    for of in (lambda g: g, lambda g: jax.grad(g), lambda g: jax.grad(jax.grad(g)),
+               lambda g: jax.grad(g, 1)):  # fmt: skip
+      np.testing.assert_allclose(
+        jax.vmap(of(ours))(f, y), jax.vmap(of(plain))(f, y), rtol=1e-9, atol=1e-9
+      )
+
+
 def test_categorical():
   y = np.array([0, 2, 1, 2])
   p = np.exp(F) / np.exp(F).sum(-1, keepdims=True)

@@ -195,6 +195,17 @@ def test_a_summary_of_parameters_with_a_none_leaf():
   assert w.moved > 0
 
 
+def test_sizes_and_squares_that_overflow():
+  """Three leaves of 2^30 parameters, which take no memory, and 16-bit squares of 100,000."""
+  phi = {f"l{i}": np.broadcast_to(np.float32(0), (2**15, 2**15)) for i in range(3)}
+  (found,) = sm.module_summary(dict.fromkeys(phi, "m"), phi, {"m": 0.0})
+  assert found.size == 3 * 2**30
+  phi = {"w": jnp.zeros(100_000, jnp.float16)}
+  far = {"w": jnp.full((2, 100_000), 300.0, jnp.float16)}
+  moved = sm.module_summary({"w": "m"}, phi, {"m": 0.0}, far)[0].moved
+  np.testing.assert_allclose(moved, 300.0, rtol=1e-6)
+
+
 def test_what_is_no_summary():
   format_summary: Any = sm.format_summary
   summary = sm.ModuleSummary("body", 1, 0.0, 0.0)

@@ -35,6 +35,11 @@ def test_against_scipy(name):
   np.testing.assert_allclose(log_p(log_sigma2), want(sigma).sum(), rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", [name for name in PRIORS if name != "flat"])
+def test_a_sigma_that_is_no_number_is_no_frozen_module(name):
+  assert np.isnan(PRIORS[name][0]({"a": jnp.nan, "b": 0.0}))
+
+
 @pytest.mark.parametrize("name", PRIORS)
 def test_frozen_modules_add_nothing(name):
   log_p, want = PRIORS[name]

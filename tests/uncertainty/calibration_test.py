@@ -159,3 +159,20 @@ def test_targets_that_are_no_classes():
     sm.calibration(LOGITS, TARGETS, bins=0)
   with pytest.raises(ValueError, match=r"targets must lie in 0..1; got 0..2"):
     sm.calibration(LOGITS, TARGETS.at[0].set(2))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("jit", [False, True])
+def test_many_predictions_in_sixteen_bits(dtype, jit):
+  """A sum of 70,000 numbers stops growing in bfloat16, and is infinite in float16."""
+  n = 70_000
+  logits, targets = np.tile([[2.0, 0.0]], (n, 1)), (np.arange(n) % 4 == 0).astype(np.int32)
+  call = jax.jit(sm.calibration) if jit else sm.calibration
+  found = call(jnp.asarray(logits, dtype), jnp.asarray(targets))
+  p = 1 / (1 + np.exp(-2.0))  # of class 0, which is right three times in four
+  nll = -(0.75 * np.log(p) + 0.25 * np.log(1 - p))
+  brier = 0.75 * 2 * (1 - p) ** 2 + 0.25 * 2 * p**2
+  np.testing.assert_allclose(found, [0.75, nll, brier, p - 0.75], rtol=1e-4)
+  zeros, ones = jnp.zeros(n, dtype), jnp.ones(n, dtype)
+  half = jnp.where(jnp.arange(n) % 2 == 0, 1.0, 3.0).astype(dtype)
+  np.testing.assert_allclose(sm.coverage(zeros, ones, half), 0.5)
