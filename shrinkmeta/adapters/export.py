@@ -214,6 +214,11 @@ def _named_kernels(
       if one in found:
         raise ValueError(f"names gives the name {one!r} to two kernels; one is {path!r}.")
       found[one] = _in_torch(path, a, b)
+      if "{i}" not in name and _may_be_stacked(jnp.shape(a), jnp.shape(b)):
+        raise ValueError(
+          f"adapters: {path} has A {jnp.shape(a)} and B {jnp.shape(b)}, which fit one kernel and "
+          'those of several layers. Of layers: put "{i}" into its name. Else: use another rank.'
+        )
   for name in found:
     if longer := [other for other in found if other.endswith(f".{name}")]:
       raise ValueError(
@@ -227,6 +232,14 @@ def _per_layer(name: str, array: Any) -> list[tuple[str, Any]]:
   if "{i}" not in name:
     return [(name, array)]
   return [(name.replace("{i}", str(n)), array[n]) for n in range(len(array))]
+
+
+def _may_be_stacked(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+  """Return whether A and B may be [layers, in, r] and [layers, r, out], or those of [out, in]."""
+  try:
+    return min(len(a), len(b)) > 2 and bool(low_rank.axes_of(a, b, layers=1))
+  except ValueError:
+    return False
 
 
 def _in_torch(path: str, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -73,13 +73,18 @@ def known(x: Any) -> np.ndarray | None:
   >>> known(jnp.ones(2))
   array([1., 1.], dtype=float32)
   """
-  if isinstance(x, Tracer):
-    return None
-  if isinstance(x, jax.Array) and (
-    not x.is_fully_addressable or jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  ):
-    return None
-  return np.asarray(x)
+  is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return np.asarray(x) if readable(x) and not is_key else None
+
+
+def readable(tree: PyTree) -> bool:
+  """Return whether no leaf is traced or lies partly on another host.
+
+  >>> readable((jnp.ones(2), jax.random.key(0)))
+  True
+  """
+  here = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable
+  return all(not isinstance(x, Tracer) and here(x) for x in jax.tree.leaves(tree))
 
 
 def instance(

@@ -126,7 +126,8 @@ def over_tasks(
 
       sum_t a_t,  [b_1, ..., b_T]
 
-  On a mesh with one axis, the only communication is one sum of the a_t over the devices.
+  On a mesh with one axis, the only communication is one sum of the a_t over the devices, of each of
+  their dtypes.
 
   Args:
     f: (shared, task) -> (a_t, b_t). The leaves of the task have no axis T. f must get arrays
@@ -144,7 +145,8 @@ def over_tasks(
       the tasks as they are.
 
   Returns:
-    (the sum of the a_t, the b_t with leaves [T, ...]).
+    (the sum of the a_t, the b_t with leaves [T, ...]). A sum has the dtype of `jnp.sum`: a sum of
+    bools counts them.
 
   Raises:
     TypeError: if an argument is of another type.
@@ -187,18 +189,30 @@ def map_tasks(
     a, b = run(shared, tasks)
     if len(mesh.axis_names) > 1:
       return jax.lax.psum(a, axis), b  # not as one vector: leaves are cut along the other axis
-    flat, unravel = ravel_pytree(_widened(a))
-    return _narrowed(unravel(jax.lax.psum(flat, axis)), a), b  # one vector: one all-reduce
+    return _narrowed(_sum_over(axis, _widened(a)), a), b
 
   split, whole = PartitionSpec(axis), PartitionSpec()
-  return jax.shard_map(
+  sharded = jax.shard_map(
     shard,
     mesh=mesh,
     in_specs=(whole, split),
     out_specs=(whole, split),
     axis_names={axis},
     check_vma=False,
-  )(shared, tasks)
+  )
+  # Outside jit, JAX refuses a shard_map over some axes of a mesh.
+  return (jax.jit(sharded) if len(mesh.axis_names) > 1 else sharded)(shared, tasks)
+
+
+def _sum_over(axis: str, tree: PyTree) -> PyTree:
+  """Sum a tree over the devices of a mesh axis: one vector, and one all-reduce, for each dtype."""
+  leaves, structure = jax.tree.flatten(tree)
+  for dtype in {x.dtype for x in leaves}:
+    own = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+    flat, unravel = ravel_pytree([leaves[i] for i in own])
+    for i, x in zip(own, unravel(jax.lax.psum(flat, axis)), strict=True):
+      leaves[i] = x
+  return jax.tree.unflatten(structure, leaves)
 
 
 def _filled(
@@ -268,11 +282,14 @@ def _local(
   if size == count:
     return block(tasks)
   if size == 1:
-    block = lambda tasks: f(shared, tasks)
+    in_a_sum = lambda x: jnp.sum(jnp.asarray(x)[None], 0)  # its dtype: bools and int8 become int32
+    as_sums = lambda a, b: (jax.tree.map(in_a_sum, a), b)
+    block = lambda tasks: as_sums(*f(shared, tasks))
   whole = count // size * size
   fold = lambda x: x[:whole] if size == 1 else x[:whole].reshape(-1, size, *x.shape[1:])
   blocks = jax.tree.map(fold, tasks)
-  shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
+  first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
+  shapes = jax.eval_shape(block, first)[0]
   zero = _widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
   def step(total: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:

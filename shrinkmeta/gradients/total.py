@@ -169,6 +169,7 @@ def sums_over_tasks(
     one, shared, items, spec.batching, spec.mesh, loops
   )
   sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
+  sums = sums._replace(sound=sums.sound.astype(jnp.int32))
   if ends is not None or spec.restricted:
     batches = _emptied(tasks.train, failed)
     params = shared.params
@@ -202,7 +203,9 @@ def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> t
   ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
   numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
   examples = jnp.sum(counts) if algorithm.phi == "pooled" else counts[-1]
-  kept = (result.grad, result.val_nll, result.phi_loss, examples, jnp.ones([], jnp.int32))
+  # A float, exact below 2^24 tasks: devices send one message for each dtype.
+  one = jnp.ones([], jnp.promote_types(dtype, jnp.float32))
+  kept = (result.grad, result.val_nll, result.phi_loss, examples, one)
   # A failed task begins at 0 in its next update, and does not enter a joint solve.
   again = (result.warm, result.ends)
   kept, (warm, ends) = jax.tree.map(

@@ -200,7 +200,7 @@ def _ready(spec: Spec, state: MetaState, tasks: Task, key: Any, warm: Any, first
     first = scalars.count("first", first)
   if key is None and not spec.has_mode and getattr(spec.likelihood.predict, "random", False):
     warn_without_key()
-  if validate.known(jax.tree.leaves(tasks)[0]) is not None:
+  if validate.readable(tasks):
     check_targets(with_constants(spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if warm is not None:
     frozen = spec.frozen  # as in no_start, so that the trees of `warm` fit
@@ -279,7 +279,7 @@ def adapt_tasks(
     scalars.key("key", key)
   if steps is not None:
     steps = checked_steps(steps)
-  if validate.known(jax.tree.leaves(batches)[0]) is not None:
+  if validate.readable(batches):
     check_targets(with_constants(spec.likelihood, state.constants), "batches", batches, state.phi)
 
   def one(shared: Shared, item: Item) -> tuple[tuple[()], Any]:

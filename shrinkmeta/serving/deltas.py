@@ -252,8 +252,9 @@ def task_ids(name: str, ids: Iterable[TaskId]) -> tuple[TaskId, ...]:
     TypeError: an id has another type, or `ids` is not a sequence.
     ValueError: `ids` is empty.
   """
-  if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-    raise TypeError(f"{name} must be a sequence of strings or integers; got {ids!r}.")
+  if isinstance(ids, str | bytes | set | frozenset) or not isinstance(ids, Iterable):
+    hint = " Its order is random: pass a list." if isinstance(ids, set | frozenset) else ""
+    raise TypeError(f"{name} must be a sequence of strings or integers; got {ids!r}.{hint}")
 
   def plain(task: Any) -> TaskId:
     if isinstance(task, str):

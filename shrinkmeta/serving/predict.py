@@ -137,7 +137,7 @@ def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:
       f"has the leaves {list(shared)}, and deltas come from {list(have)}."
     )
   used = (phi, state.constants if isinstance(state, MetaState) else None)
-  if all(validate.known(leaf) is not None for leaf in jax.tree.leaves(used)):
+  if validate.readable(used):
     check_fingerprint(deltas.fingerprint if whole else have, fingerprint(state), "These Deltas")
 
 

@@ -114,6 +114,10 @@ def test_wrong_arguments(tmp_path):
     write({**good, "k": "q"})
   with pytest.raises(ValueError, match='needs "{i}" for its layers'):
     write({**good, "s": "s"})
+  # A [2, 5, 2] and B [2, 2, 4]: two layers, or one kernel of two input and two output axes.
+  square = adapters_of({"s": [2, 5, 4]}, {"s": 2})
+  with pytest.raises(ValueError, match=r'fit one kernel and those of several layers.*put "{i}"'):
+    export.peft(tmp_path / "x", square, {"s": "s"}, 1.0, "base")
   with pytest.raises(
     ValueError, match="modules_to_save has 'a', but names has an adapter for 'a.[qk]'"
   ):

@@ -62,6 +62,12 @@ def test_arguments_of_wrong_types(call, message):
     call({"x": jnp.ones([3, 2])})
 
 
+@pytest.mark.parametrize("batching", ["vmap", "sequential", 4])
+def test_no_task_adds_up_to_zero(batching):
+  found = sm.over_tasks(lambda s, x: (x, s * x), jnp.ones(2), jnp.ones((0, 2)), batching)
+  assert found[0].tolist() == [0.0, 0.0] and found[1].shape == (0, 2)
+
+
 def test_the_number_of_tasks_is_one():
   assert sm.num_tasks({"a": jnp.ones([3, 2]), "b": np.ones(3)}) == 3
   with pytest.raises(ValueError, match=r"tasks has no arrays; got None"):
@@ -144,6 +150,22 @@ for make, devices, count, blocks in (
   for got in found[1:]:
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(found[0]), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+# Integers are added up as integers, on every mesh, and a mesh of two axes needs no jit.
+two = sm.task_mesh(model=2)
+for m in (None, mesh, two):
+  for batching in ("vmap", "sequential", 2):
+    big = 2**24 + 1  # float32 would lose the 1
+    ints = lambda x: {"positive": x >= 0, "small": jnp.int8(100), "big": 0 * x.astype(int) + big}
+    f = lambda shared, x: ({**ints(x), "real": x}, x)
+    total, _ = sm.over_tasks(f, jnp.ones(()), jnp.arange(8.0), batching, m)
+    found = {name: float(x) for name, x in total.items()}
+    assert found == {"positive": 8, "small": 800, "big": 8 * big, "real": 28}, (m, batching, found)
+    assert jnp.issubdtype(total["positive"].dtype, jnp.integer)
+one = sm.maml(linear, labels, inner=inner).update(state, tasks)[0]
+learner = sm.maml(linear, labels, inner=inner, mesh=two)
+placed = sm.place_state(state, two)
+np.testing.assert_allclose(learner.update(placed, tasks)[0].phi["w"], one.phi["w"], rtol=1e-6)
+assert learner.adapt_tasks(placed, tasks.train)[0]["w"].shape == (8, 2)
 print("passed")
 """
 

@@ -93,6 +93,7 @@ def test_deltas_are_a_pytree_that_compiles_once_for_equal_ids():
     ({"ids": ["a", True]}, TypeError, "ids must hold strings or integers; got True"),
     ({"ids": []}, ValueError, "ids is empty"),
     ({"ids": "ab"}, TypeError, "ids must be a sequence"),
+    ({"ids": {"a", "b"}}, TypeError, "ids must be a sequence.*order is random: pass a list"),
     ({"thetas": {"body": None, "head": None}}, ValueError, "thetas has no arrays"),
     ({"thetas": {"tail": jnp.ones(2)}}, ValueError, "thetas/tail is no parameter"),
     ({"thetas": {"head": {"b": jnp.ones([2, 2])}}}, ValueError, "lacks 'head/w' of the same"),

@@ -164,6 +164,22 @@ def test_another_phi_is_refused_outside_jit():
     predict_tasks(LIKELIHOOD, other.phi, OWN, INDEX, X)
 
 
+def test_another_phi_is_refused_beside_a_random_key():
+  """A network with dropout has a key among its constants, and a key has no value to read."""
+  likelihood = sm.gaussian(lambda theta, x, constants: x * theta["w"] + theta["b"])
+  learner = sm.hand_picked(likelihood, {"w": "w", "b": "b"}, task_specific=["b"])
+  state = learner.init({"w": 1.0, "b": 0.0}, constants={"rng": jax.random.key(0)})
+  own = deltas(learner, state, {"w": None, "b": jnp.array([1.0, 2.0])}, ["a", "b"])
+  index, x = np.array([0, 1]), jnp.ones(2)
+  np.testing.assert_allclose(predict_tasks(likelihood, state, own, index, x), [2.0, 3.0])
+  with pytest.raises(ValueError, match="another phi: state.phi/w"):
+    moved = state._replace(phi=state.phi | {"w": jnp.array(5.0)})
+    predict_tasks(likelihood, moved, own, index, x)
+  other = state._replace(constants={"rng": jax.random.key(1)})
+  with pytest.raises(ValueError, match="state.constants/rng"):
+    predict_tasks(likelihood, other, own, index, x)
+
+
 def test_outputs_without_the_axis_of_rows_are_refused():
   total = sm.Likelihood(lambda p, x: jnp.sum(x @ p["body"]["w"]), lambda o, y: y)
   with pytest.raises(ValueError, match=r"must return outputs.*returned shape \(\)"):
