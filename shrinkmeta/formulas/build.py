@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shrinkmeta.formulas import columns, matrices
-from shrinkmeta.formulas.checks import BINARY, check_columns, check_response
+from shrinkmeta.formulas.checks import BINARY, check_columns, check_once, check_response
 from shrinkmeta.formulas.columns import Frame
 from shrinkmeta.formulas.design import Design, RandomTerm
 from shrinkmeta.formulas.language.formula import Formula, expression, parse
-from shrinkmeta.formulas.table import Column, Table, as_table
+from shrinkmeta.formulas.matrices import Expression, vector
+from shrinkmeta.formulas.table import Table, as_table
+from shrinkmeta.formulas.values import column
 
 
 class Template(NamedTuple):
@@ -21,7 +23,8 @@ class Template(NamedTuple):
     fixed, random: formulaic's specifications of the matrices.
     levels: `Frame.levels` of the frame from which the matrices were made.
     groups: {grouping factor as in `RandomTerm.group`: its labels}.
-    offset: the parsed argument `offset`, or None.
+    offsets: every offset(...) of the formula.
+    arguments: {"offset", "weights": the argument of this name}, for those that the fit got.
   """
 
   formula: Formula
@@ -29,7 +32,8 @@ class Template(NamedTuple):
   random: tuple[Any, ...]
   levels: dict[str, tuple[str, ...]]
   groups: dict[str, tuple[str, ...]]
-  offset: Formula | None
+  offsets: list[Expression]
+  arguments: dict[str, Expression]
 
 
 class NewRows(NamedTuple):
@@ -41,12 +45,15 @@ class NewRows(NamedTuple):
     groups: [N] for each random term, the index of the group; -1 for a group that has no row in
       the fitted data.
     offset: [N], added to the linear predictor.
+    weights: [N]. They are 1 if the fit has none, and nan if the fit got them as numbers, and those
+      of the new rows are not given.
   """
 
   fixed: np.ndarray
   columns: tuple[np.ndarray, ...]
   groups: tuple[np.ndarray, ...]
   offset: np.ndarray
+  weights: np.ndarray
 
 
 def design(
@@ -108,106 +115,148 @@ def prepare(
     ImportError, ValueError: for the same reasons as `design`.
   """
   parsed, data = parse(formula), as_table(table)
-  extra: dict[str, Formula] = {}
+  extra: dict[str, Expression] = {}
   for name, given in (("weights", weights), ("trials", trials), ("offset", offset)):
     if given is not None:
       data, extra[name] = _extra(data, name, given)
   if "trials" in extra and len(parsed.responses) == 2:
     raise ValueError(f"{parsed.response} already gives the trials; leave out the argument trials.")
   rows, dropped = _complete(data, parsed, extra)
-  values = {name: _vector(part, data, rows) for name, part in extra.items()}
-  response, trials_, name = _response(parsed, data, rows, family, values.pop("trials", None))
+  counted = extra.pop("trials", None)
+  trials_ = None if counted is None else vector(counted, data, rows, "the trials")[0]
+  response, trials_, name = _response(parsed, data, rows, family, trials_)
   if trials_ is not None and (trials_ == 0).any():
     kept = trials_ > 0
     dropped = (*dropped, ("no trials", int((~kept).sum())))
     rows, response, trials_ = rows[kept], response[kept], trials_[kept]
-    values = {key: value[kept] for key, value in values.items()}
-  check_response(response, name, family, trials_)
-  weights_ = values.get("weights")
-  if weights_ is not None and not (weights_ > 0).all():
-    raise ValueError("All weights must be above 0; leave out the rows that should not count.")
-  frame = columns.frame(parsed, data, rows)
+  weights_, offset_, arguments, offsets = _evaluate(
+    extra, [_part(parsed, text) for text in parsed.offsets], data, rows
+  )
+  check_response(response, name, family, trials_, offset_)
+  frame = columns.frame(parsed._replace(offsets=()), data, rows)
   fixed = matrices.matrix(parsed.fixed, frame)
   check_columns(fixed.values, fixed.names, "the fixed part")
   random, specs = _random(parsed, data, rows, frame)
-  offset_ = _offset(parsed, frame) + values.get("offset", 0.0)
   made = Design(
     response, name, fixed.values, fixed.names, random, offset_, weights_, trials_, dropped
   )
   groups = {term.group: term.levels for term in random}
-  return made, Template(parsed, fixed.spec, specs, frame.levels, groups, extra.get("offset"))
+  return made, Template(parsed, fixed.spec, specs, frame.levels, groups, offsets, arguments)
 
 
-def new_rows(template: Template, table: Any, offset: np.ndarray | None = None) -> NewRows:
+def new_rows(
+  template: Template,
+  table: Any,
+  offset: float | np.ndarray | None = None,
+  weights: float | np.ndarray | None = None,
+) -> NewRows:
   """Make the columns of a fitted formula for new rows.
 
   Args:
     template: the Template that `prepare` returned for the fitted data.
     table: the new rows, in a form that `design` accepts, without the response. A grouping column
       may be absent or have missing values. Rows without a group label count as a new group.
-    offset: the offset of the new rows [N]. It is needed if the fit got its offset as numbers.
+    offset, weights: the numbers of the new rows [N], or one number for all rows. Give them only if
+      the fit got the argument of this name as numbers. Such an offset is needed.
 
   Returns:
     The columns.
 
   Raises:
     ValueError: a predictor is absent or has a missing value, or a row has a level that the fitted
-      data do not have.
+      data do not have; or `offset` or `weights` do not fit what the fit got.
   """
   parsed, data = template.formula, as_table(table)
-  if template.offset is not None and template.offset.columns == (_argument("offset"),):
-    if offset is None:
-      raise ValueError("The fit got its offset as numbers: pass offset for the new rows too.")
-    data, _ = _extra(data, "offset", offset)
-  only = parsed._replace(responses=())
-  rows = np.arange(data.rows)
-  extra = {} if template.offset is None else {"offset": template.offset}
-  for name in _used(only, extra):
-    column = columns.find(data, name, "a term")
-    if columns.is_missing(column).any():
-      row = int(np.flatnonzero(columns.is_missing(column))[0])
+  for name, given in (("offset", offset), ("weights", weights)):
+    data = _given(template, data, name, given)
+  only, rows = parsed._replace(responses=()), np.arange(data.rows)
+  used, arguments = dict.fromkeys(_used(only, {}), "a term"), dict(template.arguments)
+  if "weights" in arguments and not data.columns.keys() >= {*arguments["weights"].formula.columns}:
+    del arguments["weights"]
+  for key, argument in arguments.items():
+    used = dict.fromkeys(argument.formula.columns, f"the {key} of the fit") | used
+  used.pop(_argument("weights"), None)  # nan where they are not known
+  for name, what in used.items():
+    missing = columns.is_missing(columns.find(data, name, what))
+    if missing.any():
+      row = int(np.flatnonzero(missing)[0])
       raise ValueError(f"Column {name!r} is missing in row {row + 1} of the new rows.")
-  frame = columns.frame(only, data, rows, template.levels)
-  index = []
-  for term in parsed.random:
-    known = {label: i for i, label in enumerate(template.groups[":".join(term.group)])}
-    absent = np.zeros(data.rows, bool)
-    for name in term.group:
-      lost = name not in data.columns
-      absent |= True if lost else columns.is_missing(data.columns[name])
-    found = np.full(data.rows, -1)
-    if not absent.all():
-      codes, labels = columns.groups(data, term.group, rows[~absent])
-      found[~absent] = np.array([known.get(label, -1) for label in labels])[codes]
-    index.append(found)
-  offset_ = _offset(parsed, frame)
-  if template.offset is not None:
-    offset_ = offset_ + _vector(template.offset, data, rows)
+  frame = columns.frame(only._replace(offsets=()), data, rows, template.levels)
+  weights_, offset_, *_ = _evaluate(arguments, template.offsets, data, rows)
+  if weights_ is None:
+    weights_ = np.full(data.rows, np.nan if "weights" in template.arguments else 1.0)
   return NewRows(
     matrices.matrix(parsed.fixed, frame, template.fixed).values,
     tuple(
       matrices.matrix(term.terms, frame, spec).values
       for term, spec in zip(parsed.random, template.random, strict=True)
     ),
-    tuple(index),
+    tuple(_groups(template, term.group, data) for term in parsed.random),
     offset_,
+    weights_,
   )
 
 
-def _extra(data: Table, name: str, given: str | float | np.ndarray) -> tuple[Table, Formula]:
+def _groups(template: Template, names: tuple[str, ...], data: Table) -> np.ndarray:
+  """The index of the group of new rows [N]; -1 for a group that the fit does not know."""
+  known = {label: i for i, label in enumerate(template.groups[":".join(names)])}
+  absent = np.zeros(data.rows, bool)
+  for name in names:
+    absent |= name not in data.columns or columns.is_missing(data.columns[name])
+  found = np.full(data.rows, -1)
+  if not absent.all():
+    codes, labels = columns.groups(data, names, np.flatnonzero(~absent))
+    found[~absent] = np.array([known.get(label, -1) for label in labels])[codes]
+  return found
+
+
+def _given(template: Template, data: Table, name: str, given: Any) -> Table:
+  """The table with the numbers of an argument; weights that the caller does not give are nan."""
+  fitted = template.arguments.get(name)
+  as_numbers = fitted is not None and _argument(name) in fitted.formula.columns
+  if not as_numbers and given is None:
+    return data
+  if not as_numbers:
+    has = f"no argument {name}"
+    if fitted is not None:
+      has = f"{name}={fitted.formula.text.strip('`')!r}, computed from the table"
+    if name == "offset" and template.offsets:
+      has += " and offset(...) in its formula"
+    raise ValueError(f"The fit has {has}; leave out {name}.")
+  if isinstance(given, str) or (given is None and name == "offset"):
+    raise ValueError(
+      f"The fit got its {name} as numbers: pass {name} for the new rows too, one number a row; got "
+      f"{given!r}."
+    )
+  return _extra(data, name, np.nan if given is None else given)[0]
+
+
+def _extra(data: Table, name: str, given: str | float | np.ndarray) -> tuple[Table, Expression]:
   """Weights, trials or an offset as an expression; numbers become a column of the table."""
   if isinstance(given, str):
-    quoted = f"`{given}`" if given in data.columns else given
-    return data, expression(quoted)
-  values = np.asarray(given, float)
-  if not values.ndim:
-    values = np.full(data.rows, float(values))
-  if values.shape != (data.rows,):
+    return data, Expression(expression(f"`{given}`" if given in data.columns else given))
+  if not np.ndim(given):
+    given = np.full(data.rows, given)
+  if np.shape(given) != (data.rows,):
     raise ValueError(
-      f"The argument {name} has shape {values.shape}; wanted ({data.rows},), one number a row."
+      f"The argument {name} has shape {np.shape(given)}; wanted ({data.rows},), one number a row."
     )
-  added = {**data.columns, _argument(name): Column(values, None)}
-  return data._replace(columns=added), expression(f"`{_argument(name)}`")
+  added = {**data.columns, _argument(name): column(given, _argument(name))}
+  return data._replace(columns=added), Expression(expression(f"`{_argument(name)}`"))
+
+
+def _evaluate(
+  arguments: dict[str, Expression], offsets: Sequence[Expression], data: Table, rows: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray, dict[str, Expression], list[Expression]]:
+  """(weights [N] or None, the sum of all offsets [N], arguments and offsets as evaluated)."""
+  found = {key: vector(part, data, rows, f"the {key}") for key, part in arguments.items()}
+  weights = found["weights"][0] if "weights" in found else None
+  if weights is not None and (weights <= 0).any():
+    raise ValueError("All weights must be above 0; leave out the rows that should not count.")
+  added = [vector(part, data, rows, "an offset") for part in offsets]
+  every = [values for values, _ in added] + [found[key][0] for key in found if key == "offset"]
+  known = {key: part for key, (_, part) in found.items()}
+  return weights, sum(every, np.zeros(len(rows))), known, [part for _, part in added]
 
 
 def _argument(name: str) -> str:
@@ -215,15 +264,16 @@ def _argument(name: str) -> str:
   return f"argument {name}"
 
 
-def _used(parsed: Formula, extra: dict[str, Formula]) -> list[str]:
+def _used(parsed: Formula, extra: dict[str, Expression]) -> list[str]:
   """The columns that an expression of the formula or an argument uses."""
   texts = [*parsed.responses, parsed.fixed, *parsed.offsets, *(r.terms for r in parsed.random)]
   found = [parsed.columns[i] for i in columns.places(" ".join(texts))]
-  return list(dict.fromkeys([*found, *(name for part in extra.values() for name in part.columns)]))
+  found += [name for part in extra.values() for name in part.formula.columns]
+  return list(dict.fromkeys(found))
 
 
 def _complete(
-  data: Table, parsed: Formula, extra: dict[str, Formula]
+  data: Table, parsed: Formula, extra: dict[str, Expression]
 ) -> tuple[np.ndarray, tuple[tuple[str, int], ...]]:
   """The rows without missing values, and why the others are dropped."""
   groups = [name for term in parsed.random for name in term.group]
@@ -246,38 +296,30 @@ def _of_response(parsed: Formula) -> list[str]:
   return [parsed.columns[i] for i in columns.places(" ".join(parsed.responses))]
 
 
-def _vector(part: Formula, data: Table, rows: np.ndarray) -> np.ndarray:
-  return matrices.vector(part.responses[0], columns.frame(part, data, rows))
-
-
 def _response(
   parsed: Formula, data: Table, rows: np.ndarray, family: str, trials: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None, str]:
   """(response, trials, name)."""
-  only = parsed._replace(fixed="0", random=(), offsets=())
-  if len(parsed.responses) == 2:
+  parts = [_part(parsed, text) for text in parsed.responses]
+  if len(parts) == 2:
     if family not in BINARY:
       raise ValueError(f"{parsed.response} is a logistic response; the family is {family}.")
-    frame = columns.frame(only, data, rows)
-    one, other = (matrices.vector(text, frame) for text in parsed.responses)
+    one, other = (vector(part, data, rows, "the response")[0] for part in parts)
     if (one < 0).any() or (other < 0).any():
       raise ValueError(f"The counts of {parsed.response} must be at least 0; a row is negative.")
     return one, one + other, parsed.response
-  text = parsed.responses[0]
-  plain = text == f"_c{columns.places(text)[0]}_"
-  if plain and not columns.is_numeric(data.columns[parsed.columns[0]], data.decimal):
-    name = parsed.columns[0]
-    if family in BINARY and trials is None:
-      found = columns.frame(only, data, rows).data[text].cat
-      levels = [str(level) for level in found.categories]
-      if len(levels) == 2:
-        return found.codes.to_numpy(float), None, f"{name} == {levels[1]!r}"
-      raise ValueError(
-        f"A logistic response has two values; {name!r} has {', '.join(map(repr, levels[:6]))}. "
-        f'Compare it with one of them: I({name} == "{levels[-1]}").'
-      )
-    return columns.numbers(data, name, "the response")[rows], trials, parsed.response
-  return matrices.vector(text, columns.frame(only, data, rows)), trials, parsed.response
+  text, name = parsed.responses[0], parsed.columns[0]
+  texts = columns.ALIAS.fullmatch(text) and not columns.is_numeric(data.columns[name], data.decimal)
+  if texts and family in BINARY and trials is None:
+    found = columns.frame(parts[0].formula, data, rows).data[text].cat
+    levels = [str(level) for level in found.categories]
+    if len(levels) == 2:
+      return found.codes.to_numpy(float), None, f"{name} == {levels[1]!r}"
+    raise ValueError(
+      f"A logistic response has two values; {name!r} has {', '.join(map(repr, levels[:6]))}. "
+      f'Compare it with one of them: I({name} == "{levels[-1]}").'
+    )
+  return vector(parts[0], data, rows, "the response")[0], trials, parsed.response
 
 
 def _random(
@@ -296,22 +338,12 @@ def _random(
     if not found.names:
       raise ValueError(f"{term.text} has no term left of its bar; write (1 | {group}).")
     check_columns(found.values, found.names, term.text)
-    for other in made:
-      _check_twice(other, group, found.names)
+    check_once(made, group, found.names)
     made.append(RandomTerm(group, tuple(levels), index, found.names, found.values, term.correlated))
     specs.append(found.spec)
   return tuple(made), tuple(specs)
 
 
-def _check_twice(other: RandomTerm, group: str, names: Sequence[str]) -> None:
-  twice = sorted(set(other.names) & set(names))
-  if other.group == group and twice:
-    raise ValueError(
-      f"The random effect {twice[0]} by {group} is in two terms; leave it out of one. An intercept "
-      f"is left out by 0 +, as in (1 | {group}) + (0 + x | {group})."
-    )
-
-
-def _offset(parsed: Formula, frame: Frame) -> np.ndarray:
-  zero = np.zeros(len(frame.rows))
-  return sum((matrices.vector(text, frame) for text in parsed.offsets), zero)
+def _part(parsed: Formula, text: str) -> Expression:
+  """One expression of a formula by itself."""
+  return Expression(parsed._replace(responses=(text,), fixed="0", random=(), offsets=()))

@@ -1,9 +1,10 @@
-"""Check that the response fits its family, and that the columns are linearly independent."""
+"""Check that the response fits its family, and that no column is a combination of others."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from shrinkmeta.formulas.design import RandomTerm
 from shrinkmeta.formulas.language.formula import INTERCEPT
 
 BINARY = ("logistic", "binomial", "bernoulli")
@@ -11,7 +12,11 @@ COUNTS = ("poisson", "negative_binomial")
 
 
 def check_response(
-  response: np.ndarray, name: str, family: str, trials: np.ndarray | None = None
+  response: np.ndarray,
+  name: str,
+  family: str,
+  trials: np.ndarray | None = None,
+  offset: np.ndarray | None = None,
 ) -> None:
   """Check that a response [N] fits its family.
 
@@ -20,6 +25,7 @@ def check_response(
     name: the response as the formula writes it, for the error message.
     family: "gaussian", "logistic", "poisson", ...
     trials: [N] numbers of trials, or None.
+    offset: [N] the offset, or None. Equal counts in different exposures have something to explain.
 
   Raises:
     ValueError: a value does not fit the family, or the response is the same in all rows.
@@ -66,7 +72,9 @@ def check_response(
   if family == "gamma" and (response <= 0).any():
     raise ValueError(f"A gamma response must be above 0; {name!r} has values <= 0 ({rows} rows).")
   share = response if trials is None else response / trials
-  if np.ptp(share) == 0:
+  # Failures alone, successes alone and counts of 0 have no finite rate, whatever the offset.
+  ends = (0.0, 1.0) if family in BINARY else (0.0,) if family in COUNTS else ()
+  if np.ptp(share) == 0 and (share[0] in ends or offset is None or np.ptp(offset) == 0):
     raise ValueError(
       f"The response {name!r} is {share[0]:g} in all {rows} rows; there is nothing to explain."
     )
@@ -127,3 +135,25 @@ def check_columns(values: np.ndarray, names: Sequence[str], part: str) -> None:
     f"{', '.join(map(repr, others))}{' and the intercept' if INTERCEPT in names else ''}. "
     "Leave one out."
   )
+
+
+def check_once(terms: Sequence[RandomTerm], group: str, names: Sequence[str]) -> None:
+  """Check that no random effect of a new term is already in another term of the same groups.
+
+  Args:
+    terms: the other terms.
+    group: the grouping factor of the new term.
+    names: the names of its columns.
+
+  Raises:
+    ValueError: an effect is in two terms. The message names it.
+
+  >>> check_once([], "g", ["(Intercept)"])
+  """
+  for other in terms:
+    twice = sorted(set(other.names) & set(names))
+    if other.group == group and twice:
+      raise ValueError(
+        f"The random effect {twice[0]} by {group} is in two terms; leave it out of one. An "
+        f"intercept is left out by 0 +, as in (1 | {group}) + (0 + x | {group})."
+      )

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shrinkmeta.formulas.language.formula import Formula
-from shrinkmeta.formulas.table import Column, Table, number, where
+from shrinkmeta.formulas.table import Table, number, where
+from shrinkmeta.formulas.values import Column, label_of
 
 _LARGEST = 1e100  # beyond it float64 has no room for squares
 ALIAS = re.compile(r"_([ct])(\d+)_")
@@ -262,13 +263,8 @@ def _codes(column: Column, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
   order = np.argsort(first)
   codes = np.argsort(order)[codes.ravel()]
   if column.levels is None:
-    return codes, [_label(float(found[i])) for i in order.tolist()]
+    return codes, [label_of(float(found[i]), column.scalar) for i in order.tolist()]
   return codes, [column.levels[int(found[i])] for i in order.tolist()]
-
-
-def _label(value: float) -> str:
-  """A number as a label: 3 of 3.0."""
-  return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
 def _ordered(column: Column, labels: list[str], decimal: str) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shrinkmeta.formulas import columns
 from shrinkmeta.formulas.columns import ALIAS, Frame
 from shrinkmeta.formulas.language import functions
-from shrinkmeta.formulas.language.formula import INTERCEPT
-from shrinkmeta.formulas.table import where
+from shrinkmeta.formulas.language.formula import INTERCEPT, Formula
+from shrinkmeta.formulas.table import Table, where
 
 _POWER = re.compile(r"(?<=[_)]) \*\* (?=-?\d)")
 _RAW = re.compile(r"(poly\(.*?raw=True[^()]*\))\[(\d+)\]")
@@ -28,6 +29,19 @@ class Matrix(NamedTuple):
   names: tuple[str, ...]
   values: np.ndarray
   spec: Any
+
+
+class Expression(NamedTuple):
+  """An expression that gives one number for each row.
+
+  Attributes:
+    formula: the expression, in `responses`.
+    spec: formulaic's specification from the fitted rows, with their means and scales. None before
+      the fit, and for a plain column, which needs none.
+  """
+
+  formula: Formula
+  spec: Any = None
 
 
 def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
@@ -95,25 +109,36 @@ def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
   return Matrix(names, values, made.model_spec)
 
 
-def vector(text: str, frame: Frame) -> np.ndarray:
-  """Evaluate one expression on the rows of a frame.
+def vector(
+  expression: Expression, table: Table, rows: np.ndarray, what: str
+) -> tuple[np.ndarray, Expression]:
+  """Evaluate an expression that gives one number for each row.
 
   Args:
-    text: a checked expression.
-    frame: the columns.
+    expression: the expression. For new rows it is the one that this function returned for the
+      fitted rows, so that both use the same means and scales.
+    table: the table.
+    rows: [N], the indices of the rows.
+    what: the role of the numbers, such as "the weights", for the error message.
 
   Returns:
-    [N] float64.
+    [N] float64, and the expression with its specification. In a plain column of truth values True
+    is 1, and False is 0.
 
   Raises:
     ImportError: formulaic is not installed.
     ValueError: for the reasons of `matrix`, or because the expression gives several columns.
   """
-  values = matrix(f"0 + {text}", frame).values
-  if values.shape[1] != 1:
+  formula = expression.formula
+  text = formula.responses[0]
+  if plain := ALIAS.fullmatch(text):
+    return columns.numbers(table, formula.columns[int(plain[2])], what)[rows], expression
+  frame = columns.frame(formula, table, rows)
+  found = matrix(f"0 + {text}", frame, expression.spec)
+  if len(found.names) != 1:
     name = _readable(text, frame)
-    raise ValueError(f"{name!r} must be one column of numbers; got {values.shape[1]} columns.")
-  return values[:, 0]
+    raise ValueError(f"{name!r} must be one column of numbers; got {len(found.names)} columns.")
+  return found.values[:, 0], Expression(formula, found.spec)
 
 
 def _readable(text: str, frame: Frame) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# In small letters, and what spreadsheets, R and pandas write for a missing value.
-MISSING = ("", "na", "n/a", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nat", ".")
+from shrinkmeta.formulas.values import Column, column, of_text, text_of
+
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _WORDS = {**_SEPARATORS, " ": "space"}
 _NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
@@ -25,21 +25,6 @@ _POINT_NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+")
 _SEP_LINE = re.compile(r'"?sep=(.)"?\s*')  # the first line of some files for spreadsheets
 _SAMPLE = 1000  # rows that are looked at for the separator and the decimal comma
-
-
-class Column(NamedTuple):
-  """One column of a table.
-
-  Attributes:
-    values: [N]. Numbers are float64, with nan for a missing value. Texts are int indices into
-      `levels`, with -1 for a missing value.
-    levels: the different texts, in the order of their first row. None for a column of numbers.
-    ordered: whether the user chose the order of `levels`, as in a pandas categorical.
-  """
-
-  values: np.ndarray
-  levels: tuple[str, ...] | None
-  ordered: bool = False
 
 
 class Table(NamedTuple):
@@ -121,7 +106,7 @@ def read(
   fields = {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(names) if name}
   found = decimal or _decimal(fields, sep, path)
   missing = None if na is None else {"", *na}
-  columns = {name: _of_text(values, missing) for name, values in fields.items()}
+  columns = {name: of_text(values, missing) for name, values in fields.items()}
   return Table(columns, len(rows) - 1, path.name, found, np.asarray(numbers[1:]))
 
 
@@ -130,13 +115,15 @@ def as_table(data: Any) -> Table:
 
   Args:
     data: a Table, the path of a file for `read`, {name: values}, or a pandas DataFrame. Missing
-      values are None, nan, and the texts that `read` takes as missing.
+      values are None, nan, masked entries of NumPy, and the texts that `read` takes as missing.
+      Bytes are UTF-8 text.
 
   Returns:
     A Table.
 
   Raises:
-    ValueError: the columns differ in length, one is not one-dimensional, or there are no rows.
+    ValueError: the columns differ in length, one is not one-dimensional or has bytes that are not
+      UTF-8 text, or there are no rows.
     TypeError: `data` has another type.
 
   >>> as_table({"y": [1.0, None], "g": ["a", "b"]}).rows
@@ -152,7 +139,8 @@ def as_table(data: Any) -> Table:
       f"{type(data).__name__}."
     )
   names = list(data) if isinstance(data, Mapping) else list(data.columns)
-  columns = {str(name): _of_values(data[name], str(name)) for name in names}
+  texts = [text_of(name, "A column name") for name in names]
+  columns = {to: column(data[name], to) for name, to in zip(names, texts, strict=True)}
   lengths = {name: len(column.values) for name, column in columns.items()}
   if len(set(lengths.values())) > 1:
     raise ValueError(f"The columns of a table must have equal lengths; got {lengths}.")
@@ -299,52 +287,3 @@ def _decimal(fields: Mapping[str, Sequence[str]], sep: str, path: pathlib.Path) 
       "the decimal sign."
     )
   return "," if commas else "."
-
-
-def _of_text(values: Sequence[str], missing: set[str] | None) -> Column:
-  """Levels in the order of their first row."""
-  places: dict[str, int] = {}
-  codes = np.fromiter((places.setdefault(v, len(places)) for v in values), np.int64, len(values))
-  lost = [v.lower() in MISSING if missing is None else v in missing for v in places]
-  new = np.where(lost, -1, np.cumsum(np.logical_not(lost)) - 1)
-  return Column(new[codes], tuple(itertools.compress(places, np.logical_not(lost))))
-
-
-def _of_values(values: Any, name: str) -> Column:
-  """A column of a dict or a DataFrame."""
-  categories = getattr(getattr(values, "cat", values), "categories", None)
-  if categories is not None:  # of pandas
-    codes = np.asarray(getattr(values, "cat", values).codes, np.int64)
-    return Column(codes, tuple(map(str, categories)), ordered=True)
-  array = np.asarray(values)
-  if array.dtype.kind == "f" and "int" in str(getattr(values, "dtype", "")).lower():
-    array = np.asarray(values, object)  # pandas makes floats of Int64 where a value is missing
-  if array.ndim != 1:
-    raise ValueError(f"Column {name!r} has shape {array.shape}; wanted one dimension, [N].")
-  if array.dtype.kind in "iuf" and not _long(array):
-    return Column(array.astype(float), None)
-  if array.dtype.kind == "M":  # as texts: tolist() makes nanoseconds of datetime64[ns]
-    days = array.astype("datetime64[D]")
-    array = np.datetime_as_string(days if (days == array)[~np.isnat(array)].all() else array)
-  elif array.dtype.kind == "m":
-    array = np.array(["" if np.isnat(v) else _duration(v) for v in array])
-  # pandas.NA and NaT, by name: this file does without pandas.
-  kept = [
-    None if type(v).__name__ in ("NAType", "NaTType") or v != v else v for v in array.tolist()
-  ]
-  numeric = all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in kept)
-  whole = [v for v in kept if isinstance(v, int)]
-  if numeric and any(v is not None for v in kept) and not _long(whole):
-    return Column(np.array([np.nan if v is None else float(v) for v in kept]), None)
-  return _of_text(["" if v is None else str(v).strip() for v in kept], None)
-
-
-def _long(values: Any) -> bool:
-  """Whether whole numbers, such as long labels of groups, are more than float64 has digits for."""
-  array = np.asarray(values)
-  return array.dtype.kind != "f" and array.size > 0 and bool(np.max(np.abs(array)) > 2**53)
-
-
-def _duration(value: np.timedelta64) -> str:
-  days = value.astype("timedelta64[D]")
-  return str(days if days == value else value)

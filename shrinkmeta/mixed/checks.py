@@ -5,6 +5,7 @@ import numpy as np
 from shrinkmeta.formulas.design import Design
 
 FAMILIES = ("gaussian", "logistic", "poisson")
+_SAME_UNITS = 1e-5  # the largest difference of two log det X'X that may be rounding
 
 
 def check(design: Design) -> None:
@@ -36,11 +37,17 @@ def check(design: Design) -> None:
   for term in design.random:
     columns = zip(term.names, np.asarray(term.columns).T, strict=True)
     arrays += [(f"the random column {n!r} of {term.group!r}", x) for n, x in columns]
-    levels = len(np.unique(term.index))
-    if levels != len(term.levels):
+    found, levels = np.unique(term.index), len(term.levels)
+    if len(found) and (found[0] < 0 or found[-1] >= levels):
       raise ValueError(
-        f"The grouping factor {term.group!r} names {len(term.levels)} groups, and {levels} have "
-        "rows; leave out the groups without rows."
+        f"The index of the grouping factor {term.group!r} goes from {found[0]} to {found[-1]}; for "
+        f"{levels} groups it must go from 0 to {levels - 1}. Its type is {found.dtype}. Use int64: "
+        "int8, for example, holds no number above 127."
+      )
+    if len(found) != levels:
+      raise ValueError(
+        f"The grouping factor {term.group!r} names {levels} groups, and {len(found)} have rows; "
+        "leave out the groups without rows."
       )
     if levels < 2:
       raise ValueError(
@@ -78,7 +85,7 @@ def check_nested(coarse: str, fine: str, outer: np.ndarray, inner: np.ndarray) -
   Raises:
     ValueError: the factors are crossed.
   """
-  found = np.zeros(inner.max() + 1, int)
+  found = np.zeros(int(inner.max()) + 1, int)  # 127 + 1 is -128 in int8
   found[inner] = outer
   if not np.array_equal(found[inner], outer):
     raise ValueError(
@@ -98,8 +105,9 @@ def check_response(design: Design, family: str) -> None:
     family: the family.
 
   Raises:
-    ValueError: a value of the response or of the trials is not allowed, or the response is
-      constant. The message says what to change.
+    ValueError: a value of the response or of the trials is not allowed; the response is all
+      failures, all successes or all counts 0; or a gaussian response and its offset are constant.
+      The message says what to change.
   """
   if family not in FAMILIES:
     raise ValueError(f"family must be one of {', '.join(FAMILIES)}; got {family!r}.")
@@ -120,7 +128,6 @@ def check_response(design: Design, family: str) -> None:
       raise ValueError(
         f"A logistic response is {wanted}; {name!r} is {y[bad[0]]:g} in row {bad[0] + 1} of {rows}."
       )
-    constant = np.all(y == 0) or np.all(y == trials)
   elif family == "poisson":
     bad = np.flatnonzero(~((y >= 0) & (y == np.round(y))))
     if len(bad):
@@ -128,10 +135,80 @@ def check_response(design: Design, family: str) -> None:
         f"A Poisson response is a count; {name!r} is {y[bad[0]]:g} in row {bad[0] + 1} of {rows}. "
         "Give a rate as counts with an offset, the log of the exposure."
       )
-    constant = np.all(y == 0)
-  else:
-    constant = rows > 1 and np.ptp(y) == 0
-  if constant:
+  # An offset that varies leaves something to explain in a constant gaussian response.
+  still = family == "gaussian" and rows > 1 and np.ptp(y) == 0 and np.unique(design.offset).size < 2
+  if still or is_extreme(design, family):
     raise ValueError(
       f"The response {name!r} is {y[0]:g} in all {rows} rows; there is nothing to explain."
     )
+
+
+def is_extreme(design: Design, family: str) -> bool:
+  """Tell whether a response is all failures, all successes or all counts 0.
+
+  As an intercept goes to -inf or inf, the likelihood of such a response goes to 1.
+
+  Args:
+    design: the design that holds the response.
+    family: the family. A gaussian response is never extreme.
+
+  Returns:
+    Whether the response is extreme.
+
+  >>> one = np.ones((3, 1))
+  >>> is_extreme(Design(np.zeros(3), "y", one, ("(Intercept)",), (), np.zeros(3)), "poisson")
+  True
+  """
+  trials = 1.0 if design.trials is None else np.asarray(design.trials, float)
+  y = np.asarray(design.response, float)
+  lowest = family != "gaussian" and np.all(y == 0)
+  return bool(lowest or (family == "logistic" and np.all(y == trials)))
+
+
+def check_restricted(small: Design, large: Design) -> None:
+  """Raise ValueError unless the restricted likelihoods of two designs can be compared.
+
+  Fixed columns X A in place of X add -log |det A| to log L_REML, whatever the variances are. So the
+  columns of both designs must span the same space, and det X'X must be the same. This allows
+  another order of the columns, and I(x - 3) in place of x where there is an intercept.
+
+  Args:
+    small, large: the designs. The fixed columns of each are linearly independent.
+
+  Raises:
+    ValueError: the fixed columns span different spaces, or are in different units.
+  """
+  one, other = (np.asarray(made.fixed, float) for made in (small, large))
+  if one.shape == other.shape and not outside(one, other):
+    # R of X = Q R keeps digits that X'X would lose: log det X'X is 2 log |det R|.
+    a, b = (np.log(np.abs(np.diag(np.linalg.qr(x, mode="r")))).sum() for x in (one, other))
+    if 2 * abs(a - b) < _SAME_UNITS:
+      return
+  raise other_fixed(small.fixed_names, large.fixed_names)
+
+
+def other_fixed(small: tuple[str, ...], large: tuple[str, ...]) -> ValueError:
+  """Return the error for two REML fits whose fixed effects have these names."""
+  return ValueError(
+    f"The fixed columns of the two models ({', '.join(small)}; {', '.join(large)}) differ, if only "
+    "in their units. Restricted likelihoods of different fixed columns cannot be compared. Use the "
+    "same fixed columns in both models, or fit both models by 'ml'."
+  )
+
+
+def outside(columns: np.ndarray, spanned: np.ndarray) -> list[int]:
+  """Find the columns that are no linear combination of others.
+
+  Args:
+    columns: [N, P].
+    spanned: [N, Q], the others.
+
+  Returns:
+    The positions of these columns, from 0 to P - 1.
+
+  >>> outside(np.eye(3), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]))
+  [0, 1]
+  """
+  basis = np.linalg.qr(spanned / np.maximum(np.linalg.norm(spanned, axis=0), 1e-300))[0]
+  left = np.linalg.norm(columns - basis @ (basis.T @ columns), axis=0)
+  return np.flatnonzero(left > 1e-7 * np.linalg.norm(columns, axis=0)).tolist()

@@ -29,9 +29,12 @@ import numpy as np
 import scipy.special
 
 from shrinkmeta.formulas.design import Design
-from shrinkmeta.mixed.fit import fit
+from shrinkmeta.mixed import checks
+from shrinkmeta.mixed.fit import fit, fit_unchecked
 from shrinkmeta.mixed.groups import check_same
 from shrinkmeta.mixed.result import Estimator, Fit
+
+_EQUAL = 1e-6  # two values of T this close are equal: a search ends within 1e-9 nats of a maximum
 
 
 class Compared(NamedTuple):
@@ -173,6 +176,9 @@ def bootstrap(
 
       p = (1 + number of draws whose T is at least the observed T) / (1 + draws)
 
+  Drawn responses can be all failures, all successes or all counts 0. If the smaller model has an
+  intercept, both likelihoods then go to 1 as the intercept goes to -inf or inf, and T is 0.
+
   Args:
     small: the design of the smaller model, from which the responses are drawn.
     large: the design of the larger model, with the same response.
@@ -185,7 +191,8 @@ def bootstrap(
     The statistic, the p-value and the two models.
 
   Raises:
-    ValueError: a design cannot be fitted, or the two fits cannot be compared.
+    ValueError: a design cannot be fitted, or the two fits cannot be compared. If this happens for
+      a drawn response, the message gives the number of the draw.
 
   >>> from shrinkmeta.formulas.design import RandomTerm
   >>> y = np.array([1545, 1440, 1440, 1540, 1555, 1490, 1595, 1550, 1605.0])
@@ -197,16 +204,29 @@ def bootstrap(
   """
   if draws < 1:
     raise ValueError(f"draws must be at least 1; got {draws}.")
-  both = lambda a, b: (fit(a, family, estimator), fit(b, family, estimator))  # pyright: ignore
-  null, other = both(small, large)
+  if estimator == "reml":
+    checks.check_restricted(small, large)
+  null, other = (fit(made, family, estimator) for made in (small, large))  # pyright: ignore
   statistic = _statistic(null, other)
   above = 0
   for i in range(draws):
-    response = simulate(null, small, seed=seed, number=i)
-    one, two = both(small._replace(response=response), large._replace(response=response))
-    above += _statistic(one, two) >= statistic
+    try:
+      above += _drawn(null, small, large, seed, i) >= statistic - _EQUAL
+    except ValueError as error:
+      raise ValueError(f"Draw {i + 1} of {draws} has no statistic. {error}") from error
   p = (1 + above) / (1 + draws)
   return Ratio(statistic, p, {}, draws, null.estimator, _models(null, other))
+
+
+def _drawn(null: Fit, small: Design, large: Design, seed: int, number: int) -> float:
+  """T of a response drawn from the smaller model."""
+  response = simulate(null, small, seed=seed, number=number)
+  one, other = (made._replace(response=response) for made in (small, large))
+  extreme = checks.is_extreme(one, null.family)
+  if extreme and not checks.outside(np.ones((len(response), 1)), small.fixed):
+    return 0.0
+  settings = null.family, null.estimator
+  return _statistic(fit_unchecked(one, *settings), fit_unchecked(other, *settings))
 
 
 def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.ndarray:
@@ -240,7 +260,7 @@ def simulate(fit: Fit, design: Design, *, seed: int = 0, number: int = 0) -> np.
     b = rng.normal(size=(len(term.levels), len(sigma))) @ root.T
     eta = eta + np.sum(term.columns * b[term.index], 1)
   if fit.residual is not None:
-    weights = 1.0 if design.weights is None else np.asarray(design.weights)
+    weights = 1.0 if design.weights is None else np.asarray(design.weights, float)
     return eta + fit.residual / np.sqrt(weights) * rng.normal(size=len(eta))
   if design.weights is not None and not np.all(np.asarray(design.weights) == 1):
     raise ValueError(
@@ -271,11 +291,8 @@ def check_comparable(small: Fit, large: Fit) -> None:
     )
   if small.estimator == "predictive":
     raise ValueError("The predictive criterion is not a log likelihood; fit both models by 'ml'.")
-  if small.estimator == "reml" and set(small.fixed) != set(large.fixed):
-    raise ValueError(
-      f"The fixed effects are {', '.join(small.fixed)} and {', '.join(large.fixed)}. Restricted "
-      "likelihoods with different fixed effects cannot be compared; fit both models by 'ml'."
-    )
+  if small.estimator == "reml" and len(small.fixed) != len(large.fixed):
+    raise checks.other_fixed(tuple(small.fixed), tuple(large.fixed))
   if small.residual is not None and (small.perfect or large.perfect):
     raise ValueError(
       f"The {'smaller' if small.perfect else 'larger'} model repeats the response to its last "
@@ -284,7 +301,7 @@ def check_comparable(small: Fit, large: Fit) -> None:
 
 
 def _statistic(small: Fit, large: Fit) -> float:
-  """Return T of two fits, after a check that they can be compared."""
+  """Return T of two fits, after a check that they can be compared. T of equal fits is 0."""
   check_comparable(small, large)
   statistic = 2 * (large.criterion - small.criterion)
   if statistic < -1e-4:
@@ -292,7 +309,7 @@ def _statistic(small: Fit, large: Fit) -> float:
       f"The larger model has the lower likelihood, {large.criterion:.4f} to {small.criterion:.4f}, "
       "so it does not contain the smaller one. Compare nested models only."
     )
-  return max(statistic, 0.0)
+  return statistic if statistic > _EQUAL else 0.0
 
 
 def _tail(df: int, statistic: float) -> float:

@@ -86,6 +86,21 @@ def fit(
     raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
   if estimator == "reml" and family != "gaussian":
     raise ValueError(f"reml is for the gaussian family; got {family}. Use estimator='ml'.")
+  return fit_unchecked(design, family, estimator, seed=seed)
+
+
+def fit_unchecked(design: Design, family: Family, estimator: Estimator, *, seed: int = 0) -> Fit:
+  """Fit a mixed model whose response may be constant. The bootstrap draws such responses.
+
+  Args:
+    design, family, estimator, seed: as for `fit`.
+
+  Returns:
+    The fit.
+
+  Raises:
+    ValueError: the grouping factors or the columns cannot be fitted, as for `fit`.
+  """
   data = blocks(design)
   if estimator == "predictive":
     found = _predictive(data, family, seed)

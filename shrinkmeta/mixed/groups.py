@@ -118,7 +118,7 @@ def unshrunk(fit: Fit, design: Design) -> dict[str, np.ndarray]:
   """
   check_same(fit, design)
   prefix = len(fit.groups) > 1
-  y = np.asarray(design.response - design.offset, float)
+  y = np.asarray(design.response, float) - np.asarray(design.offset, float)
   weights = np.ones(len(y)) if design.weights is None else design.weights
   root = np.sqrt(np.asarray(weights, float))
   found: dict[str, np.ndarray] = {}

@@ -139,7 +139,7 @@ def report(data: Blocks, family: Family, estimator: Estimator, found: Maximum) -
   if known is not None:
     covariance = data.back @ known.beta @ data.back.T
     error = np.sqrt(np.diag(covariance))
-    size = np.sqrt(np.mean(np.square(design.fixed), 0)) if len(names) else np.zeros(0)
+    size = np.sqrt(np.mean(np.square(np.asarray(design.fixed, float)), 0)) if names else np.zeros(0)
     unit = _WIDE_ETA if found.residual is None else _WIDE_SPREADS * found.spread
     for j, name in enumerate(names):
       row = data.back[j]

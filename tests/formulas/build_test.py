@@ -113,6 +113,86 @@ def test_truth_values_are_numbers_where_a_number_is_wanted(data):
     assert "b[T." in design("y ~ b + (1 | g)", data | {"b": column}).fixed_names[1]
 
 
+@pytest.mark.parametrize(
+  "number, text",
+  (
+    ("C(k, levels=[2, 1, 0])", "C(k, levels=['2', '1', '0'])"),
+    ("C(k, levels=[2.0, 1, 0])", "C(k, levels=['2', '1', '0'])"),
+    ("C(k, Treatment(1))", "C(k, Treatment('1'))"),
+    ("factor(k, contr.treatment(base=2.0))", "C(k, Treatment('2'))"),
+    ("C(k, Sum, levels=[2, 1, 0])", "C(k, Sum, levels=['2', '1', '0'])"),
+    ("C(h, Treatment(-0.5))", "C(h, Treatment('-0.5'))"),
+    ("C(b, levels=[TRUE, FALSE])", "C(b, levels=['True', 'False'])"),
+  ),
+)
+def test_numbers_name_levels(data, number, text):
+  k = np.arange(ROWS) % 3
+  more = data | {"k": k, "h": k / 2 - 0.5, "b": k > 0}
+  one, other = (design(f"y ~ {term} + (1 | g)", more) for term in (number, text))
+  np.testing.assert_array_equal(one.fixed, other.fixed)
+  if number == "C(k, Treatment(1))":
+    np.testing.assert_array_equal(one.fixed, np.stack([k >= 0, k == 0, k == 2], 1))
+  scores = design("y ~ C(k, Poly(scores=[0, 1, 4])) + (1 | g)", more).fixed[:, 1]
+  assert np.corrcoef(scores, np.array([0, 1, 4])[k])[0, 1] == pytest.approx(1.0)
+  with pytest.raises(ValueError, match="k has the levels '0', '1', '2'"):
+    design("y ~ C(k, Treatment(7)) + (1 | g)", more)
+
+
+def test_truth_values_are_numbers_in_arguments_and_offsets(data):
+  k = np.arange(ROWS) % 2
+  for b in (k == 1, np.where(k, "TRUE", "FALSE"), pd.Categorical(k == 1)):
+    more = data | {"b": b, "k": k, "one": np.ones(ROWS, bool), "c": k == 0}
+    made, template = prepare("y ~ b + offset(b) + (1 | g)", more, offset="b", weights="one")
+    np.testing.assert_array_equal(made.offset, 2 * k)
+    np.testing.assert_array_equal(made.weights, np.ones(ROWS))
+    assert "b[T." in made.fixed_names[1]  # a term of the fixed part stays a factor
+    again = new_rows(template, {name: list(more[name])[3:5] for name in ("b", "g", "one")})
+    np.testing.assert_array_equal(again.offset, [2.0, 0.0])
+    for text, options in (
+      ("k ~ x + (1 | g)", {"trials": "one"}),
+      ("cbind(b, c) ~ x + (1 | g)", {}),
+    ):
+      made = design(text, more, family="logistic", **options)
+      np.testing.assert_array_equal([made.response, made.trials], [k, np.ones(ROWS)])
+  # The fitted rows have one of the two values: an offset is a number, and needs no known level.
+  _, template = prepare("y ~ x + offset(one) + (1 | g)", more)
+  new = {"x": [0.0], "g": [0], "one": [False]}
+  assert new_rows(template, new).offset.tolist() == [0.0]
+  with pytest.raises(ValueError, match=r"Column 'f' \(the weights\) is not numeric: 'c' in row 1"):
+    design("y ~ x + (1 | g)", data, weights="f")
+  with pytest.raises(ValueError, match="must be one column of numbers; got 3 columns"):
+    design("y ~ x + offset(C(f)) + (1 | g)", data)
+
+
+def test_masked_numbers_are_missing_in_arguments_too(data):
+  mask = np.arange(ROWS) < 7
+  masked = np.ma.array(np.where(mask, -999.0, 2.0), mask=mask)
+  made = design("y ~ x + (1 | g)", data, weights=masked, offset=masked)
+  assert made.dropped == (("argument weights is missing", 7),)
+  np.testing.assert_array_equal(made.weights, np.full(ROWS - 7, 2.0))
+  np.testing.assert_array_equal(made.offset, made.weights)
+  made = design("y ~ x + (1 | g)", data | {"x": np.ma.array(data["x"], mask=mask)})
+  np.testing.assert_array_equal(made.fixed[:, 1], data["x"][7:])
+
+
+def test_expressions_keep_the_means_of_the_fit(data):
+  """Those of the rows that the model uses, without the rows that have no trials."""
+  z = data["body weight"]
+  n = np.where(np.arange(ROWS) < 9, 0, data["n"])
+  more = data | {"z": z, "n": n, "k": np.minimum(n, np.arange(ROWS) % 4)}
+  text = "k ~ x + offset(2 * center(z)) + (1 | g)"
+  options = {"trials": "n", "offset": "scale(z)", "weights": "exp(center(z))"}
+  made, template = prepare(text, more, family="logistic", **options)
+  rest = z[9:]
+  few = {name: list(values)[20:24] for name, values in more.items()}
+  want = 2 * (z - rest.mean()) + (z - rest.mean()) / rest.std(ddof=1)
+  again = new_rows(template, few)
+  np.testing.assert_allclose(made.offset, want[9:])
+  np.testing.assert_allclose(again.offset, want[20:24])
+  np.testing.assert_allclose(made.weights, np.exp(rest - rest.mean()))
+  np.testing.assert_allclose(again.weights, np.exp(z - rest.mean())[20:24])
+
+
 @pytest.mark.parametrize("unit", ("D", "s", "ns"))
 def test_dates_are_groups_and_levels_and_no_numbers(data, unit):
   days = (np.datetime64("2024-02-28") + np.arange(ROWS) // 20).astype(f"datetime64[{unit}]")

@@ -156,6 +156,12 @@ def test_labels_stay_as_they_are(file):
     (np.array([1, 2], np.int8), [1.0, 2.0]),
     (pd.Series([1, None], dtype="Int64"), [1.0, np.nan]),
     (pd.Series([1.0, 2.0], index=[5, 3]), [1.0, 2.0]),
+    (np.ma.array([999.0, 2.0], mask=[True, False]), [np.nan, 2.0]),
+    (np.ma.array([999, 2], mask=[True, False]), [np.nan, 2.0]),
+    (np.ma.array([1, 2]), [1.0, 2.0]),
+    ([np.ma.masked, 2.0], [np.nan, 2.0]),
+    (np.array([np.float32(0.5), np.int8(2), None], object), [0.5, 2.0, np.nan]),
+    (np.float32([0.1, 2]), [float(np.float32(0.1)), 2.0]),
   ),
 )
 def test_numbers_of_arrays(values, shown):
@@ -172,11 +178,42 @@ def test_numbers_of_arrays(values, shown):
     ([True, False], ["True", "False"]),
     (pd.Series(["b", None, "a"], dtype="category"), ["b", None, "a"]),
     (pd.Series(["b", pd.NA], dtype="string"), ["b", None]),
-    (pd.Categorical(["low", "high"], ["low", "high"]), ["low", "high"]),
+    (pd.Categorical(["low", "none"], ["low", "none"]), ["low", "none"]),
+    (np.array([b"a", b"NA", "ä".encode()]), ["a", None, "ä"]),
+    ([b"a", None, b" b "], ["a", None, "b"]),
+    (pd.Categorical([b"a", None, b"b"]), ["a", None, "b"]),
+    (pd.Categorical([3.0, None, 1.5]), ["3", None, "1.5"]),
+    (pd.Categorical(np.float32([0.1, 3])), ["0.1", "3"]),
+    (pd.Categorical([None, None]), [None, None]),
   ),
 )
 def test_texts_of_arrays(values, shown):
   assert labels(as_table(pd.DataFrame({"g": values})), "g") == shown
+  assert labels(as_table({"g": values}), "g") == shown
+
+
+@pytest.mark.parametrize(
+  "values, shown",
+  (
+    (np.array(["a", "b"]), ["a", None]),
+    (np.array([b"a", b"b"]), ["a", None]),
+    (np.array([True, False]), ["True", None]),
+    (np.array(["2020-01-01", "1999-01-01"], "M8[ns]"), ["2020-01-01", None]),
+    (np.array([86400, 5], "m8[s]"), ["1 days", None]),
+  ),
+)
+def test_masked_entries_are_missing_values(values, shown):
+  masked = np.ma.array(values, mask=[False, True])
+  assert labels(as_table({"g": masked}), "g") == shown
+  assert labels(as_table({"g": list(np.ma.array(["a", "b"], mask=[0, 1]))}), "g") == ["a", None]
+  assert masked.data.tolist() == values.tolist()  # the caller's array is as before
+
+
+def test_bytes_are_text_in_utf_8():
+  assert as_table({b"g": [1.0], "ä".encode(): [2.0]}).columns.keys() == {"g", "ä"}
+  np.testing.assert_array_equal(numbers(as_table({"y": [b"1.5", b"2"]}), "y", "y"), [1.5, 2.0])
+  with pytest.raises(ValueError, match=r"Column 'g' has the bytes b'\\xe4'.*not UTF-8.*latin-1"):
+    as_table({"g": ["ä".encode("latin-1")]})
 
 
 @pytest.mark.parametrize(

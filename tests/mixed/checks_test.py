@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from shrinkmeta.mixed.compare import simulate
 from shrinkmeta.mixed.fit import fit
+from shrinkmeta.mixed.groups import effects, unshrunk
+from tests.mixed import designs
 from tests.mixed.designs import ONE, design
 
 
@@ -128,3 +131,69 @@ def test_a_weight_counts_rows_and_an_offset_is_added():
   assert weighted.fixed["x"] == pytest.approx(repeated.fixed["x"], abs=1e-6)
   shifted = fit(once._replace(offset=np.full(24, 0.7)), "poisson")
   assert shifted.fixed[ONE] == pytest.approx(fit(once, "poisson").fixed[ONE] - 0.7, abs=1e-6)
+
+
+def test_a_constant_response_is_refused_unless_an_offset_varies():
+  rng = np.random.default_rng(1)
+  offset = rng.normal(size=24)
+  three = plain(y=np.full(24, 3.0))
+  with pytest.raises(ValueError, match="'y' is 3 in all 24 rows; there is nothing to explain"):
+    fit(three)
+  with pytest.raises(ValueError, match="'y' is 3 in all 24 rows"):
+    fit(three._replace(offset=np.full(24, 0.5)))
+  # An offset is subtracted from a gaussian response.
+  found, want = fit(three._replace(offset=offset)), fit(plain(y=3.0 - offset))
+  assert found.fixed == pytest.approx(want.fixed, abs=1e-9)
+  assert found.log_likelihood == pytest.approx(want.log_likelihood, abs=1e-9)
+  # One event in each row: the rate is the number of events by the time in all rows.
+  once = design(table(y=np.ones(24)), "y", [ONE])._replace(offset=offset)
+  rate = np.exp(fit(once, "poisson").fixed[ONE])
+  assert rate == pytest.approx(24 / np.exp(offset).sum(), rel=1e-6)
+  # No rate explains counts of 0, and no odds explain failures alone, whatever the offset.
+  for family in ("poisson", "logistic"):
+    with pytest.raises(ValueError, match="'y' is 0 in all 24 rows"):
+      fit(plain(y=np.zeros(24))._replace(offset=offset), family)
+  with pytest.raises(ValueError, match="'y' is 5 in all 24 rows"):
+    fit(plain(y=np.full(24, 5.0))._replace(offset=offset, trials=np.full(24, 5.0)), "logistic")
+
+
+def narrow(made, kind):
+  """The design with all whole numbers in a narrow type."""
+  terms = tuple(t._replace(index=t.index.astype(kind)) for t in made.random)
+  whole = {name: getattr(made, name).astype(kind) for name in ("response", "fixed", "offset")}
+  return made._replace(random=terms, weights=made.weights.astype(kind), **whole)
+
+
+@pytest.mark.parametrize("kind", (np.int8, np.uint8, np.uint64))
+def test_narrow_whole_numbers(kind):
+  """128 groups, of which int8 can hold the index and not the count; sums and squares above 127."""
+  rng = np.random.default_rng(0)
+  g = np.repeat(np.arange(128), 3)
+  levels = rng.integers(0, 20, 128)[g]
+  rows = {"a": g // 16, "b": g, "x": rng.integers(0, 100, 384)}
+  rows["y"] = levels + rng.integers(0, 20, 384)
+  offset, weights = rng.integers(80, 100, 384) * 1.0, rng.integers(1, 100, 384) * 1.0
+  terms = (("a", [ONE], False), ("b", [ONE], False))
+  wide = design(rows, "y", [ONE, "x"], *terms, offset=offset, weights=weights)
+  small = narrow(wide, kind)
+  want, found = fit(wide), fit(small)
+  beta = np.array(list(found.fixed.values()))
+  dense = designs.dense(wide, beta, found.covariances, found.residual)
+  assert found.log_likelihood == pytest.approx(dense, abs=1e-6) and found.undetermined == ()
+  assert found.log_likelihood == pytest.approx(want.log_likelihood, abs=1e-9)
+  for key, one in effects(want, wide).items():
+    other = effects(found, small)[key]
+    np.testing.assert_allclose(other.mode, one.mode, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(other.rows, one.rows)
+    np.testing.assert_allclose(unshrunk(found, small)[key], unshrunk(want, wide)[key], rtol=1e-9)
+  np.testing.assert_allclose(simulate(found, small), simulate(want, wide), rtol=1e-6)
+
+
+def test_an_index_that_is_too_narrow_is_refused():
+  g = np.repeat(np.arange(200), 3)
+  made = design({"y": np.random.default_rng(0).normal(size=600), "g": g}, "y", [ONE],
+                ("g", [ONE], False))  # fmt: skip
+  term = made.random[0]
+  wrapped = made._replace(random=(term._replace(index=term.index.astype(np.int8)),))
+  with pytest.raises(ValueError, match="from -128 to 127; for 200 groups .* 0 to 199.* is int8"):
+    fit(wrapped)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
 
 from shrinkmeta.mixed.compare import bootstrap, likelihood_ratio, simulate
@@ -134,8 +135,11 @@ def test_fits_that_cannot_be_compared():
   with pytest.raises(ValueError, match="'ml', 60.* and .*'reml', 60"):
     likelihood_ratio(fits["line"], fit(made["levels"], estimator="reml"))
   restricted = [fit(made[name], estimator="reml") for name in ("mean", "levels")]
-  with pytest.raises(ValueError, match="Restricted likelihoods with different fixed effects"):
+  with pytest.raises(ValueError, match="Restricted likelihoods of different fixed columns"):
     likelihood_ratio(*restricted)
+  large = made["slopes"]._replace(fixed=made["line"].fixed * [1.0, 100.0])
+  with pytest.raises(ValueError, match=r"\(Intercept\), x; .* only in their units.* by 'ml'"):
+    bootstrap(made["levels"], large, estimator="reml", draws=3)
 
 
 def test_the_p_value_is_uniform_where_there_is_no_variance():
@@ -191,6 +195,69 @@ def test_the_bootstrap_has_the_exact_distribution():
   small, large = (made[name]._replace(response=steep) for name in ("mean", "line"))
   clear = bootstrap(small, large, draws=3)
   assert clear.statistic > 20 and clear.p_value == 0.25  # no draw reaches it: p = 1 / (1 + 3)
+
+
+def by_halves(family, intercept):
+  """(smaller design, larger design, closed form of T) of rows with x = 1 and as many with x = -1.
+
+  The larger model has a mean of its own for each half. With an intercept the smaller model has one
+  mean. Without one it is p = 1 / (1 + exp(-b x)), so a success at x = 1 and a failure at x = -1
+  have one probability.
+  """
+  half = 10 if intercept else 2
+  x = np.repeat([1.0, -1.0], half)
+  y = np.zeros(2 * half)
+  y[[0, 1] if intercept else [0]] = 1
+  table = {"x": x, "y": y}
+  small = design(table, "y", [ONE] if intercept else ["x"])
+
+  def log_l(count, rows):  # of a mean of its own, at its maximum
+    mean = count / rows
+    if family == "poisson":
+      return scipy.special.xlogy(count, mean) - count
+    return scipy.special.xlogy(count, mean) + scipy.special.xlogy(rows - count, 1 - mean)
+
+  def ratio(y):
+    up, down = y[x > 0].sum(), y[x < 0].sum()
+    one = up + down if intercept else up + half - down
+    return 2 * (log_l(up, half) + log_l(down, half) - log_l(one, 2 * half))
+
+  return small, design(table, "y", [ONE, "x"]), ratio
+
+
+@pytest.mark.parametrize(
+  "family,intercept", (("logistic", True), ("poisson", True), ("logistic", False))
+)
+def test_a_bootstrap_counts_constant_draws_and_ties(family, intercept):
+  """T of constant draws is 0 with an intercept, and not without; equal tables have equal T."""
+  small, large, ratio = by_halves(family, intercept)
+  null = fit(small, family)
+  responses = [simulate(null, small, number=i) for i in range(60)]
+  want = np.array([ratio(y) for y in responses])
+  constant = np.array([np.ptp(y) == 0 for y in responses])
+  observed = ratio(small.response)
+  assert constant.sum() >= 2 and (np.abs(want - observed) < 1e-9).sum() >= 2
+  assert (want[constant] == 0).all() if intercept else (want[constant] > observed).all()
+  found = bootstrap(small, large, family=family, draws=60)
+  assert found.statistic == pytest.approx(observed, abs=1e-6)
+  assert found.p_value == (1 + (want >= observed - 1e-9).sum()) / 61
+
+
+def test_a_likelihood_ratio_of_0_is_not_a_rounding_error():
+  """Groups that are alike: the variance is 0, T is 0, and so P(T >= 0) is 1."""
+  for seed in range(6):
+    counts = np.random.default_rng(seed).poisson(2.0, 5) + 1.0
+    table = {"y": np.tile(counts, 6), "g": np.repeat(np.arange(6), 5)}
+    small, large = design(table, "y", [ONE]), design(table, "y", [ONE], ("g", [ONE], False))
+    found = likelihood_ratio(fit(small, "poisson"), fit(large, "poisson"))
+    assert (found.statistic, found.p_value) == (0, 1)
+
+
+def test_an_error_of_a_draw_names_the_draw():
+  small, large, _ = by_halves("logistic", True)
+  small, large = (made._replace(weights=np.full(20, 2.0)) for made in (small, large))
+  with pytest.raises(ValueError, match="^Draw 1 of 5 has no statistic. A logistic response with w"):
+    bootstrap(small, large, family="logistic", draws=5)
 
 
 @pytest.mark.parametrize("family", ("gaussian", "logistic", "poisson"))

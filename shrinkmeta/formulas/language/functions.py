@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from shrinkmeta.formulas.values import label_of
+
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
   "log": np.log,
   "log2": np.log2,
@@ -37,6 +39,7 @@ CENTRE = f", {ast.unparse(_CENTRE)}"
 _LEVELS = {"C": "C", "factor": "C", "as.factor": "C"}
 _CONTRASTS = ("Treatment", "Sum", "Helmert", "Diff", "Poly", "contr.treatment", "contr.sum")
 _CONTRASTS += ("contr.helmert", "contr.poly")
+_REFERENCES = ("Treatment", "contr.treatment")  # their argument is a level
 FUNCTIONS = (*_ELEMENTWISE, "I", *_STATEFUL, *_LEVELS, *_CONTRASTS)
 _HINTS = {
   "ns": "natural splines are cr(x, df=3)",
@@ -226,7 +229,8 @@ class _Checker(ast.NodeTransformer):
         f'{self.written!r}: write C(f), C(f, Treatment("b")), C(f, Sum) or C(f, levels=["b", "a"]).'
       )
     first = self.levels(node.args[0])
-    return ast.Call(node.func, [first, *contrasts], [k for k in node.keywords if k.arg == "levels"])
+    named = [ast.keyword("levels", _labels(value)) for value in levels]
+    return ast.Call(node.func, [first, *map(_reference, contrasts)], named)
 
   def levels(self, node: ast.AST) -> ast.expr:
     """The column as levels, whatever it holds."""
@@ -250,6 +254,22 @@ def _is_literal(node: ast.AST, texts: bool = True) -> bool:
     return isinstance(node.op, ast.USub) and _is_literal(node.operand, False)
   kinds = int | float | str if texts else int | float
   return isinstance(node, ast.Constant) and isinstance(node.value, kinds)
+
+
+def _reference(node: ast.expr) -> ast.expr:
+  """A contrast whose reference level has its label; the numbers of other contrasts are options."""
+  if not isinstance(node, ast.Call) or ast.unparse(node.func) not in _REFERENCES:
+    return node
+  named = [ast.keyword(k.arg, _labels(k.value)) for k in node.keywords]
+  return ast.Call(node.func, [_labels(value) for value in node.args], named)
+
+
+def _labels(node: ast.expr) -> ast.expr:
+  """Literals as the labels of levels: "3" of 3 and of 3.0."""
+  if isinstance(node, ast.List | ast.Tuple):
+    return type(node)([_labels(n) for n in node.elts], node.ctx)
+  value = ast.literal_eval(node)
+  return ast.Constant(label_of(value) if isinstance(value, float) else str(value))
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -4,7 +4,10 @@
 
 x holds the variance parameters: the entries of Lambda, and log s. The residual variance is s^2, and
 the covariance of the random effects is s^2 Lambda Lambda'. A is the inverse of the observed
-information of x. In balanced designs df equals the degrees of freedom of the analysis of variance.
+information of x. In balanced designs, df by REML equals the degrees of freedom of the analysis of
+variance. By maximum likelihood df is larger, because the estimates of the variances do not allow
+for the estimation of the fixed effects. df of the mean of G groups is G - 1 by REML, and G by
+maximum likelihood.
 
 References:
   Satterthwaite (1946). An approximate distribution of estimates of variance components. Biometrics

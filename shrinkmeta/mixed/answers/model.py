@@ -186,15 +186,17 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
     large: the larger model, fitted to the same rows.
     draws: 0 computes the p-value from a mixture of chi-squares. A positive number computes it by
       a parametric bootstrap with this many responses, drawn from the smaller model. This p-value
-      is at least 1 / (1 + draws).
+      is at least 1 / (1 + draws). A drawn response that is all failures, all successes or all
+      counts 0 has the statistic 0, if the smaller model has an intercept.
     seed: the seed of the bootstrap.
 
   Returns:
     A Ratio: the statistic, the p-value and the two models. `print` shows it as a table.
 
   Raises:
-    ValueError: the models differ in their rows, weights, families or estimators, or the larger
-      model does not contain the smaller one.
+    ValueError: the models differ in their rows, weights, families or estimators; the larger
+      model does not contain the smaller one; or the fixed columns of two REML fits differ, if
+      only in their units.
 
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "x": [0, 1, 0, 1, 0, 1], "g": list("aabbcc")}
   >>> found = compare(fit("y ~ (1 | g)", data), fit("y ~ x + (1 | g)", data))
@@ -223,6 +225,8 @@ def compare(small: Model, large: Model, *, draws: int = 0, seed: int = 0) -> Rat
   # The messages on families and sizes say more than that on columns, so they come first.
   check_comparable(one, other)
   check_order(one, other)
+  if one.estimator == "reml":
+    checks.check_restricted(small.design, large.design)
   _check_contained(small.design, large.design)
   if draws:
     settings = {"family": one.family, "estimator": one.estimator}
@@ -244,13 +248,12 @@ def _check_contained(small: Design, large: Design) -> None:
   """Raise unless the columns of the larger model span those of the smaller one."""
   columns = np.column_stack([small.fixed, small.offset - large.offset])
   names = (*(f"fixed effect {name!r}" for name in small.fixed_names), "offset")
-  lost = [names[j] for j in _outside(columns, large.fixed)]
+  lost = [names[j] for j in checks.outside(columns, large.fixed)]
   for term in small.random:
     same = [other.columns for other in large.random if _same_groups(term.index, other.index)]
     spanned = np.column_stack([np.zeros((len(term.index), 0)), *same])
-    lost += [
-      f"random effect {term.names[j]!r} by {term.group}" for j in _outside(term.columns, spanned)
-    ]
+    gone = checks.outside(term.columns, spanned)
+    lost += [f"random effect {term.names[j]!r} by {term.group}" for j in gone]
   if lost:
     raise ValueError(
       f"The larger model does not contain the {lost[0]} of the smaller one, so the chi-squares of "
@@ -258,13 +261,7 @@ def _check_contained(small: Design, large: Design) -> None:
     )
 
 
-def _outside(columns: np.ndarray, spanned: np.ndarray) -> list[int]:
-  """The columns [N, P] that are no combination of others [N, Q]."""
-  basis = np.linalg.qr(spanned / np.maximum(np.linalg.norm(spanned, axis=0), 1e-300))[0]
-  left = np.linalg.norm(columns - basis @ (basis.T @ columns), axis=0)
-  return np.flatnonzero(left > 1e-7 * np.linalg.norm(columns, axis=0)).tolist()
-
-
 def _same_groups(one: np.ndarray, other: np.ndarray) -> bool:
+  one, other = np.asarray(one, int), np.asarray(other, int)  # int8 cannot count the pairs
   pairs = len(np.unique(one * (int(other.max()) + 1) + other))
   return pairs == len(np.unique(one)) == len(np.unique(other))

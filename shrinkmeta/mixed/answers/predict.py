@@ -35,8 +35,9 @@ class Predictions(NamedTuple):
     eta: [N], the linear predictor.
     se: [N], the standard error of eta. It is nan if the estimator is
       "predictive", or if the fit is perfect.
-    new_low, new_high: [N], the ends of the interval of a new observation. They are nan if the
-      family is not gaussian.
+    new_low, new_high: [N], the ends of the interval of a new observation,
+      Var = se^2 + s^2 / w, where w is the weight of the row, or 1. They are nan if the family is
+      not gaussian, or if w is not known: see the argument `weights` of `predict`.
     known: [N] bool, whether all groups of the row have rows in the fitted data.
   """
 
@@ -51,7 +52,12 @@ class Predictions(NamedTuple):
 
 
 def predict(
-  model: Model, table: Any = None, *, level: float = 0.95, offset: np.ndarray | None = None
+  model: Model,
+  table: Any = None,
+  *,
+  level: float = 0.95,
+  offset: float | np.ndarray | None = None,
+  weights: float | np.ndarray | None = None,
 ) -> Predictions:
   """Predict the response of rows in fitted groups or in new groups.
 
@@ -67,7 +73,12 @@ def predict(
       group is new if its label is missing or does not occur in the fitted data. The effects of a
       new group are predicted as 0, and their variance enters the standard error.
     level: the confidence level of the intervals, such as 0.95.
-    offset: the offset of the rows [N]. It is needed if the fit got its offset as numbers.
+    offset: the offset of the rows [N], or one number for all rows. It is needed if the fit got its
+      offset as numbers, and only then allowed. The offset of a column or an expression is computed
+      from `table`.
+    weights: the weights of the rows, in the same way. If those of new rows are not known, because
+      the table lacks their column or the fit got numbers and you give none, `new_low` and
+      `new_high` are nan. Families other than gaussian need none.
 
   Returns:
     The predictions. For a new group of a family other than gaussian, `mean` is the mean of a group
@@ -75,8 +86,8 @@ def predict(
 
   Raises:
     ValueError: a predictor is absent, is missing in a row, or has a level that the fitted data do
-      not have; a row puts a fitted group into a different coarser group; or `level` is not between
-      0 and 1.
+      not have; a row puts a fitted group into a different coarser group; `offset` or `weights` are
+      given, but the fit did not get them as numbers; or `level` is not between 0 and 1.
 
   >>> from shrinkmeta.mixed.answers.model import fit
   >>> data = {"y": [1, 2, 3, 3, 7, 8.0], "g": list("aabbcc")}
@@ -89,15 +100,26 @@ def predict(
   if not 0 < level < 1:
     raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}.")
   fit, design = model.estimates, model.design
+  if table is None and not (offset is None and weights is None):
+    name = "weights" if offset is None else "offset"
+    raise ValueError(
+      f"The fitted rows have the {name} of the fit; leave out {name}, or give table."
+    )
+  if fit.residual is None and weights is not None:
+    raise ValueError(
+      f"Weights belong to the intervals of new observations, which {fit.family} fits do not have; "
+      "leave out weights."
+    )
   if table is None:
     rows = NewRows(
       design.fixed,
       tuple(term.columns for term in design.random),
       tuple(term.index for term in design.random),
       design.offset,
+      np.ones(fit.rows) if design.weights is None else design.weights,
     )
   else:
-    rows = _nested(model, new_rows(model.template, table, offset))
+    rows = _nested(model, new_rows(model.template, table, offset, weights))
   beta, modes = np.array(list(fit.fixed.values())), _modes(model)
   eta = rows.offset + rows.fixed @ beta
   for columns, group, mode in zip(rows.columns, rows.groups, modes, strict=True):
@@ -106,7 +128,7 @@ def predict(
   z = float(scipy.special.ndtri(0.5 + level / 2))
   se = np.sqrt(np.maximum(variance, 0.0))
   nan = np.full(len(eta), np.nan)
-  new_se = nan if fit.residual is None else np.sqrt(variance + fit.residual**2)
+  new_se = nan if fit.residual is None else np.sqrt(variance + fit.residual**2 / rows.weights)
   mean = lambda x: mean_of(x, fit.family)
   known = np.all([group >= 0 for group in rows.groups], 0)
   ends = (mean(eta - z * se), mean(eta + z * se))

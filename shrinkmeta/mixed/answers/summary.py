@@ -24,6 +24,7 @@ import scipy.special
 
 from shrinkmeta.formulas.design import Design
 from shrinkmeta.mixed.answers.degrees import degrees_of_freedom
+from shrinkmeta.mixed.criteria.blocks import key_of
 from shrinkmeta.mixed.result import Fit
 
 _WIDTH = 88  # characters of a line of notes
@@ -126,11 +127,12 @@ def of(
     p = 2 * float(scipy.special.stdtr(df, -abs(t)))
     width = float(scipy.special.stdtrit(df, 0.975)) * se
     fixed.append(FixedRow(name, value, se, df, t, p, value - width, value + width))
-  by = _by(fit)
-  pair = lambda a, b: f"{by[a].split(' by ')[0]}, {by[b]}"
+  effects = _effects(fit, design)
+  by = lambda key: " by ".join(effects[key])
+  pair = lambda a, b: f"{effects[a][0]}, {by(b)}"
   profile = profile or {}
   sds = [
-    SdRow(by[key], value, *fit.sd_interval[key], profile.get(key)) for key, value in fit.sd.items()
+    SdRow(by(key), value, *fit.sd_interval[key], profile.get(key)) for key, value in fit.sd.items()
   ]
   if fit.residual is not None and fit.residual_interval is not None:
     sds.append(SdRow("residual", fit.residual, *fit.residual_interval, profile.get("residual")))
@@ -224,13 +226,13 @@ def _title(fit: Fit, design: Design) -> str:
   )
 
 
-def _by(fit: Fit) -> dict[str, str]:
-  """{name in `Fit.sd`: "(Intercept) by g"}."""
-  factors, found = fit.groups, {}
-  for key in fit.sd:
-    factor = next((f for f in factors if key.startswith(f"{f} ")), "") if len(factors) > 1 else ""
-    found[key] = f"{key.removeprefix(f'{factor} ')} by {factor or next(iter(factors))}"
-  return found
+def _effects(fit: Fit, design: Design) -> dict[str, tuple[str, str]]:
+  """{name in `Fit.sd`: (column, grouping factor)}."""
+  return {
+    key_of(term.group, name, len(fit.groups) > 1): (name, term.group)
+    for term in design.random
+    for name in term.names
+  }
 
 
 def _icc(fit: Fit, design: Design) -> dict[str, float]:

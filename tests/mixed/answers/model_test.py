@@ -10,6 +10,9 @@ import pytest
 import scipy.stats
 
 from shrinkmeta import mixed
+from shrinkmeta.mixed.answers import summary
+from shrinkmeta.mixed.compare import simulate
+from tests.mixed import designs
 
 DATA = pathlib.Path(os.environ.get("SHRINKMETA_DATA", "/nonexistent")) / "mixed"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="SHRINKMETA_DATA has no folder mixed")
@@ -76,6 +79,9 @@ def test_degrees_of_freedom_of_balanced_designs():
   assert between.fixed[0].df == pytest.approx(8.0, abs=1e-3)
   split = mixed.summary(mixed.fit("y ~ C(f) + x + (1 | g)", data, estimator="reml"))
   assert [row.df for row in split.fixed[1:]] == pytest.approx([6.0, 6.0, 44.0], abs=0.01)
+  # By maximum likelihood the mean square between 9 groups is the sum of squares / 9, of 9 df.
+  by_ml = mixed.summary(mixed.fit("y ~ 1 + (1 | g)", data))
+  assert by_ml.fixed[0].df == pytest.approx(9.0, abs=1e-3)
   noise = rng.normal(size=(9, 6))
   data["y"] = (noise - noise.mean(1, keepdims=True)).ravel()
   none = mixed.fit("y ~ x + (1 | g)", data, estimator="reml")
@@ -199,6 +205,82 @@ def test_only_models_of_the_same_data_that_contain_each_other_are_compared():
     assert mixed.compare(model(small), model(large)).statistic == pytest.approx(want, abs=1e-6)
   slope = mixed.compare(model("y ~ offset(x) + (1 | g)"), one)  # H0: the slope is 1
   assert slope.mixture == {1: 1.0}
+
+
+def test_rare_events_are_compared_by_a_bootstrap():
+  """A drawn response without an event has T = 0, and counts as less than the observed T."""
+  rng = np.random.default_rng(0)
+  data = {"g": np.repeat(np.arange(6), 5), "x": rng.normal(size=30), "y": np.zeros(30)}
+  data["y"][[3, 11]] = 1
+  for family in ("logistic", "poisson"):
+    model = lambda formula, **more: mixed.fit(formula, data | more, family=family)  # noqa: B023
+    small, large = model("y ~ 1 + (1 | g)"), model("y ~ x + (1 | g)")
+    drawn = [simulate(small.estimates, small.design, number=i) for i in range(15)]
+    events = [y for y in drawn if y.any()]
+    assert len(events) < 15
+    ratios = [
+      mixed.compare(model("y ~ 1 + (1 | g)", y=y), model("y ~ x + (1 | g)", y=y)).statistic
+      for y in events
+    ]
+    found = mixed.compare(small, large, draws=15)
+    assert found.p_value == (1 + np.sum(np.array(ratios) >= found.statistic)) / 16
+
+
+def test_restricted_likelihoods_are_compared_by_columns():
+  data = simulated()
+  model = lambda formula, **more: mixed.fit(formula, data | more, estimator="reml")
+  x = np.asarray(data["x"])
+  small, large = model("y ~ x + (1 | g)"), model("y ~ x + (x | g)")
+  restricted = [
+    designs.dense(one.design, None, one.estimates.covariances, one.estimates.residual, reml=True)
+    for one in (small, large)
+  ]
+  want = pytest.approx(2 * (restricted[1] - restricted[0]), abs=1e-6)
+  assert mixed.compare(small, large).statistic == want
+  # Another origin or order leaves det X'X as it is.
+  assert mixed.compare(model("y ~ I(x - 3) + (1 | g)"), large).statistic == want
+  assert mixed.compare(small, model("y ~ 0 + x + one + (x | g)", one=x * 0 + 1)).statistic == want
+  for other in (100 * x, x[::-1]):  # det X'X of the second is the same
+    for draws in (0, 3):
+      with pytest.raises(ValueError, match="Use the same fixed columns in both models, or fit"):
+        mixed.compare(small, model("y ~ x + (x | g)", x=other), draws=draws)
+
+
+def test_a_comparison_with_narrow_indices():
+  """The pairs i * 31 + i of equal groups are multiples of 32: int8 holds 8 of them."""
+  data = simulated(groups=31, rows=4)
+  small, large = mixed.fit("y ~ x + (1 | g)", data), mixed.fit("y ~ x + (x || g)", data)
+  narrowed = []
+  for model in (small, large):
+    terms = [t._replace(index=t.index.astype(np.int8)) for t in model.design.random]
+    narrowed.append(model._replace(design=model.design._replace(random=tuple(terms))))
+  assert mixed.compare(*narrowed) == mixed.compare(small, large)
+
+
+def test_effects_are_named_after_their_own_factor():
+  """Names with spaces and " by ": the summary does not take them for parts of other names."""
+  rng = np.random.default_rng(2)
+  g = np.repeat(np.arange(24), 8)
+  table = {"site": g // 4, "site id": g, "x by z": rng.normal(size=192), "w": rng.normal(size=192)}
+  table["y"] = 3 * rng.normal(size=6)[g // 4] + rng.normal(size=24)[g] + rng.normal(size=192)
+  table["y"] += rng.normal(size=24)[g] * table["x by z"] + rng.normal(size=24)[g] * table["w"]
+  made = designs.design(
+    table, "y", [designs.ONE], ("site", [designs.ONE], False), ("site id", [designs.ONE], False),
+    ("site id", ["x by z", "w"], True),
+  )  # fmt: skip
+  fit = mixed.fit_design(made)
+  found = summary.of(fit, made)
+  effects = {
+    "(Intercept) by site": "site (Intercept)",
+    "(Intercept) by site id": "site id (Intercept)",
+    "x by z by site id": "site id x by z",
+    "w by site id": "site id w",
+  }
+  want = {label: fit.sd[key] for label, key in effects.items()} | {"residual": fit.residual}
+  assert {row.name: row.estimate for row in found.sd} == want
+  assert list(found.correlation) == ["x by z, w by site id"]
+  assert list(found.correlation_interval) == ["x by z, w by site id"]
+  assert "\n(Intercept) by site id " in str(found)
 
 
 def test_a_standard_deviation_of_0_in_a_correlated_term_is_0():
@@ -336,3 +418,18 @@ def test_a_comparison_is_printed_as_a_table():
   for draws in (0, 9):
     with pytest.raises(ValueError, match="^Pass the smaller model first"):
       mixed.compare(large, small, draws=draws)
+
+
+def test_equal_counts_in_different_exposures_have_something_to_explain():
+  """One event in every row: the rate is N / sum of the exposures, by hand."""
+  rng = np.random.default_rng(0)
+  exposure = rng.uniform(1.0, 9.0, 30)
+  data = {"c": np.ones(30), "t": exposure, "g": np.repeat(np.arange(6), 5)}
+  model = mixed.fit("c ~ 1 + offset(log(t)) + (1 | g)", data, family="poisson")
+  np.testing.assert_allclose(
+    model.estimates.fixed["(Intercept)"], np.log(30 / exposure.sum()), rtol=1e-5
+  )
+  with pytest.raises(ValueError, match="nothing to explain"):
+    mixed.fit("c ~ 1 + (1 | g)", data, family="poisson")
+  with pytest.raises(ValueError, match="nothing to explain"):
+    mixed.fit("c ~ 1 + offset(log(t)) + (1 | g)", data | {"c": np.zeros(30)}, family="poisson")

@@ -1,6 +1,7 @@
 """Predictions and their standard errors agree with dense linear algebra."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.linalg
 import scipy.special
@@ -77,14 +78,15 @@ def test_errors_of_best_linear_unbiased_prediction(estimator):
   a = new_x.T - design.fixed.T @ np.linalg.solve(v, z @ sigma @ new_z.T)
   gap = sigma - sigma @ z.T @ np.linalg.solve(v, z @ sigma)
   variance = np.diag(new_z @ gap @ new_z.T) + np.diag(a.T @ fit.fixed_covariance @ a) + more
-  found = mixed.predict(model, NEW)
+  weights = np.array([0.5, 1.0, 2.0, 4.0, 9.0])
+  found = mixed.predict(model, NEW | {"w": weights})
   np.testing.assert_allclose(found.mean, new_x @ beta + new_z @ b, rtol=1e-6)
   np.testing.assert_allclose(found.se, np.sqrt(variance), rtol=1e-5)
   np.testing.assert_allclose(found.high - found.mean, 1.959964 * found.se, rtol=1e-6)
-  new = np.sqrt(variance + fit.residual**2)
+  new = np.sqrt(variance + fit.residual**2 / weights)
   np.testing.assert_allclose(found.new_high - found.mean, 1.959964 * new, rtol=1e-6)
   assert found.known.tolist() == [True, True, False, False, False]
-  narrow = mixed.predict(model, NEW, level=0.5)
+  narrow = mixed.predict(model, NEW | {"w": weights}, level=0.5)
   np.testing.assert_allclose((found.high - found.low) / (narrow.high - narrow.low), 2.905847, 1e-5)
   mean, residuals = mixed.residuals(model)
   np.testing.assert_allclose(mean, design.fixed @ beta + z @ b, rtol=1e-6)
@@ -172,3 +174,132 @@ def test_what_cannot_be_predicted():
     mixed.predict(model, {"a": ["a1"]})
   with pytest.raises(ValueError, match="level must lie between 0 and 1.*got 95"):
     mixed.predict(model, NEW, level=95)
+
+
+@pytest.mark.parametrize(
+  "text,weights",
+  (("w", "w"), ("1 / v^2", "1 / v^2"), ("exp(center(v))", "exp(center(v))"), (None, None)),
+)
+def test_weights_of_new_observations(text, weights):
+  """Var = se^2 + s^2 / w, for fitted rows and for new ones, in every form of the weights."""
+  data = simulated()
+  data["v"] = v = data["w"] ** -0.5
+  values = {"w": data["w"], "1 / v^2": data["w"], "exp(center(v))": np.exp(v - v.mean())}
+  w = values.get(text, np.ones(72))
+  model = mixed.fit("y ~ x + (1 | a)", data, weights=weights)
+  numbers = mixed.fit("y ~ x + (1 | a)", data, weights=w)
+  few = {name: column[:5] for name, column in data.items()}
+  s = model.estimates.residual
+  for found, used in (
+    (mixed.predict(model), w),
+    (mixed.predict(numbers), w),
+    (mixed.predict(model, few), w[:5]),
+    (mixed.predict(numbers, few, weights=w[:5]), w[:5]),
+    (mixed.predict(numbers, few, weights=2.5), 2.5),
+  ):
+    spread = 1.959964 * np.sqrt(found.se**2 + s**2 / used)
+    np.testing.assert_allclose(found.new_high - found.eta, spread, rtol=1e-6)
+    np.testing.assert_allclose(found.eta - found.new_low, spread, rtol=1e-6)
+  unknown = mixed.predict(numbers, few)
+  assert np.isnan(unknown.new_low).all() and np.isnan(unknown.new_high).all()
+  np.testing.assert_allclose(unknown.high, mixed.predict(model, few).high, rtol=1e-6)
+
+
+def test_weights_that_new_rows_do_not_have():
+  data = simulated()
+  model = mixed.fit("y ~ x + (1 | a)", data, weights="w")
+  known, unknown = (mixed.predict(model, new) for new in (NEW | {"w": np.ones(5)}, NEW))
+  assert np.isnan(unknown.new_low).all() and np.isnan(unknown.new_high).all()
+  np.testing.assert_array_equal(unknown.low, known.low)  # the mean needs no weights
+  with pytest.raises(ValueError, match="All weights must be above 0"):
+    mixed.predict(model, NEW | {"w": [1, 1, 0, 1, 1]})
+  with pytest.raises(ValueError, match="'w' is missing in row 2"):
+    mixed.predict(model, NEW | {"w": [1, None, 1, 1, 1]})
+  counts = mixed.fit("n ~ x + (1 | a)", data, family="poisson", weights="w")
+  assert np.isnan(mixed.predict(counts, NEW).new_low).all()  # eta needs no weights
+  with pytest.raises(ValueError, match="which poisson fits do not have"):
+    mixed.predict(counts, NEW, weights=np.ones(5))
+
+
+@pytest.mark.parametrize(
+  "text,options",
+  (("y ~ x + offset(center(z)) + (1 | a)", {}), ("y ~ x + (1 | a)", {"offset": "center(z)"})),
+)
+def test_offsets_of_new_rows_use_the_means_of_the_fit(text, options):
+  data = simulated()
+  data["z"] = 5 + data["w"]
+  model = mixed.fit(text, data, **options)
+  plain = mixed.fit("y ~ x + (1 | a)", data, offset=data["z"] - data["z"].mean())
+  few = {name: column[:5] for name, column in data.items()}
+  np.testing.assert_allclose(mixed.predict(model).eta, mixed.predict(plain).eta)
+  np.testing.assert_allclose(mixed.predict(model, few).eta, mixed.predict(plain).eta[:5])
+
+
+@pytest.mark.parametrize(
+  "text,options,message",
+  (
+    ("y ~ x + (1 | a)", {}, "has no argument offset; leave out offset"),
+    ("y ~ x + offset(w) + (1 | a)", {}, r"no argument offset and offset\(...\) in its formula"),
+    ("y ~ x + (1 | a)", {"offset": "w"}, "has offset='w', computed from the table; leave out off"),
+    ("y ~ x + (1 | a)", {"offset": "log(w)"}, r"has offset='log\(w\)', computed from the table"),
+  ),
+)
+def test_offsets_that_would_have_no_effect(text, options, message):
+  model = mixed.fit(text, simulated(), **options)
+  new = NEW | {"w": np.ones(5)}
+  for table in (new, NEW):
+    with pytest.raises(ValueError, match=message):
+      mixed.predict(model, table, offset=np.full(5, 100.0))
+  with pytest.raises(ValueError, match="The fitted rows have the offset of the fit"):
+    mixed.predict(model, offset=np.zeros(72))
+  with pytest.raises(ValueError, match="has no argument weights; leave out weights"):
+    mixed.predict(model, new, weights=np.ones(5))
+  with pytest.raises(ValueError, match="The fitted rows have the weights of the fit"):
+    mixed.predict(model, weights=np.ones(72))
+
+
+def test_numbers_of_new_rows():
+  model = mixed.fit("y ~ x + (1 | a)", simulated(), offset=np.zeros(72), weights=np.ones(72))
+  base = mixed.predict(model, NEW, offset=np.zeros(5)).eta
+  for offset in (2.0, np.full(5, 2.0), [2] * 5, np.ma.array(np.full(5, 2.0))):
+    np.testing.assert_allclose(mixed.predict(model, NEW, offset=offset).eta, base + 2.0)
+  for offset in (np.zeros(4), np.zeros((5, 1)), np.zeros(72)):
+    with pytest.raises(ValueError, match=r"offset has shape .*; wanted \(5,\)"):
+      mixed.predict(model, NEW, offset=offset)
+  with pytest.raises(ValueError, match=r"weights has shape \(4,\); wanted \(5,\)"):
+    mixed.predict(model, NEW, offset=0.0, weights=np.ones(4))
+  with pytest.raises(ValueError, match="as numbers: pass offset .* got 'x'"):
+    mixed.predict(model, NEW, offset="x")
+  with pytest.raises(ValueError, match="pass offset for the new rows too"):
+    mixed.predict(model, NEW)
+
+
+TIMES = np.array(["2020-01-01", "2020-01-02T12:00", "2020-01-03T06:30:15.5"], "datetime64[ms]")
+
+
+@pytest.mark.parametrize(
+  "fitted,others",
+  (
+    ([1.5, 3.0, 7.0], [pd.Categorical, np.float32, np.float16, pd.Series, pd.CategoricalIndex]),
+    ([0.1, 0.2, 0.7], [pd.Categorical, np.float32, lambda v: pd.Categorical(np.float32(v))]),
+    ([1, 2, 3], [pd.Categorical, float, np.int8, lambda v: pd.Series(v, dtype="Int64")]),
+    ([10**16, 2 * 10**15, 5], [pd.Categorical, float]),
+    (TIMES, [pd.Categorical, pd.Series, "M8[ns]", lambda v: v.astype(object), lambda v: [*v]]),
+    (TIMES - TIMES[0], [pd.Categorical, pd.Series, "m8[ns]", lambda v: v.astype(object)]),
+    (["a", "b", "ä"], [pd.Categorical, lambda v: [x.encode() for x in v], np.ma.array]),
+    ([True, False], [pd.Categorical, lambda v: pd.Series(v, dtype="boolean")]),
+  ),
+)
+def test_a_group_is_known_in_every_type_of_column(fitted, others):
+  rng = np.random.default_rng(0)
+  values = np.asarray(fitted)
+  data = {"y": rng.normal(size=4 * len(values)), "g": np.repeat(values, 4)}
+  model = mixed.fit("y ~ (1 | g)", data)
+  want = mixed.predict(model).eta[::4]
+  for other in [np.asarray, *others]:
+    column = other(values) if callable(other) and other is not float else values.astype(other)
+    found = mixed.predict(model, {"g": column})
+    assert found.known.all(), column
+    np.testing.assert_allclose(found.eta, want)
+    for i in range(len(values)):  # a label does not depend on the other rows
+      assert mixed.predict(model, {"g": column[i : i + 1]}).known.all(), column
