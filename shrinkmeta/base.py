@@ -180,6 +180,16 @@ class PerTask(NamedTuple):
   warm: WarmStart | None  # leaves [T, ...]
 
 
+class Programs(dict[Any, Any]):
+  """{build: what `build` made of a learner}. A copy of a learner begins with none."""
+
+  def __reduce__(self) -> tuple[type["Programs"], tuple[()]]:
+    return Programs, ()
+
+  def __repr__(self) -> str:
+    return "Programs()"
+
+
 class MetaLearner(NamedTuple):
   """An algorithm as pure functions, for `jax.jit`.
 

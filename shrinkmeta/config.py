@@ -211,6 +211,7 @@ class Spec(NamedTuple):
   built: dict[str, float] = {}  # {module: 0 or inf}: the sigma that compiled programs rely on
   has_mode: bool = False  # theta_hat is a stationary point, differentiated implicitly
   needs_validation: bool = True  # False for Reptile and the evidence
+  programs: dict[Any, Any] = {}  # see `kept`
 
   @property
   def sees_all_tasks(self) -> bool:
@@ -222,10 +223,7 @@ def derive(spec: Spec) -> Spec:
   """Check that the settings fit each other, and fill in the fields that follow from them.
 
   If every module is frozen, `frozen` is empty: the inner problem needs at least one parameter, and
-  sigma = 0 already keeps it at phi.
-
-  Raises:
-    ValueError: one setting contradicts another.
+  sigma = 0 already keeps it at phi. Raise ValueError if one setting contradicts another.
   """
   sigma, (of_sigma, phi, gradient, _) = spec.sigma, spec.algorithm
   frozen = frozenset(m for m, s in sigma.items() if s == 0)

@@ -25,6 +25,7 @@ ARGUMENTS.add_argument("--algorithm", default="sigma_imaml")
 ARGUMENTS.add_argument("--steps", type=int, default=20)
 ARGUMENTS.add_argument("--meta_batch", type=int, default=8)
 ARGUMENTS.add_argument("--micro_batches", type=int, default=1)
+ARGUMENTS.add_argument("--batch_size", type=int, default=None)
 ARGUMENTS.add_argument("--width", type=int, default=8)
 ARGUMENTS.add_argument("--folder", default=None)
 ARGUMENTS.add_argument("--every", type=int, default=5)
@@ -46,7 +47,11 @@ def source(first: int, count: int) -> sm.Task:
 
 
 def make_learner(
-  algorithm: str, mesh: jax.sharding.Mesh | None, width: int, steps: int = 5
+  algorithm: str,
+  mesh: jax.sharding.Mesh | None,
+  width: int,
+  steps: int = 5,
+  batch_size: int | None = None,
 ) -> tuple[sm.MetaLearner, dict[str, dict[str, jax.Array]]]:
   """A learner of a 1-width-width-1 network, and its first parameters."""
   keys = jax.random.split(jax.random.key(0), 3)
@@ -62,7 +67,7 @@ def make_learner(
     return (x @ p["layer_2"]["w"] + p["layer_2"]["b"])[:, 0]
 
   make = getattr(sm, algorithm)
-  inner = sm.Inner(optax.sgd(0.02), steps=steps)
+  inner = sm.Inner(optax.sgd(0.02), steps=steps, batch_size=batch_size)
   labels = sm.by_layer(params)
   return make(sm.gaussian(predict, 1.0), labels, inner=inner, mesh=mesh), params
 
@@ -77,7 +82,8 @@ def main() -> None:
       arguments.coordinator, arguments.processes, arguments.process, initialization_timeout=60
     )
   mesh = sm.task_mesh() if jax.device_count() > 1 else None
-  learner, params = make_learner(arguments.algorithm, mesh, arguments.width)
+  settings = (arguments.algorithm, mesh, arguments.width)
+  learner, params = make_learner(*settings, batch_size=arguments.batch_size)
   records: list[dict[str, float]] = []
   callbacks = [sm.recorder(records)]
   checkpoints = None
@@ -91,6 +97,7 @@ def main() -> None:
     arguments.steps,
     meta_batch=arguments.meta_batch,
     micro_batches=arguments.micro_batches,
+    key=None if arguments.batch_size is None else jax.random.key(7),
     callbacks=callbacks,
     checkpoints=checkpoints,
   )

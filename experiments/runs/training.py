@@ -260,7 +260,7 @@ def adapt(
   mesh = host_mesh(block)
   offset, mine, share = sm.share_of_tasks(block, mesh)
   state, key = sm.place_state((state, key), mesh)
-  run = _adapting(learner.adapt, likelihood, steps, mesh)
+  run = _adapting(learner.adapt, likelihood, tuple(steps), mesh)
   blocks = []
   quiet = jax.process_index() != 0
   for start in tqdm.tqdm(starts, f"{name}: adapt", unit="block", dynamic_ncols=True, disable=quiet):

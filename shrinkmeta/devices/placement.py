@@ -112,7 +112,13 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   if unmet := sorted(set(rules) - met):
     names = [name for name, _ in validate.leaves_with_names(state)]
     raise ValueError(f"No leaf of the state matches the rules {unmet}; its leaves are {names}.")
-  return jax.device_put(_own(state), shardings)
+  # `device_put` refuses typed keys for the devices of several processes, and takes their words.
+  is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  words = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if is_key(x) else x, state)
+  as_before = lambda x, old: (
+    jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if is_key(old) else x
+  )
+  return jax.tree.map(as_before, jax.device_put(_own(words), shardings), state)
 
 
 def _check_rule(rule: str, spec: PartitionSpec, name: str, leaf: jax.Array, mesh: Mesh) -> None:

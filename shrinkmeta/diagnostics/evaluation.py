@@ -170,7 +170,7 @@ def evaluate(
   if jax.process_count() > 1:
     raise ValueError("evaluate reads the losses of all tasks: call it in a run of one process.")
   val_nll, accuracy, converged = jax.device_get(
-    kept(learner, _compiled)(state, tasks, key, steps=steps)
+    jax.jit(kept(learner, _program), static_argnames="steps")(state, tasks, key, steps=steps)
   )
   if not np.all(np.isfinite(val_nll)):  # a wrong target, whose value no program knows?
     likelihood = with_constants(learner.spec.likelihood, state.constants)
@@ -235,7 +235,7 @@ def _interval(values: np.ndarray, least: float = -np.inf, most: float = np.inf) 
   return Interval(mean, float(low), float(high))
 
 
-def _compiled(learner: MetaLearner) -> Callable[..., Any]:
+def _program(learner: MetaLearner) -> Callable[..., Any]:
   """Build (state, tasks, key, steps) -> (val_nll [T], accuracy [T] or None, converged [T])."""
   spec = learner.spec
 
@@ -254,7 +254,7 @@ def _compiled(learner: MetaLearner) -> Callable[..., Any]:
     nll, accuracy = map_tasks(one, shared, items, spec.batching, spec.mesh, None)[1]
     return nll, accuracy, info.converged
 
-  return jax.jit(program, static_argnames="steps")
+  return program
 
 
 def _accuracy(outputs: Any, batch: Batch) -> jax.Array | None:

@@ -124,7 +124,8 @@ def check_meta_gradient(
   direction_key = jax.random.key(0) if direction_key is None else direction_key
   phi, log_sigma2 = jax.tree.map(jnp.asarray, (state.phi, state.log_sigma2))
   state = state._replace(phi=phi, log_sigma2=log_sigma2)
-  state = state if constants is None else state._replace(constants=constants)
+  if constants is not None:
+    state = state._replace(constants=jax.tree.map(jnp.asarray, constants))
   check_tasks(tasks, needs_val=learner.spec.needs_validation)
   check_targets(with_constants(learner.spec.likelihood, state.constants), "tasks", tasks, state.phi)
   programs = kept(learner, _programs)

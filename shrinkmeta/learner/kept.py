@@ -5,16 +5,11 @@ function is made anew at each call, it is also traced and compiled anew at each 
 `evaluate` make their functions once for a learner.
 """
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from shrinkmeta.base import MetaLearner
 from shrinkmeta.learner.learner import learner_of
-
-# {update of a learner: {build: build(learner)}}. What is built holds another learner of the same
-# spec and so does not keep the key alive: the entry goes when the caller's learner goes.
-_KEPT: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def kept(learner: MetaLearner, build: Callable[[MetaLearner], Any]) -> Any:
@@ -25,19 +20,20 @@ def kept(learner: MetaLearner, build: Callable[[MetaLearner], Any]) -> Any:
     build: a function of a module, which makes functions from a learner.
 
   Returns:
-    build(learner). A learner in which the caller replaced a function has no entry of its own: its
-    functions are made anew at each call.
+    build(learner). For a learner in which the caller replaced a function it is made anew at each
+    call.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
-  >>> built = lambda learner: lambda state: learner.spec.inner.steps
-  >>> kept(learner, built) is kept(learner, built)
+  >>> steps = lambda learner: lambda: learner.spec.inner.steps
+  >>> kept(learner, steps) is kept(learner, steps)
   True
   """
-  own = learner_of(learner.spec)
-  if learner != own:
+  spec = learner.spec
+  if any(getattr(f, "__self__", None) is not spec for f in learner if f is not spec):
     return build(learner)
-  programs = _KEPT.setdefault(learner.update, {})
-  if build not in programs:
-    programs[build] = build(own)
-  return programs[build]
+  if build not in spec.programs:
+    # JAX keeps what a traced program refers to as long as the program lives. If this were `spec`,
+    # which holds the program, neither would ever go. So the program gets a learner of its own.
+    spec.programs[build] = build(learner_of(spec))
+  return spec.programs[build]

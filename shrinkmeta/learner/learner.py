@@ -21,6 +21,7 @@ from shrinkmeta.base import (
   Metrics,
   OptState,
   PerTask,
+  Programs,
   Sums,
   WarmStart,
   check_state,
@@ -53,10 +54,8 @@ PyTree = Any
 
 
 def learner_of(spec: Spec) -> MetaLearner:
-  """Bind the functions of a learner to its spec.
-
-  Callers leave out `spec`, and `help` shows the docstring and the other arguments of a function.
-  """
+  """Bind the functions of a learner to its spec: callers leave out `spec`, and so does `help`."""
+  spec = spec._replace(programs=Programs())
   functions = init, update, adapt, meta_gradient, adapt_tasks, no_start, sums, apply, keep, refresh
   return MetaLearner(*(types.MethodType(f, spec) for f in functions), spec=spec)
 

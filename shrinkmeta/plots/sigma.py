@@ -4,6 +4,7 @@ sigma is drawn on a logarithmic scale. 0 (frozen) and inf (no prior) have places
 ends.
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from shrinkmeta.checks.kinds import shown
 from shrinkmeta.checks.paths import Path, local_path
 from shrinkmeta.diagnostics.summary import ModuleSummary
 from shrinkmeta.plots import look
-from shrinkmeta.training.callbacks import Callback
+from shrinkmeta.training.callbacks import Callback, writable_file
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -79,7 +80,8 @@ def sigma_by_module(
 def sigma_history(runs: Any, *, ax: Any = None) -> "Figure":
   """Draw sigma of every module against the updates of training.
 
-  With several seeds a thick line is their geometric mean, and a thin line is one seed.
+  With several seeds a thick line is their geometric mean, at the updates that all of them have. A
+  thin line is one seed.
 
   Args:
     runs: the log records of a run, as `recorder` collects them and `read_json_lines` reads them. Or
@@ -131,11 +133,11 @@ def sigma_picture(path: Path, every: int = 100) -> Callback:
   whole run, pass the result of `read_json_lines` to `sigma_history`.
 
   Args:
-    path: the file to write. Its ending is the format, such as ".png" or ".pdf".
+    path: the file. Its ending is the format, such as ".png". Its folder is made if it is missing.
     every: the number of updates between two pictures. The last update is always drawn.
 
   Returns:
-    A callback for `fit`.
+    A callback for `fit`. Its `begin` raises OSError if the file cannot be written.
 
   Raises:
     ImportError: matplotlib is not installed.
@@ -162,6 +164,7 @@ def sigma_picture(path: Path, every: int = 100) -> Callback:
 
   def begin(first: int, steps: int) -> None:
     del first, steps
+    writable_file(file)
     records.clear()
 
   def record(step: int, log_record: Mapping[str, float]) -> None:
@@ -256,16 +259,20 @@ def _lines(
   """Draw the runs of one learner."""
   from shrinkmeta.plots import line_names
 
-  end = min(len(run.steps) for run in seeds)  # a run that was cut short shortens the mean only
+  updates = functools.reduce(np.intersect1d, [run.steps for run in seeds])
+  if not updates.size:
+    raise ValueError(
+      "The runs of a learner must have updates in common; got none. If the runs are parts of one "
+      "run, join their log records in one list."
+    )
   lines = {}
   for module, (color, _, dashes) in style.items():
     of_seed = [run.sigma.get(module, np.full(len(run.steps), math.nan)) for run in seeds]
     for run, values in zip(seeds, of_seed, strict=True) if len(seeds) > 1 else ():
       ax.plot(run.steps, scale.place(values), color=color, linewidth=0.6, alpha=0.4)
-    mean = scale.place(_geometric_mean(np.stack([values[:end] for values in of_seed])))
-    lines[module] = ax.plot(
-      seeds[0].steps[:end], mean, color=color, linestyle=dashes, linewidth=1.7
-    )[0]
+    shared = [v[np.isin(run.steps, updates)] for run, v in zip(seeds, of_seed, strict=True)]
+    mean = scale.place(_geometric_mean(np.stack(shared)))
+    lines[module] = ax.plot(updates, mean, color=color, linestyle=dashes, linewidth=1.7)[0]
   scale.apply(ax, "y")
   ax.margins(x=0.01)
   line_names.name_ends(ax, lines)
@@ -336,6 +343,7 @@ def _trace(records: Any) -> _Trace:
       'No log record in runs has a number "sigma/<module>". Pass the records of an algorithm that '
       "learns sigma, as sm.recorder collects them."
     )
-  steps = np.array([r.get("step", i) for i, r in enumerate(records)], float)
-  values = {n.removeprefix(_PREFIX): [r.get(n, math.nan) for r in records] for n in names}
-  return _Trace(steps, {m: np.array(v, float) for m, v in values.items()})
+  # After a resumption a list may hold an update twice. Then the last record counts.
+  found = dict(sorted({float(r.get("step", i)): r for i, r in enumerate(records)}.items()))
+  values = {n.removeprefix(_PREFIX): [r.get(n, math.nan) for r in found.values()] for n in names}
+  return _Trace(np.array([*found]), {m: np.array(v, float) for m, v in values.items()})

@@ -15,6 +15,7 @@ from shrinkmeta.checks import validate
 from shrinkmeta.checks.paths import Path, expanded, local_path
 
 LogRecord = Mapping[str, float]  # the numbers of one update, {name: value}
+_BEGINNING = '{"step": '  # of every line that `json_lines` writes
 
 
 class Callback(NamedTuple):
@@ -24,7 +25,8 @@ class Callback(NamedTuple):
     begin: begin(first, steps). `first` is the first step of this run: 0, or the step of the
       checkpoint from which the run continues. `steps` is the number of steps of all runs together.
     record: record(step, log_record), once for each step, in order. The log record is {name: float}.
-    end: end(), after the last step. `fit` also calls it if an error ends the run.
+    end: end(), after the last step. `fit` also calls it if an error ends the run. `fit` logs an
+      exception of `end` and still returns the state.
 
   Example:
     >>> begin = lambda first, steps: print("steps", first, "to", steps - 1)
@@ -182,14 +184,14 @@ def json_lines(path: Path) -> Callback:
 
   Args:
     path: the file. Its folder is made if it is missing, and a leading ~ is expanded. The file has
-      null for numbers that are not finite.
+      null for NaN, and the strings "inf" and "-inf" for infinite numbers.
 
   Returns:
-    A callback for `fit`.
+    A callback for `fit`. Its `begin` raises ValueError if `path` is a URL or the file is not a log
+    of `json_lines`, and OSError if the file cannot be written. Then no update is made.
 
   Raises:
     TypeError: `path` is not a path.
-    ValueError: `path` is a URL. `begin` raises this error, before the first update.
 
   Example:
     >>> import tempfile
@@ -206,20 +208,14 @@ def json_lines(path: Path) -> Callback:
 
   def begin(first: int, steps: int) -> None:
     del steps
-    file = local_path("path", target)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in _whole_lines(file) if json.loads(line)["step"] < first]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-      temporary.write_text("".join(kept), encoding="utf-8")
-      os.replace(temporary, file)
-    finally:
-      temporary.unlink(missing_ok=True)
+    file = writable_file(local_path("path", target))
+    if file.is_file():  # neither a new file nor a device such as /dev/null
+      _cut(file, first)
     files.append(file.open("a", encoding="utf-8"))
 
   def record(step: int, log_record: LogRecord) -> None:
-    finite = {name: value if math.isfinite(value) else None for name, value in log_record.items()}
-    files[-1].write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+    strict = {name: _to_json(value) for name, value in log_record.items()}
+    files[-1].write(json.dumps({"step": step, **strict}, allow_nan=False) + "\n")
     files[-1].flush()
 
   return Callback(begin, record, lambda: files.pop().close())
@@ -232,25 +228,96 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     path: the file.
 
   Returns:
-    The log records in order, with NaN for null. The list leaves out a last line that a killed run
-    did not finish. It is empty if the file does not exist.
+    The log records in order, with NaN for null and infinite numbers for "inf" and "-inf". The list
+    leaves out a last line that a killed run did not finish. It is empty if the file does not exist.
 
   Raises:
     TypeError: `path` is not a path.
-    ValueError: `path` is a URL.
+    ValueError: `path` is a URL, or the file is not a log of `json_lines`.
 
   Example:
     >>> read_json_lines("no_such_file.jsonl")
     []
   """
-  nan = lambda value: math.nan if value is None else value
-  records = [json.loads(line) for line in _whole_lines(local_path("path", path))]
-  return [{name: nan(value) for name, value in record.items()} for record in records]
+  file = local_path("path", path)
+  whole = [line for line in _lines(file) if line.endswith("\n")]
+  records = [_parsed(file, number, line) for number, line in enumerate(whole, 1)]
+  return [{name: _from_json(value) for name, value in record.items()} for record in records]
 
 
-def _whole_lines(path: pathlib.Path) -> list[str]:
-  """Return the lines of a file that end with a newline, or [] if the file does not exist."""
-  with contextlib.suppress(FileNotFoundError):
-    lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
-  return []
+def writable_file(path: pathlib.Path) -> pathlib.Path:
+  """Return the file that a path leads to, and make its folder if it is missing.
+
+  The result has no symbolic links, so that replacing it leaves the links as they are.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  file = pathlib.Path(os.path.realpath(path))
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()  # the check leaves no empty file behind
+    file.open("ab").close()
+    if new:
+      file.unlink()
+  except OSError as error:
+    raise OSError(f"{path} cannot be written: {error}. Name another file.") from error
+  return file
+
+
+def _cut(file: pathlib.Path, first: int) -> None:
+  """Delete the lines of step `first` and of later steps, and a line that a killed run began."""
+  kept = []
+  for number, line in enumerate(_lines(file), 1):
+    if not line.endswith("\n") and _BEGINNING.startswith(line[: len(_BEGINNING)]):
+      continue
+    step = _parsed(file, number, line).get("step")
+    if not isinstance(step, (int, float)):
+      raise _not_a_log(file, f"Line {number} is {line[:80]!r}")
+    if step < first:
+      kept.append(line)
+  temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, file)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+  """Return the lines of a file with their newlines, or [] if the file does not exist."""
+  try:
+    return file.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+  except FileNotFoundError:
+    return []
+  except UnicodeDecodeError as error:
+    raise _not_a_log(file, f"It is not text: {error}") from error
+
+
+def _parsed(file: pathlib.Path, number: int, line: str) -> dict[str, Any]:
+  """Return the log record of a line."""
+  with contextlib.suppress(ValueError):
+    if isinstance(record := json.loads(line), dict):
+      return record
+  raise _not_a_log(file, f"Line {number} is {line[:80]!r}")
+
+
+def _not_a_log(file: pathlib.Path, what: str) -> ValueError:
+  return ValueError(
+    f"{file} must be a log of json_lines, with a line of JSON for each update, such as "
+    f'{{"step": 0, "loss": 0.5}}. {what}. Name another file, or mend or delete this one.'
+  )
+
+
+def _to_json(value: float) -> float | str | None:
+  """Return a number as strict JSON can hold it."""
+  if math.isnan(value):
+    return None
+  return str(float(value)) if math.isinf(value) else value
+
+
+def _from_json(value: Any) -> Any:
+  """Invert `_to_json`. A log record holds numbers only, so a string "inf" is a number too."""
+  if value is None:
+    return math.nan
+  return float(value) if value in ("inf", "-inf") else value

@@ -78,6 +78,7 @@ def describe(
     # The algorithm. Its key is still called "row", so that older checkpoints can be read.
     "row": [*learner.algorithm[:3], *(() if learner.algorithm.prior else ("no prior",))],
     "sigma": {module: f"{sigma:g}" for module, sigma in chosen.items()},
+    "restricted": sorted(set(learner.spec.restricted)),
     "fit": {} if meta_batch is None else {"meta_batch": meta_batch},
     "settings": plain_data(settings),
     "modules": dict(validate.leaves_with_names(learner.labels)),
@@ -122,6 +123,9 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   if saved["row"] != wanted["row"]:
     return [f"it was written by the algorithm {saved['row']}, and this learner is {wanted['row']}"]
   found = []
+  new = wanted["restricted"]
+  if (old := saved.get("restricted", new)) != new:  # older checkpoints do not have this field
+    found.append(f"restricted: {old} in it, {new} here")
   fields = ("fit", "argument"), ("settings", "setting"), ("modules", "module"), ("arrays", "array")
   for field, what in (("sigma", "sigma of"), *fields, ("constants", "constant")):
     if field in ("sigma", "fit", "constants") and field not in saved:
@@ -131,9 +135,16 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     old, new = saved[field], wanted[field]
     for name in sorted(old.keys() | new.keys()):
       a, b = old.get(name, "absent"), new.get(name, "absent")
-      if a != b:
+      if not equal(a, b):
         found.append(f"{what} {name}: {_short(a)} in it, {_short(b)} here")
   return found
+
+
+def equal(a: Any, b: Any) -> bool:
+  """Return whether two values of JSON are equal, where NaN is equal to NaN."""
+  # A tuple stands for NaN, or for inf. It is equal to itself, and to no other value of JSON.
+  comparable = lambda value: json.loads(json.dumps(value), parse_constant=lambda name: (name,))
+  return comparable(a) == comparable(b)
 
 
 def _short(value: Any) -> str:

@@ -59,11 +59,7 @@ def fit(
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks, the share of converged inner loops, and the seconds
   with compilation and evaluations. `fit` warns once if tasks fail, and once if few inner loops of
-  implicit gradients converge. `absl.logging.set_verbosity("info")` shows the memory of an update.
-
-  The update compiles at the first call with a learner and shapes of tasks. Later calls reuse it, as
-  long as the learner exists, and as under `jax.jit` they do not see that a variable which `predict`
-  reads from outside has changed.
+  implicit gradients converge. Calls with one learner and the same shapes of tasks compile once.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.

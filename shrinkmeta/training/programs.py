@@ -22,7 +22,7 @@ from shrinkmeta.devices.processes import check_program
 from shrinkmeta.learner.kept import kept
 from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.model.outputs import check_targets
-from shrinkmeta.model.tasks import Task
+from shrinkmeta.model.tasks import Task, check_tasks
 from shrinkmeta.model.variants import with_constants
 from shrinkmeta.training.records import measured
 from shrinkmeta.training.stopping import Watchdog
@@ -59,7 +59,8 @@ def build_update(
     state is donated.
   """
   count = meta_batch // micro_batches
-  draw, key = _drawing(source, learner, count), place_state(key, learner.spec.mesh)
+  draw = _drawing(source, learner, count, micro_batches)
+  key = place_state(key, learner.spec.mesh)
   # The new state overwrites the old one and keeps its placement. Constants are another argument:
   # they are not donated, and no program returns a copy of those that never change.
   options: dict[str, Any] = {"donate_argnums": 0}
@@ -69,7 +70,7 @@ def build_update(
     options["out_shardings"] = (placed._replace(constants=None), record)
 
   if micro_batches == 1:
-    whole = kept(learner, _whole)(refresh)
+    whole = kept(learner, _whole) if refresh is None else _whole(learner, refresh)
     update = compile_per_shape(whole, watchdog, _advice(learner), **options)
 
     def at_once(state: MetaState, step: int) -> tuple[MetaState, PyTree]:
@@ -101,24 +102,20 @@ def build_update(
   return in_parts
 
 
-def _whole(learner: MetaLearner) -> Callable[[Statistics | None], Callable[..., Any]]:
+def _whole(learner: MetaLearner, refresh: Statistics | None = None) -> Callable[..., Any]:
   """Build the update of all tasks at once, for the `refresh` of `build_update`."""
 
-  @functools.lru_cache(maxsize=1)
-  def build(refresh: Statistics | None) -> Callable[..., Any]:
-    def whole(
-      state: MetaState, constants: PyTree, tasks: Task, key: jax.Array | None
-    ) -> tuple[MetaState, PyTree]:
-      state = state._replace(constants=constants)
-      state, metrics = learner.update(state, tasks, _key_at(state, key))
-      record = measured(learner, state, metrics)
-      if refresh is not None:
-        record = (record, learner.refresh(state, tasks, refresh).constants)
-      return state._replace(constants=None), record
+  def whole(
+    state: MetaState, constants: PyTree, tasks: Task, key: jax.Array | None
+  ) -> tuple[MetaState, PyTree]:
+    state = state._replace(constants=constants)
+    state, metrics = learner.update(state, tasks, _key_at(state, key))
+    record = measured(learner, state, metrics)
+    if refresh is not None:
+      record = (record, learner.refresh(state, tasks, refresh).constants)
+    return state._replace(constants=None), record
 
-    return whole
-
-  return build
+  return whole
 
 
 def _parts(learner: MetaLearner) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -146,17 +143,19 @@ def _key_at(state: MetaState, key: jax.Array | None) -> jax.Array | None:
   return None if key is None else jax.random.fold_in(key, state.step)
 
 
-def _drawing(source: Source, learner: MetaLearner, count: int) -> Callable[[int, MetaState], Task]:
+def _drawing(
+  source: Source, learner: MetaLearner, count: int, checks: int
+) -> Callable[[int, MetaState], Task]:
   """Build draw(first, state), which draws, pads and places this process's share of `count` tasks.
 
-  The first draw checks the targets. In a program no value is known, and a wrong target only makes
-  its task count as failed.
+  The first `checks` draws check the targets. In a program no value is known, and a wrong target
+  only makes its task count as failed.
   """
-  mesh, checked = learner.spec.mesh, False
+  spec, mesh = learner.spec, learner.spec.mesh
   offset, mine, share = share_of_tasks(count, mesh)
 
   def drawn(first: int, wanted: int, state: MetaState) -> Task:
-    nonlocal checked
+    nonlocal checks
     tasks = source(first, wanted)
     validate.instance(f"tasks({first}, {wanted})", tasks, Task, "a shrinkmeta.Task(train, val)")
     if (found := num_tasks(tasks)) != wanted:
@@ -164,10 +163,12 @@ def _drawing(source: Source, learner: MetaLearner, count: int) -> Callable[[int,
         f"tasks({first}, {wanted}) returned {found} tasks; {wanted} were asked for. The second "
         "argument is how many to return: here this process' share of meta_batch."
       )
-    if not checked:
-      likelihood = with_constants(learner.spec.likelihood, state.constants)
+    if checks > 0:
+      checks -= 1
+      # Traced, they are checked for their structure only: one with NaN fails alone.
+      jax.eval_shape(lambda tasks: check_tasks(tasks, needs_val=spec.needs_validation), tasks)
+      likelihood = with_constants(spec.likelihood, state.constants)
       check_targets(likelihood, f"tasks({first}, {wanted})", tasks, state.phi)
-      checked = True
     return tasks
 
   def draw(first: int, state: MetaState) -> Task:

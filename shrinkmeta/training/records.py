@@ -166,16 +166,32 @@ def reporting(
 ) -> Iterator[Reporter]:
   """Call `begin` of every callback, yield a Reporter, and call `end`, even after an error.
 
+  An exception of an `end` is logged. It replaces neither the result of the run nor the exception
+  that ended it. KeyboardInterrupt and SystemExit are raised, after the `end` of every callback.
+
   Only process 0 calls callbacks and warns. In other processes the Reporter does neither.
   """
   called, warnings = (), None
   if jax.process_index() == 0:
     called, warnings = callbacks, Warnings(learner, meta_batch, first, steps)
   with contextlib.ExitStack() as stack:
-    for callback in called:
+    for number, callback in enumerate(called):
       callback.begin(first, steps)
-      stack.callback(callback.end)
+      stack.callback(_end, number, callback)
     yield Reporter(called, meta_batch, warnings)
+
+
+def _end(number: int, callback: Callback) -> None:
+  """Call `end` of callbacks[number], and log its exception."""
+  try:
+    callback.end()
+  except Exception:
+    logging.exception(
+      "The end of callbacks[%d], %s, failed. The training itself is not affected, but what this "
+      "callback writes may be incomplete.",
+      number,
+      getattr(callback.end, "__qualname__", callback.end),
+    )
 
 
 def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> None:

@@ -46,8 +46,8 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
 
   The function, stopped(step), returns the number of the signal that ends the run after `step`, or
   None. The answer is the same in every process. If SIGTERM arrives after the last call of
-  `stopped`, the context raises it again at its end. A second Ctrl-C raises KeyboardInterrupt at
-  once.
+  `stopped`, the context raises it again at its end, even if Ctrl-C ended the run. A second Ctrl-C
+  raises KeyboardInterrupt at once.
 
   If the program has its own handler of Ctrl-C, that handler stays. With several processes this
   function sets no handler: JAX catches SIGTERM, and only SIGTERM ends a run. With one process, it
@@ -62,12 +62,12 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
     yield lambda step: None  # Python allows signal handlers in the main thread only
     return
   received: set[int] = set()
-  acted_on = False
+  acted_on: int | None = None
 
   def stopped(step: int) -> int | None:
     nonlocal acted_on
-    acted_on = bool(received)
-    return max(received, default=None)  # SIGTERM (15) takes precedence over SIGINT (2)
+    acted_on = max(received, default=None)  # SIGTERM (15) takes precedence over SIGINT (2)
+    return acted_on
 
   def interrupted(number: int, frame: FrameType | None) -> None:
     if number in received:
@@ -85,5 +85,6 @@ def stop_signals() -> Iterator[Callable[[int], int | None]]:
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
-    if signal.SIGTERM in received and not acted_on:  # it came after the last call of `stopped`
+    # True if SIGTERM came after the last call of `stopped`, also if Ctrl-C came before it.
+    if signal.SIGTERM in received and acted_on != signal.SIGTERM:
       signal.raise_signal(signal.SIGTERM)

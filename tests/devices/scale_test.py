@@ -118,7 +118,8 @@ def test_any_number_of_devices_other_rows():
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("meta_batch", [8, 5])
 def test_two_processes_of_four_devices(tmp_path, x64, meta_batch):
-  common = ["--meta_batch", meta_batch, *(["--x64"] if x64 else [])]
+  draws = ["--batch_size", 3] if meta_batch == 5 else []  # by a typed key, in both processes
+  common = ["--meta_batch", meta_batch, *draws, *(["--x64"] if x64 else [])]
   finished(start(*common, "--out", tmp_path / "one.npz"))
   port = free_port()
   distributed = ["--devices", 4, "--processes", 2, "--coordinator", f"localhost:{port}"]

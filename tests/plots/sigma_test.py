@@ -112,6 +112,38 @@ def test_fit_draws_its_sigma(tmp_path):
   assert line.get_xdata().tolist() == [0, 1]
 
 
+def test_the_mean_is_over_the_updates_that_all_seeds_have():
+  a, b = records(3, 0, steps=100), records(3, 1, steps=100)[50:]
+  (ax,) = sm.plots.sigma_history([a, b]).axes
+  thick = [line for line in ax.lines if line.get_linewidth() == 1.7]
+  assert thick[1].get_xdata().tolist() == list(range(50, 100))
+  both = [[record["sigma/conv_1"] for record in run] for run in (a[50:], b)]
+  np.testing.assert_allclose(thick[1].get_ydata(), np.sqrt(np.prod(both, 0)))
+  with pytest.raises(ValueError, match="must have updates in common; got none. .*join their log"):
+    sm.plots.sigma_history([a[:50], b])
+
+
+def test_of_two_records_of_an_update_the_later_one_is_drawn():
+  again = [{"step": s, "sigma/body": 2.0} for s in (1, 2)]
+  (ax,) = sm.plots.sigma_history([{"step": s, "sigma/body": 1.0} for s in (0, 1)] + again).axes
+  line = next(line for line in ax.lines if line.get_linewidth() == 1.7)
+  assert line.get_xdata().tolist() == [0, 1, 2] and line.get_ydata().tolist() == [1.0, 2.0, 2.0]
+
+
+def test_a_picture_makes_its_folder_before_the_first_update(tmp_path):
+  file = tmp_path / "pics" / "sigma.svg"
+  callback = sm.plots.sigma_picture(file)
+  callback.begin(0, 1)
+  assert list(file.parent.iterdir()) == []
+  callback.record(0, {"sigma/body": 0.3})
+  callback.end()
+  assert "body" in file.read_text()
+  (tmp_path / "folder.svg").mkdir()
+  for wrong in (file / "sigma.svg", tmp_path / "folder.svg"):
+    with pytest.raises(OSError, match=f"{wrong} cannot be written: .*Name another file"):
+      sm.plots.sigma_picture(wrong).begin(0, 1)
+
+
 def test_refuses_what_it_cannot_draw(tmp_path):
   with pytest.raises(ValueError, match='No log record in runs has a number "sigma/<module>"'):
     sm.plots.sigma_history([{"loss": 1.0}])

@@ -219,6 +219,30 @@ def test_settings_that_the_state_does_not_show_must_agree(tmp_path):
     store.restore(state)
 
 
+def test_a_setting_that_is_nan_agrees_with_nan_only(tmp_path):
+  learner, state, nan = make_learner(), make_learner().init(PARAMS), float("nan")
+  settings = {"clip": nan, "grid": [1, {"top": nan, "end": float("inf")}]}
+  write(tmp_path, learner, (1,), settings=settings)
+  same = sm.Checkpoints(tmp_path, settings={"clip": np.float32("nan"), "grid": settings["grid"]})
+  chex.assert_trees_all_equal(sm.restore(same, learner, state), state_at(learner, 1))
+  for other in (0.0, "NaN", None, float("inf"), ["NaN"]):
+    with pytest.raises(ValueError, match="setting clip: nan in it, .* here"):
+      sm.restore(sm.Checkpoints(tmp_path, settings=settings | {"clip": other}), learner, state)
+  assert checkpoint_format.equal(1, 1.0) and not checkpoint_format.equal([nan, 1], [nan, 2])
+
+
+def test_another_restriction_is_another_run(tmp_path):
+  """A run by maximum likelihood must not go on as one by REML."""
+  evidence = lambda *restricted: make_learner(make=sm.empirical_bayes, restricted=restricted)
+  write(tmp_path, evidence("level", "slope"), (1,))
+  restored = read(tmp_path, evidence("slope", "level"))  # the order has no meaning
+  chex.assert_trees_all_equal(restored, state_at(evidence(), 1))
+  message = r"restricted: \['level', 'slope'\] in it, \[{}\] here"
+  for restricted, here in (((), ""), (("slope",), "'slope'")):
+    with pytest.raises(ValueError, match=message.format(here)):
+      read(tmp_path, evidence(*restricted))
+
+
 def test_settings_are_checked():
   with pytest.raises(ValueError, match=r"Checkpoints.keep must be at least 1; got 0"):
     sm.Checkpoints("x", keep=0)
@@ -280,7 +304,7 @@ def test_the_stored_format_keeps_its_keys(tmp_path):
   write(tmp_path, learner, (1,), settings={"rate": 0.1})
   content = json.loads((tmp_path / "1" / "about" / "metadata").read_text())
   assert set(content) == {
-    *("format", "row", "sigma", "fit", "settings", "modules", "arrays"),
+    *("format", "row", "sigma", "restricted", "fit", "settings", "modules", "arrays"),
     *("fingerprints", "versions", "constants", "digest", "devices", "run"),
   }
   assert content["row"] == ["learned", "predictive", "implicit"]
@@ -318,7 +342,9 @@ def test_restore_gives_any_state_that_was_kept(tmp_path):
 def test_an_older_description_is_compared_without_the_newer_fields():
   learner = make_learner()
   wanted = checkpoint_format.describe(learner, learner.init(PARAMS), {"rate": 0.1}, 4)
-  old = {name: value for name, value in wanted.items() if name not in ("sigma", "fit")}
+  old = {
+    name: value for name, value in wanted.items() if name not in ("sigma", "fit", "restricted")
+  }
   assert checkpoint_format.differences(old, wanted) == []
   old["settings"] = {"rate": 0.2}
   assert checkpoint_format.differences(old, wanted) == ["setting rate: 0.2 in it, 0.1 here"]

@@ -210,6 +210,52 @@ def test_an_update_whose_tasks_all_fail_is_an_error_that_names_the_step():
   assert [record["failed"] for record in records] == [0, 0, 3]
 
 
+def ending(error, ended, record=lambda step, log_record: None):
+  """A callback whose `end` is noted in `ended` and raises an error."""
+
+  def end():
+    ended.append(error)
+    if error is not None:
+      raise error
+
+  return sm.Callback(lambda first, steps: None, record, end)
+
+
+def test_a_failed_end_of_a_callback_is_logged_and_the_state_is_returned(caplog):
+  learner, state = make()
+  straight, _ = run(learner, state, 3)
+  ended, full = [], OSError("the disk is full")
+  callbacks = [ending(None, ended), ending(full, ended), ending(None, ended)]
+  fitted, _ = run(learner, state, 3, callbacks=callbacks)
+  chex.assert_trees_all_equal(fitted, straight)
+  assert ended == [None, full, None]
+  (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+  assert "The end of callbacks[1], ending.<locals>.end, failed" in error.getMessage()
+  assert error.exc_info is not None and error.exc_info[1] is full  # the log has its traceback
+
+
+def test_the_error_that_ended_a_run_stays_the_one_that_is_raised():
+  learner, state = make()
+
+  def stop(step, log_record):
+    raise RuntimeError("the first error")
+
+  ended, full = [], OSError("the disk is full")
+  with pytest.raises(RuntimeError, match="the first error"):
+    run(learner, state, 3, callbacks=[ending(full, ended, stop), ending(None, ended)])
+  assert ended == [None, full]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_end_that_leaves_the_program_leaves_it_after_the_other_ends(error):
+  learner, state = make()
+  ended = []
+  callbacks = [ending(OSError(), ended), ending(error, ended), ending(None, ended)]
+  with pytest.raises(type(error)):
+    run(learner, state, 1, callbacks=callbacks)
+  assert len(ended) == 3
+
+
 def warnings_of(caplog):
   return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
@@ -352,6 +398,26 @@ def test_a_sigterm_that_stopped_nothing_is_raised_again():
     signal.signal(signal.SIGTERM, old)
 
 
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_sigterm_after_an_interrupt_that_stopped_the_run_is_raised_again():
+  received = []
+  old = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+  try:
+    with stopping.stop_signals() as stopped:
+      signal.raise_signal(signal.SIGINT)
+      assert stopped(1) == signal.SIGINT
+      signal.raise_signal(signal.SIGTERM)
+      assert received == []
+    assert received == [signal.SIGTERM]
+    with stopping.stop_signals() as stopped:  # the run acts on the SIGTERM
+      signal.raise_signal(signal.SIGINT)
+      signal.raise_signal(signal.SIGTERM)
+      assert stopped(1) == signal.SIGTERM
+    assert received == [signal.SIGTERM]
+  finally:
+    signal.signal(signal.SIGTERM, old)
+
+
 def interrupting(at, times=1):
   """A callback that sends Ctrl-C in the update `at`."""
 
@@ -488,3 +554,74 @@ def test_on_an_accelerator_the_watchdog_times_the_wait_for_a_step(monkeypatch):
   for i, event in enumerate(events):
     if event == "waited":
       assert events[i - 1 : i + 2] == ["start", "waited", "stop"]
+
+
+EMPTY = "tasks.train has no inputs or no targets"
+
+
+@pytest.mark.parametrize(
+  ("change", "error", "message"),
+  [
+    (lambda task: task._replace(train=tuple(task.train)[:2]), TypeError, "tasks.train must be a"),
+    (lambda task: task._replace(val=task), TypeError, "tasks.val must be a shrinkmeta.Batch"),
+    (
+      lambda task: of_train(task, mask=jnp.ones((3, 6, 1))),
+      ValueError,
+      "tasks.train.mask must have",
+    ),
+    (lambda task: of_train(task, mask=jnp.ones((3, 7))), ValueError, "must lead with the same"),
+    (lambda task: of_train(task, mask=jnp.ones(3)), ValueError, "train/mask must lead with"),
+    (lambda task: of_train(task, targets=None), ValueError, EMPTY),
+    (lambda task: of_train(task, inputs=None), ValueError, EMPTY),
+  ],
+)
+def test_tasks_of_a_wrong_structure_are_named(change, error, message):
+  learner, state = make()
+  with pytest.raises(error, match=message):
+    sm.fit(learner, state, lambda first, count: change(SOURCE(first, count)), 1, meta_batch=3)
+
+
+def of_train(task, **changes):
+  return task._replace(train=task.train._replace(**changes))
+
+
+def test_an_empty_first_part_is_a_failed_task():
+  learner, state = make()
+
+  def source(first, count):
+    task = SOURCE(first, count)
+    real = ((first + jnp.arange(count)) % 4 > 0).astype(float)
+    return of_train(task, mask=jnp.broadcast_to(real[:, None], task.train.targets.shape))
+
+  _, records = run(learner, state, 1, source, meta_batch=4, micro_batches=4)
+  assert records[0]["failed"] == 1.0 and np.isfinite(records[0]["loss"])
+
+
+def test_targets_are_checked_only_where_a_call_on_all_examples_works():
+  """These densities work for one task of six examples, and for any number of tasks under vmap."""
+  weights = jnp.arange(1.0, 7.0)
+
+  def callback(theta, x):
+    kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.pure_callback(lambda x: np.asarray(x), kind, x) * theta["w"]
+
+  mine = sm.Likelihood(lambda theta, x: x * theta["w"], lambda f, y: -weights * jnp.square(f - y))
+  x = jnp.ones((4, 6))
+  tasks = sm.Task(sm.Batch(x.at[1].multiply(1e25), x), sm.Batch(x, x))  # the second diverges
+  for likelihood in (mine, sm.gaussian(callback)):
+    inner = sm.Inner(optax.sgd(0.1), 2)
+    learner = sm.maml(likelihood, {"w": "w"}, inner=inner, batching="sequential")
+    state = learner.init({"w": 0.0})
+    assert sm.fit(learner, state, tasks, 2, meta_batch=4).step == 2
+    assert sm.evaluate(learner, state, tasks).num_failed == 1
+
+
+def test_wrong_labels_in_the_last_part_of_the_first_update_are_named():
+  x, labels = jnp.ones((4, 6, 2)), jnp.zeros((4, 6), int).at[3, 0].set(7)
+  learner = sm.maml(sm.categorical(lambda theta, x: x @ theta["w"]), {"w": "w"})
+  tasks = sm.Task(sm.Batch(x, labels), sm.Batch(x, labels))
+  for parts in (1, 2):
+    with pytest.raises(ValueError, match=r"tasks\(.*train: labels must lie in 0..2"):
+      sm.fit(learner, learner.init({"w": jnp.zeros((2, 3))}),
+             lambda first, count: jax.tree.map(lambda x: x[first : first + count], tasks),
+             1, meta_batch=4, micro_batches=parts)  # fmt: skip

@@ -9,20 +9,27 @@ import jax
 from absl import logging
 
 from shrinkmeta.base import MetaLearner
-from shrinkmeta.training.checkpoint_format import plain_data
+from shrinkmeta.training.checkpoint_format import equal, plain_data
 
 
 def run_settings(learner: MetaLearner) -> dict[str, Any]:
   """Return the settings that a run may change when it continues, in types of JSON.
 
-  Optimisers are functions and cannot be compared, so this leaves them out.
+  Functions cannot be compared. So this leaves out optimisers, and holds only whether there is a
+  log_p_phi and a log_p_sigma.
   """
-  inner = learner.spec.inner
-  names = ("steps", "tol", "batch_size")
+  spec = learner.spec
+  given = lambda function: "absent" if function is None else "given"
   return plain_data(
     {
-      "Inner": {name: getattr(inner, name) for name in names},
-      "Implicit": dataclasses.asdict(learner.spec.implicit),
+      "Inner": {name: getattr(spec.inner, name) for name in ("steps", "tol", "batch_size")},
+      "Implicit": dataclasses.asdict(spec.implicit),
+      "LogDet": dataclasses.asdict(spec.log_det),
+      "learner": {
+        "sigma_gradient": spec.sigma_gradient,
+        "log_p_phi": given(spec.log_p_phi),
+        "log_p_sigma": given(spec.log_p_sigma),
+      },
     }
   )
 
@@ -75,5 +82,5 @@ def changed_settings(about: Mapping[str, Any], learner: MetaLearner) -> list[str
     f"{kind}.{name} was {old!r} and is now {now[kind][name]!r}"
     for kind, settings in about.get("run", {}).items()
     for name, old in settings.items()
-    if name in now.get(kind, {}) and now[kind][name] != old
+    if name in now.get(kind, {}) and not equal(now[kind][name], old)
   ]

@@ -23,7 +23,7 @@ def save_state(checkpoints: Checkpoints, learner: MetaLearner, state: MetaState)
     checkpoints: the folder, and whether the constants are stored too. The folder keeps the last
       `keep` states. Name another folder than that of `fit`.
     learner: the learner of the state. The learner that reads the state needs the same modules and
-      optimisers, and the same sigma wherever sigma is not learned.
+      optimisers, the same `restricted`, and the same sigma wherever sigma is not learned.
     state: the state. Its optimisers' states are saved too.
 
   Raises:

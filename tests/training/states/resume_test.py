@@ -36,6 +36,28 @@ def test_changed_settings_are_named_and_allowed():
   assert resume.changed_settings({"run": longer}, learner_of()) == []  # a newer one
 
 
+def test_a_changed_objective_is_named():
+  def changes(old, new):
+    return resume.changed_settings({"run": resume.run_settings(old)}, new)
+
+  labels, map_ = {"w": "w"}, sm.sigma_reptile
+  prior = sm.priors.half_cauchy(1.0)
+  assert changes(map_(LIKELIHOOD, labels), map_(LIKELIHOOD, labels, sigma_gradient="joint")) == [
+    "learner.sigma_gradient was 'per_task' and is now 'joint'"
+  ]
+  assert changes(map_(LIKELIHOOD, labels, log_p_sigma=prior), map_(LIKELIHOOD, labels)) == [
+    "learner.log_p_sigma was 'given' and is now 'absent'"
+  ]
+  evidence = lambda **how: sm.empirical_bayes(LIKELIHOOD, labels, log_det=sm.LogDet(**how))
+  assert changes(evidence(), evidence(method="lanczos", probes=8)) == [
+    "LogDet.method was 'auto' and is now 'lanczos'",
+    "LogDet.probes was 16 and is now 8",
+  ]
+  older = resume.run_settings(evidence())
+  del older["LogDet"], older["learner"]
+  assert resume.changed_settings({"run": older}, evidence(method="exact")) == []
+
+
 def test_long_errors_are_cut():
   long = 'Error reading "d/1": no such file [tensorstore_spec[1]=\'{"a": 1}\']\nmore'
   assert damage.in_short(ValueError(long)) == 'Error reading "d/1": no such file'
