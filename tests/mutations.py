@@ -103,8 +103,9 @@ FAULTS = (
   # Likelihoods and densities.
   Fault("model/likelihood", "jnp.sum(jnp.where(mask != 0, mask * log_prob, 0.0))",
         "jnp.sum(mask * log_prob)", "model/likelihood", "padding_without_a_density"),
-  Fault("model/likelihood", "y * outputs - jnp.exp(outputs) - gammaln(y + 1)",
-        "y * outputs - jnp.exp(outputs)", "model/likelihood", "poisson"),
+  Fault("model/likelihood", "y * jnp.log(small) - small - gammaln(jnp.where(y < 20, y, 0.0) + 1)",
+        "y * jnp.log(small) - small", "model/likelihood", "poisson"),
+  Fault("model/likelihood", "1 / (12 * large)", "1 / (13 * large)", "model/likelihood", "poisson"),
   Fault("model/density", "jnp.square(z) + safe + jnp.log(2 * jnp.pi)",
         "jnp.square(z) + jnp.log(2 * jnp.pi)", "model/density", "log_prior"),
   # Choice, serving, data, adapters.
@@ -123,6 +124,11 @@ FAULTS = (
         "attached_equals_merged_in_float32 and conv"),
   Fault("learner/statistics", "ok = num_examples(batch, jnp.float32) > 0",
         "ok = num_examples(batch, jnp.float32) >= 0", "learner/statistics", "do_not_count"),
+  # Programs and devices.
+  Fault("learner/kept", "build(learner_of(spec))", "build(learner)", "learner/kept",
+        "go_with_their_learner and evaluate"),
+  Fault("devices/batching", "jnp.sum(jnp.asarray(x)[None], 0)", "jnp.asarray(x)",
+        "devices/batching", "a_mesh_is"),
   # Mixed models.
   Fault("mixed/compare", "math.comb(v, i) / 2**v", "1 / (v + 1)", "mixed/intervals",
         "the_mixture"),

@@ -112,7 +112,8 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   if unmet := sorted(set(rules) - met):
     names = [name for name, _ in validate.leaves_with_names(state)]
     raise ValueError(f"No leaf of the state matches the rules {unmet}; its leaves are {names}.")
-  # `device_put` refuses typed keys for the devices of several processes, and takes their words.
+  # `device_put` takes the words of a key, and of several processes no typed key
+  # (docs/hazards.md#typed-keys).
   is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
   words = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if is_key(x) else x, state)
   as_before = lambda x, old: (

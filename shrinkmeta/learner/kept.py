@@ -34,6 +34,7 @@ def kept(learner: MetaLearner, build: Callable[[MetaLearner], Any]) -> Any:
     return build(learner)
   if build not in spec.programs:
     # JAX keeps what a traced program refers to as long as the program lives. If this were `spec`,
-    # which holds the program, neither would ever go. So the program gets a learner of its own.
+    # which holds the program, neither would ever go (docs/hazards.md#custom-rules-keep-models). So
+    # the program gets a learner of its own.
     spec.programs[build] = build(learner_of(spec))
   return spec.programs[build]
