@@ -155,4 +155,6 @@ learning rate, such as optax.adam(1e-3).
   """
   call = "Call it with a learning rate, such as" if callable(value) else "Write one, such as"
   wanted, hint = "an optax optimiser", f"{call} optax.adam(1e-3)."
+  if isinstance(value, optax.MultiSteps):
+    hint = "Pass its .gradient_transformation()."
   validate.instance(name, value, optax.GradientTransformation, wanted, hint)

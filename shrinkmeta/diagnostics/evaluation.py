@@ -172,7 +172,8 @@ def evaluate(
   val_nll, accuracy, converged = jax.device_get(
     jax.jit(kept(learner, _program), static_argnames="steps")(state, tasks, key, steps=steps)
   )
-  if not np.all(np.isfinite(val_nll)):  # a wrong target, whose value no program knows?
+  # A program knows no value of a target, so a wrong one only makes the loss of its task infinite.
+  if validate.readable(val_nll) and not np.all(np.isfinite(val_nll)):
     likelihood = with_constants(learner.spec.likelihood, state.constants)
     check_targets(likelihood, "tasks", tasks, state.phi)
   if accuracy is not None:

@@ -19,6 +19,7 @@ from shrinkmeta.base import MetaLearner, MetaParams, MetaState, Metrics, check_l
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.diagnostics.verdict import ModuleCheck, tolerance_of, verdict_on
 from shrinkmeta.learner.kept import kept
+from shrinkmeta.learner.sigma import of_finite
 from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
@@ -124,8 +125,7 @@ def check_meta_gradient(
   direction_key = jax.random.key(0) if direction_key is None else direction_key
   phi, log_sigma2 = jax.tree.map(jnp.asarray, (state.phi, state.log_sigma2))
   state = state._replace(phi=phi, log_sigma2=log_sigma2)
-  if constants is not None:
-    state = state._replace(constants=jax.tree.map(jnp.asarray, constants))
+  state = state if constants is None else state._replace(constants=constants)
   check_tasks(tasks, needs_val=learner.spec.needs_validation)
   check_targets(with_constants(learner.spec.likelihood, state.constants), "tasks", tasks, state.phi)
   programs = kept(learner, _programs)
@@ -238,7 +238,7 @@ def _programs(learner: MetaLearner) -> _Programs:
     grad, metrics = learner.meta_gradient(state, tasks, key)
     followed = metrics.phi_loss if learner.algorithm.phi == "evidence" else metrics.loss
     if log_p_sigma is not None:  # no loss of the metrics contains it; weighed as in `make_learner`
-      followed -= log_p_sigma(state.log_sigma2) / _units(learner, tasks, metrics)
+      followed -= of_finite(log_p_sigma)(state.log_sigma2) / _units(learner, tasks, metrics)
     if learner.spec.sigma_gradient == "joint":
       followed *= jnp.nan
     return grad, {"phi": metrics.phi_loss, "log_sigma2": followed}, metrics

@@ -128,10 +128,10 @@ def log_evidence(
 
   Here theta_hat = phi + s z_hat is the mode, and C is the Gauss-Newton curvature. s has the value
   sigma_m at every parameter of module m. The result is differentiable in reverse mode with respect
-  to phi, log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over.
-  With twice=True it is differentiable twice, forwards and backwards. Put a parameter of the
-  likelihood, such as the scale of `sm.gaussian_with_scale`, into a module with sigma = 0. Its entry
-  of phi has a gradient, like all other entries.
+  to phi, log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over. A
+  weight of 0 has derivative 0. With twice=True it is differentiable twice, forwards and backwards.
+  Put a parameter of the likelihood, such as the scale of `sm.gaussian_with_scale`, into a module
+  with sigma = 0. Its entry of phi has a gradient, like all other entries.
 
   Args:
     likelihood: predict and log_prob.

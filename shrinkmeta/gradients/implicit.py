@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.arguments import check_types
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo
@@ -190,24 +191,26 @@ def differentiable_mode(
     end: the last state of the loop, if it was run before.
   """
 
-  # `find` returns only the task-specific part of theta. Frozen leaves have no task axis under vmap:
-  # JAX would sum their cotangents over tasks before `backward` runs, and once more after it
-  # (docs/hazards.md#custom-vjp-cotangents). Under a vmap over keys, theta may have no key axis,
-  # although `backward` draws with the key. So `zero` makes theta depend on the key.
+  # `find` returns only the task-specific part of theta, as one vector. Under vmap a frozen leaf, or
+  # one that no example reaches, has no task axis of its own: JAX would sum its cotangent over tasks
+  # before `backward` runs, and once more after it (docs/hazards.md#custom-vjp-cotangents). Under a
+  # vmap over keys, theta may have no key axis, although `backward` draws with the key. So the key
+  # is added, times 0.
+  _, unravel = ravel_pytree(model_of(params, batch, consts).part)
+
   def find(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, ...]:
     model = model_of(params, batch, consts)
     key, end = given
     mode = posterior_mode(inner, model, key=key, steps=steps, end=end)
-    part = model.cut(mode.theta)
+    part = ravel_pytree(model.cut(mode.theta))[0]
     if implicit.batch_size is not None and key is not None:
-      zero = 0 * jax.random.key_data(key).ravel()[0]
-      part = jax.tree.map(lambda x: x + zero.astype(x.dtype), part)
+      part += (0 * jax.random.key_data(key).ravel()[0]).astype(part.dtype)
     return part, mode.info, mode.z
 
   @jax.custom_vjp
   def mode(
     params: MetaParams, batch: Batch, consts: Consts, given: Any
-  ) -> tuple[PyTree, InnerInfo]:
+  ) -> tuple[jax.Array, InnerInfo]:
     return find(params, batch, consts, given)[:2]
 
   def forward(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, Any]:
@@ -217,13 +220,14 @@ def differentiable_mode(
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     params, batch, consts, given, z = residuals
     model = model_of(params, batch, consts)
-    g = merge(cotangents[0], optax.tree.zeros_like(params.phi))
+    g = merge(unravel(cotangents[0]), optax.tree.zeros_like(params.phi))
     grad, w, _ = implicit_gradient(implicit, model, z, g, key=given[0])
     d_batch, d_consts = data_gradient(lambda *data: model_of(params, *data), z, w, batch, consts)
     return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 
   mode.defvjp(forward, backward)
-  part, info = mode(params, batch, consts, (key, end))
+  flat, info = mode(params, batch, consts, (key, end))
+  part = unravel(flat)
   whole = jax.tree.structure(part) == jax.tree.structure(params.phi)
   return part if whole else merge(part, params.phi), info
 
@@ -274,7 +278,8 @@ def map_estimate(
 
   By the implicit rule, theta_hat is differentiable in reverse mode with respect to phi, log_sigma2,
   the float leaves of `batch` and the floats that the likelihood closes over, such as the scale of
-  `sm.gaussian(predict, scale)`. The rule is exact at the mode; `info` shows how near theta is.
+  `sm.gaussian(predict, scale)`. A weight of 0 has derivative 0, so that what it masks may be
+  anything. The rule is exact at the mode; `info` shows how near theta is.
   With twice=True, theta_hat is differentiable twice, forwards and backwards.
 
   Args:

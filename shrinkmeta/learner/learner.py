@@ -40,7 +40,7 @@ from shrinkmeta.gradients.total import (
   theta_hat,
 )
 from shrinkmeta.learner.meta_step import apply, gradient_from
-from shrinkmeta.learner.sigma import keep_modules
+from shrinkmeta.learner.sigma import finite_or_zero, keep_modules
 from shrinkmeta.learner.statistics import refresh
 from shrinkmeta.mode import warm_start
 from shrinkmeta.mode.frozen import as_built, frozen_modules, moving
@@ -86,7 +86,7 @@ def init(spec: Spec, params: PyTree, constants: PyTree = None) -> MetaState:
   # One dtype: a step must not change it and compile again (docs/hazards.md#optimiser-dtypes).
   phi = jax.tree.map(lambda p: jnp.array(p, dtype), params)
   log_s2 = {m: jnp.asarray(v, dtype) for m, v in spec.log_sigma2.items()}
-  states = spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(log_s2)
+  states = spec.phi_optimizer.init(phi), spec.sigma_optimizer.init(finite_or_zero(log_s2))
   opt_state = OptState(*jax.tree.map(jnp.array, states))  # leaves may share an array
   with_constants(spec.likelihood, constants)
   constants = jax.tree.map(jnp.asarray, constants)
@@ -250,8 +250,8 @@ def adapt_tasks(
 ) -> tuple[PyTree, InnerInfo]:
   """Return theta_hat of T tasks, computed with the learner's batching and mesh.
 
-  Frozen modules are not copied T times: the result has None in their place. `sm.merge(thetas,
-  state.phi)` fills them in. The result is differentiated as in `adapt`.
+  Frozen modules are not copied T times: the result has None there, unless every module is frozen.
+  `sm.merge(thetas, state.phi)` fills them in. The result is differentiated as in `adapt`.
 
   Args:
     state: a MetaState of this learner.

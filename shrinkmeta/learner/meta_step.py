@@ -9,6 +9,7 @@ import optax
 from shrinkmeta.base import MetaParams, MetaState, Metrics, OptState, PerTask, Sums
 from shrinkmeta.checks import validate
 from shrinkmeta.config import Spec
+from shrinkmeta.learner.sigma import finite_or_zero, of_finite
 from shrinkmeta.model.tasks import divisor
 
 PyTree = Any
@@ -34,7 +35,7 @@ def gradient_from(
     grad = grad._replace(phi=optax.tree.add_scale(grad.phi, -weight, prior))
     phi_loss = phi_loss - weight * value
   if spec.log_p_sigma is not None:
-    prior = jax.grad(spec.log_p_sigma)(state.log_sigma2)
+    prior = jax.grad(of_finite(spec.log_p_sigma))(state.log_sigma2)
     weight = -by_tasks if algorithm.phi == "evidence" else -by_examples
     grad = grad._replace(log_sigma2=optax.tree.add_scale(grad.log_sigma2, weight, prior))
   if algorithm.sigma != "learned":
@@ -100,12 +101,14 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
   phi, log_s2 = optax.apply_updates(state.phi, phi_step), state.log_sigma2
   sigma_opt = state.opt_state.log_sigma2
   if spec.algorithm.sigma == "learned":
-    optimizer, slope = optax.with_extra_args_support(spec.sigma_optimizer), grad.log_sigma2
+    optimizer, finite = optax.with_extra_args_support(spec.sigma_optimizer), finite_or_zero(log_s2)
     value = metrics.phi_loss if spec.algorithm.phi == "evidence" else metrics.loss
-    sigma_step, sigma_opt = optimizer.update(slope, sigma_opt, log_s2, value=value, grad=slope)
-    moved = cast(dict[str, jax.Array], optax.apply_updates(log_s2, sigma_step))
-    # Log sigma^2 = -inf and +inf stay as they are: with weight decay a step from there is NaN
-    # (docs/hazards.md#weight-decay-infinity).
+    # Log sigma^2 = -inf and +inf stay as they are. The optimiser sees 0 there: a norm over all
+    # modules, or weight decay, would make the others NaN (docs/hazards.md#weight-decay-infinity).
+    known = lambda old, new: jnp.where(jnp.isfinite(old), new, jnp.zeros_like(new))
+    slope = jax.tree.map(known, log_s2, grad.log_sigma2)
+    sigma_step, sigma_opt = optimizer.update(slope, sigma_opt, finite, value=value, grad=slope)
+    moved = cast(dict[str, jax.Array], optax.apply_updates(finite, sigma_step))
     keep = lambda old, new: jnp.where(jnp.isfinite(old), new, old)
     log_s2 = jax.tree.map(keep, log_s2, moved)
   new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +12,7 @@ from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import shown
 from shrinkmeta.config import Spec, derive
 from shrinkmeta.model import modules
+from shrinkmeta.model.priors import SigmaPrior
 
 
 def sigma_by_module(
@@ -62,6 +64,16 @@ def keep_modules(spec: Spec, state: MetaState, kept: Sequence[str]) -> tuple[Spe
     for m, v in state.log_sigma2.items()
   }
   return derive(spec._replace(sigma=left)), state._replace(log_sigma2=log_sigma2)
+
+
+def finite_or_zero(log_sigma2: Mapping[str, jax.typing.ArrayLike]) -> dict[str, jax.Array]:
+  """Return {module: log sigma_m^2}, with 0 where it is infinite: frozen, or without a prior."""
+  return {m: jnp.where(jnp.isinf(v), jnp.zeros_like(v), v) for m, v in log_sigma2.items()}
+
+
+def of_finite(log_p_sigma: SigmaPrior) -> SigmaPrior:
+  """Return a prior that sees 0 where log sigma_m^2 is infinite, and has no gradient there."""
+  return lambda log_sigma2: log_p_sigma(finite_or_zero(log_sigma2))
 
 
 def known_sigma(spec: Spec, state: MetaState, what: str) -> dict[str, float]:

@@ -266,7 +266,7 @@ def _draw_batches(key: jax.Array, batch: Batch, size: int, count: int) -> Batch:
   score = jnp.where(mask != 0, jax.random.uniform(key, mask.shape), -1.0)
   rows = jax.lax.top_k(score, min(n, count * size))[1]
   rows = jnp.resize(rows, (count * size,))
-  drawn = jax.tree.map(lambda x: x[rows], batch._replace(mask=mask))
+  drawn = jax.tree.map(lambda x: jnp.asarray(x)[rows], batch._replace(mask=mask))
   drawn = drawn._replace(mask=jnp.where(jnp.arange(count * size) < n, drawn.mask, 0.0))
   return jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), drawn)
 

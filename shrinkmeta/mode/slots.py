@@ -88,7 +88,7 @@ def drain(
   """
   count = jax.tree.leaves(tasks)[0].shape[0]
   slots = min(slots, count)
-  pick = lambda index: jax.tree.map(lambda x: x[jnp.minimum(index, count - 1)], tasks)
+  pick = lambda index: jax.tree.map(lambda x: jnp.asarray(x)[jnp.minimum(index, count - 1)], tasks)
   choose = lambda which, new, old: jax.tree.map(
     lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
   )
