@@ -207,7 +207,7 @@ def map_tasks(
 def _sum_over(axis: str, tree: PyTree) -> PyTree:
   """Sum a tree over the devices of a mesh axis: one vector, and one all-reduce, for each dtype."""
   leaves, structure = jax.tree.flatten(tree)
-  for dtype in {x.dtype for x in leaves}:
+  for dtype in dict.fromkeys(x.dtype for x in leaves):  # in one order in every process
     own = [i for i, x in enumerate(leaves) if x.dtype == dtype]
     flat, unravel = ravel_pytree([leaves[i] for i in own])
     for i, x in zip(own, unravel(jax.lax.psum(flat, axis)), strict=True):

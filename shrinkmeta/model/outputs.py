@@ -171,5 +171,7 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
         jax.eval_shape(lambda f, y=targets: likelihood.log_prob(f, y), outputs)
     except ValueError as error:
       raise ValueError(f"{name}.{part}".rstrip(".") + f": {error}") from error
+    # Not about a target: the caller runs the same functions task by task, and it fails there if it
+    # is a fault. If not, as for a density of exactly N examples, nothing is wrong.
     except Exception as error:
       logging.debug("The targets of %s were not checked: %s", name, error)

@@ -183,6 +183,7 @@ def reporting(
 
 def _end(number: int, callback: Callback) -> None:
   """Call `end` of callbacks[number], and log its exception."""
+  # A callback is code of the user. Whatever fails in it, the trained state is worth more.
   try:
     callback.end()
   except Exception:

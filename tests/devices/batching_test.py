@@ -183,3 +183,33 @@ def test_a_mesh_is_one_device_and_one_sum():
     timeout=300,
   )
   assert run.returncode == 0 and "passed" in run.stdout, run.stderr
+
+
+ORDERED = """
+import hashlib
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp
+import shrinkmeta as sm
+
+f = lambda shared, x: ({"a": x > 0, "b": x, "c": x.astype(jnp.float16)}, x)
+run = lambda x: sm.over_tasks(f, jnp.ones(()), x, "vmap", sm.task_mesh())
+text = jax.jit(run).lower(jnp.arange(4.0)).as_text()
+assert text.count("all_reduce") >= 2
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_all_processes_send_their_sums_in_one_order():
+  """A set has another order in every process: they would wait for each other for ever."""
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  environment["PYTHONPATH"] = str(pathlib.Path(__file__).absolute().parents[2])
+  found = set()
+  for seed in ("1", "2", "3", "4"):
+    command = [sys.executable, "-c", ORDERED]
+    settings = environment | {"PYTHONHASHSEED": seed}
+    done = subprocess.run(
+      command, env=settings, capture_output=True, text=True, timeout=300, check=True
+    )
+    found.add(done.stdout)
+  assert len(found) == 1
