@@ -33,7 +33,7 @@ from shrinkmeta.checks import scalars
 from shrinkmeta.config import Implicit, Inner, LogDet, check_whole
 from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.keys import same_in_any_batch
-from shrinkmeta.gradients.implicit import data_gradient, implicit_gradient
+from shrinkmeta.gradients.implicit import curvature_at_mode, data_gradient, implicit_gradient
 from shrinkmeta.gradients.log_det import log_det, log_det_twice
 from shrinkmeta.gradients.twice.newton import check_twice, newton_mode
 from shrinkmeta.gradients.twice.refusals import differentiable_once
@@ -56,18 +56,19 @@ def _fit(model: TaskModel, theta: PyTree, z: PyTree) -> jax.Array:
   return log_p - 0.5 * optax.tree.norm(z, squared=True)
 
 
-def _gradient_of_fit(model: TaskModel, g: PyTree, z: PyTree) -> MetaParams:
+def _gradient_of_fit(implicit: Implicit, model: TaskModel, g: PyTree, z: PyTree) -> MetaParams:
   """Return the gradient of `_fit` with z held: g for phi, <s g, z> / 2 for log sigma^2.
 
   At the exact mode s g = z. At an inexact mode, z is more accurate than s g where the data dominate
   the prior. So `balance` combines g and z.
 
   Args:
+    implicit: how the gradient through the mode is computed.
     model: the task model.
     g: the derivative of `_fit` with respect to theta, a tree like phi.
     z: the mode, a part.
   """
-  g = model.balance(g, z)
+  g = model.balance(g, z, curvature_at_mode(implicit, model, z))
   half = jax.tree.map(lambda s, g, z: 0.5 * s * g * z, model.white.scale, model.cut(g), z)
   return MetaParams(g, model.by_module(half))
 
@@ -95,13 +96,13 @@ def evidence_at(
     to theta_hat.
   """
   fit, g = jax.value_and_grad(lambda theta: _fit(model, theta, mode.z))(mode.theta)
-  grad = _gradient_of_fit(model, g, mode.z)
+  grad = _gradient_of_fit(implicit, model, g, mode.z)
   # log det K is taken at theta_hat, so theta_hat is in the place of phi here. Its gradient in
   # theta_hat then goes through the mode to phi and sigma.
   here = MetaParams(mode.theta, model.params.log_sigma2)
   determinant = jax.value_and_grad(lambda p: log_det(how, model.at(p), key), has_aux=True)
   (value, error), slope = determinant(here)
-  through_mode, w, solve = implicit_gradient(implicit, model, mode.z, slope.phi)
+  through_mode, w, solve, _ = implicit_gradient(implicit, model, mode.z, slope.phi)
   d_sigma = optax.tree.add(through_mode.log_sigma2, slope.log_sigma2)
   grad = optax.tree.add_scale(grad, -0.5, MetaParams(through_mode.phi, d_sigma))
   return fit - 0.5 * value, grad, EvidenceInfo(mode.info, solve, value, error), w

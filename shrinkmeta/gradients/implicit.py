@@ -62,7 +62,7 @@ def implicit_gradient(
   *,
   start: PyTree | None = None,
   key: jax.Array | None = None,
-) -> tuple[MetaParams, PyTree, SolveInfo]:
+) -> tuple[MetaParams, PyTree, SolveInfo, jax.Array | None]:
   """Return the gradient of a loss with respect to (phi, log sigma^2), through the mode of one task.
 
   The solve leaves frozen modules out. Their phi has a gradient nevertheless. It uses the rows of
@@ -78,7 +78,7 @@ def implicit_gradient(
       draws are independent of those of the inner steps.
 
   Returns:
-    (the gradient, w as a part, the SolveInfo).
+    (the gradient, w as a part, the SolveInfo, the curvature [] along s w or None without a solve).
   """
   b, precision = model.scaled(model.cut(g)), model.white.precision
   # In modules without a prior p is 0, and so is the gradient of log sigma^2.
@@ -86,34 +86,28 @@ def implicit_gradient(
   if implicit.solver == "identity":
     rest = (jnp.full([], x) for x in (0, False, False))
     none = SolveInfo(absent(model.n.dtype), *rest)
-    return MetaParams(g, d_sigma(b)), b, none
+    return MetaParams(g, d_sigma(b)), b, none, None
 
-  here = model.around(model.theta(z))
-  product_of = lambda task: task.product(implicit.curvature)
-  column_of = lambda task: task.column(implicit.curvature)
-  if implicit.batch_size is None:
-    first, product = here, product_of(here)
-    column = column_of(here) if model.frozen else product
-  else:
-    batches = _mini_batches(implicit, model.batch, key)
-    first = here.on(jax.tree.map(lambda x: x[0], batches))
-    product = _total(product_of, here, here.part, batches)
-    column = _total(column_of, here, here.params.phi, batches) if model.frozen else product
+  here, batches = model.around(model.theta(z)), _mini_batches(implicit, model.batch, key)
+  product = _total(lambda task: task.product(implicit.curvature), here, here.part, batches)
+  column = product
+  if model.frozen:
+    phi = here.params.phi
+    column = _total(lambda task: task.column(implicit.curvature), here, phi, batches)
   operator = lambda v: model.k_product(v, product(model.scaled(v)), implicit.damping)
   if implicit.solver == "cg":
     w, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
   elif implicit.solver == "neumann":
     w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
   else:
+    first = here if batches is None else here.on(jax.tree.map(lambda x: x[0], batches))
     w, info = _dual(implicit, first, operator, b)
   u = model.scaled(w)
-  curved = column(u)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
-  # The curvature along u. With a sharp likelihood it exceeds the number of examples.
-  along, length = optax.tree.vdot(u, model.cut(curved)), optax.tree.vdot(u, u)
-  along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
-  direct = optax.tree.sub(g, curved)
-  balanced = model.balance(direct, by_prior, jnp.maximum(model.count, along))
+  # <u, C u> = <w, K w> - <w, P w>, and K w = b. So it costs no further product.
+  along = model.curvature_along(u, optax.tree.vdot(w, optax.tree.sub(b, by_prior)))
+  direct = optax.tree.sub(g, column(u))
+  balanced = model.balance(direct, by_prior, along)
 
   # In modules without a prior, the second form does not exist: `by_prior` is 0. Use the first form
   # alone. In directions that the data do not determine, theta_hat stays at phi, and the first form
@@ -121,13 +115,25 @@ def implicit_gradient(
   known = lambda p, d, x: d if p is None else jnp.where(p + implicit.damping > 0, x, d)
   none = lambda x: x is None
   d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=none)
-  return MetaParams(d_phi, d_sigma(w)), w, info
+  return MetaParams(d_phi, d_sigma(w)), w, info, along
+
+
+def curvature_at_mode(
+  implicit: Implicit, model: TaskModel, z: PyTree, key: jax.Array | None = None
+) -> jax.Array:
+  """Return the Gauss-Newton curvature [] along s z at the mode. It costs one product."""
+  batches = _mini_batches(implicit, model.batch, key)
+  here, u = model.around(model.theta(z)), model.scaled(z)
+  product = _total(lambda task: task.product("gauss_newton"), here, here.part, batches)
+  return model.curvature_along(u, optax.tree.vdot(u, product(u)))
 
 
 def _total(
-  make: Callable[[TaskModel], Linear], here: TaskModel, like: PyTree, batches: Batch
+  make: Callable[[TaskModel], Linear], here: TaskModel, like: PyTree, batches: Batch | None
 ) -> Linear:
   """Return v -> the sum of make(task)(v) over mini-batches [B, n, ...], a tree like `like`."""
+  if batches is None:
+    return make(here)
   if num_rows(batches) == 1:
     return make(here.on(jax.tree.map(lambda x: x[0], batches)))
   add = lambda v: lambda sum_, batch: (optax.tree.add(sum_, make(here.on(batch))(v)), None)
@@ -147,10 +153,14 @@ def _dual(
   return w, info._replace(negative_curvature=factor.negative)
 
 
-def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch:
-  """Draw mini-batches [B, n, ...] whose curvatures sum to an estimate of that of all examples."""
+def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch | None:
+  """Draw mini-batches [B, n, ...] whose curvatures sum to an estimate of that of all examples.
+
+  None takes all examples at once.
+  """
   size, count = implicit.batch_size, implicit.num_batches
-  assert size is not None
+  if size is None:
+    return None
   if key is None:
     raise ValueError("Implicit.batch_size draws examples: pass key=jax.random.key(...) along.")
   if size * (count or 1) > num_rows(batch):
@@ -221,7 +231,7 @@ def differentiable_mode(
     params, batch, consts, given, z = residuals
     model = model_of(params, batch, consts)
     g = merge(unravel(cotangents[0]), optax.tree.zeros_like(params.phi))
-    grad, w, _ = implicit_gradient(implicit, model, z, g, key=given[0])
+    grad, w, *_ = implicit_gradient(implicit, model, z, g, key=given[0])
     d_batch, d_consts = data_gradient(lambda *data: model_of(params, *data), z, w, batch, consts)
     return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 

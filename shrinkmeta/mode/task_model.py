@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from shrinkmeta.base import MetaParams
 from shrinkmeta.config import Curvature, Frozen
@@ -201,7 +202,16 @@ class TaskModel:
       self.likelihood, self.outputs_at, self.part, self.white.scale, self.batch
     )
 
-  def balance(self, direct: PyTree, scaled: PyTree, c: jax.Array | None = None) -> PyTree:
+  def curvature_along(self, u: PyTree, curved: jax.Array) -> jax.Array:
+    """Return the curvature <u, C u> / <u, u> [] along a part u, or N if that is larger.
+
+    A sharp likelihood has a curvature far above its number of examples. `curved` is <u, C u> [].
+    """
+    length = optax.tree.vdot(u, u)
+    along = jnp.where(length == 0, 0.0, curved / jnp.where(length == 0, 1.0, length))
+    return jnp.maximum(self.count, along)
+
+  def balance(self, direct: PyTree, scaled: PyTree, c: jax.Array) -> PyTree:
     """Combine two inexact forms of one quantity x: x = `direct` and s x = `scaled`.
 
         x = (direct + c s scaled) / (1 + c s^2)
@@ -214,9 +224,8 @@ class TaskModel:
     Args:
       direct: a tree like phi. Leaves of frozen modules are returned unchanged.
       scaled: a part, s x computed from the prior's term. It is 0 in modules without a prior.
-      c: [] a rough size of the curvature C. None takes the number of examples N.
+      c: [] the size of the curvature C: see `curvature_along`.
     """
-    c = self.count if c is None else c
 
     def leaf(s: Any, of_data: jax.Array, of_prior: Any) -> jax.Array:
       return of_data if s is None else (of_data + c * s * of_prior) / (1.0 + c * s * s)

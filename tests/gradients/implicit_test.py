@@ -40,11 +40,11 @@ def model_of(likelihood, labels, phi, log_sigma2, batch, frozen=frozenset()):
 
 
 def solve_of(implicit, likelihood, labels, frozen=frozenset()):
-  """(phi, log_sigma2, batch, z, g, key) -> what `implicit_gradient` returns."""
+  """(phi, log_sigma2, batch, z, g, key) -> (the gradient, w, the SolveInfo)."""
 
   def solve(phi, log_sigma2, batch, z, g, key=None):
     model = model_of(likelihood, labels, phi, log_sigma2, batch, frozen)
-    return implicit_gradient(implicit, model, z, g, key=key)
+    return implicit_gradient(implicit, model, z, g, key=key)[:3]
 
   return solve
 

@@ -440,7 +440,10 @@ def test_sigma_reptile_follows_the_joint(sigma):
 ))  # fmt: skip
 @pytest.mark.parametrize("keywords", ({}, {"batching": 2}, {"sigma_gradient": "joint"}))
 def test_sigma_reptile_short_of_the_mode(inner, keywords):
-  """phi's gradient from G on all examples and from z; the report is that of `adapt`."""
+  """phi's gradient from G on all examples and from z; the report is that of `adapt`.
+
+  The weight of z is the curvature c along the direction u of the implicit solve, or of the mode.
+  """
   likelihood, params, tasks = linear_tasks()
   sigma, key = 0.3, jax.random.key(3)
   learner = sm.sigma_reptile(
@@ -458,7 +461,12 @@ def test_sigma_reptile_short_of_the_mode(inner, keywords):
   x, y = (np.asarray(part) for part in tasks.train[:2])
   theta, n = np.asarray(thetas["w"]), y.shape[1]
   slope = -np.einsum("tni,tn->ti", x, y - np.einsum("tni,ti->tn", x, theta)) / SCALE**2
-  want = (slope - n * (theta - np.asarray(params["w"]))) / (1 + n * sigma**2)
+  curvature = np.einsum("tni,tnj->tij", x, x) / SCALE**2
+  moved, k = theta - np.asarray(params["w"]), np.eye(5) + sigma**2 * curvature
+  u = moved if "sigma_gradient" in keywords else np.linalg.solve(k, slope[..., None])[..., 0]
+  c = np.einsum("ti,tij,tj->t", u, curvature, u) / np.sum(u**2, 1)
+  c = np.maximum(n, c)[:, None]
+  want = (slope - c * moved) / (1 + c * sigma**2)
   assert_close(grad.phi["w"], jnp.asarray(want.mean(0)), 1e-8)
 
 

@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import shrinkmeta as sm
@@ -40,8 +41,10 @@ def test_gradients_at_the_limits():
   assert grad["frozen"] == 0.0 and grad["free"] == 0.0
 
 
-@pytest.mark.parametrize("c", (0.0, 7.0))
-def test_balance_weighs_by_sigma(c):
+@pytest.mark.parametrize(
+  ("count", "curvature", "c"), ((0.0, 0.0, 0.0), (7.0, 2.0, 7.0), (1.0, 7.0, 7.0))
+)
+def test_balance_weighs_by_sigma(count, curvature, c):
   """Forms that contradict each other: what comes out tells how much it took of each."""
   scale = {"tight": jnp.asarray(0.0), "wide": jnp.asarray(3.0), "free": 1.0, "held": None}
   direct = {m: jnp.array([2.0, -1.0]) for m in scale}
@@ -49,8 +52,10 @@ def test_balance_weighs_by_sigma(c):
   params = sm.MetaParams(direct, dict.fromkeys(scale, jnp.zeros([])))
   batch = sm.Batch(jnp.ones(1), jnp.ones(1))
   model = task_model(sm.gaussian(lambda theta, x: x), {m: m for m in scale}, params, batch)
-  model = dataclasses.replace(model, white=Whitening(scale, scale))
-  got = model.balance(direct, scaled, jnp.asarray(c))
+  model = dataclasses.replace(model, white=Whitening(scale, scale), count=jnp.asarray(count))
+  u = {m: jnp.array([1.0, 2.0]) for m in scale} | {"held": None}
+  curved = curvature * optax.tree.vdot(u, u)
+  got = model.balance(direct, scaled, model.curvature_along(u, curved))
   for name in ("tight", "held"):
     np.testing.assert_array_equal(got[name], direct[name])
   np.testing.assert_allclose(got["free"], direct["free"] / (1.0 + c), rtol=1e-14)
