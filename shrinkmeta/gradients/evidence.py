@@ -219,12 +219,15 @@ def differentiable_evidence(
     return (result, info._replace(solve=None)), (grad, kept)
 
   def of_data(params: MetaParams, data: Data, keys: Any, mode: Mode, w: PyTree) -> Data:
-    def held(data: Data) -> jax.Array:  # the evidence with theta_hat held fixed
-      here = task(params, *data)
+    batch, consts = data
+
+    def held(batch: Batch, floats: Any) -> jax.Array:  # the evidence with theta_hat held fixed
+      here = task(params, batch, consts._replace(floats=floats))
       determinant = log_det(how, here.around(mode.theta), keys[1])[0]
       return _fit(here, mode.theta, mode.z) - 0.5 * determinant
 
-    direct = jax.vjp(held, data)[1](jnp.ones([], model.n.dtype))[0]
+    d_batch, d_floats = jax.vjp(held, batch, consts.floats)[1](jnp.ones([], model.n.dtype))
+    direct = d_batch, Consts(d_floats)
     moved = data_gradient(lambda *data: task(params, *data), mode.z, w, *data)
     return jax.tree.map(lambda a, b: a if a.dtype == float0 else a - 0.5 * b, direct, moved)
 
@@ -240,7 +243,7 @@ def differentiable_evidence(
 
 
 def _opened(model: TaskModel) -> tuple[Consts, Callable[[MetaParams, Batch, Consts], TaskModel]]:
-  """Return the likelihood's traced floats, and (params, batch, these floats) -> the task model."""
+  """Return what the likelihood closes over, and (params, batch, that) -> the task model."""
   consts, rebuild = open_likelihood(model.likelihood, model.params.phi, model.batch)
 
   def task(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:

@@ -109,9 +109,8 @@ def implicit_gradient(
   direct = optax.tree.sub(g, column(u))
   balanced = model.balance(direct, by_prior, along)
 
-  # In modules without a prior, the second form does not exist: `by_prior` is 0. Use the first form
-  # alone. In directions that the data do not determine, theta_hat stays at phi, and the first form
-  # is the part of g that is outside the range of C.
+  # Modules without a prior have the first form alone: `by_prior` is 0. In directions that the data
+  # do not determine, theta_hat stays at phi, and that form is the part of g outside C's range.
   known = lambda p, d, x: d if p is None else jnp.where(p + implicit.damping > 0, x, d)
   none = lambda x: x is None
   d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=none)
@@ -195,7 +194,7 @@ def differentiable_mode(
       these arguments.
     params: phi and log sigma^2.
     batch: the task's training data. The rule covers its float leaves.
-    consts: the traced floats that the likelihood closes over: see `open_likelihood`.
+    consts: what the likelihood depends on beside its arguments: see `open_likelihood`.
     steps: replaces inner.steps. A tuple is not allowed.
     key: for inner.batch_size and implicit.batch_size; consumed.
     end: the last state of the loop, if it was run before.
@@ -210,8 +209,8 @@ def differentiable_mode(
 
   def find(params: MetaParams, batch: Batch, consts: Consts, given: Any) -> tuple[Any, ...]:
     model = model_of(params, batch, consts)
-    key, end = given
-    mode = posterior_mode(inner, model, key=key, steps=steps, end=end)
+    key, end, until = given
+    mode = posterior_mode(inner, model, key=key, steps=steps if until is None else until, end=end)
     part = ravel_pytree(model.cut(mode.theta))[0]
     if implicit.batch_size is not None and key is not None:
       part += (0 * jax.random.key_data(key).ravel()[0]).astype(part.dtype)
@@ -236,7 +235,8 @@ def differentiable_mode(
     return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 
   mode.defvjp(forward, backward)
-  flat, info = mode(params, batch, consts, (key, end))
+  traced = steps if isinstance(steps, jax.Array) else None  # a rule closes over no traced value
+  flat, info = mode(params, batch, consts, (key, end, traced))
   part = unravel(flat)
   whole = jax.tree.structure(part) == jax.tree.structure(params.phi)
   return part if whole else merge(part, params.phi), info
@@ -258,15 +258,17 @@ def data_gradient(
     z: the mode, a part.
     w: K^-1 (s g), a part.
     batch: the task's data.
-    consts: the floats that the likelihood closes over.
+    consts: what the likelihood depends on beside its arguments.
   """
 
-  def stationarity(batch: Batch, consts: Consts) -> PyTree:  # grad_z J, a sum over examples
-    model = model_of(batch, consts)
+  def stationarity(batch: Batch, floats: Any) -> PyTree:  # grad_z J, a sum over examples
+    model = model_of(batch, consts._replace(floats=floats))
     of_z = jax.grad(lambda z: model.objective(z, batch))(z)
     return jax.tree.map(lambda x: model.n * x, of_z)
 
-  return jax.vjp(stationarity, batch, consts)[1](optax.tree.scale(-1.0, w))
+  pull = jax.vjp(stationarity, batch, consts.floats)[1]
+  d_batch, d_floats = pull(optax.tree.scale(-1.0, w))
+  return d_batch, Consts(d_floats)
 
 
 def map_estimate(

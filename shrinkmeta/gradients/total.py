@@ -92,8 +92,8 @@ def theta_hat(
   consts, rebuild = open_likelihood(network_of(spec, shared), shared.params.phi, batch)
 
   def make(params: MetaParams, batch: Batch, consts: Consts) -> TaskModel:
-    model = model_of(spec, shared._replace(params=params), batch, frozen)
-    return dataclasses.replace(model, likelihood=rebuild(consts)) if consts else model
+    model = model_of(spec, Shared(params, None, None), batch, frozen)
+    return dataclasses.replace(model, likelihood=rebuild(consts))
 
   given = (shared.params, batch, consts, steps, shared.key, end)
   return differentiable_mode(spec.inner, spec.implicit, make, *given)

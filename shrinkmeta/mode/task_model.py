@@ -202,7 +202,7 @@ class TaskModel:
       self.likelihood, self.outputs_at, self.part, self.white.scale, self.batch
     )
 
-  def curvature_along(self, u: PyTree, curved: jax.Array) -> jax.Array:
+  def curvature_along(self, u: PyTree, curved: jax.typing.ArrayLike) -> jax.Array:
     """Return the curvature <u, C u> / <u, u> [] along a part u, or N if that is larger.
 
     A sharp likelihood has a curvature far above its number of examples. `curved` is <u, C u> [].

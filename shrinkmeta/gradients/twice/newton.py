@@ -84,7 +84,7 @@ def newton_mode(
     model_of: (params, batch, consts) -> the task model.
     params: phi and log sigma^2.
     batch: the task's training data.
-    consts: the traced floats that the likelihood closes over: see `open_likelihood`.
+    consts: what the likelihood depends on beside its arguments: see `open_likelihood`.
     steps: replaces inner.steps.
 
   Returns:
