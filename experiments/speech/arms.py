@@ -110,7 +110,7 @@ def learn_sigma(
     tasks,
     own.steps,
     meta_batch=own.speakers,
-    key=jax.random.key(seed),
+    key=jax.random.fold_in(jax.random.key(seed), 3),
     callbacks=(sm.json_lines(folder / "log.jsonl"),),
     checkpoints=sm.Checkpoints(folder / "states", every=1, keep=2),
   )

@@ -107,7 +107,7 @@ class _Method:
         arms.padded(train, rows),
         tuple(sm.Batch(*map(jnp.asarray, (b.inputs, b.targets))) for b in parts),
         jnp.float32(rate),
-        jax.random.key(self.seed),
+        jax.random.fold_in(jax.random.key(self.seed), 4),
       )
     )
 

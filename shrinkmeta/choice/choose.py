@@ -1,6 +1,5 @@
 """`choose_modules` chooses the modules to keep task-specific, and returns the curve of losses."""
 
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -224,9 +223,7 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
     )
   check_targets(with_constants(learner.spec.likelihood, state.constants), "tasks", tasks, state.phi)
   if tolerance is not None:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real):
-      raise TypeError(f"tolerance must be a number of nats, or None; got {shown(tolerance)}.")
-    if not tolerance >= 0:
+    if not scalars.number("tolerance", tolerance) >= 0:
       raise ValueError(f"tolerance must not be negative; got {shown(tolerance)}.")
   validate.integer("repeats", repeats, 0)
   sigma = known_sigma(learner.spec, state, "choose_modules")
@@ -239,7 +236,7 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
   return sigma
 
 
-def _need_two(num_tasks: int, tolerance: numbers.Real | float | None) -> None:
+def _need_two(num_tasks: int, tolerance: float | None) -> None:
   """Raise ValueError if there are too few tasks without a failure for a standard error."""
   if num_tasks < 2 and tolerance is None:
     raise ValueError(

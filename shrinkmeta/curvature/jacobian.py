@@ -129,9 +129,12 @@ def indefinite(values: jax.Array) -> jax.Array:
   If Lambda has such an eigenvalue, log_prob is not concave in the outputs.
 
   Args:
-    values: the eigenvalues, of any shape.
+    values: the eigenvalues of one matrix [C], or of many [N, C]. Each matrix is compared with its
+      own largest eigenvalue, because a sharp example may stand beside a flat one.
   """
-  return jnp.any(values < -1e-4 * jnp.max(values))
+  own = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+  rounding = 10 * jnp.finfo(values.dtype).eps * jnp.max(own, initial=0.0)
+  return jnp.any(values < -(1e-4 * own + rounding))
 
 
 def output_curvature(likelihood: Likelihood, outputs: jax.Array, batch: Batch) -> jax.Array:

@@ -12,14 +12,14 @@ import numpy as np
 import scipy  # loads scipy.special, half a second, at its first use
 
 from shrinkmeta.base import MetaLearner, MetaState
-from shrinkmeta.checks import validate
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.devices.batching import map_tasks
 from shrinkmeta.learner.kept import kept
 from shrinkmeta.mode.frozen import check_own, merge
 from shrinkmeta.model.likelihood import masked_log_prob
 from shrinkmeta.model.outputs import check_targets, labels_of
 from shrinkmeta.model.tasks import Batch, Task, check_tasks, divisor, num_examples, weights
-from shrinkmeta.model.variants import with_constants
+from shrinkmeta.model.variants import log_prob_with_scale, with_constants
 
 PyTree = Any
 
@@ -164,7 +164,7 @@ def evaluate(
   validate.instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
   if steps is not None:
     validate.integer("steps", steps, least=0)
-  validate.instance("key", key, (jax.Array, type(None)), "a key of jax.random.key, or None")
+  scalars.key("key", key)
   check_tasks(tasks)
   check_own(learner.spec, state.log_sigma2)
   if jax.process_count() > 1:
@@ -246,7 +246,9 @@ def _program(learner: MetaLearner) -> Callable[..., Any]:
     outputs = predict(merge(part, phi), batch.inputs)
     log_prob = masked_log_prob(spec.likelihood, outputs, batch)
     nll = -log_prob / divisor(num_examples(batch, log_prob.dtype))
-    return (), (nll, _accuracy(outputs, batch))
+    # The outputs of a normal density with a scale are [N, ..., 2], but no logits.
+    scaled = spec.likelihood.log_prob is log_prob_with_scale
+    return (), (nll, None if scaled else _accuracy(outputs, batch))
 
   def program(state: MetaState, tasks: Task, key: Any, steps: int | None) -> Any:
     thetas, info = learner.adapt_tasks(state, tasks.train, steps, key)

@@ -267,7 +267,9 @@ def bernoulli(predict: Predict) -> Likelihood:
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     same_shape(outputs, targets)
     y = in_range(targets, outputs.dtype, 1.0, "between 0 and 1")
-    return sum_trailing(y * outputs - jax.nn.softplus(outputs))
+    # A target of 0 or 1 has a finite log-probability at an infinite logit.
+    part = lambda y, f: y * jax.nn.softplus(jnp.where((y == 0) & jnp.isposinf(f), 0.0, f))
+    return sum_trailing(-part(y, -outputs) - part(1 - y, outputs))
 
   return Likelihood(predict, log_prob)
 
@@ -300,7 +302,9 @@ def poisson(predict: Predict) -> Likelihood:
     y = in_range(targets, outputs.dtype, math.inf, "counts, not negative")
     positive = jnp.where(y > 0, y, 1.0)
     u = outputs - jnp.log(positive)
-    return sum_trailing(y * u - positive * jnp.expm1(u) + _log_p_at_best(y, positive))
+    # A count of 0 has the log-probability 0 at a rate of 0, whose logarithm is -inf.
+    linear = jnp.where((y == 0) & jnp.isneginf(u), 0.0, u)
+    return sum_trailing(y * linear - positive * jnp.expm1(u) + _log_p_at_best(y, positive))
 
   return Likelihood(predict, log_prob)
 

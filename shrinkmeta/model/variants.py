@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import is_array, shown
@@ -265,19 +266,29 @@ def gaussian_with_scale(
       raise TypeError(
         f"predict must return a pair of arrays (f [N, ...], log s); it returned {shown(pair)}."
       )
-    f, log_s = jnp.asarray(pair[0]), pair[1]
-    precision = jnp.exp(-2.0 * jnp.asarray(log_s, f.dtype))
-    precision = jnp.maximum(precision, 4 * jnp.finfo(f.dtype).tiny)  # not 0, which means padding
+    f, log_s = map(jnp.asarray, pair)
+    fits = log_s.ndim <= f.ndim and np.broadcast_shapes(f.shape, log_s.shape) == f.shape
+    if not fits or not jnp.issubdtype(f.dtype, jnp.floating):
+      raise ValueError(
+        "predict must return (f, log s), floats f [N, ...] and a log s that broadcasts against "
+        f"them; it returned {f.dtype}{list(f.shape)} and {log_s.dtype}{list(log_s.shape)}."
+      )
+    limits = jnp.finfo(f.dtype)
+    precision = jnp.exp(-2.0 * log_s.astype(f.dtype))
+    # Not 0, which means padding, and not inf, which would make the outputs NaN.
+    precision = jnp.clip(precision, 4 * limits.tiny, float(limits.max) ** 0.5)
     precision = jnp.broadcast_to(precision, f.shape)
     return jnp.stack([f * precision, -0.5 * precision], -1)
 
-  def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    f, s = mean_and_scale(outputs)
-    same_shape(f, targets)
-    log_p = -0.5 * jnp.square((targets - f) / s) - jnp.log(s) - 0.5 * math.log(2 * math.pi)
-    return sum_trailing(log_p)
+  return Likelihood(natural, log_prob_with_scale)
 
-  return Likelihood(natural, log_prob)
+
+def log_prob_with_scale(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+  """Return the log density [N] of targets [N, ...] under the outputs of `gaussian_with_scale`."""
+  f, s = mean_and_scale(outputs)
+  same_shape(f, targets)
+  log_p = -0.5 * jnp.square((targets - f) / s) - jnp.log(s) - 0.5 * math.log(2 * math.pi)
+  return sum_trailing(log_p)
 
 
 def mean_and_scale(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:

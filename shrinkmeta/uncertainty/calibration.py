@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import scipy  # loads scipy.special at its first use
 
-from shrinkmeta.checks import validate
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.model.outputs import labels_of
 from shrinkmeta.model.tasks import divisor
 
@@ -83,7 +84,7 @@ def calibration(
   weights = _weights(mask, log_probabilities, targets.shape)
   classes = log_probabilities.shape[1]
   value, kept = validate.known(targets), validate.known(weights)
-  if value is not None:
+  if value is not None and (mask is None or kept is not None):
     value = value if kept is None else value[kept > 0]
     if ((value < 0) | (value >= classes)).any():
       raise ValueError(f"targets must lie in 0..{classes - 1}; got {value.min()}..{value.max()}.")
@@ -140,7 +141,7 @@ def coverage(
   """
   for name, value in (("mean", mean), ("sd", sd), ("targets", targets)):
     validate.array(name, value, "an array [N, ...]")
-  validate.array("level", level, "a number between 0 and 1")
+  level = scalars.number("level", level)
   mean, sd, targets = _wide(mean), _wide(sd), _wide(targets)
   if not mean.shape == sd.shape == targets.shape:
     raise ValueError(
@@ -149,7 +150,8 @@ def coverage(
   if not 0 < level < 1:
     raise ValueError(f"level must lie between 0 and 1; got {level}.")
   weights = _weights(mask, mean, mean.shape)
-  half = jax.scipy.stats.norm.ppf(0.5 + 0.5 * level) * sd
+  # Phi^-1 in float64: in float32 (1 + level) / 2 may be 1.
+  half = jnp.asarray(scipy.special.ndtri(0.5 + 0.5 * level), sd.dtype) * sd
   distance = jnp.abs(targets - mean)
   unknown = jnp.isnan(distance) | jnp.isnan(half) | (sd < 0)
   inside = jnp.where(unknown, jnp.nan, distance <= half).astype(weights.dtype)

@@ -11,6 +11,7 @@ approximately. All other directions keep the variance 1, so the total variance i
 variance along a single direction may still be too small.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import scalars, validate
+from shrinkmeta.curvature.closed_over import open_likelihood
 from shrinkmeta.curvature.products import curvature_product, linearise
 from shrinkmeta.curvature.solvers import exact, split
 from shrinkmeta.devices.keys import same_in_any_batch
@@ -28,6 +30,7 @@ from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import Likelihood, masked_log_prob, without_padding
 from shrinkmeta.model.tasks import Batch, check_batch, check_inputs
 from shrinkmeta.model.variants import with_constants
+from shrinkmeta.uncertainty.inverse_root import inverse_root
 
 PyTree = Any
 
@@ -59,6 +62,9 @@ class Posterior:
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """Draw theta n times.
+
+    For one key, draws can be differentiated once with respect to the parameters, sigma and the
+    data, also where s C s has equal eigenvalues. So can `outputs` and `log_predictive`.
 
     Args:
       key: a random key; consumed.
@@ -210,18 +216,8 @@ class Posterior:
     `custom_linear_solve` applies this rule to derivatives of any order. A custom_jvp would lose its
     rule in the second derivative of `lax.map`.
     """
-    likelihood = Likelihood(self._predict, self.log_prob)
-    part, rest = self._cut()
-    outputs_of = lambda p: self._predict(merge(p, rest), self.batch.inputs)
-    loss_of = lambda f: -masked_log_prob(likelihood, f, self.batch)
+    k = self._times_k(self._network())
     basis, values = jax.lax.stop_gradient((self.basis, self.eigenvalues))
-    _, unravel = ravel_pytree(part)
-
-    def k(rows: jax.Array) -> jax.Array:  # R K [C, D]
-      product = curvature_product("gauss_newton", outputs_of, loss_of, part)
-      scaled = lambda v: jax.tree.map(jnp.multiply, self.scale, v)
-      curved = lambda v: scaled(product(scaled(v)))
-      return jax.vmap(lambda v: v + ravel_pytree(curved(unravel(v)))[0])(rows)
 
     def solve(_: Any, rows: jax.Array) -> jax.Array:  # R K^-1
       along, off = split(rows, basis)
@@ -238,9 +234,26 @@ class Posterior:
 
     return covariance
 
+  def _times_k(self, network: Likelihood) -> Callable[[jax.Array], jax.Array]:
+    """Return the function from rows R [C, D] to R K [C, D], with K = I + s C s."""
+    part, rest = self._cut()
+    outputs_of = lambda p: network.predict(merge(p, rest), self.batch.inputs)
+    loss_of = lambda f: -masked_log_prob(network, f, self.batch)
+    _, unravel = ravel_pytree(part)
+
+    def k(rows: jax.Array) -> jax.Array:
+      product = curvature_product("gauss_newton", outputs_of, loss_of, part)
+      scaled = lambda v: jax.tree.map(jnp.multiply, self.scale, v)
+      curved = lambda v: scaled(product(scaled(v)))
+      return jax.vmap(lambda v: v + ravel_pytree(curved(unravel(v)))[0])(rows)
+
+    return k
+
+  def _network(self) -> Likelihood:
+    return with_constants(Likelihood(self.predict, self.log_prob), self.constants)
+
   def _predict(self, theta: PyTree, inputs: PyTree) -> jax.Array:
-    likelihood = Likelihood(self.predict, self.log_prob)
-    return with_constants(likelihood, self.constants).predict(theta, inputs)
+    return self._network().predict(theta, inputs)
 
   def _cut(self) -> tuple[PyTree, PyTree]:
     """Return theta in the task-specific modules, and theta in the frozen modules."""
@@ -253,7 +266,9 @@ class Posterior:
     """Draw s (z - z_hat) = s (I + s C s)^(-1/2) e n times, leaves [n, ...], with e ~ N(0, I)."""
     flat, unravel = ravel_pytree(self._cut()[0])
     noise = jax.random.normal(same_in_any_batch(key), (n, flat.size), flat.dtype)
-    change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
-    with exact():
-      z = noise + ((noise @ self.basis.T) * change[None]) @ self.basis
+    consts, rebuild = open_likelihood(self._network(), self.theta, self.batch)
+    k_of = lambda at: at[0]._times_k(rebuild(at[1]))
+    none = jnp.zeros([])  # K depends on neither V nor lambda
+    held = dataclasses.replace(self, basis=none, eigenvalues=none)
+    z = inverse_root(k_of, (held, consts), self.basis, self.eigenvalues, noise)
     return jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))(z)

@@ -141,6 +141,14 @@ def test_regression_has_no_accuracy():
   np.testing.assert_allclose(found.val_nll, 0.5 * 0.81**2 + 0.5 * np.log(2 * np.pi), rtol=1e-5)
 
 
+def test_a_density_with_a_scale_has_no_accuracy_for_integer_targets():
+  scaled = sm.gaussian_with_scale(lambda theta, x: (x * theta["w"], 0.0 * theta["w"]))
+  learner = sm.maml(scaled, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 2))
+  batch = sm.Batch(jnp.ones((3, 4)), jnp.ones((3, 4), int))
+  found = evaluation.evaluate(learner, learner.init({"w": 0.0}), sm.Task(batch, batch))
+  assert found.accuracy is None and np.isfinite(found.val_nll).all()
+
+
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [
@@ -149,7 +157,7 @@ def test_regression_has_no_accuracy():
     ("tasks", [1], "tasks must be a shrinkmeta.Task"),
     ("tasks", classes()._replace(val=None), "needs validation examples"),
     ("steps", (1, 2), "steps must be an integer"),
-    ("key", 0, "key must be a key of jax.random.key, or None"),
+    ("key", 0, "key must be a key of random numbers, or None"),
   ],
 )
 def test_wrong_arguments_are_refused_by_name(name, value, message):

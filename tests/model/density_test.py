@@ -157,8 +157,13 @@ def test_no_prior_adds_nothing():
 
 def test_a_tiny_sigma_has_a_density():
   w = {"w": jnp.ones(2, jnp.float32)}
-  found = sm.log_prior(w, w, {"w": -150.0}, {"w": "w"})
-  np.testing.assert_allclose(found, 150.0 - np.log(2 * np.pi), rtol=1e-6)
+  for log_sigma2 in (-150.0, -180.0):  # at -180 the precision overflows
+    at_phi = lambda v: sm.log_prior(w, w, {"w": v}, {"w": "w"})
+    value, slope = jax.value_and_grad(at_phi)(log_sigma2)
+    np.testing.assert_allclose(value, -log_sigma2 - np.log(2 * np.pi), rtol=1e-6)
+    np.testing.assert_allclose(slope, -1.0, rtol=1e-6)
+  away = sm.log_prior({"w": 1.0 + w["w"]}, w, {"w": -180.0}, {"w": "w"})
+  assert away == -np.inf
 
 
 @pytest.mark.usefixtures("x64")

@@ -76,6 +76,28 @@ def test_the_derivatives_of_poisson_are_those_of_its_formula():
       )
 
 
+def test_a_probability_of_1_has_the_log_probability_0():
+  for make, f, y in (
+    (sm.bernoulli, [-jnp.inf, jnp.inf, 60.0], [0.0, 1.0, 1.0]),
+    (sm.poisson, [-jnp.inf, -jnp.inf, -60.0], [0.0, 0.0, 0.0]),
+  ):
+    one = lambda f, make=make, y=y: jnp.sum(make(identity).log_prob(f, jnp.array(y)))
+    for value in (one(jnp.array(f)), *jax.grad(one)(jnp.array(f))):
+      np.testing.assert_allclose(value, 0.0, atol=1e-25)
+  wrong = sm.bernoulli(identity).log_prob(jnp.array([-jnp.inf]), jnp.array([1.0]))
+  assert wrong[0] == -jnp.inf
+
+
+def test_a_scale_may_be_tiny_and_a_wrong_pair_is_refused():
+  scaled = sm.gaussian_with_scale(lambda theta, x: (x, theta))
+  outputs = scaled.predict(jnp.float32(-45.0), jnp.zeros(2, jnp.float32))
+  log_p = scaled.log_prob(outputs, jnp.zeros(2, jnp.float32))
+  assert jnp.isfinite(outputs).all() and jnp.isfinite(log_p).all()
+  for f, log_s in ((jnp.ones(3), jnp.ones((3, 1))), (jnp.arange(3), jnp.ones(3))):
+    with pytest.raises(ValueError, match=r"predict must return \(f, log s\), floats f \[N"):
+      scaled.predict(log_s, f)
+
+
 def test_categorical():
   y = np.array([0, 2, 1, 2])
   p = np.exp(F) / np.exp(F).sum(-1, keepdims=True)

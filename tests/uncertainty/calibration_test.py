@@ -46,6 +46,21 @@ def test_coverage_counts():
   assert float(sm.coverage(mean, sd, targets, level=0.5)) == 0.25
 
 
+def test_a_label_of_padding_may_be_anything_under_jit():
+  log_p = jnp.log(jnp.array([[0.7, 0.3], [0.4, 0.6], [0.5, 0.5]]))
+  targets, mask = jnp.array([0, 1, -1]), jnp.array([1.0, 1.0, 0.0])
+  found = jax.jit(lambda log_p, mask: sm.calibration(log_p, targets, mask))(log_p, mask)
+  assert found.accuracy == 1.0
+
+
+def test_a_level_of_nearly_1():
+  zero, targets = jnp.zeros(2), jnp.array([0.0, 9.0])
+  assert sm.coverage(zero, jnp.array([0.0, 1.0]), targets, 1 - 1e-9) == 0.5
+  assert sm.coverage(zero, jnp.ones(2), targets, jnp.float32(0.5)) == 0.5
+  with pytest.raises(TypeError, match="level must be a number"):
+    sm.coverage(zero, zero, targets, jnp.array([0.5, 0.9]))
+
+
 def test_errors_that_help():
   with pytest.raises(ValueError, match=r"\[N, C\]"):
     sm.calibration(jnp.zeros(3), jnp.zeros(3, int))
@@ -143,7 +158,7 @@ ANY: Any = sm  # for arguments of wrong types
     (lambda: ANY.coverage(TARGETS, TARGETS, [0, 0, 1]), r"targets must be an array .*; got a list"),
     (
       lambda: ANY.coverage(TARGETS, TARGETS, TARGETS, "95%"),
-      r"level must be a number .*; got '95%'",
+      r"level must be a number; got '95%'",
     ),
   ],
 )

@@ -61,3 +61,50 @@ def test_the_variance_has_both_derivatives_in_sigma_noise_and_data(name, rank):
   np.testing.assert_allclose(hessian, want_hessian, rtol=1e-8, atol=1e-9)
   if name == "balanced":
     np.testing.assert_allclose(twice, want_hessian, rtol=1e-8, atol=1e-9)
+
+
+def draws(v, of):
+  """A number from draws of the posterior of a small network; v: log sigma^2, two scales [4]."""
+  rng = np.random.default_rng(0)
+  theta = {"a": jnp.asarray(rng.normal(size=(3, 4))), "b": jnp.asarray(rng.normal(size=(4, 3)))}
+  theta = jax.tree.map(lambda w: w * v[2], theta)
+  x, y = jnp.asarray(rng.normal(size=(5, 3))), jnp.array([0, 1, 2, 0, 1])
+  mask = jnp.array([1.0, 2.0, 0.5, 0.0, 0.0])  # padding: eigenvalues of 0
+  log_sigma2 = {"a": v[0], "b": v[1]}
+  network = sm.categorical(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"])
+  batch = sm.Batch(x * v[3], y, mask)
+  found = sm.posterior(network, {"a": "a", "b": "b"}, theta, log_sigma2, theta, batch)
+  key = jax.random.key(0)
+  if of == "sample":
+    return sum(jnp.sum(jnp.sin(leaf)) for leaf in found.sample(key, 3).values())
+  if of == "outputs":
+    return jnp.sum(jnp.sin(found.outputs(key, x, 3)))
+  return jnp.sum(found.log_predictive(key, sm.Batch(x, y), 3))
+
+
+@pytest.mark.parametrize("of", ("sample", "outputs", "log_predictive"))
+def test_draws_have_a_derivative_where_singular_vectors_have_none(of):
+  v, step = jnp.array([0.3, -0.2, 1.1, 0.9]), 1e-5
+  found = jax.jit(jax.value_and_grad(lambda v: draws(v, of)))
+  moved = [[float(found(v.at[i].add(s))[0]) for s in (step, -step)] for i in range(4)]
+  want = [(up - down) / (2 * step) for up, down in moved]
+  np.testing.assert_allclose(found(v)[1], want, rtol=1e-6, atol=1e-7)
+
+
+def test_draws_of_a_compiled_function_with_a_traced_scale():
+  x, theta = jnp.eye(3), {"w": jnp.ones(3)}  # three equal eigenvalues
+
+  def total(scale):
+    linear = sm.gaussian(lambda t, x: x @ t["w"], scale)
+    batch = sm.Batch(x, jnp.ones(3))
+    found = sm.posterior(linear, {"w": "w"}, theta, {"w": 0.4}, theta, batch)
+    return jnp.sum(found.sample(jax.random.key(0), 4)["w"])
+
+  # theta + s (1 + s^2 / scale^2)^(-1/2) e: the closed form of its derivative in the scale
+  s2, scale = np.exp(0.4), 0.7
+  sum_e = (total(scale) - 12.0) / np.sqrt(s2 / (1 + s2 / scale**2))
+  want = np.sqrt(s2) * sum_e * (1 + s2 / scale**2) ** -1.5 * s2 / scale**3
+  np.testing.assert_allclose(jax.grad(jax.jit(total))(scale), want, rtol=1e-9)
+  np.testing.assert_allclose(jax.jvp(total, (scale,), (1.0,))[1], want, rtol=1e-9)
+  with pytest.raises(NotImplementedError, match="Draws of a posterior can be differentiated once"):
+    jax.grad(jax.grad(total))(scale)

@@ -295,6 +295,16 @@ def test_a_density_that_is_not_concave_has_no_posterior(rank):
   assert np.isnan(variance(phi)).all()
 
 
+def test_a_flat_example_that_is_not_concave_beside_a_sharp_one():
+  density = lambda f, y: jnp.where(y > 0, -1e4, 0.25) * jnp.square(f)
+  mixed = sm.Likelihood(lambda theta, x: x @ theta["w"], density)
+  phi, batch = {"w": jnp.ones(2)}, sm.Batch(jnp.eye(2), jnp.array([1.0, 0.0]))
+  found = sm.posterior(mixed, {"w": "w"}, phi, {"w": 0.0}, phi, batch)
+  assert np.isnan(found.predictive(batch.inputs).variance).all()
+  evidence = sm.log_evidence(mixed, {"w": "w"}, phi, {"w": 0.0}, batch)[0]
+  assert np.isnan(evidence)
+
+
 def test_outputs_of_several_arrays_are_refused_by_name():
   likelihood = sm.Likelihood(lambda t, x: {"f": x * t["w"]}, lambda f, y: -((y - f["f"]) ** 2))
   batch = sm.Batch(jnp.ones(3), jnp.ones(3))
