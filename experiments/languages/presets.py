@@ -144,6 +144,16 @@ def _check(config: Config) -> None:
       "A language is adapted on 1 to 20 articles, because it is judged on the last ten of 30; got "
       f"adapt.articles={adapt.articles}, tune.articles={tune.articles}."
     )
+  if not 1 <= config.meta.articles <= 20:
+    raise ValueError(
+      "meta.articles is 1 to 20, because a language is judged on the last ten of 30; got "
+      f"{config.meta.articles}."
+    )
+  if config.languages.validation < 2:
+    raise ValueError(
+      "languages.validation must be at least 2, because one language gives no standard error; got "
+      f"{config.languages.validation}."
+    )
   if config.data not in ("udhr", "synthetic"):
     raise ValueError(f'data is "udhr" or "synthetic"; got {config.data!r}.')
   if config.network.width % (2 * config.network.heads):

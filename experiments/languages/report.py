@@ -22,13 +22,18 @@ BASELINE = "no_adaptation"
 
 
 def bits(results: Sequence[Result], method: str, articles: int, steps: int) -> np.ndarray | None:
-  """Return bits per byte [languages of the results], or None if a result lacks them."""
+  """Return bits per byte [languages of the results], or None if a result lacks them.
+
+  A language that several seeds test is one language: its number is the mean over these seeds.
+  """
   if method == BASELINE:
     method, steps = "fine_tuning", 0
   found = [r["methods"][method]["bits"][str(articles)].get(str(steps)) for r in results]
   if any(one is None for one in found):
     return None
-  return np.array([math.nan if x is None else x for one in found for x in one], float)
+  values = np.array([math.nan if x is None else x for one in found for x in one], float)
+  codes = np.array([code for r in results for code in r["languages"]["test"]])
+  return np.array([values[codes == code].mean() for code in dict.fromkeys(codes.tolist())])
 
 
 def having(results: Sequence[Result], method: str) -> list[Result]:

@@ -59,6 +59,8 @@ def test_groups_share_no_language():
     ("choice.candidates=99", "choice.candidates is 1 to 21"),
     ("meta.step=3", "Did you mean"),
     ("base.steps=0", "positive number"),
+    ("meta.articles=21", "meta.articles is 1 to 20"),
+    ("languages.validation=1", "languages.validation must be at least 2"),
   ],
 )
 def test_wrong_settings(change, message):
@@ -126,6 +128,15 @@ def test_a_second_start_computes_nothing_again(finished, monkeypatch):
   assert again["methods"] == result["methods"] and again["served"] == result["served"]
   with pytest.raises(ValueError, match="holds a run that differs in seed"):
     stages.run(config, 1, folder, None)
+
+
+def test_a_language_of_two_seeds_counts_once():
+  of = lambda codes, values: {
+    "languages": {"test": codes},
+    "methods": {"head": {"bits": {"5": {"10": values}}}},
+  }
+  both = [of(["a", "b"], [1.0, 2.0]), of(["b", "c"], [4.0, None])]
+  np.testing.assert_array_equal(report.bits(both, "head", 5, 10), [1.0, 3.0, np.nan])
 
 
 def test_collected_runs(finished, tmp_path):

@@ -114,6 +114,23 @@ def test_versions_of_a_language_are_on_one_side():
     declarations.split(versions, (20, 4), 0)
 
 
+def test_no_text_is_on_two_sides_of_the_split():
+  versions = declarations.synthetic(24)
+  long = "the same long article under two codes " * 3
+  shared = [v._replace(articles=(*v.articles[:-1], long)) for v in versions[:3]]
+  short = [v._replace(articles=(*v.articles[:-1], "yes")) for v in versions[3:6]]
+  versions = [*shared, *short, *versions[6:]]
+  for seed in range(20):
+    parts = declarations.split(versions, (3, 4, 5), seed)
+    sides = [i for i, part in enumerate(parts) for v in part if long in v.articles]
+    assert sides and len(set(sides)) == 1  # the others are left out
+    left_out = 3 - len(sides)
+    assert sum(map(len, parts)) == len(versions) - left_out
+    assert [len({v.language for v in part}) for part in parts[:3]] == [3, 4, 5]
+  with pytest.raises(ValueError, match="share their text with others"):
+    declarations.split([v._replace(articles=(long,)) for v in versions], (3, 4, 5), 0)
+
+
 def test_every_byte_is_predicted_once_from_the_byte_before():
   articles = ("abc", "dé", "f")
   text = b"abc\nd\xc3\xa9\nf"
