@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree, shown
@@ -45,8 +46,6 @@ def module_summary(
 
       moved_m = sqrt(mean over tasks t and parameters i of (theta_mti - phi_mi)^2)
 
-  The values must be known, so this function does not run under jit.
-
   Args:
     labels: a pytree of strings with the structure of phi.
     phi: the parameters that all tasks share, a pytree of arrays [...].
@@ -58,12 +57,14 @@ def module_summary(
     One ModuleSummary for each module, sorted by path in `labels`.
 
   Raises:
-    TypeError, ValueError: labels, log_sigma2 or thetas do not fit phi.
+    TypeError, ValueError: labels, log_sigma2 or thetas do not fit phi, or a value is traced.
 
   >>> phi, thetas = {"w": jnp.zeros(2)}, {"w": jnp.full([3, 2], 0.5)}
   >>> module_summary({"w": "body"}, phi, {"body": 0.0}, thetas)
   (ModuleSummary(name='body', size=2, sigma=1.0, moved=0.5),)
   """
+  if any(isinstance(x, Tracer) for x in jax.tree.leaves((phi, log_sigma2, thetas))):
+    raise TypeError("module_summary returns numbers, so it runs outside jit, vmap and grad.")
   check_labels(labels, phi, "phi")
   check_modules("log_sigma2", log_sigma2, labels)
   size = module_sizes(phi, labels)

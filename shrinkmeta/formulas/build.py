@@ -135,7 +135,7 @@ def prepare(
   check_response(response, name, family, trials_, offset_)
   frame = columns.frame(parsed._replace(offsets=()), data, rows)
   fixed = matrices.matrix(parsed.fixed, frame)
-  check_columns(fixed.values, fixed.names, "the fixed part")
+  check_columns(fixed.values, fixed.names, "the fixed part", fixed.crossed)
   random, specs = _random(parsed, data, rows, frame)
   made = Design(
     response, name, fixed.values, fixed.names, random, offset_, weights_, trials_, dropped
@@ -337,7 +337,7 @@ def _random(
     found = matrices.matrix(term.terms, frame)
     if not found.names:
       raise ValueError(f"{term.text} has no term left of its bar; write (1 | {group}).")
-    check_columns(found.values, found.names, term.text)
+    check_columns(found.values, found.names, term.text, found.crossed)
     check_once(made, group, found.names)
     made.append(RandomTerm(group, tuple(levels), index, found.names, found.values, term.correlated))
     specs.append(found.spec)

@@ -80,7 +80,9 @@ def check_response(
     )
 
 
-def check_columns(values: np.ndarray, names: Sequence[str], part: str) -> None:
+def check_columns(
+  values: np.ndarray, names: Sequence[str], part: str, crossed: Sequence[bool] = ()
+) -> None:
   """Check that no column [N, P] is a linear combination of the others.
 
   The columns are scaled first, so that the result does not depend on their units. If there is an
@@ -90,6 +92,7 @@ def check_columns(values: np.ndarray, names: Sequence[str], part: str) -> None:
     values: the columns.
     names: the P names of the columns.
     part: the part of the formula that the columns belong to, for the error message.
+    crossed: `Matrix.crossed`, for the error message. Empty: no column belongs to an interaction.
 
   Raises:
     ValueError: a column depends on others. The message names this column and the others.
@@ -102,7 +105,7 @@ def check_columns(values: np.ndarray, names: Sequence[str], part: str) -> None:
   largest = np.abs(values).max(0)
   for j in np.flatnonzero(largest == 0).tolist():
     advice = "; leave it out."
-    if ":" in names[j]:
+    if crossed and crossed[j]:
       advice = (
         "; these levels do not occur together. In place of the interaction, use one column that "
         "names the combinations that do."

@@ -88,18 +88,19 @@ def is_missing(column: Column) -> np.ndarray:
 
 
 def is_numeric(column: Column, decimal: str) -> bool:
-  """Tell whether every value of a column that is not missing is a number.
+  """Tell whether a column holds numbers, so that a plain term of it is a slope.
 
   Args:
     column: the column.
     decimal: the decimal sign of its table.
 
   Returns:
-    True or False. It is False for a pandas categorical, even if its levels are numbers.
+    True or False. It is False for a pandas categorical and for texts in a dict or a DataFrame, even
+    if their levels are numbers. In a file every value is text, and digits are numbers there.
   """
   if column.levels is None:
     return True
-  if column.ordered:
+  if column.ordered or column.named:
     return False
   return bool(column.levels) and _parsed(column.levels, decimal) is not None
 
@@ -239,7 +240,7 @@ def _check_no_number_lost(table: Table, column: Column, name: str) -> None:
   if column.levels is None or column.ordered:
     return
   others = [text for text in column.levels if _parsed([text], table.decimal) is None]
-  if len(others) < len(column.levels) / 2:
+  if 0 < len(others) < len(column.levels) / 2:
     row = int(np.flatnonzero(column.values == column.levels.index(others[0]))[0])
     raise ValueError(
       f"Column {name!r} has {others[0]!r} in {where(table, row)} among numbers. If it stands for a "

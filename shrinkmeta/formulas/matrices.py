@@ -24,11 +24,14 @@ class Matrix(NamedTuple):
     names: the P names of the columns.
     values: [N, P] float64.
     spec: formulaic's ModelSpec, which makes the same columns for other rows.
+    crossed: whether each of the P columns belongs to an interaction. The names do not tell: a
+      column of the table or a level may have a colon in its name.
   """
 
   names: tuple[str, ...]
   values: np.ndarray
   spec: Any
+  crossed: tuple[bool, ...]
 
 
 class Expression(NamedTuple):
@@ -106,7 +109,8 @@ def matrix(text: str, frame: Frame, spec: Any = None) -> Matrix:
       f"{names[j]} is {values[row, j]:g} in {where(frame.table, int(frame.rows[row]))}; leave such "
       "rows out, or choose another function."
     )
-  return Matrix(names, values, made.model_spec)
+  crossed = [len(part.term.factors) > 1 for part in made.model_spec.structure for _ in part.columns]
+  return Matrix(names, values, made.model_spec, tuple(crossed))
 
 
 def vector(
@@ -144,7 +148,8 @@ def vector(
 def _readable(text: str, frame: Frame) -> str:
   """A checked text as users write it, with the names of the columns."""
   text = _POWER.sub("^", text).replace("as_numeric(", "as.numeric(").replace(functions.CENTRE, "")
-  return ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
+  text = ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
+  return functions.ESCAPE.sub(lambda m: chr(int(m[1], 16)), text)
 
 
 def _formulaic() -> tuple[Any, Any]:

@@ -24,12 +24,15 @@ class Column(NamedTuple):
     levels: the different texts, in the order of their first row. None for a column of numbers.
     ordered: whether the user chose the order of `levels`, as in a pandas categorical.
     scalar: the type that the numbers had. Their labels have the shortest digits of this type.
+    named: whether a dict or a DataFrame had texts here, so that "1" names a level. False for a
+      file, where every value is text, and for numbers that float64 has no digits for.
   """
 
   values: np.ndarray
   levels: tuple[str, ...] | None
   ordered: bool = False
   scalar: type[np.floating] = np.float64
+  named: bool = False
 
 
 def column(values: Any, name: str) -> Column:
@@ -61,7 +64,10 @@ def column(values: Any, name: str) -> Column:
     codes = np.asarray(categorical.codes, np.int64)
     return Column(np.append(made.values, -1)[codes], made.levels, ordered=True)
   array = _array(values, name)
-  return _numbers(array) or of_text(_texts(array, name), None)
+  if (made := _numbers(array)) is not None:
+    return made
+  named = any(isinstance(value, str | bytes) for value in array.tolist())
+  return of_text(_texts(array, name), None)._replace(named=named)
 
 
 def of_text(values: Sequence[str], missing: set[str] | None) -> Column:

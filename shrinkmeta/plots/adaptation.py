@@ -1,6 +1,6 @@
 """A picture of loss and accuracy on new tasks against the number of adaptation steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +26,9 @@ def adaptation_curves(
 ) -> "Figure":
   """Draw the loss, and the accuracy if there is one, against the number of adaptation steps.
 
-  Bands are 95 % intervals over tasks. Means leave failed tasks out. The label of a learner has the
-  number of tasks that failed at its last point. The x axis is logarithmic. A break in the axis
-  separates the point at 0 steps from the others.
+  Bands are 95 % intervals over tasks; a point without a neighbour has a bar. Means leave failed
+  tasks out. The label of a learner has the number of tasks that failed at its last point. The x
+  axis is logarithmic. A break in the axis separates the point at 0 steps from the others.
 
   Args:
     evaluations: {learner: {steps: what `evaluate(learner, state, tasks, steps=steps)` returned}}.
@@ -63,8 +63,10 @@ def adaptation_curves(
   bottom, tasks = axes[-1], max(len(e.val_nll) for _, points in curves.values() for e in points)
   ticks = _ticks(every)
   bottom.tick_params(axis="x", length=3.5)
-  bottom.set_xticks(_place(ticks, every), [f"{x:,g}" for x in ticks])
-  look.axis_labels(bottom, f"{xlabel} (bands: 95 % intervals over {tasks:,} tasks)")
+  places = _place(ticks, every)
+  width = float(np.ptp(_place(every, every))) or 1.0
+  bottom.set_xticks(places, _with_room([f"{x:,g}" for x in ticks], places / width))
+  look.axis_labels(bottom, f"{xlabel} (with 95 % intervals over {look.counted(tasks, 'task')})")
   if every[0] == 0 and len(every) > 1:
     first, second = _place(every[:2], every)
     look.mark_break(bottom, (first + second) / 2, "x")
@@ -107,10 +109,27 @@ def _ticks(every: np.ndarray) -> np.ndarray:
   return np.array([*every[every == 0], *look.log_ticks(positive[0], positive[-1])])
 
 
+def _with_room(labels: Sequence[str], places: np.ndarray) -> list[str]:
+  """Return the labels of an axis, "" for those without room; the last one is always written.
+
+  Args:
+    labels: n labels in ascending order.
+    places: [n], their places, in widths of the axis.
+  """
+  # The middles of two labels of three characters are at least 0.065 of the axis apart.
+  apart = lambda i, j: places[j] - places[i] >= 0.02 + 0.0075 * (len(labels[i]) + len(labels[j]))
+  last = len(labels) - 1
+  written: list[int] = []
+  for i in range(last):
+    if apart(i, last) and (not written or apart(written[-1], i)):
+      written.append(i)
+  return [label if i in (*written, last) else "" for i, label in enumerate(labels)]
+
+
 def _panel(
   ax: "Axes", field: str, curves: Curves, every: np.ndarray, colors: Mapping[str, Any] | None
 ) -> None:
-  """Draw the mean and the 95 % band of every learner, and name the lines."""
+  """Draw the mean and the 95 % intervals of every learner, and name the lines."""
   from shrinkmeta.plots import line_names
 
   lines, means = {}, []
@@ -123,6 +142,11 @@ def _panel(
     known = np.isfinite(low)
     band = {"color": color, "alpha": 0.15, "linewidth": 0, "zorder": 2}
     ax.fill_between(place, low, high, where=known.tolist(), **band)
+    alone = look.alone(known)
+    if alone.any():
+      bars = np.stack([mean - low, high - mean])[:, alone]
+      bar = {"fmt": "none", "ecolor": color, "alpha": 0.5, "elinewidth": 1.2, "capsize": 3}
+      ax.errorbar(place[alone], mean[alone], bars, zorder=2, **bar)
     failed = points[-1].num_failed
     note = f" ({failed:,} of {len(points[-1].val_nll):,} failed)" if failed else ""
     style = {"linestyle": dashes, "marker": marker, "linewidth": 1.5, "markersize": 4.5}

@@ -92,7 +92,7 @@ def shrunk_estimates(
     raise ValueError(f"sigma must not be negative and needs centre; got sigma={sigma}.")
   many = mean.size > _MOST_NAMES
   figure, ax = look.panel(ax, height_for(mean.size), look.width_for([] if many else labels))
-  look.title(ax, f"Estimates of {mean.size:,} tasks")
+  look.title(ax, f"Estimates of {look.counted(mean.size, 'task')}")
   draw(ax, Estimates(mean, sd, own, labels, centre, sigma, level))
   return figure
 
@@ -117,8 +117,10 @@ def draw(ax: Any, found: Estimates) -> None:
   else:
     look.name_rows(ax, [labels[int(i)] for i in order])
   thin = 0.5 if many else 1.0
+  half = scipy.special.ndtri(0.5 + 0.5 * level) * sd
+  _limits(ax, mean, half, centre, sigma)
   if sigma is not None and centre is not None:
-    span = (centre - sigma, centre + sigma)
+    span = np.clip((centre - sigma, centre + sigma), *ax.get_xlim())  # sigma may be infinite
     entries[f"{word} ± {spread}"] = ax.axvspan(*span, color="#cfe3f1", linewidth=0, zorder=0.5)
   if centre is not None:
     entries[word] = ax.axvline(centre, color=look.QUIET, linewidth=1.0, linestyle="--", zorder=1)
@@ -126,21 +128,23 @@ def draw(ax: Any, found: Estimates) -> None:
     style = {"marker": "s", "linestyle": "none", "markerfacecolor": "none"}
     style |= {"markersize": 4 * thin, "markeredgewidth": thin, "zorder": 2}
     entries["by itself"] = ax.plot(own[order], y, color=look.COLORS[1], **style)[0]
-  half = scipy.special.ndtri(0.5 + 0.5 * level) * sd[order]
   style = {"marker": "o", "linestyle": "none", "markersize": 4 * thin, "linewidth": 1.2 * thin}
-  drawn = ax.errorbar(mean[order], y, xerr=half, color=look.COLORS[0], zorder=3, **style)
+  drawn = ax.errorbar(mean[order], y, xerr=half[order], color=look.COLORS[0], zorder=3, **style)
   entries[f"shrunk, {100 * level:g} % interval"] = drawn
-  _limits(ax, mean, sd, centre, sigma)
   look.legend_above(ax, entries)
 
 
 def _limits(
-  ax: Any, mean: np.ndarray, sd: np.ndarray, centre: float | None, sigma: float | None
+  ax: Any, mean: np.ndarray, half: np.ndarray, centre: float | None, sigma: float | None
 ) -> None:
-  """Show all intervals. An estimate of a task by itself may lie far outside, off the picture."""
-  ends = [mean - 2 * sd, mean + 2 * sd]
+  """Show all intervals. An estimate of a task by itself may lie far outside, off the picture.
+
+  An interval without finite ends still shows its middle.
+  """
+  ends = [mean, mean - half, mean + half]
   if centre is not None:
-    ends.append(np.array([centre - (sigma or 0.0), centre + (sigma or 0.0)]))
+    band = sigma or 0.0
+    ends.append(np.array([centre, centre - band, centre + band]))
   inner = np.concatenate(ends)
   inner = inner[np.isfinite(inner)]
   if inner.size:

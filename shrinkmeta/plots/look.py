@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import shown
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
   from matplotlib.artist import Artist
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
 
 WIDTH = 7.5  # inches
 INK, QUIET, GRID = "#222222", "#6b6b6b", "#e6e6e6"
@@ -149,6 +152,31 @@ def title(ax: "Axes", text: str, pad: float = 6) -> None:
   """Write the title of a panel at its left, with "$" as an ordinary character."""
   style = {"fontsize": TITLE, "fontweight": "bold", "color": INK, "parse_math": False}
   ax.set_title(text, loc="left", pad=pad, **style)
+
+
+def counted(count: int, noun: str) -> str:
+  """Return a number and its noun.
+
+  >>> counted(1, "task"), counted(1200, "task")
+  ('1 task', '1,200 tasks')
+  """
+  return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def alone(known: np.ndarray) -> np.ndarray:
+  """Tell which known points [n] of a line have no known neighbour. A line does not show them.
+
+  >>> alone(np.array([True, True, False, True])).tolist()
+  [False, False, False, True]
+  """
+  beside = np.pad(known, 1)
+  return known & ~beside[:-2] & ~beside[2:]
+
+
+def line(ax: "Axes", x: np.ndarray, y: np.ndarray, **style: Any) -> "Line2D":
+  """Draw y [n] against x [n] and return the line. It has dots at points without a neighbour."""
+  points = np.flatnonzero(alone(np.isfinite(y))).tolist()
+  return ax.plot(x, y, marker="o", markersize=3.5, markevery=points, **style)[0]
 
 
 def axis_labels(ax: "Axes", x: str | None = None, y: str | None = None) -> None:

@@ -18,7 +18,12 @@ def reliability_diagram(
   """Draw the accuracy of a classifier against its confidence, with the share of predictions.
 
   Predictions are sorted into bins as in `calibration`. A point is a bin with its mean confidence,
-  its accuracy, and Wilson's 95 % interval. Calibrated predictions lie on the diagonal.
+  its accuracy, and Wilson's 95 % interval. Calibrated predictions lie on the diagonal. With weights
+  w the interval is that of Kish's effective number of predictions in the bin:
+
+      n = (sum w)^2 / sum w^2
+
+  It does not depend on the unit of the weights, and a weight of 2 is not two predictions.
 
   Args:
     log_probabilities: [N, C], log-probabilities or logits. Each row is normalised by log-softmax.
@@ -35,7 +40,8 @@ def reliability_diagram(
     TypeError, ValueError: an argument is wrong; the message names it.
 
   References: Guo, Pleiss, Sun, Weinberger, On calibration of modern neural networks, arXiv
-    1706.04599; Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    1706.04599; Wilson, Probable inference, the law of succession, and statistical inference, 1927;
+    Kish, Survey Sampling, 1965.
 
   Example:
     >>> log_p = np.log(np.array([[0.8, 0.2], [0.8, 0.2]]))
@@ -55,19 +61,20 @@ def reliability_diagram(
   n = total(np.ones_like(weight))
   full = n > 0
   x, accuracy = total(confidence)[full] / n[full], total(right.astype(float))[full] / n[full]
-  low, high = _wilson(accuracy, n[full])
+  low, high = _wilson(accuracy, n[full] ** 2 / total(weight)[full])
 
   figure, ax = look.panel(ax, 5.0, 5.2)
   edges = (np.arange(bins) + 0.5) / bins
   grey = {"color": "#d9d9d9", "width": 0.92 / bins, "zorder": 1}
-  entries = {"share of predictions": ax.bar(edges, n / max(n.sum(), 1.0), **grey)}
+  entries = {"share of predictions": ax.bar(edges, n / (n.sum() or 1.0), **grey)}
   entries["calibrated"] = ax.plot([0, 1], [0, 1], color=look.QUIET, linestyle="--", linewidth=1)[0]
   style = {"marker": "o", "markersize": 5, "capsize": 2.5, "linewidth": 1.3, "zorder": 3}
   bars = [np.maximum(accuracy - low, 0), np.maximum(high - accuracy, 0)]
   entries["accuracy, 95 % interval"] = ax.errorbar(x, accuracy, bars, color=look.COLORS[0], **style)
   ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
   look.axis_labels(ax, "confidence: probability of the likeliest class", "accuracy")
-  look.title(ax, f"Expected calibration error {float(found.ece):.3f}, {n.sum():,g} predictions")
+  predictions = look.counted(int(counts.sum()), "prediction")
+  look.title(ax, f"Expected calibration error {float(found.ece):.3f}, {predictions}")
   look.legend_above(ax, entries, width=3.8)
   return figure
 

@@ -269,10 +269,10 @@ def _lines(
   for module, (color, _, dashes) in style.items():
     of_seed = [run.sigma.get(module, np.full(len(run.steps), math.nan)) for run in seeds]
     for run, values in zip(seeds, of_seed, strict=True) if len(seeds) > 1 else ():
-      ax.plot(run.steps, scale.place(values), color=color, linewidth=0.6, alpha=0.4)
+      look.line(ax, run.steps, scale.place(values), color=color, linewidth=0.6, alpha=0.4)
     shared = [v[np.isin(run.steps, updates)] for run, v in zip(seeds, of_seed, strict=True)]
     mean = scale.place(_geometric_mean(np.stack(shared)))
-    lines[module] = ax.plot(updates, mean, color=color, linestyle=dashes, linewidth=1.7)[0]
+    lines[module] = look.line(ax, updates, mean, color=color, linestyle=dashes, linewidth=1.7)
   scale.apply(ax, "y")
   ax.margins(x=0.01)
   line_names.name_ends(ax, lines)
@@ -291,8 +291,7 @@ def _learners(runs: Any) -> dict[str, list[Values]]:
 
 def _list_of_values(runs: Any) -> list[Values]:
   """Return [{module: sigma} of each seed]."""
-  one = isinstance(runs, Mapping) or isinstance(runs, tuple) and _are_summaries(runs)
-  seeds = [runs] if one else runs
+  seeds = [runs] if isinstance(runs, Mapping) or _are_summaries(runs) else runs
   if not isinstance(seeds, (list, tuple)) or not seeds:
     raise TypeError(
       "runs must be what sm.module_summary returned, {module: sigma}, a list of these, or "
@@ -303,7 +302,7 @@ def _list_of_values(runs: Any) -> list[Values]:
 
 def _values(seed: Any) -> Values:
   """Return {module: sigma} of one seed."""
-  if isinstance(seed, (list, tuple)) and _are_summaries(seed):
+  if _are_summaries(seed):
     return {summary.name: summary.sigma for summary in seed}
   if isinstance(seed, Mapping) and all(isinstance(m, str) for m in seed):
     found = {m: float(v) for m, v in seed.items() if _is_number(v)}
@@ -315,8 +314,9 @@ def _values(seed: Any) -> Values:
   )
 
 
-def _are_summaries(values: Sequence[Any]) -> bool:
-  return bool(values) and all(isinstance(value, ModuleSummary) for value in values)
+def _are_summaries(values: Any) -> bool:
+  listed = isinstance(values, Sequence) and bool(values)
+  return listed and all(isinstance(value, ModuleSummary) for value in values)
 
 
 def _is_number(value: Any) -> bool:

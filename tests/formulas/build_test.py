@@ -1,6 +1,7 @@
 """Designs equal written-out matrices and R's conventions; errors name the column and the rows."""
 
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -232,6 +233,73 @@ def test_a_text_among_numbers_can_be_a_level(data):
   more = data | {"size": ["3+", "1", "2"] * 20}
   assert design("y ~ C(size) + (1 | g)", more).fixed_names[1:] == ("C(size)[T.2]", "C(size)[T.3+]")
   assert len(design("y ~ x + (1 | size)", more).random[0].levels) == 3
+
+
+def test_texts_of_digits_are_levels_unless_they_stand_in_a_file(data, tmp_path):
+  doses = np.array(["0", "1", "10"] * 20)
+  frame = pd.DataFrame(data).assign(dose=doses)
+  for column in (
+    doses,
+    list(doses),
+    doses.astype("S"),
+    frame["dose"],
+    frame["dose"].astype(object),
+  ):
+    made, template = prepare("y ~ dose + (1 | g)", data | {"dose": column})
+    assert made.fixed_names[1:] == ("dose[T.1]", "dose[T.10]")
+    np.testing.assert_array_equal(made.fixed[:, 2], doses == "10")
+    new = {"dose": [10, 1, 0], "g": [0, 0, 0]}  # the labels of a number and of its digits are equal
+    np.testing.assert_array_equal(new_rows(template, new).fixed[:, 2], [1, 0, 0])
+  assert design("y ~ as.numeric(dose) + (1 | g)", frame).fixed_names[1:] == ("as.numeric(dose)",)
+  frame.to_csv(tmp_path / "doses.csv", index=False)
+  made = design("y ~ dose + (1 | g)", tmp_path / "doses.csv")
+  assert made.fixed_names[1:] == ("dose",)
+  np.testing.assert_array_equal(made.fixed[:, 1], doses.astype(float))
+
+
+@pytest.mark.parametrize(
+  "numbers", ([2**56 * i for i in range(ROWS)], [Decimal(i) / 4 for i in range(ROWS)])
+)
+def test_numbers_that_are_no_floats_stay_numbers(data, numbers):
+  made = design("y ~ d + (1 | g)", data | {"d": numbers})
+  assert made.fixed_names[1:] == ("d",)
+  np.testing.assert_array_equal(made.fixed[:, 1], np.array(numbers, float))
+
+
+def test_a_response_of_digits_is_numbers_or_two_levels(data):
+  digits = np.array(["1", "2"] * 30)
+  np.testing.assert_array_equal(
+    design("d ~ x + (1 | g)", data | {"d": digits}).response, digits.astype(float)
+  )
+  made = design("d ~ x + (1 | g)", data | {"d": digits}, family="logistic")
+  np.testing.assert_array_equal(made.response, digits == "2")
+  with pytest.raises(ValueError, match="two values; 'd' has '0', '1', '2'"):
+    design("d ~ x + (1 | g)", data | {"d": ["0", "1", "2"] * 20}, family="logistic")
+
+
+@pytest.mark.parametrize(
+  "level",
+  ("12:30", "a`b", "yes (all", "no)", "], [", "C:\\new", "a\nb", "it's", 'a"b', "`) + q + (`"),
+)
+def test_a_quoted_text_may_have_any_sign(data, level):
+  t = np.array([level, "b", "c"] * 20)
+  quoted = f"'{level}'" if '"' in level else f'"{level}"'
+  for term in (f"I(t == {quoted})", f"C(t, levels=['b', {quoted}, 'c'])"):
+    made, template = prepare(f"y ~ {term} + (1 | g)", data | {"t": t})
+    np.testing.assert_array_equal(made.fixed[:, 1], t == level)
+    again = new_rows(template, {"t": t[:6], "g": data["g"][:6]})
+    np.testing.assert_array_equal(again.fixed, made.fixed[:6])
+    if "\\" not in level and "\n" not in level:
+      assert level in made.fixed_names[1]
+
+
+@pytest.mark.parametrize(
+  "term", ("I(t == '12:30')", "C(t, levels=['12:10', '12:20', '12:30'])", "`z:z`")
+)
+def test_a_colon_in_a_name_makes_no_interaction(data, term):
+  more = data | {"t": ["12:10", "12:20"] * 30, "z:z": [0] * ROWS}
+  with pytest.raises(ValueError, match=r"of the fixed part is 0 in all 60 rows; leave it out\."):
+    design(f"y ~ {term} + (1 | g)", more)
 
 
 def test_random_terms(data):

@@ -35,7 +35,8 @@ def test_the_columns_that_it_depends_on_are_named():
 
 def test_levels_that_do_not_occur_together():
   with pytest.raises(ValueError, match="'f.b.:h.d.' .* is 0 in all 2 rows; these levels do not"):
-    check_columns(np.array([[1.0, 0], [1, 0]]), ("(Intercept)", "f[b]:h[d]"), "the fixed part")
+    names = ("(Intercept)", "f[b]:h[d]")
+    check_columns(np.array([[1.0, 0], [1, 0]]), names, "the fixed part", (False, True))
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,8 @@ def test_an_nnx_state_goes_all_the_way():
   assert moved["body"] == 0.0 and moved["head"] > 0.0
   summary = sm.module_summary(labels, new.phi, new.log_sigma2)
   assert [(row.name, row.size) for row in summary] == [("body", 9), ("head", 4)]
+
+
+def test_a_summary_of_traced_values_is_refused():
+  with pytest.raises(TypeError, match="module_summary returns numbers, so it runs outside jit"):
+    jax.jit(lambda v: sm.module_summary({"w": "w"}, {"w": jnp.zeros(2)}, {"w": v}))(0.0)

@@ -61,6 +61,39 @@ def test_learners_may_have_other_steps_and_failed_tasks():
   check_texts(sm.plots.adaptation_curves({"d": {0: all_lost}, **curves("e", accuracy=False)}), "e")
 
 
+def test_a_point_without_a_neighbour_has_a_bar():
+  lost = sm.Evaluation(np.full(20, np.nan), None, np.zeros(20, bool))
+  points = {1: evaluation(1.0), 10: evaluation(0.5), 30: lost, 90: evaluation(0.4)}
+  found = {"a": {s: e._replace(accuracy=None) for s, e in points.items()}}
+  found["b"] = {5: evaluation(2.0, accuracy=False)}
+  (ax,) = sm.plots.adaptation_curves(found).axes
+  bars = [[s[:, 1] for s in c.lines[2][0].get_segments()] for c in ax.containers]
+  for (drawn,), want in zip(bars, (found["a"][90], found["b"][5]), strict=True):
+    np.testing.assert_allclose(drawn, [want.loss.low, want.loss.high])
+
+
+@pytest.mark.parametrize(
+  "steps, written",
+  [
+    ((0, 50, 90, 95, 100, 110, 1000), "0 50 90 1,000"),
+    ((0, 10_000, 11_000, 11_500, 12_000), "0 10,000 12,000"),
+    ((0, 1, 10, 100), "0 1 10 100"),
+    ((5,), "5"),
+  ],
+)
+def test_numbers_of_steps_do_not_overlap(steps, written):
+  figure = sm.plots.adaptation_curves(curves("σ-iMAML", "a name that is long", steps=steps))
+  check_texts(figure)
+  ax = figure.axes[-1]
+  assert " ".join(t for t in (t.get_text() for t in ax.get_xticklabels()) if t) == written
+  assert len(ax.get_xticks()) == len(steps)  # and their lines of the grid
+
+
+def test_one_task_is_no_tasks():
+  found = {"a": {1: evaluation(1.0, tasks=1, accuracy=False)}}
+  assert sm.plots.adaptation_curves(found).axes[0].get_xlabel().endswith("over 1 task)")
+
+
 def test_one_diverging_learner_flattens_no_other():
   for lowest, scale in ((-0.2, "symlog"), (0.1, "log"), (-30.0, "symlog")):
     _, (ax,) = look.figure(3.0)

@@ -26,6 +26,27 @@ def test_estimates_descend_with_their_intervals():
   check_texts(figure, *names, "90 % interval")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+  "mean, sd, options",
+  [
+    ([1.0, 2.0], [0.1, np.nan], {"centre": 0.0}),
+    ([1.0, 2.0], [0.1, np.inf], {"centre": 1.0}),
+    ([1.0, 2.0], [0.1, 0.1], {"centre": -3.0, "sigma": np.inf}),
+    ([1.0, 1.0], [1.0, 1.0], {"level": 0.9999}),
+  ],
+)
+def test_every_estimate_and_finite_interval_is_in_the_picture(mean, sd, options):
+  mean, sd = np.array(mean), np.array(sd)
+  figure = sm.plots.shrunk_estimates(mean, sd, names=["a", "b"], **options)
+  figure.draw_without_rendering()
+  low, high = figure.axes[0].get_xlim()
+  shown = [mean, *stats.norm.interval(options.get("level", 0.95), mean, sd)]
+  shown = np.append(np.concatenate(shown), options.get("centre", 1.0))
+  shown = shown[np.isfinite(shown)]
+  assert low < shown.min() and shown.max() < high
+
+
 @pytest.mark.parametrize("count", [1, 40, 300])
 def test_texts(count):
   mean = np.random.default_rng(0).normal(size=count)
@@ -33,7 +54,8 @@ def test_texts(count):
   figure = sm.plots.shrunk_estimates(
     0.7 * mean, np.full(count, 0.4), unshrunk=mean, names=names, centre=0.0, sigma=0.6
   )
-  check_texts(figure, *(names if count <= 60 else ()), f"{count} tasks")
+  assert figure.axes[0].get_title(loc="left").endswith("tasks") == (count > 1)
+  check_texts(figure, *(names if count <= 60 else ()), f"{count} task{'s' * (count > 1)}")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def test_names_are_shown_as_they_are(model, kind):
   check_texts(figure, *wanted.get(kind, [name for names in wanted.values() for name in names]))
 
 
+def test_a_group_of_one_row_has_dots():
+  rng = np.random.default_rng(5)
+  g = np.array([0, *np.repeat(np.arange(1, 5), 4)])
+  x, y = rng.normal(size=17), rng.normal(size=5)[g] + 0.3 * rng.normal(size=17)
+  figure = sm.plots.mixed_model(mixed.fit("y ~ x + (1 | g)", {"y": y, "x": x, "g": g}), "lines")
+  markers = [{line.get_marker() for line in ax.lines[1:]} for ax in figure.axes]
+  assert markers == [{"o"}, *[{""}] * 4]
+
+
 def test_a_group_has_no_line_of_its_own_if_a_coefficient_is_pooled():
   """Its own intercept belongs to its own slope, which is no random effect."""
   rng = np.random.default_rng(4)

@@ -32,6 +32,30 @@ def test_the_points_give_the_calibration_error(weighted):
   check_texts(figure, f"{want:.3f}", "confidence")
 
 
+@pytest.mark.parametrize("scale", [0.001, 1.0, 3.0])
+def test_the_unit_of_the_weights_does_not_matter(scale):
+  logits, targets, weights = predictions()
+  drawn = []
+  for mask in (weights, scale * weights):
+    (ax,) = sm.plots.reliability_diagram(logits, targets, mask).axes
+    bars = next(c.lines[2][0] for c in ax.containers if hasattr(c, "lines"))
+    drawn.append(([bar.get_height() for bar in ax.patches], bars.get_segments()))
+    assert ax.get_title(loc="left").endswith(f", {np.sum(weights > 0)} predictions")
+  for one, other in zip(*drawn, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_interval_is_that_of_the_effective_number():
+  log_p = np.log(np.tile([0.8, 0.2], (6, 1)))
+  targets, weights = np.array([0, 1, 0, 0, 0, 1]), np.array([1.0, 2.0, 0.5, 0.0, 0.0, 1.5])
+  for mask in (weights, (weights > 0).astype(float)):
+    (ax,) = sm.plots.reliability_diagram(log_p, targets, mask).axes
+    bars = next(c.lines[2][0] for c in ax.containers if hasattr(c, "lines"))
+    share, n = mask @ (targets == 0) / mask.sum(), mask.sum() ** 2 / np.sum(mask**2)
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], reliability._wilson(share, n))
+  assert n == 4.0  # weights of 0 and 1 count predictions
+
+
 def test_intervals_are_those_of_wilson():
   proportion = pytest.importorskip("statsmodels.stats.proportion")
   count, n = np.array([0, 3, 7, 10]), np.array([10, 10, 30, 10])

@@ -34,7 +34,9 @@ def test_dots_are_seeds_and_bars_are_geometric_means():
 
 def test_summaries_serve_as_runs():
   summary = sm.module_summary({"w": "body"}, {"w": jnp.zeros(2)}, {"body": jnp.log(0.25)})
-  for runs in (summary, [summary], {"one": [summary]}, {"body": 0.5}):
+  listed = list(summary)
+  several = (listed, [listed], {"one": listed}, {"one": [listed]})
+  for runs in (summary, [summary], {"one": [summary]}, {"body": 0.5}, *several):
     (ax,) = sm.plots.sigma_by_module(runs).axes
     np.testing.assert_allclose(ax.collections[0].get_offsets()[0, 0], 0.5, rtol=1e-6)
 
@@ -94,6 +96,14 @@ def test_history_shows_seeds_and_their_mean_and_learners():
   )
   assert first.get_ylim() == second.get_ylim()
   check_texts(figure, "a", "b")
+
+
+def test_an_update_without_a_neighbour_has_a_dot():
+  for seeds, at in ([records(3, 0, steps=1)], [0]), ([records(3, 0), records(3, 1)], []):
+    (ax,) = sm.plots.sigma_history(seeds).axes
+    thick = [line for line in ax.lines if line.get_linewidth() == 1.7]
+    assert [line.get_markevery() for line in thick] == [at] * 3
+    assert {line.get_marker() for line in thick} == {"o"}
 
 
 def test_fit_draws_its_sigma(tmp_path):

@@ -283,6 +283,8 @@ class _Parser:
         text += functions.called(token.text, self.text)
       elif named and (following == "=" or contrast and functions.is_contrast(token.text)):
         text += token.text
+      elif token.kind == "string":
+        text += repr(token.text[1:-1])  # a backslash is a sign like any other
       elif named:
         text += _CONSTANTS.get(token.text) or self.alias(token)
       else:

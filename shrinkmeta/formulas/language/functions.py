@@ -57,6 +57,9 @@ _HINTS = {
 }
 _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
 _ALIAS = re.compile(r"_c\d+_")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")  # as `ast.unparse` writes texts
+_SIGNS = re.compile(r"[()\[\]`]")  # formulaic takes them for syntax, also within quotes
+ESCAPE = re.compile(r"\\x([0-9a-f]{2})")  # of such a sign in a checked expression
 
 
 def context() -> dict[str, Callable[..., Any]]:
@@ -125,7 +128,8 @@ def checked(text: str, written: str, columns: Sequence[str]) -> tuple[str, set[s
     columns: the names of the columns.
 
   Returns:
-    The expression for formulaic, and the names of the columns that it reads as numbers.
+    The expression for formulaic, and the names of the columns that it reads as numbers. In a quoted
+    text "\\x28" stands for "(", and so do the codes of the other `_SIGNS`.
 
   Raises:
     ValueError: the expression holds something other than arithmetic, comparisons and calls of
@@ -140,7 +144,8 @@ def checked(text: str, written: str, columns: Sequence[str]) -> tuple[str, set[s
     raise ValueError(f"{written!r} is not an expression.") from None
   checker = _Checker(written, columns)
   body = checker.visit(tree)
-  result = ast.unparse(body)
+  escaped = lambda sign: f"\\x{ord(sign[0]):02x}"
+  result = _QUOTED.sub(lambda quoted: _SIGNS.sub(escaped, quoted[0]), ast.unparse(body))
   return result if isinstance(body, ast.Call | ast.Name) else f"I({result})", checker.numeric
 
 

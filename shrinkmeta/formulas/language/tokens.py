@@ -48,6 +48,12 @@ def tokenise(text: str) -> list[Token]:
     if not match:
       hint = "; names with other signs stand in backticks, `like this`" if text[at] != "`" else ""
       raise ValueError(f"{text[at]!r} in the formula {text!r} is not understood{hint}.")
+    if match[0] == "%in%":
+      # In R it is the interaction alone, in other packages it includes the main effect of f.
+      raise ValueError(
+        f"%in% in the formula {text!r} is not understood. In place of x %in% f write f:x, or f/x "
+        "for f and f:x."
+      )
     if match.lastgroup != "space":
       found.append(Token(str(match.lastgroup), match[0], at))
     at = match.end()

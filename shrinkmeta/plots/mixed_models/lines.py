@@ -97,7 +97,9 @@ def draw(part: Any, model: "Model", x: str) -> None:
     )
     for word, values, style in zip(_WORDS, fitted, styles, strict=True):
       if values is not None and (not many or word == "shrunk"):
-        entries[word] = ax.plot(at[own], values[own], **style)[0]
+        # A line between rows with the same covariate, or of one row, would be invisible.
+        marker = "" if np.ptp(at[own]) > 0 else "o"
+        entries[word] = ax.plot(at[own], values[own], marker=marker, markersize=3, **style)[0]
   for write, text in ((part.supxlabel, x), (part.supylabel, model.design.response_name)):
     write(text, fontsize=look.TEXT, color=look.INK, parse_math=False)
   part.legend(
