@@ -1,6 +1,6 @@
 """The tables of results/, and the main job `glyphs`, as settings.
 
-Size "cpu" is for two CPU cores. "full" has the published sizes and is for a GPU; of it only two
+Size "cpu" is for two CPU cores. "full" has the published sizes and is for a GPU; of it only four
 algorithms of few_shot have been run. "smoke" is for tests, and its figures mean nothing.
 
 An arm has the settings that `experiments.tune` chose for it. Without a search, it has the settings
@@ -178,7 +178,13 @@ TABLES: dict[str, Callable[[str], Config]] = {
 }
 
 
-def load(table: str, size: str, overrides: Sequence[str] = (), use_tuned: bool = True) -> Config:
+def load(
+  table: str,
+  size: str,
+  overrides: Sequence[str] = (),
+  use_tuned: bool = True,
+  names: Sequence[str] | None = None,
+) -> Config:
   """Return the settings of a table with `overrides` such as "meta_steps=100" or "problem.shots=3".
 
   Args:
@@ -186,6 +192,8 @@ def load(table: str, size: str, overrides: Sequence[str] = (), use_tuned: bool =
     size: one of SIZES.
     overrides: changes in the form of the flag --set.
     use_tuned: False takes the settings from which searches start.
+    names: the algorithms that are trained; None stands for all. The other arms have the settings
+      from which searches start, so their searches are no reason to refuse a problem.
 
   Raises:
     ValueError: a name or value is wrong, or settings may have been chosen on the test tasks.
@@ -195,6 +203,7 @@ def load(table: str, size: str, overrides: Sequence[str] = (), use_tuned: bool =
       f"A table is one of {', '.join(TABLES)} and a size one of {', '.join(SIZES)}; got "
       f"{table!r} and {size!r}."
     )
+  schema.check_changes(overrides)
   config = TABLES[table](size)
   config.table, config.size = table, size
   if size == "smoke":
@@ -203,7 +212,7 @@ def load(table: str, size: str, overrides: Sequence[str] = (), use_tuned: bool =
     config.update({**small, "meta_batch": 2, "adapt_steps": steps, "report_step": steps[-1]})
     for arm in config.arms.values():
       arm.inner_steps = 2
-  searches = tuned.apply(config) if use_tuned else {}
+  searches = tuned.apply(config, list(config.arms) if names is None else names) if use_tuned else {}
   schema.check(schema.override(config, overrides))
   tuned.describe(config, searches)
   return config
