@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments.runs import problems, store
+from experiments.runs import problems, results, store
 from experiments.settings import flags as shared
 from experiments.settings import machine, paths
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
   machine.start_jax(cache=_CACHE.value)
   split, data_dir = _SPLIT.value, _DATA_DIR.value
   with shared.usage():
-    wanted = {f"{split}-freeze{value:g}": value for value in thresholds(_FREEZE.value)}
+    own = thresholds(_FREEZE.value)
+    wanted = {f"{split}-freeze{results.number(value)}": value for value in own}
     folders = store.find([paths.local("A folder of runs", text) for text in argv[1:]])
   make = functools.cache(lambda settings: problems.make_problem(json.loads(settings), data_dir))
   failed: list[str] = []

@@ -13,19 +13,21 @@ By default sigma_imaml, reptile and fomaml are trained from seed 0, into runs/gl
 """
 
 import pathlib
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 from absl import app, flags, logging
 
 import shrinkmeta as sm
+from experiments.datasets.source import Problem
 from experiments.report import browser, page
 from experiments.report.evaluated import Evaluated
 from experiments.report.pictures import adaptation, sigma_plots
 from experiments.report.tables import comparison, sigma
-from experiments.runs import files, pipeline, problems, results
+from experiments.runs import files, pipeline, problems, results, store
 from experiments.settings import algorithms, machine, paths, tables
 from experiments.settings import flags as shared
 from experiments.settings.schema import Config
@@ -55,6 +57,8 @@ _OUT = shared.out()
 _OPEN = shared.open_page()
 shared.define_processes()
 
+_RESULTS = ("results.json", "results.csv", "index.html")
+_PICTURES = ("adaptation.png", "sigma.png", "sigma_history.png")
 _NOT_OF_TRAINING = (
   *("arms", "adapt_steps", "report_step", "evaluation"),
   *("validation_episodes", "test_episodes"),
@@ -96,18 +100,19 @@ def run(
       sm.check_shared("--checkpoints", checkpoints)
     arms = {name: pipeline.prepare(name, config, problem) for name in chosen}
     judged = pipeline.evaluation(config, problem, split)
-  out.mkdir(parents=True, exist_ok=True)
+    keeps = {}
+    if checkpoints is not None:
+      keeps = _checkpoints(arms, seeds, config, problem, checkpoints, checkpoint_every)
   settings = config.to_dict()
   settings |= {"protocol": pipeline.protocol(config, problem), "split": split, "freeze": 0.0}
-  of_training = {k: v for k, v in config.to_dict().items() if k not in _NOT_OF_TRAINING}
+  out.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    _remove_earlier(out, {name for name, (_, continues) in keeps.items() if continues})
   curves, diverged, lost = [], [], []
   for seed in seeds:
     for name, prepared in arms.items():
       run_name = f"{name}-{seed}"
-      keep = None
-      if checkpoints is not None:
-        own = of_training | {"seed": seed, "arm": settings["arms"][name]}
-        keep = sm.Checkpoints(checkpoints / run_name, checkpoint_every, settings=own)
+      keep, _ = keeps.get(run_name, (None, False))
       log = sm.tensorboard(out / "tensorboard" / run_name)
       try:
         trained = pipeline.train(prepared, name, seed, config, keep, [log])
@@ -132,6 +137,56 @@ def run(
   environment = files.environment()
   members = [Evaluated(out, settings, arms[c.algorithm], c, environment) for c in curves]
   return f"{line}\n\n{report(out, members, lost, command)}", diverged
+
+
+def _checkpoints(
+  arms: Mapping[str, pipeline.Prepared],
+  seeds: Sequence[int],
+  config: Config,
+  problem: Problem,
+  folder: pathlib.Path,
+  every: int,
+) -> dict[str, tuple[sm.Checkpoints, bool]]:
+  """Return {"maml-0": (its checkpoints, whether it continues from one)} of all arms and seeds.
+
+  Raises:
+    ValueError: a folder holds states of a run with other settings or other data.
+  """
+  common = {k: v for k, v in config.to_dict().items() if k not in _NOT_OF_TRAINING}
+  common["protocol"] = pipeline.protocol(config, problem)
+  common["checksums"] = store.checksums(problem)  # words and counts do not show other pictures
+  found = {}
+  for name, prepared in arms.items():
+    for seed in seeds:
+      own = common | {"seed": seed, "arm": config.arms[name].to_dict()}
+      keep = sm.Checkpoints(folder / f"{name}-{seed}", every, settings=own)
+      saved = None
+      if (folder / f"{name}-{seed}").is_dir():
+        start = prepared.learner.init(prepared.model.init(jax.random.key(seed)))
+        saved = sm.restore(keep, prepared.learner, start)
+      found[f"{name}-{seed}"] = keep, saved is not None
+  return found
+
+
+def _remove_earlier(out: pathlib.Path, continued: Collection[str]) -> None:
+  """Remove what an earlier run of this command wrote to `out`, and no other file.
+
+  The new run may write fewer files, for example if all its arms diverge.
+
+  Args:
+    out: the folder of the results.
+    continued: the runs, such as "maml-0", that continue from a checkpoint. They keep their
+      TensorBoard logs.
+  """
+  for name in (*_RESULTS, *_PICTURES):
+    (out / name).unlink(missing_ok=True)
+  runs = re.compile(rf"({'|'.join(algorithms.ALL)})-\d+")
+  for folder in (out / "tensorboard").glob("*"):
+    if runs.fullmatch(folder.name) and folder.name not in continued:
+      for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
+      if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def report(
@@ -159,11 +214,14 @@ def main(argv: Sequence[str]) -> None:
   with shared.usage():
     machine.start_jax(cache=_CACHE.value, processes=shared.processes())
     seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["0"]))
+    if any(change.partition("=")[0] == "problem.dataset" for change in _SET.value):
+      raise ValueError("--dataset chooses the data: leave --set=problem.dataset out.")
     changes = [f"problem.dataset={_DATASET.value}", *_SET.value]
-    config = tables.load("glyphs", _PRESETS[_PRESET.value], changes)
+    names = algorithms.chosen(shared.or_default(_ALGORITHMS, ["sigma_imaml", "reptile", "fomaml"]))
+    config = tables.load("glyphs", _PRESETS[_PRESET.value], changes, names=names)
   out = pathlib.Path(shared.or_default(_OUT, "runs/glyphs"))
   found, diverged = run(
-    shared.or_default(_ALGORITHMS, ["sigma_imaml", "reptile", "fomaml"]),
+    names,
     seeds,
     config,
     _DATA_DIR.value,

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     machine.start_jax(cache=_CACHE.value, processes=shared.processes())
     names = algorithms.chosen(shared.or_default(_ALGORITHMS, ["all"]))
     seeds = shared.parse_seeds(shared.or_default(_SEEDS, ["10", "11", "12", "13", "14"]))
-    config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value)
+    config = tables.load(_TABLE.value, _SIZE.value, _SET.value, _TUNED.value, names)
     problem = problems.make_problem(config.problem, _DATA_DIR.value)
     pipeline.check_processes(config, problem, names, seeds)
     out = pathlib.Path(shared.or_default(_OUT, f"runs/{_TABLE.value}"))

@@ -55,9 +55,10 @@ def cross(
     data_dir: the folder of the data.
 
   Raises:
-    ValueError: the runs have different problems or networks, or a run is not trained.
+    ValueError: the runs have different problems or networks, were trained on other data, or are not
+      trained.
   """
-  runs = [store.read(folder)[0] for folder in folders]
+  runs, abouts = zip(*map(store.read, folders), strict=True)
   for other in runs[1:]:
     if _common(other) != _common(runs[0]):
       raise ValueError(
@@ -65,6 +66,8 @@ def cross(
         "one table. Name runs from one folder."
       )
   problem = problems.make_problem(runs[0].config.problem.to_dict(), data_dir)
+  for run, about in zip(runs, abouts, strict=True):
+    store.check_data(run, about, problem)
   arms = [pipeline.prepare(run.arm, run.config, problem) for run in runs]
   states = [store.restore(run, arm).state for run, arm in zip(runs, arms, strict=True)]
   rows: list[Row] = []

@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
   """Read the flags, train, and print the table."""
   shared.no_arguments(argv)
   unknown = set(_KINDS.value) - {"mlp", "cnn"}
-  if unknown:
-    raise app.UsageError(f"--kinds is a list of mlp and cnn; got {', '.join(sorted(unknown))}.")
+  if unknown or not _KINDS.value:
+    raise app.UsageError(f"--kinds is a list of mlp and cnn; got {','.join(_KINDS.value)!r}.")
   machine.start_jax(devices=1)
   tasks = shared.or_default(_TASKS, 4)
   for line in lines(_KINDS.value, _UPDATES.value, tasks, _SEED.value, _DROPOUT.value):

@@ -4,11 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 import shrinkmeta as sm
 from experiments.datasets.sinusoid import draw
 from experiments.intervals.model import init, make_learner, network
+from experiments.report import statistics
 
 NOISE, SHOTS = 0.3, (5, 10, 20)  # standard deviation of y; examples of a test task
 _LEVELS = (0.5, 0.8, 0.95)
@@ -82,7 +84,7 @@ def evaluate(learner: sm.MetaLearner, state: sm.MetaState, count: int, seed: int
           -jnp.mean(jax.scipy.stats.norm.logpdf(y, found.mean, found.noise))
         ),
         "coverage": {str(level): float(jnp.mean(by_task(level))) for level in _LEVELS},
-        "coverage_95_half_width": float(1.96 * jnp.std(covered) / count**0.5),
+        "coverage_95_half_width": statistics.interval(np.asarray(covered))[1],
         "coverage_without_posterior": float(
           sm.coverage(found.mean, jnp.full_like(y, found.noise), y)
         ),

@@ -60,12 +60,20 @@ _PICTURE = flags.DEFINE_enum(
   "The picture that --plot writes.",
 )
 
+_OF_A_FIT = (
+  *(_DATA, _FORMULA, _FAMILY, _ESTIMATOR, _SEP, _DECIMAL, _NA, _ENCODING, _COMMENT, _TRIALS),
+  *(_WEIGHTS, _OFFSET, _PREDICT, _PROFILE, _PLOT, _PICTURE),
+)  # flags that have no meaning for --simulate
+
 
 def main(argv: Sequence[str]) -> None:
   """Read the flags, fit, and write the requested outputs."""
   shared.no_arguments(argv)
-  if _SIMULATE.value and (_DATA.value or _FORMULA.value or _PLOT.value or _PREDICT.value):
-    raise app.UsageError("--simulate makes its data: leave --data, --formula, --plot, ... out.")
+  if _SIMULATE.value and (given := [flag.name for flag in _OF_A_FIT if flag.present]):
+    raise app.UsageError(
+      "--simulate makes its data and fits them by every estimator: leave "
+      f"{', '.join(f'--{name}' for name in given)} out. --seed and --json are allowed."
+    )
   if _PLOT.value:  # before a fit, which may take minutes
     from experiments.mixed import pictures
 

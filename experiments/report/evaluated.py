@@ -19,10 +19,14 @@ class Evaluated(NamedTuple):
   arm: dict[str, Any]  # the settings of its arm
   curve: results.Curve
   environment: dict[str, Any]  # of training
+  checksums: dict[str, str] | None = None  # of the data; runs of earlier versions have none
 
 
 def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated]]:
-  """Return the runs with a file NAME.json, grouped by settings, in the order of algorithms.ALL."""
+  """Return the runs with a file NAME.json, grouped by settings and data, in algorithms.ALL's order.
+
+  Runs on different data have other tasks, even if the words of their protocols are the same.
+  """
   found: dict[str, list[Evaluated]] = {}
   for folder in folders:
     file = folder / f"{name}.json"
@@ -31,10 +35,15 @@ def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated
     if not file.exists():
       logging.warning("%s has no %s.json: left out. Run experiments.evaluate.", folder, name)
       continue
-    settings, (curve,) = results.read_json(file)
-    arm = settings.pop("arms")[curve.algorithm]
-    one = Evaluated(folder, settings, arm, curve, store.read(folder)[1]["environment"])
-    members = found.setdefault(json.dumps(settings, sort_keys=True), [])
+    try:
+      settings, (curve,) = results.read_json(file)
+    except ValueError as error:
+      logging.error("%s is left out: %s", folder, error)
+      continue
+    arm, about = settings.pop("arms")[curve.algorithm], store.read(folder)[1]
+    sums = about.get("checksums")
+    one = Evaluated(folder, settings, arm, curve, about["environment"], sums)
+    members = found.setdefault(json.dumps([settings, sums], sort_keys=True), [])
     _check_alike(one, members)
     members.append(one)
   if not found:
@@ -66,14 +75,15 @@ def _check_alike(one: Evaluated, members: Sequence[Evaluated]) -> None:
 def diverged_among(
   folders: Sequence[pathlib.Path], members: Sequence[Evaluated]
 ) -> dict[pathlib.Path, str]:
-  """Return the diverged runs with the settings of `members`: folder -> "maml, seed 3"."""
+  """Return the diverged runs with the settings and data of `members`: folder -> "maml, seed 3"."""
   own = {k: v for k, v in members[0].settings.items() if k not in ("split", "freeze")}
   found = {}
   for folder in folders:
     if store.diverged(folder).exists():
       run, about = store.read(folder)
       settings = {k: v for k, v in about["config"].items() if k != "arms"}
-      if settings | {"protocol": about["protocol"]} == own:
+      same_data = about.get("checksums") == members[0].checksums
+      if same_data and settings | {"protocol": about["protocol"]} == own:
         found[folder] = f"{run.arm}, seed {run.seed}"
   return found
 

@@ -43,19 +43,29 @@ def _series(
 ) -> list[dict[float, Sequence[Evaluated]]]:
   """Return {amount: section}, where sections differ only in the setting `key` of the problem."""
   series: dict[str, dict[float, Sequence[Evaluated]]] = collections.defaultdict(dict)
+  several: set[str] = set()  # series in which an amount has sections on different data
   for members in groups:
     settings = copy.deepcopy(members[0].settings)
     problem = settings["problem"]
     amount = problem.get("shape", problem).pop(key, None)
     if isinstance(amount, int):
       del settings["protocol"]  # it has the amount in words
-      if amount in (same := series[json.dumps(settings, sort_keys=True)]):
+      name = json.dumps(settings, sort_keys=True)
+      if amount in (same := series[name]) and same[amount][0].checksums != members[0].checksums:
+        logging.warning(
+          "%s and %s were trained on different data: no picture against %s.",
+          same[amount][0].folder,
+          members[0].folder,
+          key,
+        )
+        several.add(name)
+      elif amount in same:
         raise ValueError(
           f"{same[amount][0].folder} and {members[0].folder} differ in their protocol alone, not "
           "in their settings: were they made by one version? Leave one of them out."
         )
       same[amount] = members
-  return [found for found in series.values() if len(found) > 1]
+  return [found for name, found in series.items() if len(found) > 1 and name not in several]
 
 
 def _common(found: Mapping[float, Sequence[Evaluated]], label: str) -> dict[float, list[Curve]]:

@@ -25,7 +25,7 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pa
   Returns:
     The path of the page.
   """
-  folders = store.find(paths)
+  folders = _readable(store.find(paths))
   groups = groups_of(folders, evaluation)
   diverged = [diverged_among(folders, members) for members in groups]
   out.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,23 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pa
     logging.warning("%s diverged in training, and no other run is like it: left out.", folder)
   logging.info("The report is %s", out / "index.html")
   return out / "index.html"
+
+
+def _readable(folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+  """Return the runs whose run.json can be read; log errors for the others."""
+  found, errors = [], []
+  for folder in folders:
+    try:
+      store.read(folder)
+    except ValueError as error:
+      errors.append(str(error))
+      continue
+    found.append(folder)
+  if not found:
+    raise ValueError(errors[0])
+  for error in errors:
+    logging.error("A run is left out: %s", error)
+  return found
 
 
 def write_one(

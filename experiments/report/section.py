@@ -68,11 +68,12 @@ def facts(members: Sequence[Evaluated], diverged: Sequence[str]) -> dict[str, An
   searched = settings["split"] == "validation" and any(one.arm["trials"] for one in members)
   chosen = ", on which settings were chosen" if searched else ""
   seeds = sorted({one.curve.seed for one in members})
+  below = f"modules with sigma below {results.number(settings['freeze'])}"
   return settings["protocol"] | {
     "judged on": f"{settings['split']} tasks{chosen}",
     "training": f"{settings['meta_steps']} meta-steps of {settings['meta_batch']} tasks",
     "seeds": ", ".join(map(str, seeds)),
-    "frozen": f"modules with sigma below {settings['freeze']:g}" if settings["freeze"] else "none",
+    "frozen": below if settings["freeze"] else "none",
     "diverged, in no mean": "; ".join(diverged) or "none",
     "software and device": "; and ".join(sorted({_listed(one.environment) for one in members})),
   }

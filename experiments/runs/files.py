@@ -98,16 +98,30 @@ def begin_run(folder: pathlib.Path, about: Mapping[str, Any]) -> None:
 
 
 def stage(file: pathlib.Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-  """Return the content of a JSON file; if it is missing, compute and write it first."""
-  if not file.exists():
+  """Return the content of a JSON file; if it is missing or damaged, compute and write it first."""
+  if (found := _stage_content(file)) is None:
     start = time.perf_counter()
     content = dict(compute())
     content["seconds"] = time.perf_counter() - start
     logging.info("%s: %.0f seconds", file, content["seconds"])
     write_document(file, content)
-  content = json.loads(file.read_text(encoding="utf-8"))
-  content.pop("environment")
-  return content
+    found = json.loads(file.read_text(encoding="utf-8"))
+  return {name: value for name, value in found.items() if name != "environment"}
+
+
+def _stage_content(file: pathlib.Path) -> dict[str, Any] | None:
+  """Return the content of a stage's file; None, with a warning, if it is damaged."""
+  if not file.exists():
+    return None
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    logging.warning("%s cannot be read: %s. Making it again.", file, error)
+    return None
+  if not isinstance(found, dict) or not {"environment", "seconds"} <= set(found):
+    logging.warning("%s is no result of a stage. Making it again.", file)
+    return None
+  return found
 
 
 def read_result(path: pathlib.Path, form: str) -> dict[str, Any]:

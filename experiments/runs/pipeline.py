@@ -5,6 +5,7 @@ mini-batches of inner steps. Validation and test tasks have keys of their own. T
 for all arms and seeds, so that differences between arms are paired.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,14 +34,37 @@ class Prepared(NamedTuple):
 
 
 def prepare(algorithm: str, config: Config, problem: Problem) -> Prepared:
-  """Return an arm's learner for a problem, with the inputs that the network's norm needs."""
+  """Return an arm's learner for a problem, with the inputs that the network's norm needs.
+
+  Raises:
+    ValueError: a setting is wrong, or a mini-batch has more examples than a task.
+  """
   if config.network.kind == "conv" and config.network.norm == "support":
     problem = support.beside(problem)
   model = problems.make_model(config, problem)
   labels = modules(model.shapes, config.arms[algorithm].modules)
   mesh = training.host_mesh(config.meta_batch)
   learner = learners.make_learner(algorithm, config, model.likelihood, labels, mesh)
+  _check_batches(algorithm, config, problem)
   return Prepared(learner, model, problem)
+
+
+def _check_batches(algorithm: str, config: Config, problem: Problem) -> None:
+  """Raise ValueError if a mini-batch has more examples than a task to adapt to."""
+  sample = functools.partial(Source.sample, start=0, count=1)
+  sources = {name: getattr(problem, name) for name in ("train", "validation", "test")}
+  tasks = {name: jax.eval_shape(sample, one, jax.random.key(0)) for name, one in sources.items()}
+  rows = {name: jax.tree.leaves(task.train.targets)[0].shape[1] for name, task in tasks.items()}
+  sizes = [(f"arms.{algorithm}.batch_size", config.arms[algorithm].batch_size, rows)]
+  if sm.FAMILY[algorithm].gradient == "implicit":  # of training alone
+    sizes.append(("cg_batch", config.cg_batch, {"train": rows["train"]}))
+  for setting, size, limits in sizes:
+    part = min(limits, key=lambda name: limits[name])
+    if size > limits[part]:
+      raise ValueError(
+        f"{setting} is {size}, and a {part} task has {limits[part]} examples to adapt to. Change "
+        f"--set={setting}; 0 takes all of them."
+      )
 
 
 def train(

@@ -130,6 +130,12 @@ def is_there(file: pathlib.Path) -> bool:
   return True
 
 
+def number(value: float) -> str:
+  """Return a short text for a number, from which `float` makes the same number again."""
+  text = f"{value:g}"  # six digits
+  return text if float(text) == value else repr(value)
+
+
 def check(curve: Curve, where: str) -> Curve:
   """Return the curve with numpy arrays, or raise ValueError that names the wrong field."""
 

@@ -48,7 +48,7 @@ def begin(
     "seed": seed,
     "config": config.to_dict() | {"arms": {arm: config.arms[arm].to_dict()}},
     "protocol": pipeline.protocol(config, problem),
-    "checksums": _checksums(problem),
+    "checksums": checksums(problem),
     "environment": files.environment(),
   }
   file = folder / "run.json"
@@ -80,7 +80,7 @@ def begin(
   return run
 
 
-def _checksums(problem: Problem) -> dict[str, str]:
+def checksums(problem: Problem) -> dict[str, str]:
   """Return a checksum of the arrays of each part: words and counts do not show other pictures."""
   parts = ("train", "validation", "test")
   return {part: files.fingerprint(getattr(problem, part).data) for part in parts}
@@ -113,8 +113,18 @@ def record(
     split: "validation" or "test".
     freeze: the threshold; modules with a smaller sigma are frozen.
   """
-  sums = _checksums(prepared.problem)
-  now = pipeline.protocol(run.config, prepared.problem) | {"checksums": sums}
+  check_data(run, about, prepared.problem)
+  trained = trained._replace(state=pipeline.frozen_below(trained.state, freeze))
+  curve = pipeline.curve(prepared, run.arm, run.seed, run.config, split, trained)
+  settings = {**about["config"], "protocol": about["protocol"], "split": split, "freeze": freeze}
+  results.write_json(run.folder / f"{name}.json", settings, [curve], files.environment())
+  return curve
+
+
+def check_data(run: Run, about: Mapping[str, Any], problem: Problem) -> None:
+  """Raise ValueError unless the run was trained by the protocol, and on the data, of `problem`."""
+  sums = checksums(problem)
+  now = pipeline.protocol(run.config, problem) | {"checksums": sums}
   then = {name: about["protocol"].get(name) for name in now}
   then["checksums"] = about.get("checksums", sums)  # runs of earlier versions have none
   if different := [f"{k}: {a!r} then, {b!r} now" for k, a, b in _differences(then, now)]:
@@ -122,11 +132,6 @@ def record(
       f"{run.folder} was trained by another protocol: {'; '.join(different)}. Tasks to judge it "
       "may be among those it was trained on. Give the same data, --data_dir, or train it again."
     )
-  trained = trained._replace(state=pipeline.frozen_below(trained.state, freeze))
-  curve = pipeline.curve(prepared, run.arm, run.seed, run.config, split, trained)
-  settings = {**about["config"], "protocol": about["protocol"], "split": split, "freeze": freeze}
-  results.write_json(run.folder / f"{name}.json", settings, [curve], files.environment())
-  return curve
 
 
 def evaluate(

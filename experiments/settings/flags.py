@@ -20,6 +20,8 @@ T = TypeVar("T")
 Text = flags.FlagHolder[str | None]
 Texts = flags.FlagHolder[list[str] | None]
 
+_SEEDS = 2**32  # the number of seeds: jax.random.key takes only the last 32 bits of a larger one
+
 
 def algorithm() -> Text:
   """Define --algorithm, for commands that run one algorithm."""
@@ -61,7 +63,9 @@ def open_page() -> flags.FlagHolder[bool]:
 
 def seed() -> flags.FlagHolder[int]:
   """Define --seed, for commands that run one seed."""
-  return flags.DEFINE_integer("seed", 0, "Seed of all random draws.")
+  return flags.DEFINE_integer(
+    "seed", 0, "Seed of all random draws.", lower_bound=0, upper_bound=_SEEDS - 1
+  )
 
 
 def seeds() -> Texts:
@@ -146,14 +150,16 @@ def usage() -> Iterator[None]:
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:
-  """Return the numbers of --seeds; raise ValueError if one is not a number or occurs twice."""
+  """Return the numbers of --seeds; raise ValueError if one is no seed or occurs twice."""
   try:
     seeds = [int(text) for text in texts]
   except ValueError:
     seeds = []
-  if not seeds or len(set(seeds)) < len(seeds):
+  in_range = all(0 <= seed < _SEEDS for seed in seeds)
+  if not seeds or not in_range or len(set(seeds)) < len(seeds):
     raise ValueError(
-      f"--seeds wants whole numbers, each of them once, as in --seeds=0,1; got {','.join(texts)!r}."
+      "--seeds wants whole numbers, each of them once, as in --seeds=0,1; got "
+      f"{','.join(texts)!r}. The smallest is 0 and the largest {_SEEDS - 1}."
     )
   return seeds
 

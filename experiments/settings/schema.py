@@ -1,6 +1,7 @@
 """The settings of a run: their names and meanings, their checks, and changes by --set."""
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -34,7 +35,15 @@ OPTIONAL = {
 }
 OF_SEARCH = ("trials", "searched_with")  # these describe the search for an arm's settings
 
-_COUNTS = ("meta_steps", "meta_batch", "test_episodes", "validation_episodes")
+_NOT_BY_HAND = ("table", "size", *OF_SEARCH)  # these describe where the other settings come from
+_DTYPES = ("float32", "bfloat16")
+_WHOLE = {  # whole number, of a table or of an arm -> its least value
+  **dict.fromkeys(("meta_steps", "meta_batch", "test_episodes", "validation_episodes"), 1),
+  **dict.fromkeys(("inner_steps", "cg_steps", "network.width", "network.features"), 1),
+  **dict.fromkeys(("batch_size", "cg_batch", "inner_decay", "report_step"), 0),
+  **{"evaluation.key": 0, "evaluation.block": 1},
+}
+_POSITIVE = ("inner_rate", "outer_rate", "sigma_rate", "init_sigma", "cg_tol")
 _NETWORKS = {
   "conv": ("features", "norm"),
   "mlp": ("width",),
@@ -44,13 +53,13 @@ _EVALUATION = {"key", "block", "over"}
 
 
 def check(config: Config) -> Config:
-  """Return `config`, or raise ValueError for settings that would fail only after training."""
+  """Return `config`, or raise ValueError for settings that would fail in or after training."""
   _check_names("A table", config, SETTINGS, OPTIONAL)
   for name, arm in config.arms.items():
     _check_names(f"arms.{name}", arm, arms.ARM, arms.OWN)
-  for name in _COUNTS:
-    if config[name] < 1:
-      raise ValueError(f"{name} is at least 1; got {config[name]}. Change --set={name}.")
+  _check_numbers(config)
+  if config.compute not in _DTYPES:
+    raise ValueError(f"compute is {' or '.join(_DTYPES)}; got {config.compute!r}.")
   network = config.network
   if set(network) != {"kind", *_NETWORKS.get(network.kind, ())}:
     raise ValueError(
@@ -62,7 +71,7 @@ def check(config: Config) -> Config:
       f"evaluation has {', '.join(sorted(_EVALUATION))}; got {config.evaluation.to_dict()}."
     )
   steps = list(config.adapt_steps)
-  whole = all(isinstance(step, int) and step >= 0 for step in steps)
+  whole = all(type(step) is int and step >= 0 for step in steps)
   if not steps or not whole or steps != sorted(set(steps)):
     raise ValueError(
       f"adapt_steps are ascending numbers of steps, as in --set=adapt_steps=(0,10); got {steps}."
@@ -75,6 +84,22 @@ def check(config: Config) -> Config:
   return config
 
 
+def _check_numbers(config: Config) -> None:
+  """Raise ValueError unless counts are whole numbers, and rates are positive and finite."""
+  for name, value in flat(config.to_dict()).items():
+    setting = name.rpartition(".")[2] if name.startswith("arms.") else name
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    wanted = ""
+    if setting in _WHOLE and not (number and isinstance(value, int)):
+      wanted = "a whole number"
+    elif setting in _WHOLE and value < _WHOLE[setting]:
+      wanted = f"at least {_WHOLE[setting]}"
+    elif setting in _POSITIVE and not (number and 0 < value < math.inf):
+      wanted = "a finite number above 0"
+    if wanted:
+      raise ValueError(f"{name} is {wanted}; got {value}. Change --set={name}.")
+
+
 def _check_names(
   what: str, given: Mapping[str, Any], wanted: Mapping[str, str], optional: Mapping[str, str]
 ) -> None:
@@ -84,6 +109,16 @@ def _check_names(
       f"{what} has the settings {', '.join(wanted)}; missing are {sorted(missing)}, unknown are "
       f"{sorted(unknown)}."
     )
+
+
+def check_changes(overrides: Sequence[str]) -> None:
+  """Raise ValueError if --set changes what only says where the settings of a table come from."""
+  for name in (change.partition("=")[0].strip() for change in overrides):
+    if name in _NOT_BY_HAND or name.rpartition(".")[2] in OF_SEARCH:
+      raise ValueError(
+        f"--set={name} would change how the settings are described, and not the run. Choose the "
+        "table and its size by flags of the command, and settings by their own names."
+      )
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

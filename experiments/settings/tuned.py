@@ -2,12 +2,17 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from experiments.settings import schema
 
 FORMAT = "shrinkmeta.experiments.tuned/1"
+
+# Settings of a problem that may differ from those of a search. Their change does not move a task on
+# which the search chose into the test tasks: shots and relabel use the same classes, another data
+# set has other classes, and the sinusoids, which have noise, are drawn endlessly.
+_HARMLESS = {"shots", "train_alphabets", "relabel", "dataset", "noise"}
 
 
 def file_of(table: str, size: str, algorithm: str) -> pathlib.Path:
@@ -15,14 +20,18 @@ def file_of(table: str, size: str, algorithm: str) -> pathlib.Path:
   return pathlib.Path(__file__).parents[1] / "tuned" / f"{table}-{size}" / f"{algorithm}.json"
 
 
-def apply(config: schema.Config) -> dict[str, Any]:
-  """Set the arms of `config` to the settings that searches chose; return {algorithm: search}.
+def apply(config: schema.Config, names: Collection[str]) -> dict[str, Any]:
+  """Set arms of `config` to the settings that searches chose; return {algorithm: search}.
+
+  Args:
+    config: the settings of a table.
+    names: the algorithms whose arms are set.
 
   Raises:
     ValueError: a file cannot be read, or the names of its settings are not those of its arm.
   """
   searches = {}
-  for name in config.arms:
+  for name in names:
     file = file_of(config.table, config.size, name)
     if file.exists():
       searches[name] = found = _read(file)
@@ -45,9 +54,14 @@ def describe(config: schema.Config, searches: Mapping[str, Any]) -> None:
   """
   for name, found in searches.items():
     arm = config.arms[name]
-    if all(arm[key] == value for key, value in _settings(found).items()):
-      arm.trials = len(found["trials"])
-      arm.searched_with = _difference(found["config"], config.to_dict(), name)
+    kept = {key for key, value in _settings(found).items() if arm[key] == value}
+    whole = len(kept) == len(_settings(found))
+    # A single chosen setting carries what the search saw of its tasks.
+    start, chosen = found["start"], found["chosen"]
+    if whole or any(key in kept and value != start.get(key) for key, value in chosen.items()):
+      differs = _difference(found["config"], config.to_dict(), name)
+      if whole:
+        arm.update({"trials": len(found["trials"]), "searched_with": differs})
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
@@ -78,7 +92,7 @@ def _difference(searched: Mapping[str, Any], now: Mapping[str, Any], algorithm: 
   changed = {key for key in {*then, *problem} if then.get(key) != problem.get(key)}
   fewer = then.get("train_alphabets", 0) >= problem.get("train_alphabets", 0)
   shapes = {key for key in changed if key.startswith("shape.")}  # of episodes of the same classes
-  if changed - shapes - {"shots", "train_alphabets", "relabel"} or not fewer:
+  if changed - shapes - _HARMLESS or not fewer:
     raise ValueError(
       f"The settings of {algorithm} were chosen on {then}, and the problem is {problem}: its "
       "test tasks may be among those they were chosen on. Search anew with experiments.tune, or "

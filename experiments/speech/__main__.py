@@ -36,6 +36,9 @@ def main(argv: Sequence[str]) -> None:
   shared.no_arguments(argv)
   out = pathlib.Path(shared.or_default(_OUT, "runs/speech"))
   if _COLLECT.value:
+    of_a_run = (_PRESET, _SEED, _SET, _DATA_DIR)
+    if given := [f"--{flag.name}" for flag in of_a_run if flag.present]:
+      raise app.UsageError(f"--collect makes no run: leave {', '.join(given)} out.")
     with shared.usage():
       report.collect([pathlib.Path(path) for path in _COLLECT.value], out)
     return

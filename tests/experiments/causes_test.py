@@ -92,6 +92,10 @@ def test_crossed_runs(tmp_path, command, python):
   done = python(folders[1], other, module="experiments.causes")
   assert done.returncode != 0 and "have different problems or networks" in done.stderr
 
+  (other / "run.json").write_text(json.dumps(json.loads(text) | {"checksums": {"train": "other"}}))
+  done = python(folders[1], other, module="experiments.causes")
+  assert done.returncode != 0 and "reptile-0 was trained by another protocol" in done.stderr
+
 
 @pytest.mark.parametrize(
   "flags,told",

@@ -63,6 +63,8 @@ def test_flags_that_cannot_be_run_are_told_before_training(tmp_path, python, mod
       [*smoke, "--algorithms=maml,hand_picked", "--set=arms.hand_picked.task_specific=conv_9"],
       "conv_9",
     ),
+    ([*smoke, "--set=compute=bfloat15"], "compute is float32 or bfloat16; got 'bfloat15'"),
+    ([*smoke, "--set=arms.maml.batch_size=1000"], "a train task has 10 examples"),
     (["--table=cifar_fs"], "Give data_dir, its folder, or set SHRINKMETA_DATA"),
     (["--table=cifar_fs", "--data_dir=/none"], "CIFAR-FS wants in /none: CIFAR_FS_train.pickle"),
   ]

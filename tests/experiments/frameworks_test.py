@@ -72,3 +72,10 @@ def test_a_key_drops_features_and_none_does_not(name):
   error = drawn.std(0) / np.sqrt(len(keys))
   assert (error > 0).all() and error.max() < 0.025
   assert (np.abs(drawn.mean(0) - whole) < 5 * error).all()
+
+
+@pytest.mark.parametrize("kinds", ("", "rnn"))
+def test_other_kinds_than_there_are(command, kinds):
+  done = command("frameworks", f"--kinds={kinds}")
+  told = " ".join((done.stderr + done.stdout).split())
+  assert done.returncode == 1 and f"--kinds is a list of mlp and cnn; got '{kinds}'" in told

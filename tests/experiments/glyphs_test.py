@@ -1,12 +1,14 @@
 """The main job in miniature: it runs to the end, repeats exactly, and reports errors."""
 
 import csv
+import dataclasses
 import functools
 import pathlib
 import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import app, flags
@@ -115,6 +117,22 @@ def test_an_arm_that_was_stopped_goes_on(tmp_path, monkeypatch):
   assert one.history["step"] == other.history["step"] == [0, 1, 2]
   assert one.history["loss"] == other.history["loss"]
   np.testing.assert_array_equal(one.nll, other.nll)
+  events = lambda out: list((out / "tensorboard" / "fomaml-0").glob("events*"))
+  assert len(events(tmp_path / "b")) == 2  # of both starts
+  run(tmp_path / "b", algorithms=("fomaml",))
+  assert len(events(tmp_path / "b")) == 1  # of a new run
+
+  make = glyphs.problems.make_problem
+
+  def inverted(*given):
+    problem = make(*given)
+    other = jax.tree.map(lambda x: 1 - x, problem.train.data)
+    return problem._replace(train=dataclasses.replace(problem.train, data=other))
+
+  monkeypatch.setattr(glyphs.problems, "make_problem", inverted)
+  with pytest.raises(app.UsageError, match="setting checksums"):
+    again()
+  assert (tmp_path / "b" / "results.json").exists()  # nothing was removed for a refused run
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,23 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
   assert [curve.algorithm for curve in curves] == ["reptile"]
 
 
+def test_outputs_of_an_earlier_run_are_removed_and_no_other_files(tmp_path, monkeypatch):
+  own = ("results.json", "results.csv", "index.html", "adaptation.png", "sigma.png")
+  own += ("sigma_history.png", "tensorboard/maml-3/events.out.tfevents.1.x")
+  others = ("notes.txt", "tensorboard/maml/events.out.tfevents.1.x", "tensorboard/maml-4/mine.txt")
+  for name in (*own, *others, "tensorboard/maml-4/events.out.tfevents.1.x"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+
+  def diverge(*_):
+    raise FloatingPointError("too fast")
+
+  monkeypatch.setattr(glyphs.pipeline, "train", diverge)
+  assert run(tmp_path, algorithms=("reptile",), diverged=["reptile-0"]) == ""
+  left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+  assert left == set(others) and not (tmp_path / "tensorboard" / "maml-3").exists()
+
+
 @pytest.mark.parametrize(
   "argument, message",
   [
@@ -147,6 +182,7 @@ def test_one_arm_that_diverges_costs_no_other(tmp_path):
     ("--set=problem.size=40", "Episodes want 40 x 40 pixels"),
     ("--set=test_episodes=0", "test_episodes is at least 1; got 0"),
     ("--set=arms.fomaml.inner=adamw", "arms.fomaml.inner is one of sgd, adam.*got 'adamw'"),
+    ("--set=problem.dataset=omniglot", "--dataset chooses the data: leave"),
     ("--seeds=x", "--seeds wants whole numbers.*got 'x'"),
     ("--seeds=0,0", "--seeds wants whole numbers, each of them once.*got '0,0'"),
     ("--algorithms=maml,maml", "algorithms, each of them once; got 'maml,maml'"),

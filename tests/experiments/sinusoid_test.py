@@ -1,12 +1,18 @@
 """The command `experiments.sinusoid` in miniature, and its tasks."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from scipy import stats
+
+from experiments.intervals import judge
 
 ROOT = pathlib.Path(__file__).absolute().parents[2]
 
@@ -29,3 +35,28 @@ def test_binary(tmp_path, algorithm):
     assert row["coverage"]["0.5"] < row["coverage"]["0.8"] < row["coverage"]["0.95"]
     assert row["coverage"]["0.95"] > row["coverage_without_posterior"]
   assert "| 20 |" in done.stdout
+
+
+def test_half_widths_are_those_of_students_t(monkeypatch):
+  """By a network that predicts 0 ± 2.5 everywhere."""
+
+  def constant(learner, state, train, inputs):
+    zeros = jnp.zeros(inputs.shape[:2])
+    return judge.Judged(zeros, zeros + 2.5 / 1.96, jnp.float32(0.3), jnp.ones(len(zeros)))
+
+  draw, targets = judge.draw, []
+
+  def drawn(*given):
+    data = draw(*given)
+    targets.append(np.asarray(data.val.targets))
+    return data
+
+  monkeypatch.setattr(judge, "judge", constant)
+  monkeypatch.setattr(judge, "draw", drawn)
+  found = judge.evaluate(None, None, 4, 0)
+  for row, y in zip(found, targets, strict=True):
+    covered = (np.abs(y) < 2.5).mean(1)
+    wanted = stats.t.ppf(0.975, 3) * covered.std(ddof=1) / 2
+    assert row["coverage_95_half_width"] == pytest.approx(wanted, rel=1e-4) and wanted > 0
+  one = judge.evaluate(None, None, 1, 0)
+  assert one[0]["coverage_95_half_width"] == math.inf  # the table has ± inf

@@ -1,7 +1,11 @@
+import json
+import logging
 import shutil
 
 import numpy as np
+import pytest
 
+from experiments.report import evaluated, over_data, page
 from experiments.runs import problems, results, store
 from experiments.settings import tables
 
@@ -59,8 +63,9 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path, command
   assert text.count("</h2><dl>") == 2  # of unlike training, so not in one table
   shutil.rmtree(other)
 
-  done = command("evaluate", tmp_path, "--freeze=1e6")
+  done = command("evaluate", tmp_path, "--freeze=1e6,1000000.1")
   assert done.returncode == 0, done.stderr
+  (tmp_path / "sigma_imaml-0" / "test-freeze1000000.1.json").unlink()  # alike in six digits
   _, (held,) = results.read_json(tmp_path / "sigma_imaml-0" / "test-freeze1e+06.json")
   assert set(held.sigma.values()) == {0.0}
   np.testing.assert_array_equal(held.nll[0], held.nll[-1])  # nothing is left to adapt
@@ -137,3 +142,51 @@ def test_a_run_that_diverges_leaves_the_others_be(tmp_path, command):
   assert (
     command("train", *flags, "--algorithms=fine_tuning").returncode == 0 and not of_earlier.exists()
   )
+
+
+def write_run(folder, arm, data, problem, config, seed=0, diverged=False):
+  """Write a run on data with the checksum `data`, and its evaluation."""
+  run = store.begin(folder, arm, seed, config, problem)
+  about = json.loads((folder / "run.json").read_text())
+  about["checksums"] = {"train": data}
+  (folder / "run.json").write_text(json.dumps(about))
+  if diverged:
+    store.record_divergence(folder, FloatingPointError("too fast"))
+    return
+  settings = {**about["config"], "protocol": about["protocol"], "split": "test", "freeze": 0.0}
+  ones = np.ones((3, 4))
+  parts = [{"out": 0.5}, {"out": 0.1}, {"out": 41}, {"train": 1.0}, {"step": [0], "loss": [1.0]}]
+  curve = results.Curve(arm, seed, np.array([0, 1, 5]), ones, ones, *parts)
+  results.write_json(run.folder / "test.json", settings, [curve], {})
+
+
+@pytest.fixture
+def several(tmp_path):
+  """Runs with the same settings, on data A and on data B."""
+  config = tables.load("sinusoid", "smoke")
+  problem = problems.make_problem(config.problem)
+  for arm, data in (("reptile", "A"), ("maml", "A"), ("fomaml", "B"), ("boil", "B")):
+    write_run(tmp_path / f"{arm}-0", arm, data, problem, config, diverged=arm == "boil")
+  return tmp_path
+
+
+def test_runs_on_different_data_are_not_compared(several):
+  folders = store.find([several])
+  groups = evaluated.groups_of(folders, "test")
+  names = [[one.curve.algorithm for one in members] for members in groups]
+  assert sorted(names) == [["fomaml"], ["reptile", "maml"]]
+  lost = {len(members): evaluated.diverged_among(folders, members) for members in groups}
+  assert lost == {1: {several / "boil-0": "boil, seed 0"}, 2: {}}
+  assert over_data._series(groups, "shots") == []
+
+
+def test_a_damaged_run_is_named_and_the_others_are_reported(several, caplog):
+  (several / "reptile-0" / "run.json").write_text('{"format"')
+  (several / "maml-0" / "test.json").write_text('{"format"')
+  with caplog.at_level(logging.ERROR, logger="absl"):
+    written = page.write([several], several / "report", "test")
+  for name in ("reptile-0/run.json", "maml-0/test.json"):
+    assert str(several / name) in caplog.text
+  assert "fomaml" in written.read_text() and "reptile" not in written.read_text()
+  with pytest.raises(ValueError, match="reptile-0/run.json cannot be read"):
+    page.write([several / "reptile-0"], several / "report", "test")

@@ -66,7 +66,7 @@ def test_what_was_chosen_is_the_best_and_trains(tmp_path, command, monkeypatch):
   plain = tables.load("sinusoid", "smoke", use_tuned=False).arms
   assert (plain.reptile.trials, tables.load("sinusoid", "smoke").arms.maml) == (0, plain.maml)
   with pytest.raises(ValueError, match="test tasks may be among those .* --tuned=false"):
-    tables.load("sinusoid", "smoke", ["problem.noise=0.1"])
+    tables.load("sinusoid", "smoke", ["problem.scale=0.1"])
   path.write_text(json.dumps(first | {"chosen": {"outer_rat": 1.0}}))
   with pytest.raises(ValueError, match="settings of reptile are .* outer_rat is in one .*anew"):
     tables.load("sinusoid", "smoke")

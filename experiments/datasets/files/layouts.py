@@ -17,6 +17,7 @@ import collections
 import functools
 import hashlib
 import pathlib
+import posixpath
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def class_dict(path: pathlib.Path) -> Listing:
         f"{path}: picture {twice[0]} is in the classes {labels[twice[0]]!r} and {name!r}. Keep it "
         "in one of them."
       )
-    labels[own] = str(name)
+    labels[own] = str(name).strip()
   if not all(labels):
     raise ValueError(f"{path}: {sum(labels == '')} images are in no class of its class_dict.")
   return Listing(labels.tolist(), read)
@@ -99,16 +100,46 @@ def csv(path: pathlib.Path, pictures: pathlib.Path) -> Listing:
   rows = cache.read_csv(path, ("filename", "label"))
   if unlabelled := [row["filename"] for row in rows if not row["label"].strip()]:
     raise ValueError(f"{path}: {unlabelled[0]!r} has no label. Give it one, or leave it out.")
-  check_distinct(path, [row["filename"] for row in rows])
-  read = _from_folder(pictures) if pictures.is_dir() else from_zip(pictures)
-  return Listing([row["label"] for row in rows], lambda m: read(rows[m]["filename"]))
+  zipped = not pictures.is_dir()
+  check_distinct(path, [row["filename"] for row in rows], zipped)
+  read = from_zip(pictures) if zipped else _from_folder(pictures)
+  return Listing([row["label"].strip() for row in rows], lambda m: read(rows[m]["filename"]))
 
 
-def check_distinct(path: pathlib.Path, names: Sequence[str]) -> None:
-  """Raise ValueError if a table has a picture twice: train and val might share it."""
-  if len(set(names)) < len(names):
-    twice = next(name for name, count in collections.Counter(names).items() if count > 1)
-    raise ValueError(f"{path} has {twice!r} more than once. Download it anew.")
+def check_distinct(path: pathlib.Path, names: Sequence[str], zipped: bool) -> None:
+  """Raise ValueError if a table has a picture twice: train and val might share it.
+
+  Args:
+    path: the table.
+    names: the pictures of its rows.
+    zipped: whether the pictures are in a zip, see `from_zip`.
+  """
+  counts = collections.Counter(_picture(name, zipped) for name in names)
+  if twice := [name for name, count in counts.items() if count > 1]:
+    raise ValueError(f"{path} has {twice[0]!r} more than once. Download it anew.")
+
+
+def check_splits(folder: pathlib.Path, chosen: Layout) -> None:
+  """Raise ValueError if a layout of CSV has a picture in two splits, which share their pictures."""
+  if chosen not in CSV:
+    return  # every split has files of its own
+  found: dict[str, pathlib.Path] = {}
+  for split in SPLITS:
+    table, pictures = (folder / name for name in chosen.files[split])
+    own = cache.read_csv(table, ("filename", "label"))
+    names = {_picture(row["filename"], not pictures.is_dir()) for row in own}
+    if shared := sorted(names & set(found)):
+      raise ValueError(
+        f"{shared[0]!r} is a picture of {found[shared[0]]} and of {table}: it would be trained on "
+        "and tested with. Download both tables anew."
+      )
+    found |= dict.fromkeys(names, table)
+
+
+def _picture(name: str, zipped: bool) -> str:
+  """Return one text for all names of a picture; in a zip it also has a name without images/."""
+  name = posixpath.normpath(name)
+  return name.removeprefix("images/") if zipped else name
 
 
 def _from_folder(folder: pathlib.Path) -> Callable[[str], np.ndarray]:
@@ -244,7 +275,7 @@ def _label(path: pathlib.Path, m: int, label: Any) -> str:
   if isinstance(label, int) and label >= 0:
     return f"{label:04d}"
   if isinstance(label, str) and label.strip():
-    return label
+    return label.strip()
   raise ValueError(
     f"{path} wants labels that are text or whole numbers from 0; that of picture {m} is "
     f"{label!r:.40}. Leave pictures without a class out."

@@ -49,6 +49,7 @@ def load(
   for split in layouts.SPLITS:
     name = f"grocery_{split}_v{_VERSION}_{size}_{digest}"
     result[split] = images.cached(cache_dir, name, lambda s=split: _build(folder, s, size))
+  photographs.check_disjoint("Grocery Store", result)
   return result
 
 
@@ -56,7 +57,7 @@ def _build(folder: pathlib.Path, split: str, size: int) -> Images:
   table = cache.read_csv(folder / "classes.csv", ("fine_label", "fine_name", "few_shot_split"))
   classes = {row["fine_label"]: row for row in table}
   rows = cache.read_csv(folder / "index.csv", ("member", "fine_label"))
-  layouts.check_distinct(folder / "index.csv", [row["member"] for row in rows])
+  layouts.check_distinct(folder / "index.csv", [row["member"] for row in rows], zipped=True)
   with cache.damaged(f"{folder}/index.csv or classes.csv"):  # a label in one of them only
     chosen = [r for r in rows if classes[r["fine_label"]]["few_shot_split"] == split]
     name = lambda label: f"{int(label):02} {classes[label]['fine_name']}"

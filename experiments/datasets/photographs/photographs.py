@@ -48,6 +48,7 @@ def load(
   folder = cache.data_folder(data_set.name, data_dir)
   size = data_set.size if size is None else size
   layout = _layout(data_set, folder)
+  layouts.check_splits(folder, layout)
   result = {}
   for split in layouts.SPLITS:
     files = [folder / name for name in layout.files[split]]
@@ -60,7 +61,7 @@ def load(
 
     name = f"{data_set.name}_{split}_v{_VERSION}_{size}_{layouts.digest(files)[:16]}"
     result[split] = images.cached(cache_dir, name, make)
-  _check_disjoint(data_set.title, result)
+  check_disjoint(data_set.title, result)
   return result
 
 
@@ -79,8 +80,9 @@ def _layout(data_set: DataSet, folder: pathlib.Path) -> Layout:
   )
 
 
-def _check_disjoint(title: str, splits: Mapping[str, Images]) -> None:
-  named = [set(part.names) for part in splits.values()]
+def check_disjoint(title: str, splits: Mapping[str, Images]) -> None:
+  """Raise ValueError if a class is in two splits."""
+  named = [{name.strip() for name in part.names} for part in splits.values()]
   shared = (named[0] & named[1]) | (named[0] & named[2]) | (named[1] & named[2])
   if shared:
     raise ValueError(f"{title} wants splits without a class in common; got {sorted(shared)[:5]}.")

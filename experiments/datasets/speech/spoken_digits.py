@@ -89,7 +89,14 @@ def load_sounds(data_dir: cache.Folder | None = None) -> dict[str, Sounds]:
 def _splits(folder: pathlib.Path) -> dict[str, tuple[list[dict], tuple[str, ...]]]:
   """Return {split: (its rows of the index, its speakers)}."""
   rows = cache.read_csv(folder / "index.csv", _COLUMNS)
-  layouts.check_distinct(folder / "index.csv", [f"{r['zip']}/{r['member']}" for r in rows])
+  names = [f"{row['zip']}/{row['member']}" for row in rows]
+  layouts.check_distinct(folder / "index.csv", names, zipped=False)  # members have one name each
+  rows = [row | {name: row[name].strip() for name in ("speaker", "split")} for row in rows]
+  if missing := sorted({row["zip"] for row in rows if not (folder / row["zip"]).is_file()}):
+    raise FileNotFoundError(
+      f"{folder}/index.csv names {len(missing)} zips that are not in the folder, such as "
+      f"{missing[0]}. Copy them to it, or give another data_dir than {folder}."
+    )
   splits = {row["speaker"]: row["split"] for row in rows}
   if elsewhere := sorted({r["speaker"] for r in rows if r["split"] != splits[r["speaker"]]}):
     raise ValueError(

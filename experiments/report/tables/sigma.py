@@ -11,7 +11,7 @@ from scipy import stats
 from experiments.networks.modules import network_order
 from experiments.report.statistics import group_by_algorithm, has
 from experiments.report.tables.markdown import as_table, plus_minus, sample
-from experiments.runs.results import Curve, check
+from experiments.runs.results import Curve, check, number
 
 
 class Agreement(NamedTuple):
@@ -54,8 +54,9 @@ def freezing_table(
     seeds = [sorted(curve.seed for curve in group) for group in (whole, curves)]
     if seeds[0] != seeds[1]:
       raise ValueError(
-        f"The modules below {threshold:g} are frozen in seeds {seeds[1]}, and seeds {seeds[0]} "
-        "have none frozen: wanted the same seeds. Run experiments.evaluate on all of them."
+        f"The modules below {number(threshold)} are frozen in seeds {seeds[1]}, and seeds "
+        f"{seeds[0]} have none frozen: wanted the same seeds. Run experiments.evaluate on all of "
+        "them."
       )
     left = [[m for m in curve.sizes if curve.sigma[m] > 0] for curve in curves]
     shares = [
@@ -67,7 +68,7 @@ def freezing_table(
       m if n == len(curves) else f"{m} ({n} of {len(curves)})"
       for m, n in ((m, counts[m]) for m in network_order(counts))
     ]
-    cells = [f"{threshold:g}", ", ".join(named) or "none", f"{100 * np.mean(shares):.1f}"]
+    cells = [number(threshold), ", ".join(named) or "none", f"{100 * np.mean(shares):.1f}"]
     for field, scale, digits in (("accuracy", 100.0, 2), ("nll", 1.0, 3)):
       if field == "nll" or has(whole, "accuracy"):
         one, other = (np.mean([getattr(c, field)[step] for c in g], 0) for g in (curves, whole))

@@ -33,6 +33,16 @@ def test_a_result_with_a_path_and_a_byte_order_mark(tmp_path):
   assert results.read_json(path) == ({"out": "runs/x", "rate": 0.5}, [])
 
 
+@pytest.mark.parametrize("damaged", ("{", "[]", "{}", b"\xff"))
+def test_a_damaged_stage_is_computed_again(tmp_path, caplog, damaged):
+  file = tmp_path / "rate.json"
+  file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+  found = files.stage(file, lambda: {"rate": 0.5})
+  assert found["rate"] == 0.5 and set(found) == {"rate", "seconds"}
+  assert f"{file} " in caplog.text and "Making it again" in caplog.text
+  assert files.stage(file, lambda: pytest.fail("it is there")) == found
+
+
 def test_a_fingerprint_tells_data_apart():
   tree = {"a": np.arange(6, dtype=np.uint8), "b": jnp.ones([])}
   other = {**tree, "a": tree["a"].reshape(2, 3)}

@@ -27,6 +27,28 @@ def test_tasks_of_a_finite_list_are_judged_once(tmp_path):
   assert pipeline.evaluate(prepared, state, config, "validation", "a").nll.shape == (3, 2)
 
 
+@pytest.mark.parametrize(
+  "name, setting", (("maml", "arms.maml.batch_size"), ("sigma_imaml", "cg_batch"))
+)
+def test_a_mini_batch_is_no_larger_than_a_task(name, setting):
+  """An error of training would end a command before other arms are trained."""
+  config = tables.load("sinusoid", "smoke", [f"{setting}=11"])
+  problem = problems.make_problem(config.problem)
+  message = f"{setting} is 11, and a train task has 10 examples .*--set={setting}"
+  with pytest.raises(ValueError, match=message):
+    pipeline.prepare(name, config, problem)
+  pipeline.prepare("reptile", config, problem)  # the setting is of another arm
+  pipeline.prepare(name, tables.load("sinusoid", "smoke", [f"{setting}=10"]), problem)
+
+
+def test_a_mini_batch_of_adaptation_is_no_larger_than_a_test_task():
+  config = tables.load("sinusoid", "smoke", ["arms.maml.batch_size=8"])
+  problem = problems.make_problem(config.problem)
+  fewer = problems.make_problem({**config.problem, "shots": 5})
+  with pytest.raises(ValueError, match="batch_size is 8, and a test task has 5 examples"):
+    pipeline.prepare("maml", config, problem._replace(test=fewer.test))
+
+
 @pytest.mark.skipif(not DATA, reason="needs SHRINKMETA_DATA")
 @pytest.mark.parametrize(
   "table", ("alphabets", "small_data", "few_shot", "grocery", "spoken_digits")

@@ -19,6 +19,13 @@ class Setting:
   shape: tuple[int, ...]
 
 
+class NumberTest(parameterized.TestCase):
+  @parameterized.parameters((0.1, "0.1"), (2.0, "2"), (1e6, "1e+06"), (0.1234561, "0.1234561"))
+  def test_a_short_text_is_the_same_number(self, value, text):
+    self.assertEqual(results.number(value), text)
+    self.assertEqual(float(text), value)
+
+
 class FilesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()

@@ -52,10 +52,22 @@ def test_every_flag_of_a_path_is_read_as_one(flags_of_commands):
   assert found == files | {"data", "json", "plot", "predict", "peers", "rival_python"}
 
 
-@pytest.mark.parametrize("texts", (["x"], ["1", "1"], []))
+@pytest.mark.parametrize(
+  "texts", (["x"], ["1", "1"], [], ["-1"], ["0", "4294967296"], [str(2**63)])
+)
 def test_seeds_are_distinct_numbers(texts):
   with pytest.raises(ValueError, match="--seeds wants whole numbers, each of them once"):
     flags.parse_seeds(texts)
+
+
+def test_the_largest_seed():
+  assert flags.parse_seeds(["0", "4294967295"]) == [0, 4294967295]
+
+
+@pytest.mark.parametrize("seed", ("-1", "4294967296"))
+def test_a_seed_that_jax_would_shorten_is_refused(command, seed):
+  done = command("mixed", "--simulate=2", f"--seed={seed}")
+  assert done.returncode == 1 and "flag --seed=" in done.stderr + done.stdout
 
 
 def test_an_error_of_settings_is_one_of_usage():

@@ -24,10 +24,37 @@ def test_an_override_that_does_not_fit_is_named(override):
 
 @pytest.mark.parametrize(
   "change",
-  ["meta_steps=0", "meta_batch=0", "test_episodes=0", "adapt_steps=(3,1)", "adapt_steps=(-1,3)"],
+  (
+    *("meta_steps=0", "meta_batch=0", "test_episodes=0", "adapt_steps=(3,1)", "adapt_steps=(-1,3)"),
+    *("adapt_steps=(0,True)", "meta_steps=True", "cg_steps=0", "cg_batch=-1", "cg_tol=0.0"),
+    *("network.features=0", "evaluation.block=0", "arms.maml.inner_steps=0"),
+    *("arms.maml.batch_size=-1", "arms.maml.inner_rate=0.0", "arms.maml.outer_rate=-1.0"),
+    *("arms.maml.inner_rate=1e999", "arms.imaml.init_sigma=0.0", "arms.meta_sgd.sigma_rate=-0.1"),
+  ),
 )
-def test_what_would_fail_after_training_is_refused(change):
-  with pytest.raises(ValueError, match=f"--set={change.partition('=')[0]}"):
+def test_what_would_fail_in_training_is_refused(change):
+  name = change.partition("=")[0]
+  with pytest.raises(ValueError, match=f"--set={name}"):
+    tables.load("glyphs", "smoke", [change])
+
+
+def test_a_layer_has_units():
+  with pytest.raises(ValueError, match="network.width is at least 1; got 0"):
+    tables.load("sinusoid", "smoke", ["network.width=0"])
+
+
+def test_a_dtype_that_does_not_exist():
+  with pytest.raises(ValueError, match="compute is float32 or bfloat16; got 'bfloat15'"):
+    tables.load("sinusoid", "smoke", ["compute=bfloat15"])
+  assert tables.load("sinusoid", "smoke", ["compute=bfloat16"]).compute == "bfloat16"
+
+
+@pytest.mark.parametrize(
+  "change",
+  ("table=glyphs", "size=cpu", "arms.maml.trials=3", "arms.maml.searched_with=shots=1"),
+)
+def test_where_settings_come_from_is_no_change(change):
+  with pytest.raises(ValueError, match=f"--set={change.partition('=')[0]} would change how"):
     tables.load("glyphs", "smoke", [change])
 
 

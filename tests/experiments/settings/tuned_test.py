@@ -26,3 +26,23 @@ def test_settings_are_not_used_where_they_may_have_seen_the_test_alphabets(tmp_p
   for change in ("train_alphabets=30", "augment=True"):
     with pytest.raises(ValueError, match="may be among those"):
       tables.load("small_data", "cpu", [f"problem.{change}"])
+    # One changed setting of the arm leaves others that the search chose.
+    with pytest.raises(ValueError, match="may be among those"):
+      tables.load("small_data", "cpu", [f"problem.{change}", "arms.reptile.outer_rate=0.3"])
+    own = [f"problem.{change}", "arms.reptile.inner_rate=0.3"]  # nothing chosen is left
+    assert tables.load("small_data", "cpu", own).arms.reptile.trials == 0
+    other = tables.load("small_data", "cpu", [f"problem.{change}"], names=["maml"])
+    assert other.arms.reptile.inner_rate == start["inner_rate"]
+
+
+@pytest.mark.parametrize(
+  "table, changed", (("glyphs", "dataset='omniglot'"), ("sinusoid", "noise=0.1"))
+)
+def test_settings_are_used_for_tasks_that_no_search_saw(tmp_path, monkeypatch, table, changed):
+  monkeypatch.setattr(tuned, "file_of", lambda table, size, arm: tmp_path / f"{arm}.json")
+  config = tables.load(table, "cpu", use_tuned=False).to_dict()
+  found = {"format": tuned.FORMAT, "config": config, "trials": [{}]}
+  found |= {"start": config["arms"]["reptile"], "chosen": {"inner_rate": 0.7}}
+  (tmp_path / "reptile.json").write_text(json.dumps(found))
+  arm = tables.load(table, "cpu", [f"problem.{changed}"]).arms.reptile
+  assert (arm.inner_rate, arm.trials) == (0.7, 1)

@@ -145,6 +145,12 @@ def test_level_and_spectrum_of_a_tone():
   np.testing.assert_allclose(bands.max(-1), 0.0, atol=1e-3)
 
 
+def test_flags_of_a_run_have_no_meaning_for_collected_runs(command):
+  done = command("speech", "--collect=x.json", "--seed=1", "--preset=synthetic")
+  told = " ".join((done.stderr + done.stdout).split())
+  assert done.returncode == 1 and "leave --preset, --seed out" in told
+
+
 def test_collected_runs(finished, tmp_path):
   _, folder, result = finished
   report.collect([folder / "results.json"], tmp_path)

@@ -94,7 +94,7 @@ def test_numbers_are_classes_whatever_their_type(tmp_path, labels):
 
 
 def test_texts_are_classes(tmp_path):
-  assert read_labels(tmp_path, ["cat", b"dog", np.str_("cow")]) == ["cat", "dog", "cow"]
+  assert read_labels(tmp_path, ["cat", b" dog", np.str_("cow ")]) == ["cat", "dog", "cow"]
 
 
 @pytest.mark.parametrize("label", (-1, np.nan, 0.5, None, "", " ", np.inf, [1]))

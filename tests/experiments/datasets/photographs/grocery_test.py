@@ -68,6 +68,13 @@ class GroceryTest(absltest.TestCase):
       want = 80 * i + np.array([0, 10, 20, 40, 50, 60])
       np.testing.assert_allclose(part.images.mean((1, 2, 3)), want, atol=2)
 
+  def test_spaces_around_a_label_make_no_other_class(self):
+    for name, old, new in (("classes", "4,Fruit-4", " 0,Fruit-0"), ("index", "jpg,4,", "jpg, 0,")):
+      path = self.folder / f"{name}.csv"
+      path.write_text(path.read_text().replace(old, new))
+    with self.assertRaisesRegex(ValueError, "a class in common; got .'00 Fruit-0'"):
+      self.load()
+
   def test_missing_and_other_content(self):
     with self.assertRaisesRegex(ValueError, "test, wants 1189 images of 21 classes|train, wants"):
       grocery.load(self.folder, cache_dir="")

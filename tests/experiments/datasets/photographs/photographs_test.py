@@ -375,6 +375,40 @@ class PhotographsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f"{path} has '{name}' more than once"):
       self.load(data_set)
 
+  @parameterized.product(layout=["csv", "zip"], name=["{}", "./{}", "a/../{}"])
+  def test_a_picture_is_in_one_split(self, layout, name):
+    data_set = self.write(layout)
+    first = (self.folder / "train.csv").read_text().splitlines()[1].split(",")[0]
+    path = self.folder / "test.csv"
+    path.write_text(path.read_text().replace("test0001.png", name.format(first)))
+    message = f"'{first}' is a picture of {self.folder}/train.csv and of {path}"
+    with self.assertRaisesRegex(ValueError, message):
+      self.load(data_set)
+
+  @parameterized.parameters(("csv", "./{}"), ("zip", "images/{}"))
+  def test_a_picture_comes_once_under_any_name(self, layout, other):
+    data_set = self.write(layout)
+    path = self.folder / "val.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    name, label = lines[1].split(",")
+    path.write_text("".join([*lines[:2], f"{other.format(name)},{label}", *lines[3:]]))
+    with self.assertRaisesRegex(ValueError, f"{path} has '{name}' more than once"):
+      self.load(data_set)
+
+  @parameterized.parameters("csv", "class_dict")
+  def test_spaces_around_a_label_make_no_other_class(self, layout):
+    data_set = self.write(layout)
+    if layout == "csv":
+      path = self.folder / "test.csv"
+      path.write_text(path.read_text().replace("test_0", " train_0"))
+    else:
+      path = self.folder / "mini-imagenet-cache-test.pkl"
+      data = pickle.loads(path.read_bytes())
+      data["class_dict"][" train_0"] = data["class_dict"].pop("test_0")
+      path.write_bytes(pickle.dumps(data))
+    with self.assertRaisesRegex(ValueError, "a class in common; got .'train_0'"):
+      self.load(data_set)
+
   def test_a_missing_member(self):
     data_set = self.write("zip")
     path = self.folder / "test.csv"

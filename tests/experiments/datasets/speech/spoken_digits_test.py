@@ -180,11 +180,17 @@ class SpeakersTest(parameterized.TestCase):
       ((",0,0,1,train", ",9,0,1,train"), "no recording of each digit"),
       (("0_NO_02", "0_NO_01"), "has '0.zip/word0/0_NO_01.flac' more than once"),
       ((",1,1,val", ",0,1,val"), "has speaker '0' in more than one split"),
+      ((",1,1,val", ", 0,1,val"), "has speaker '0' in more than one split"),
     ):
       index.write_text(table.replace(*change, 1))
       os.utime(index, ns=(len(message), len(message)))
       with self.assertRaisesRegex(ValueError, f"^{index}.*{message}"):
         self.load()
+    index.write_text(table)
+    path.unlink()
+    message = f"such as 0.zip. Copy them to it, or give another data_dir than {self.folder}"
+    with self.assertRaisesRegex(FileNotFoundError, message):
+      self.load()
     index.unlink()
     with self.assertRaisesRegex(FileNotFoundError, f"^{index} does not exist. Give another"):
       self.load()

@@ -30,6 +30,12 @@ class SigmaTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r"below 0.1 are frozen in seeds \[0\].*\[0, 1\]"):
       sigma_tables.freezing_table(whole, {0.1: held[:1]})
 
+  def test_thresholds_that_agree_in_six_digits(self):
+    cells = rows(
+      sigma_tables.freezing_table([curve()], {0.1234561: [curve()], 0.1234562: [curve()]})
+    )
+    self.assertEqual(list(cells)[2:], ["0.1234561", "0.1234562"])
+
   def test_found_modules(self):
     make = lambda seed, head: curve(seed=seed, sigma={"conv_0": 0.2, "norm_0": 0.0, "head": head})
     table = sigma_tables.found_modules({"Omniglot": [make(0, 0.1), make(1, 1.6)]})
