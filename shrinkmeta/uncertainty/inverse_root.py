@@ -51,8 +51,8 @@ def inverse_root(
   >>> root = lambda point: inverse_root(k_of, point, jnp.eye(2), jnp.full(2, 3.0), jnp.ones((1, 2)))
   >>> root(jnp.full(2, 3.0))  # (1 + 3)^(-1/2)
   Array([[0.5, 0.5]], dtype=float32)
-  >>> jax.grad(lambda point: root(point).sum())(jnp.full(2, 3.0))  # -(1 + 3)^(-3/2) / 2
-  Array([-0.062, -0.062], dtype=float32)
+  >>> jax.grad(lambda point: root(point).sum())(jnp.full(2, 3.0)).tolist()  # -(1 + 3)^(-3/2) / 2
+  [-0.0625, -0.0625]
   """
   basis, eigenvalues, rows = jax.lax.stop_gradient((basis, eigenvalues, rows))
 
