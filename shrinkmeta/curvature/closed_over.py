@@ -53,12 +53,13 @@ def open_likelihood(likelihood: Likelihood, theta: PyTree, batch: Batch) -> tupl
   """
   predict, log_prob = likelihood.predict, likelihood.log_prob
   constants = None
-  if isinstance(predict, WithConstants):
+  is_traced = lambda x: isinstance(x, jax.core.Tracer)
+  if isinstance(predict, WithConstants) and any(map(is_traced, jax.tree.leaves(predict.constants))):
     predict, constants = predict.predict, predict.constants
   given = () if constants is None else (constants,)
   both = lambda theta, x, y, *constants: log_prob(predict(theta, x, *constants), y)
   held = jax.make_jaxpr(both)(theta, batch.inputs, batch.targets, *given).consts
-  traced = [c for c in held if isinstance(c, jax.core.Tracer)]
+  traced = [c for c in held if is_traced(c)]
   is_float = lambda c: jnp.issubdtype(c.dtype, jnp.inexact)
   floats = [c for c in traced if is_float(c)]
   others = [c for c in traced if not is_float(c)]

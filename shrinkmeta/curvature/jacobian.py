@@ -133,7 +133,7 @@ def indefinite(values: jax.Array) -> jax.Array:
       own largest eigenvalue, because a sharp example may stand beside a flat one.
   """
   own = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
-  rounding = 10 * jnp.finfo(values.dtype).eps * jnp.max(own, initial=0.0)
+  rounding = 100 * jnp.finfo(values.dtype).eps * jnp.max(own, initial=0.0)
   return jnp.any(values < -(1e-4 * own + rounding))
 
 

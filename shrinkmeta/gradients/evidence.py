@@ -102,7 +102,7 @@ def evidence_at(
   here = MetaParams(mode.theta, model.params.log_sigma2)
   determinant = jax.value_and_grad(lambda p: log_det(how, model.at(p), key), has_aux=True)
   (value, error), slope = determinant(here)
-  through_mode, w, solve, _ = implicit_gradient(implicit, model, mode.z, slope.phi)
+  through_mode, w, solve = implicit_gradient(implicit, model, mode.z, slope.phi)
   d_sigma = optax.tree.add(through_mode.log_sigma2, slope.log_sigma2)
   grad = optax.tree.add_scale(grad, -0.5, MetaParams(through_mode.phi, d_sigma))
   return fit - 0.5 * value, grad, EvidenceInfo(mode.info, solve, value, error), w

@@ -62,7 +62,7 @@ def implicit_gradient(
   *,
   start: PyTree | None = None,
   key: jax.Array | None = None,
-) -> tuple[MetaParams, PyTree, SolveInfo, jax.Array | None]:
+) -> tuple[MetaParams, PyTree, SolveInfo]:
   """Return the gradient of a loss with respect to (phi, log sigma^2), through the mode of one task.
 
   The solve leaves frozen modules out. Their phi has a gradient nevertheless. It uses the rows of
@@ -78,7 +78,7 @@ def implicit_gradient(
       draws are independent of those of the inner steps.
 
   Returns:
-    (the gradient, w as a part, the SolveInfo, the curvature [] along s w or None without a solve).
+    (the gradient, w as a part, the SolveInfo).
   """
   b, precision = model.scaled(model.cut(g)), model.white.precision
   # In modules without a prior p is 0, and so is the gradient of log sigma^2.
@@ -86,7 +86,7 @@ def implicit_gradient(
   if implicit.solver == "identity":
     rest = (jnp.full([], x) for x in (0, False, False))
     none = SolveInfo(absent(model.n.dtype), *rest)
-    return MetaParams(g, d_sigma(b)), b, none, None
+    return MetaParams(g, d_sigma(b)), b, none
 
   here, batches = model.around(model.theta(z)), _mini_batches(implicit, model.batch, key)
   product = _total(lambda task: task.product(implicit.curvature), here, here.part, batches)
@@ -104,9 +104,9 @@ def implicit_gradient(
     w, info = _dual(implicit, first, operator, b)
   u = model.scaled(w)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
-  # <u, C u> = <w, K w> - <w, P w>, and K w = b. So it costs no further product.
-  along = model.curvature_along(u, optax.tree.vdot(w, optax.tree.sub(b, by_prior)))
-  direct = optax.tree.sub(g, column(u))
+  curved = column(u)
+  along = model.curvature_along(u, optax.tree.vdot(u, model.cut(curved)))
+  direct = optax.tree.sub(g, curved)
   balanced = model.balance(direct, by_prior, along)
 
   # Modules without a prior have the first form alone: `by_prior` is 0. In directions that the data
@@ -114,7 +114,7 @@ def implicit_gradient(
   known = lambda p, d, x: d if p is None else jnp.where(p + implicit.damping > 0, x, d)
   none = lambda x: x is None
   d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=none)
-  return MetaParams(d_phi, d_sigma(w)), w, info, along
+  return MetaParams(d_phi, d_sigma(w)), w, info
 
 
 def curvature_at_mode(
@@ -230,7 +230,7 @@ def differentiable_mode(
     params, batch, consts, given, z = residuals
     model = model_of(params, batch, consts)
     g = merge(unravel(cotangents[0]), optax.tree.zeros_like(params.phi))
-    grad, w, *_ = implicit_gradient(implicit, model, z, g, key=given[0])
+    grad, w, _ = implicit_gradient(implicit, model, z, g, key=given[0])
     d_batch, d_consts = data_gradient(lambda *data: model_of(params, *data), z, w, batch, consts)
     return *differentiable_once("map_estimate and adapt", (grad, d_batch, d_consts)), None
 

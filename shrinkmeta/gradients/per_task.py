@@ -113,11 +113,11 @@ def stationary(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult
   mode = posterior_mode(spec.inner, model, key=key, info_at_end=needed, **begin)
   nll, g = jax.value_and_grad(lambda theta: _val_nll(model, theta, item.task))(mode.theta)
   from_w = None if start is None else start.w
-  grad, w, solve, along = implicit_gradient(spec.implicit, model, mode.z, g, start=from_w, key=key)
+  grad, w, solve = implicit_gradient(spec.implicit, model, mode.z, g, start=from_w, key=key)
   warm = None if start is None else WarmStart(mode.z, w)
   if not follows_map:
     return TaskResult(grad, nll, nll, mode.info, solve, warm)
-  d_phi, phi_loss, info = _map_gradient(spec, model, mode, key, along)
+  d_phi, phi_loss, info = _map_gradient(spec, model, mode, key)
   return TaskResult(grad._replace(phi=d_phi), nll, phi_loss, info, solve, warm)
 
 
@@ -202,13 +202,12 @@ def _only_z(item: Item, mode: Mode) -> WarmStart | None:
 
 
 def _map_gradient(
-  spec: Spec, model: TaskModel, mode: Mode, key: Any, along: jax.Array | None = None
+  spec: Spec, model: TaskModel, mode: Mode, key: Any
 ) -> tuple[PyTree, jax.Array, InnerInfo]:
   """Return d/d phi of -l_MAP of one task, (phi - theta_hat) / sigma^2, without dividing by sigma.
 
   At the mode the gradient equals both -P z / s and the gradient of -log p(D | theta). `balance`
-  combines these two forms. `along` is the curvature [] along the w of a linear solve. None takes a
-  product of the curvature with the mode.
+  combines these two forms.
 
   Returns:
     (the gradient, a tree like phi; the negative log joint [] in nats without its normaliser; the
@@ -216,8 +215,7 @@ def _map_gradient(
   """
   mean, g = nll_and_gradient(spec.inner, model.unfrozen(), mode.theta, key)
   of_prior = jax.tree.map(lambda p, z: -p * z, model.white.precision, mode.z)
-  if along is None:
-    along = curvature_at_mode(spec.implicit, model, mode.z, key)
+  along = curvature_at_mode(spec.implicit, model, mode.z, key)
   grad = model.balance(optax.tree.scale(model.n, g), of_prior, along)
   value, of_z = model.with_prior(mode.z)(mean, model.cut(g))
   norm = optax.tree.norm(jax.lax.stop_gradient(of_z))

@@ -63,7 +63,8 @@ def log_prior(
     # gradient is NaN and spoils the sum, so 0 takes the place of inf.
     safe = jnp.where(jnp.isinf(log_s2), 0.0, log_s2)
     # Not (t - p)^2 exp(-safe), which overflows at a larger sigma. And not inf times 0 at t = p.
-    z = (t - p) * jnp.exp(jnp.minimum(-0.5 * safe, jnp.log(jnp.finfo(dtype).max) - 1.0))
+    half, most = -0.5 * safe, jnp.log(jnp.finfo(dtype).max) - 1.0
+    z = (t - p) * jnp.exp(jnp.where(t == p, jnp.minimum(half, most), half))
     normal = -0.5 * jnp.sum(jnp.square(z) + safe + jnp.log(2 * jnp.pi))
     at_phi = jnp.where(jnp.all(t == p), 0.0, -jnp.inf)
     return jnp.where(frozen, at_phi, jnp.where(free, 0.0, normal))

@@ -267,9 +267,11 @@ def bernoulli(predict: Predict) -> Likelihood:
   def log_prob(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     same_shape(outputs, targets)
     y = in_range(targets, outputs.dtype, 1.0, "between 0 and 1")
-    # A target of 0 or 1 has a finite log-probability at an infinite logit.
-    part = lambda y, f: y * jax.nn.softplus(jnp.where((y == 0) & jnp.isposinf(f), 0.0, f))
-    return sum_trailing(-part(y, -outputs) - part(1 - y, outputs))
+    # For f > 0 it is (y - 1) f - log(1 + exp(-f)). A target of 0 or 1 may have an infinite logit.
+    up = outputs > 0
+    slope = jnp.where(up, y - 1, y)
+    linear = slope * jnp.where((slope == 0) & jnp.isinf(outputs), 0.0, outputs)
+    return sum_trailing(linear - jax.nn.softplus(jnp.where(up, -outputs, outputs)))
 
   return Likelihood(predict, log_prob)
 

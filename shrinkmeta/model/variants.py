@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import is_array, shown
@@ -267,16 +266,17 @@ def gaussian_with_scale(
         f"predict must return a pair of arrays (f [N, ...], log s); it returned {shown(pair)}."
       )
     f, log_s = map(jnp.asarray, pair)
-    fits = log_s.ndim <= f.ndim and np.broadcast_shapes(f.shape, log_s.shape) == f.shape
+    sizes = zip(log_s.shape[::-1], f.shape[::-1], strict=False)
+    fits = log_s.ndim <= f.ndim and all(a in (1, b) for a, b in sizes)
     if not fits or not jnp.issubdtype(f.dtype, jnp.floating):
       raise ValueError(
         "predict must return (f, log s), floats f [N, ...] and a log s that broadcasts against "
         f"them; it returned {f.dtype}{list(f.shape)} and {log_s.dtype}{list(log_s.shape)}."
       )
+    # The precision is not 0, which means padding, and not inf, which would make the outputs NaN.
     limits = jnp.finfo(f.dtype)
-    precision = jnp.exp(-2.0 * log_s.astype(f.dtype))
-    # Not 0, which means padding, and not inf, which would make the outputs NaN.
-    precision = jnp.clip(precision, 4 * limits.tiny, float(limits.max) ** 0.5)
+    most, least = (-0.5 * math.log(float(x)) for x in (4 * limits.tiny, limits.max / 16))
+    precision = jnp.exp(-2.0 * jnp.clip(log_s.astype(f.dtype), least, most))
     precision = jnp.broadcast_to(precision, f.shape)
     return jnp.stack([f * precision, -0.5 * precision], -1)
 

@@ -36,7 +36,8 @@ def inverse_root(
     k_of: point -> the function from rows R [m, D] to R K [m, D].
     point: everything that K depends on.
     basis: V [k, D], orthonormal; no derivative goes through it.
-    eigenvalues: lambda [k] of s C s, of the same rows; no derivative goes through them.
+    eigenvalues: lambda [k] of s C s, of the same rows; no derivative goes through them. All
+      eigenvalues above 0 are among them.
     rows: R [n, D].
 
   Returns:
@@ -71,17 +72,35 @@ def inverse_root(
     with exact():
       along = rows @ basis.T
       both = jnp.concatenate([basis, rows - along @ basis])
-    moved = jax.jvp(lambda point: k_of(point)(both), (point,), tangents[:1])[1]
+    moved = _moved(lambda point: k_of(point)(both), point, tangents[0])
     of_basis, of_rest = moved[: len(basis)], moved[len(basis) :]  # dK u, and dK times the rest
     with exact():
       inner, back = of_basis @ basis.T, of_rest @ basis.T
       in_basis = along @ (f * inner) + back * f_mixed
-      orthogonal = (along * f_mixed) @ (of_basis - inner @ basis) - 0.5 * (of_rest - back @ basis)
-      slope = in_basis @ basis + orthogonal
+      # There is no term of the rest with itself: A of s C s = A^T A is 0 there.
+      slope = in_basis @ basis + (along * f_mixed) @ (of_basis - inner @ basis)
     # V and lambda are held: the derivative of `slope` would be wrong.
     return root(*primals), slope * _once(point)
 
   return root(point, basis, eigenvalues, rows)
+
+
+def _moved(f: Callable[[PyTree], jax.Array], point: PyTree, tangent: PyTree) -> jax.Array:
+  """Return the derivative of f at `point` along `tangent`, without forward mode.
+
+  It transposes the backward pass, because a network with a `jax.custom_vjp` has no other.
+  """
+  leaves, structure = jax.tree.flatten(point)
+  floating = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in leaves]
+
+  def of_floats(floats: list[jax.Array]) -> jax.Array:
+    now = iter(floats)
+    filled = [next(now) if own else x for x, own in zip(leaves, floating, strict=True)]
+    return f(structure.unflatten(filled))
+
+  only = lambda tree: [x for x, own in zip(jax.tree.leaves(tree), floating, strict=True) if own]
+  value, pull = jax.vjp(of_floats, only(point))
+  return jax.linear_transpose(lambda u: pull(u)[0], value)(only(tangent))[0]
 
 
 @jax.custom_jvp

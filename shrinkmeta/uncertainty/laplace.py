@@ -55,8 +55,9 @@ def posterior(
     theta: the mode, from `map_estimate` or `learner.adapt`.
     batch: the data of the task, without the T axis; for many tasks use `jax.vmap`.
     rank: the number of Lanczos steps. The variance of z is reduced in this many directions. In all
-      others it stays 1, as in the prior. Derivatives then take the directions as exact; they were
-      1 % off on a small network. None: exact if A has at most `limit` entries, else 64.
+      others it stays 1, as in the prior. The derivative of a covariance then takes the directions
+      as exact; it was 1 % off on a small network. None: exact if A has at most `limit` entries,
+      else 64.
     limit: the largest number of entries of A for which rank=None is exact.
     key: draws the vector from which Lanczos begins; None is `jax.random.key(0)`.
     constants: what predict takes as its third argument, or None; it has no derivative.
@@ -95,12 +96,14 @@ def posterior(
   size = sum(x.size for x in jax.tree.leaves(model.part))
   if rank is None and outputs.size * size > limit:
     rank = 64
-  if rank is None:
+  exact = rank is None
+  if exact:
     basis, values = _exact(model)
   else:
     key = jax.random.key(0) if key is None else same_in_any_batch(key)
     basis, values = _low_rank(model, rank, key)
-  return Posterior(theta, model.white.scale, basis, values, batch, *likelihood, constants)
+  scale = model.white.scale
+  return Posterior(theta, scale, basis, values, batch, *likelihood, constants, exact)
 
 
 def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import scalars, validate
@@ -55,16 +56,18 @@ class Posterior:
   scale: PyTree  # s, one scalar [] for each leaf; None for frozen modules
   basis: jax.Array  # [k, D] V
   eigenvalues: jax.Array  # [k] lambda >= 0
-  batch: Batch  # the data of the task; only a derivative of a covariance reads them
+  batch: Batch  # the data of the task; only derivatives read them
   predict: Callable[..., jax.Array] = struct.field(pytree_node=False)
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
   constants: PyTree = None  # what predict takes as its third argument, or None
+  exact: bool = struct.field(pytree_node=False, default=True)  # False: Lanczos found V and lambda
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """Draw theta n times.
 
     For one key, draws can be differentiated once with respect to the parameters, sigma and the
-    data, also where s C s has equal eigenvalues. So can `outputs` and `log_predictive`.
+    data, also where s C s has equal eigenvalues. So can `outputs` and `log_predictive`. With a
+    `rank` the derivative goes through Lanczos' method, and needs distinct eigenvalues.
 
     Args:
       key: a random key; consumed.
@@ -266,9 +269,16 @@ class Posterior:
     """Draw s (z - z_hat) = s (I + s C s)^(-1/2) e n times, leaves [n, ...], with e ~ N(0, I)."""
     flat, unravel = ravel_pytree(self._cut()[0])
     noise = jax.random.normal(same_in_any_batch(key), (n, flat.size), flat.dtype)
+    spread = jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))
+    if not self.exact or not any(isinstance(x, Tracer) for x in jax.tree.leaves(self)):
+      # Without a traced value there is no derivative. That of Lanczos' rows goes through its steps.
+      change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
+      with exact():
+        z = noise + ((noise @ self.basis.T) * change[None]) @ self.basis
+      return spread(z)
     consts, rebuild = open_likelihood(self._network(), self.theta, self.batch)
     k_of = lambda at: at[0]._times_k(rebuild(at[1]))
     none = jnp.zeros([])  # K depends on neither V nor lambda
     held = dataclasses.replace(self, basis=none, eigenvalues=none)
     z = inverse_root(k_of, (held, consts), self.basis, self.eigenvalues, noise)
-    return jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))(z)
+    return spread(z)

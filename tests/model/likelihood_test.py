@@ -84,6 +84,10 @@ def test_a_probability_of_1_has_the_log_probability_0():
     one = lambda f, make=make, y=y: jnp.sum(make(identity).log_prob(f, jnp.array(y)))
     for value in (one(jnp.array(f)), *jax.grad(one)(jnp.array(f))):
       np.testing.assert_allclose(value, 0.0, atol=1e-25)
+  curve = jax.grad(jax.grad(lambda f, y: sm.bernoulli(identity).log_prob(f[None], y[None])[0]))
+  for y in (0.0, 0.3, 1.0):  # -p (1 - p), also far from 0 in float32
+    found = curve(jnp.float32(-20.0), jnp.float32(y)), curve(jnp.float32(20.0), jnp.float32(y))
+    np.testing.assert_allclose(found, -np.exp(-20.0), rtol=1e-5)
   wrong = sm.bernoulli(identity).log_prob(jnp.array([-jnp.inf]), jnp.array([1.0]))
   assert wrong[0] == -jnp.inf
 

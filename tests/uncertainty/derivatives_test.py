@@ -108,3 +108,48 @@ def test_draws_of_a_compiled_function_with_a_traced_scale():
   np.testing.assert_allclose(jax.jvp(total, (scale,), (1.0,))[1], want, rtol=1e-9)
   with pytest.raises(NotImplementedError, match="Draws of a posterior can be differentiated once"):
     jax.grad(jax.grad(total))(scale)
+
+
+def test_the_derivative_of_a_draw_with_precise_data_in_float32():
+  """Two examples and four parameters; against differences of the closed form in float64."""
+  rng = np.random.default_rng(0)
+  x, scale, key, to = rng.normal(size=(2, 4)), 1e-3, jax.random.key(0), np.arange(1.0, 5)
+  noise = np.asarray(jax.random.normal(key, (4,), jnp.float32), float)
+
+  def closed_form(x):
+    values, vectors = np.linalg.eigh(np.eye(4) + x.T @ x / scale**2)
+    return noise @ (vectors / np.sqrt(values)) @ vectors.T @ to
+
+  def total(x):
+    theta = {"w": jnp.ones(4, jnp.float32)}
+    linear = sm.gaussian(lambda t, x: x @ t["w"], scale)
+    batch = sm.Batch(x, jnp.ones(2, jnp.float32))
+    found = sm.posterior(linear, {"w": "w"}, theta, {"w": jnp.float32(0.0)}, theta, batch)
+    return found.sample(key, 1)["w"][0] @ jnp.asarray(to, jnp.float32)
+
+  found, step = jax.grad(total)(jnp.asarray(x, jnp.float32)), 1e-6
+  moves = step * np.eye(8).reshape(8, 2, 4)
+  want = [(closed_form(x + move) - closed_form(x - move)) / (2 * step) for move in moves]
+  np.testing.assert_allclose(found.ravel(), want, atol=3e-4 * np.abs(want).max())
+
+
+def test_draws_by_lanczos_and_of_a_network_with_its_own_backward_pass():
+  rng = np.random.default_rng(0)
+  x, theta = jnp.asarray(rng.normal(size=(12, 10))), {"w": jnp.asarray(rng.normal(size=10))}
+
+  @jax.custom_vjp
+  def own(x):
+    return jnp.tanh(x)
+
+  own.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, u: (u * (1 - y**2),))
+
+  def total(scale, act, rank):
+    network = sm.gaussian(lambda t, x: act(x) @ t["w"], scale)
+    batch = sm.Batch(x, jnp.ones(12))
+    found = sm.posterior(network, {"w": "w"}, theta, {"w": 0.0}, theta, batch, rank=rank)
+    return jnp.sum(found.sample(jax.random.key(0), 4)["w"])
+
+  for act, rank in ((jnp.tanh, 4), (own, None)):
+    slope = jax.grad(total)(0.5, act, rank)
+    rise = (total(0.5 + 1e-6, act, rank) - total(0.5 - 1e-6, act, rank)) / 2e-6
+    np.testing.assert_allclose(slope, rise, rtol=1e-5)
