@@ -372,7 +372,7 @@ ONE = jax.tree.map(lambda x: x[:1], TASKS)
     ({"state": PARAMS}, TypeError, "state must be a MetaState"),
     ({"tasks": TASKS.train}, TypeError, "tasks must be a shrinkmeta.Task"),
     ({"tasks": TASKS._replace(val=None)}, ValueError, "tasks.val is None. choose_modules"),
-    ({"tolerance": "small"}, TypeError, "tolerance must be a number of nats"),
+    ({"tolerance": "small"}, TypeError, "tolerance must be a number; got 'small'"),
     ({"tolerance": -0.1}, ValueError, "tolerance must not be negative"),
     ({"tolerance": float("nan")}, ValueError, "tolerance must not be negative"),
     ({"repeats": 1.5}, TypeError, "repeats must be an integer"),
