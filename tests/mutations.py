@@ -51,6 +51,11 @@ FAULTS = (
         "score = jax.random.uniform(key, mask.shape)", "mode/optimise", "draw"),
   Fault("mode/optimise", "draw(jax.random.fold_in(key, at.step), batch", "draw(key, batch",
         "mode/optimise", "mini_batches"),
+  # Uncertainty.
+  Fault("uncertainty/inverse_root", "return root(*primals), slope * _once(point)",
+        "return root(*primals), 1.02 * slope * _once(point)", "uncertainty/derivatives", "draws"),
+  Fault("uncertainty/inverse_root", "in_basis = along @ (f * inner) + back * f_mixed",
+        "in_basis = along @ (f * inner)", "uncertainty/derivatives", "draws"),
   # Gradients through the mode.
   Fault("gradients/evidence", "balance(g, z, curvature_at_mode(implicit, model, z))",
         "balance(g, z, model.count)", "gradients/precise_data", "empirical_bayes"),

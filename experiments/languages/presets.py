@@ -139,15 +139,12 @@ def _check(config: Config) -> None:
   schema.check_ascending("adapt.articles", adapt.articles)
   if adapt.steps[0] != 0 or len(adapt.steps) < 2:
     raise ValueError(f"adapt.steps begin with 0, the model without adaptation; got {adapt.steps}.")
-  if not 1 <= min(adapt.articles[0], tune.articles) <= max(adapt.articles[-1], tune.articles) <= 20:
+  numbers = (*adapt.articles, tune.articles, config.meta.articles)
+  if not 1 <= min(numbers) <= max(numbers) <= 20:
     raise ValueError(
       "A language is adapted on 1 to 20 articles, because it is judged on the last ten of 30; got "
-      f"adapt.articles={adapt.articles}, tune.articles={tune.articles}."
-    )
-  if not 1 <= config.meta.articles <= 20:
-    raise ValueError(
-      "meta.articles is 1 to 20, because a language is judged on the last ten of 30; got "
-      f"{config.meta.articles}."
+      f"adapt.articles={adapt.articles}, tune.articles={tune.articles}, "
+      f"meta.articles={config.meta.articles}."
     )
   if config.languages.validation < 2:
     raise ValueError(

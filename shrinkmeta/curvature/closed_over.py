@@ -26,7 +26,7 @@ class Consts(NamedTuple):
   """What a likelihood depends on beside its arguments."""
 
   floats: Sequence[jax.Array]  # traced floats, with a derivative
-  fixed: PyTree = None  # other traced values and the constants, without a derivative
+  fixed: PyTree = None  # other traced values and traced constants, without a derivative
 
 
 Opened = Callable[[Consts], Likelihood]

@@ -105,9 +105,8 @@ def implicit_gradient(
   u = model.scaled(w)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
   curved = column(u)
-  along = model.curvature_along(u, optax.tree.vdot(u, model.cut(curved)))
   direct = optax.tree.sub(g, curved)
-  balanced = model.balance(direct, by_prior, along)
+  balanced = model.balance(direct, by_prior, model.curvature_along(u, model.cut(curved)))
 
   # Modules without a prior have the first form alone: `by_prior` is 0. In directions that the data
   # do not determine, theta_hat stays at phi, and that form is the part of g outside C's range.
@@ -124,7 +123,7 @@ def curvature_at_mode(
   batches = _mini_batches(implicit, model.batch, key)
   here, u = model.around(model.theta(z)), model.scaled(z)
   product = _total(lambda task: task.product("gauss_newton"), here, here.part, batches)
-  return model.curvature_along(u, optax.tree.vdot(u, product(u)))
+  return model.curvature_along(u, product(u))
 
 
 def _total(

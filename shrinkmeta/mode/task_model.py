@@ -202,13 +202,13 @@ class TaskModel:
       self.likelihood, self.outputs_at, self.part, self.white.scale, self.batch
     )
 
-  def curvature_along(self, u: PyTree, curved: jax.typing.ArrayLike) -> jax.Array:
+  def curvature_along(self, u: PyTree, curved: PyTree) -> jax.Array:
     """Return the curvature <u, C u> / <u, u> [] along a part u, or N if that is larger.
 
-    A sharp likelihood has a curvature far above its number of examples. `curved` is <u, C u> [].
+    A sharp likelihood has a curvature far above its number of examples. `curved` is C u, a part.
     """
-    length = optax.tree.vdot(u, u)
-    along = jnp.where(length == 0, 0.0, curved / jnp.where(length == 0, 1.0, length))
+    along, length = optax.tree.vdot(u, curved), optax.tree.vdot(u, u)
+    along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
     return jnp.maximum(self.count, along)
 
   def balance(self, direct: PyTree, scaled: PyTree, c: jax.Array) -> PyTree:

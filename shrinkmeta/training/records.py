@@ -183,10 +183,9 @@ def reporting(
 
 def _end(number: int, callback: Callback) -> None:
   """Call `end` of callbacks[number], and log its exception."""
-  # A callback is code of the user. Whatever fails in it, the trained state is worth more.
   try:
     callback.end()
-  except Exception:
+  except Exception:  # code of the user can raise anything, and the trained state is worth more
     logging.exception(
       "The end of callbacks[%d], %s, failed. The training itself is not affected, but what this "
       "callback writes may be incomplete.",

@@ -21,6 +21,13 @@ from shrinkmeta.curvature.solvers import exact
 PyTree = Any
 
 
+def root_of(basis: jax.Array, eigenvalues: jax.Array, rows: jax.Array) -> jax.Array:
+  """Return R K^(-1/2) [n, D] for rows R [n, D], from V [k, D] and lambda [k]."""
+  change = jax.lax.rsqrt(1.0 + eigenvalues) - 1.0
+  with exact():
+    return rows + ((rows @ basis.T) * change[None]) @ basis
+
+
 def inverse_root(
   k_of: Callable[[PyTree], Callable[[jax.Array], jax.Array]],
   point: PyTree,
@@ -59,9 +66,7 @@ def inverse_root(
 
   @jax.custom_jvp
   def root(point: PyTree, basis: jax.Array, eigenvalues: jax.Array, rows: jax.Array) -> jax.Array:
-    change = jax.lax.rsqrt(1.0 + eigenvalues) - 1.0
-    with exact():
-      return rows + ((rows @ basis.T) * change[None]) @ basis
+    return root_of(basis, eigenvalues, rows)
 
   @root.defjvp
   def _(primals: Any, tangents: Any) -> Any:

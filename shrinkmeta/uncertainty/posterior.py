@@ -31,7 +31,7 @@ from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import Likelihood, masked_log_prob, without_padding
 from shrinkmeta.model.tasks import Batch, check_batch, check_inputs
 from shrinkmeta.model.variants import with_constants
-from shrinkmeta.uncertainty.inverse_root import inverse_root
+from shrinkmeta.uncertainty.inverse_root import inverse_root, root_of
 
 PyTree = Any
 
@@ -272,10 +272,7 @@ class Posterior:
     spread = jax.vmap(lambda v: jax.tree.map(jnp.multiply, self.scale, unravel(v)))
     if not self.exact or not any(isinstance(x, Tracer) for x in jax.tree.leaves(self)):
       # Without a traced value there is no derivative. That of Lanczos' rows goes through its steps.
-      change = jax.lax.rsqrt(1.0 + self.eigenvalues) - 1.0
-      with exact():
-        z = noise + ((noise @ self.basis.T) * change[None]) @ self.basis
-      return spread(z)
+      return spread(root_of(self.basis, self.eigenvalues, noise))
     consts, rebuild = open_likelihood(self._network(), self.theta, self.batch)
     k_of = lambda at: at[0]._times_k(rebuild(at[1]))
     none = jnp.zeros([])  # K depends on neither V nor lambda

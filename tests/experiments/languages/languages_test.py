@@ -59,7 +59,7 @@ def test_groups_share_no_language():
     ("choice.candidates=99", "choice.candidates is 1 to 21"),
     ("meta.step=3", "Did you mean"),
     ("base.steps=0", "positive number"),
-    ("meta.articles=21", "meta.articles is 1 to 20"),
+    ("meta.articles=21", "1 to 20 articles.*meta.articles=21"),
     ("languages.validation=1", "languages.validation must be at least 2"),
   ],
 )
