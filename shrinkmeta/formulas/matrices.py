@@ -149,7 +149,7 @@ def _readable(text: str, frame: Frame) -> str:
   """A checked text as users write it, with the names of the columns."""
   text = _POWER.sub("^", text).replace("as_numeric(", "as.numeric(").replace(functions.CENTRE, "")
   text = ALIAS.sub(lambda m: frame.formula.columns[int(m[2])], text)
-  return functions.ESCAPE.sub(lambda m: chr(int(m[1], 16)), text)
+  return functions.readable(text)
 
 
 def _formulaic() -> tuple[Any, Any]:

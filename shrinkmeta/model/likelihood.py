@@ -304,8 +304,9 @@ def poisson(predict: Predict) -> Likelihood:
     y = in_range(targets, outputs.dtype, math.inf, "counts, not negative")
     positive = jnp.where(y > 0, y, 1.0)
     u = outputs - jnp.log(positive)
-    # A count of 0 has the log-probability 0 at a rate of 0, whose logarithm is -inf.
-    linear = jnp.where((y == 0) & jnp.isneginf(u), 0.0, u)
+    # A count of 0 has the log-probability 0 at a rate of 0, whose logarithm is -inf. At an infinite
+    # rate every count has -inf.
+    linear = jnp.where(jnp.isposinf(u) | (y == 0) & jnp.isneginf(u), 0.0, u)
     return sum_trailing(y * linear - positive * jnp.expm1(u) + _log_p_at_best(y, positive))
 
   return Likelihood(predict, log_prob)

@@ -293,6 +293,11 @@ def test_a_quoted_text_may_have_any_sign(data, level):
       assert level in made.fixed_names[1]
 
 
+def test_a_level_that_looks_like_an_escape_keeps_its_name(data):
+  made = design("y ~ t + (1 | g)", data | {"t": np.array(["a", "(", r"\x28"] * 20)})
+  assert made.fixed_names[1:] == (r"t[T.\x28]", "t[T.a]")
+
+
 @pytest.mark.parametrize(
   "term", ("I(t == '12:30')", "C(t, levels=['12:10', '12:20', '12:30'])", "`z:z`")
 )

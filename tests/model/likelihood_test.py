@@ -88,6 +88,8 @@ def test_a_probability_of_1_has_the_log_probability_0():
   for y in (0.0, 0.3, 1.0):  # -p (1 - p), also far from 0 in float32
     found = curve(jnp.float32(-20.0), jnp.float32(y)), curve(jnp.float32(20.0), jnp.float32(y))
     np.testing.assert_allclose(found, -np.exp(-20.0), rtol=1e-5)
+  endless = sm.poisson(identity).log_prob(jnp.full(2, jnp.inf), jnp.array([0.0, 3.0]))
+  assert (endless == -jnp.inf).all()
   wrong = sm.bernoulli(identity).log_prob(jnp.array([-jnp.inf]), jnp.array([1.0]))
   assert wrong[0] == -jnp.inf
 

@@ -59,7 +59,7 @@ _ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.P
 _ALIAS = re.compile(r"_c\d+_")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")  # as `ast.unparse` writes texts
 _SIGNS = re.compile(r"[()\[\]`]")  # formulaic takes them for syntax, also within quotes
-ESCAPE = re.compile(r"\\x([0-9a-f]{2})")  # of such a sign in a checked expression
+_ESCAPE = re.compile(r"\\\\|\\x([0-9a-f]{2})")  # a backslash, or one of these signs
 
 
 def context() -> dict[str, Callable[..., Any]]:
@@ -117,6 +117,18 @@ def called(name: str, formula: str) -> str:
       f"{', '.join(FUNCTIONS)}. Compute anything else in a column of the table."
     )
   return name if name in _CONTRASTS else _LEVELS.get(name, _python(name))
+
+
+def readable(text: str) -> str:
+  """Return an expression that `checked` wrote with the signs of its quoted texts.
+
+  Outside quotes, as in the label of a level, a backslash is a sign like any other.
+
+  >>> print(readable(r"I(_c0_ == 'a\x28')[T.\x28]"))
+  I(_c0_ == 'a(')[T.\x28]
+  """
+  sign = lambda m: chr(int(m[1], 16)) if m[1] else m[0]
+  return _QUOTED.sub(lambda quoted: _ESCAPE.sub(sign, quoted[0]), text)
 
 
 def checked(text: str, written: str, columns: Sequence[str]) -> tuple[str, set[str]]:
