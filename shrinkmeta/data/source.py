@@ -100,6 +100,8 @@ def source(
     return i, [pick(drawn[:n]), *([pick(drawn[n : n + m])] if m else [])]
 
   def draw(first: int, count: int) -> Task:
+    validate.integer("first", first, least=0)
+    validate.integer("count", count, least=1)
     chosen = [episode(number) for number in range(first, first + count)]
     length = next(x for x in lengths if all(np.less_equal(sizes[i], x).all() for i, _ in chosen))
     columns = zip(*(batches for _, batches in chosen), strict=True)

@@ -42,8 +42,8 @@ class NewRows(NamedTuple):
   Attributes:
     fixed: [N, P], the matrix X.
     columns: [N, q] for each random term.
-    groups: [N] for each random term, the index of the group; -1 for a group that has no row in
-      the fitted data.
+    groups: [N] for each random term, the index of the group; -1 if its label is missing, and -2 if
+      it has no row in the fitted data.
     offset: [N], added to the linear predictor.
     weights: [N]. They are 1 if the fit has none, and nan if the fit got them as numbers, and those
       of the new rows are not given.
@@ -198,7 +198,7 @@ def new_rows(
 
 
 def _groups(template: Template, names: tuple[str, ...], data: Table) -> np.ndarray:
-  """The index of the group of new rows [N]; -1 for a group that the fit does not know."""
+  """The index of the group of new rows [N]; -1 if its label is missing, -2 if it is unknown."""
   known = {label: i for i, label in enumerate(template.groups[":".join(names)])}
   absent = np.zeros(data.rows, bool)
   for name in names:
@@ -206,7 +206,7 @@ def _groups(template: Template, names: tuple[str, ...], data: Table) -> np.ndarr
   found = np.full(data.rows, -1)
   if not absent.all():
     codes, labels = columns.groups(data, names, np.flatnonzero(~absent))
-    found[~absent] = np.array([known.get(label, -1) for label in labels])[codes]
+    found[~absent] = np.array([known.get(label, -2) for label in labels])[codes]
   return found
 
 

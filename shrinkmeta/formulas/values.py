@@ -6,6 +6,7 @@ to predict find their groups whether their labels are categorical, float32 or pl
 
 import datetime
 import itertools
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ def column(values: Any, name: str) -> Column:
     them are never missing values.
 
   Raises:
-    ValueError: the values are not one-dimensional, or hold bytes that are not UTF-8 text.
+    ValueError: the values are not one-dimensional, are complex numbers, or hold bytes that are not
+      UTF-8 text.
 
   >>> column(np.ma.array([3, 1], mask=[False, True]), "x").values
   array([ 3., nan])
@@ -56,11 +58,11 @@ def column(values: Any, name: str) -> Column:
   categorical = getattr(values, "cat", values)
   if getattr(categorical, "categories", None) is not None:  # of pandas
     array = _array(categorical.categories, name)
-    numbers = _numbers(array)
-    if numbers is None:
+    found = _numbers(array)
+    if found is None:
       made = of_text(_texts(array, name), set())
     else:
-      made = of_text([label_of(v, numbers.scalar) for v in numbers.values.tolist()], set())
+      made = of_text([label_of(v, found.scalar) for v in found.values.tolist()], set())
     codes = np.asarray(categorical.codes, np.int64)
     return Column(np.append(made.values, -1)[codes], made.levels, ordered=True)
   array = _array(values, name)
@@ -160,9 +162,7 @@ def _numbers(array: np.ndarray) -> Column | None:
     return None
   lost = np.array([_is_missing(v) for v in array.tolist()], bool)
   kept = array[~lost].tolist()
-  numeric = all(
-    isinstance(v, int | float | np.integer | np.floating) and not isinstance(v, bool) for v in kept
-  )
+  numeric = all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in kept)
   if not kept or not numeric or _long([v for v in kept if isinstance(v, int | np.integer)]):
     return None
   # Numbers of float32 in an array of objects are read as they are printed.
@@ -186,6 +186,10 @@ def _text(value: Any, name: str) -> str:
     return _duration(value)
   if isinstance(value, np.datetime64):
     return _times(np.array([value]))[0]
+  if isinstance(value, complex | np.complexfloating):
+    raise ValueError(
+      f"Column {name!r} has the complex number {value}. Pass real numbers, such as its real part."
+    )
   if isinstance(value, datetime.datetime) and value.tzinfo is None:
     return _short(value.isoformat())
   return text_of(value, f"Column {name!r}").strip()

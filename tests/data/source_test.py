@@ -165,3 +165,11 @@ GOOD = batches()[0]
 def test_errors_say_which_task_and_which_part(tasks, keywords, message):
   with pytest.raises((TypeError, ValueError), match=message):
     source(tasks, **({"key": KEY, "rows": (4, 4)} | keywords))
+
+
+@pytest.mark.parametrize(
+  "first, count, name", ((-1, 2, "first"), (0, 0, "count"), (0.5, 1, "first"))
+)
+def test_a_source_is_asked_for_episodes_that_exist(first, count, name):
+  with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+    source(batches(), key=KEY, rows=(4, 4))(first, count)

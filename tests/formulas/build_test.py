@@ -393,7 +393,7 @@ def test_new_rows_have_the_columns_of_the_fit(data):
     np.testing.assert_allclose(columns, term.columns[5:9])
     np.testing.assert_array_equal(group, term.index[5:9])
   few["a"] = [2, None, 77, 10]
-  assert new_rows(template, few).groups[0].tolist() == [0, -1, -1, 1]
+  assert new_rows(template, few).groups[0].tolist() == [0, -1, -2, 1]
   del few["g"]
   assert new_rows(template, few).groups[1].tolist() == [-1] * 4
   with pytest.raises(ValueError, match="level 'q', which the data of the fit do not have.*a, b, c"):

@@ -1,5 +1,6 @@
 """Text files with any separator, decimal sign, encoding and missing values."""
 
+import fractions
 import gzip
 
 import numpy as np
@@ -207,6 +208,14 @@ def test_masked_entries_are_missing_values(values, shown):
   assert labels(as_table({"g": masked}), "g") == shown
   assert labels(as_table({"g": list(np.ma.array(["a", "b"], mask=[0, 1]))}), "g") == ["a", None]
   assert masked.data.tolist() == values.tolist()  # the caller's array is as before
+
+
+def test_fractions_are_numbers_and_complex_numbers_are_refused():
+  table = as_table({"y": [fractions.Fraction(1, 3), fractions.Fraction(1, 2), None]})
+  np.testing.assert_array_equal(numbers(table, "y", "y"), [1 / 3, 0.5, np.nan])
+  for values in ([1j, 2.0], np.array([1j, 2.0]), np.array([1j], np.complex64)):
+    with pytest.raises(ValueError, match="Column 'y' has the complex number .*1j.*real numbers"):
+      as_table({"y": values})
 
 
 def test_bytes_are_text_in_utf_8():

@@ -219,6 +219,35 @@ def test_a_maximum_with_a_correlation_apart_from_the_others():
   assert found.converged and found.log_likelihood == pytest.approx(-6.66768, abs=1e-4)
 
 
+@pytest.mark.parametrize("seed", (0, 1))
+def test_three_effects_of_counts_without_their_fixed_effects(seed):
+  """Here the fixed effects of one sd, far from those of the next, once led to rates of 0."""
+  rng = np.random.default_rng(seed)
+  g = np.arange(150) % 20
+  x, z = rng.normal(size=(2, 150))
+  y = rng.poisson(np.exp(1 + 0.5 * x + 0.5 * rng.normal(size=20)[g])) * 1.0
+  table = {"x": x, "z": z, "y": y, "g": g}
+  made = design(table, "y", [ONE], ("g", [ONE, "x", "z"], True))
+  found = fit(made, "poisson")
+  assert found.converged
+  value = dense_laplace(made, "poisson", [found.fixed[ONE]], found.covariances)
+  assert found.log_likelihood == pytest.approx(value, abs=1e-6)
+  smaller = fit(design(table, "y", [ONE], ("g", [ONE, "x"], True)), "poisson")
+  assert found.log_likelihood >= smaller.log_likelihood
+
+
+def test_a_start_far_away_costs_nothing():
+  """The maximum over the effects, from a start whose rates overflow or vanish."""
+  made = designs.nested(**CASE["poisson"])
+  criterion = Laplace(blocks(made), "poisson")
+  theta = np.array([0.7, 0.8, -0.3, 0.4, 0.5])
+  want, at, _ = criterion.penalised(theta)
+  for far in (-5e3, 30.0, 900.0):
+    value, beta, _ = criterion.penalised(theta, np.full(2, far))
+    assert value == pytest.approx(want, abs=1e-5)
+    np.testing.assert_allclose(beta, at, atol=1e-3)
+
+
 def test_groups_of_one_kind_alone_have_no_finite_sd():
   """Pairs of two successes or two failures: the likelihood itself rises with the sd."""
   both = lambda sd: scipy.integrate.quad(

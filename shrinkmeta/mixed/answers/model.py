@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shrinkmeta.formulas import build
-from shrinkmeta.formulas.design import Design
+from shrinkmeta.formulas.design import Design, RandomTerm
 from shrinkmeta.mixed import checks, groups
 from shrinkmeta.mixed.answers import summary as figures
 from shrinkmeta.mixed.compare import (
@@ -250,15 +250,41 @@ def _check_contained(small: Design, large: Design) -> None:
   names = (*(f"fixed effect {name!r}" for name in small.fixed_names), "offset")
   lost = [names[j] for j in checks.outside(columns, large.fixed)]
   for term in small.random:
-    same = [other.columns for other in large.random if _same_groups(term.index, other.index)]
-    spanned = np.column_stack([np.zeros((len(term.index), 0)), *same])
-    gone = checks.outside(term.columns, spanned)
-    lost += [f"random effect {term.names[j]!r} by {term.group}" for j in gone]
+    same = [other for other in large.random if _same_groups(term.index, other.index)]
+    lost += [f"{what} by {term.group}" for what in _lost_effects(term, same)]
   if lost:
     raise ValueError(
       f"The larger model does not contain the {lost[0]} of the smaller one, so the chi-squares of "
       "nested models do not hold. Compare such models by the AIC or BIC of their summaries."
     )
+
+
+def _lost_effects(term: RandomTerm, same: list[RandomTerm]) -> list[str]:
+  """Describe the effects of a term of the smaller model that the larger one does not contain.
+
+  Effects with one full covariance must lie in one such covariance of the larger model. An effect
+  without correlations may also be a multiple of one effect of an uncorrelated term.
+
+  Args:
+    term: the term.
+    same: the terms of the larger model with the same groups.
+  """
+  every = np.column_stack([np.zeros((len(term.index), 0)), *(other.columns for other in same)])
+  if gone := checks.outside(term.columns, every):
+    return [f"random effect {term.names[j]!r}" for j in gone]
+  parts = [part for other in same for part in _covariances(other)]
+  names_of = [term.names] if term.correlated else [(name,) for name in term.names]
+  return [
+    f"random effect{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+    f"{' with their correlation' * (len(names) > 1)}"
+    for columns, names in zip(_covariances(term), names_of, strict=True)
+    if all(checks.outside(columns, part) for part in parts)
+  ]
+
+
+def _covariances(term: RandomTerm) -> list[np.ndarray]:
+  """The columns [N, q] of each full covariance of a term: all together, or one after another."""
+  return [term.columns] if term.correlated else [c[:, None] for c in term.columns.T]
 
 
 def _same_groups(one: np.ndarray, other: np.ndarray) -> bool:

@@ -208,24 +208,26 @@ def _fitted(model: Model, modes: list[np.ndarray]) -> np.ndarray:
 
 
 def _nested(model: Model, rows: NewRows) -> NewRows:
-  """A known group of a finer factor lies in its group of the coarser ones."""
+  """A known group of a finer factor lies in its group of the coarser ones; a new group is -1."""
   groups = [group.copy() for group in rows.groups]
   for j, inner in enumerate(model.design.random):
     for i, outer in enumerate(model.design.random):
       if len(outer.levels) < len(inner.levels):
         parent = np.zeros(len(inner.levels), int)
         parent[inner.index] = outer.index
-        wrong = (groups[j] >= 0) & (groups[i] >= 0) & (parent[groups[j]] != groups[i])
+        known, missing = groups[j] >= 0, groups[i] == -1
+        wrong = known & ~missing & (parent[groups[j]] != groups[i])
         for row in np.flatnonzero(wrong).tolist():
           label, was = inner.levels[groups[j][row]], outer.levels[parent[groups[j][row]]]
+          at = groups[i][row]
+          now = repr(outer.levels[at]) if at >= 0 else "that the data of the fit do not have"
           raise ValueError(
-            f"Row {row + 1} has {inner.group} {label!r} in {outer.group} "
-            f"{outer.levels[groups[i][row]]!r}; in the data of the fit it is in {was!r}. Give a "
-            "new group another label."
+            f"Row {row + 1} has {inner.group} {label!r} in {outer.group} {now}; in the data of the "
+            f"fit it is in {was!r}. Give a new group another label."
           )
-        lost = (groups[i] < 0) & (groups[j] >= 0)
+        lost = known & missing
         groups[i][lost] = parent[groups[j][lost]]
-  return rows._replace(groups=tuple(groups))
+  return rows._replace(groups=tuple(np.maximum(group, -1) for group in groups))
 
 
 def _variances(model: Model, rows: NewRows, modes: list[np.ndarray]) -> np.ndarray:

@@ -78,6 +78,8 @@ class Laplace:
     self.rows, self.fixed = blocks.fixed.shape
     self.zeros = [np.zeros((len(level.starts), len(level.keys))) for level in self.levels]
     self.warm, self.effects = self.zeros, self.zeros
+    near = self.density.start - blocks.offset
+    self.start = np.linalg.lstsq(blocks.fixed, near, rcond=None)[0] if self.fixed else np.zeros(0)
     self.failed = 0
 
   def _by_block(self, values: np.ndarray, u: list[np.ndarray]) -> np.ndarray:
@@ -211,7 +213,7 @@ class Laplace:
 
     Args:
       theta: [k], the entries of Lambda.
-      beta: [P], where to start. None starts from a linear regression of `Density.start`.
+      beta: [P], where to start, if that is higher than the linear regression of `Density.start`.
 
     Returns:
       (-log L at the maximum, beta [P] at the maximum, X'W X after elimination of the random effects
@@ -219,10 +221,6 @@ class Laplace:
     """
     levels, scales, fixed = self.levels, self.blocks.lambdas(theta), self.blocks.fixed
     p, offset = self.fixed, self.blocks.offset
-    if beta is None:
-      beta = (
-        np.linalg.lstsq(fixed, self.density.start - offset, rcond=None)[0] if p else np.zeros(0)
-      )
     u = self.zeros
 
     def at(beta: np.ndarray, u: list[np.ndarray]) -> tuple[np.ndarray, float]:
@@ -233,7 +231,10 @@ class Laplace:
         float((x**2).sum()) for x in u
       )
 
+    given, beta = beta, self.start
     eta, height = at(beta, u)
+    if given is not None and (other := at(given, u))[1] > height:
+      beta, (eta, height) = given, other
     # The effects of the last theta, if they are better than none.
     near = [_whitened(b, scale) for b, scale in zip(self.effects, scales, strict=True)]
     other = at(beta, near)
@@ -249,15 +250,16 @@ class Laplace:
       cross = found.top[:p, :p]
       solved = np.linalg.lstsq(cross, found.top[:p, p], rcond=None)[0] if p else beta
       new, _ = modes(levels, found, np.append(-solved, 1.0))
-      share, before = 1.0, eta
-      for _ in range(30):
+      for halvings in range(30):
+        share = 0.5**halvings
         moved = beta + share * (solved - beta)
         placed = [x + share * (y - x) for x, y in zip(u, new, strict=True)]
-        eta, risen = at(moved, placed)
-        if risen >= height - 1e-12 * abs(height) or np.abs(eta - before).max() < _SAFE:
+        there, risen = at(moved, placed)
+        if risen >= height - 1e-12 * abs(height) or np.abs(there - eta).max() < _SAFE:
           break
-        share /= 2
-      gain, beta, u, height = risen - height, moved, placed, risen  # pyright: ignore
+      else:
+        break  # no share of the step rises, so it is not taken
+      gain, beta, u, eta, height = risen - height, moved, placed, there, risen
       if gain < 1e-6:
         break
     self.effects = [x @ scale.T for x, scale in zip(u, scales, strict=True)]

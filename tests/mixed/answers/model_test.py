@@ -207,6 +207,32 @@ def test_only_models_of_the_same_data_that_contain_each_other_are_compared():
   assert slope.mixture == {1: 1.0}
 
 
+def test_models_whose_covariances_are_not_nested_are_not_compared():
+  """The columns of the larger model span those of the smaller one, but not as one covariance."""
+  data = simulated()
+  rng = np.random.default_rng(3)
+  data |= {"w": rng.normal(size=len(data["y"])), "z": rng.normal(size=len(data["y"]))}
+  model = lambda formula: mixed.fit(f"y ~ {formula}", data)
+  for small, large, lost in (
+    ("x + (x || g)", "x + w + (I(x + 3) || g)", "effect 'x' by g"),
+    (
+      "x + (x | g)",
+      "x + (x || g) + (0 + z + w | g)",
+      r"\(Intercept\)', 'x' with their corr.* by g",
+    ),
+    ("x + (0 + x + z | g)", "x + (x + w | g) + (0 + z | g)", "effects 'x', 'z' with their"),
+  ):
+    with pytest.raises(ValueError, match=f"does not contain the random .*{lost}"):
+      mixed.compare(model(small), model(large))
+  for small, large in (
+    ("x + (x || g)", "x + w + (I(2 * x) || g)"),
+    ("x + (x || g)", "x + (I(x + 3) | g)"),
+    ("x + (x | g)", "x + w + (I(x - 3) | g)"),
+    ("x + (x || g)", "x + w + (1 | g) + (0 + z + x | g)"),
+  ):
+    assert mixed.compare(model(small), model(large)).statistic >= 0
+
+
 def test_rare_events_are_compared_by_a_bootstrap():
   """A drawn response without an event has T = 0, and counts as less than the observed T."""
   rng = np.random.default_rng(0)

@@ -143,6 +143,13 @@ def test_a_class_brings_its_school():
   assert part.mean == whole.mean and part.se == whole.se
   with pytest.raises(ValueError, match="Row 1 has class 'a2b1' in a 'a3'; .* is in 'a2'"):
     mixed.predict(model, {"x": [1.0], "a": ["a3"], "class": ["a2b1"]})
+  # A school that the data do not have is another school too. A missing label is not.
+  with pytest.raises(ValueError, match="'a2b1' in a that the data of the fit do not have; .* 'a2'"):
+    mixed.predict(model, {"x": [1.0], "a": ["new"], "class": ["a2b1"]})
+  lost = mixed.predict(model, {"x": [1.0], "a": [None], "class": ["a2b1"]})
+  assert lost.mean == whole.mean and lost.known.all()
+  new = mixed.predict(model, {"x": [1.0], "a": ["new"], "class": ["new b1"]})
+  assert not new.known.any() and new.se > whole.se
 
 
 @pytest.mark.parametrize(
