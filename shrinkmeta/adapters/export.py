@@ -7,10 +7,11 @@ part of the files. They need the package safetensors.
 
 import collections
 import json
+import math
 import pathlib
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,8 +42,9 @@ def peft(
 
   PEFT multiplies by weights [out, in]. So lora_A is A^T [r, in], and lora_B is B^T [out, r]. A
   two-dimensional convolution has lora_A [r, in, height, width] and lora_B [out, r, 1, 1]. Several
-  axes of one side, such as [heads, head_size], are merged into one axis. One-dimensional
-  convolutions are not supported.
+  axes of one side, such as [heads, head_size], are merged into one axis. One-dimensional and
+  grouped convolutions are not supported. Adapters do not show that a convolution has groups, so
+  leave such kernels out yourself.
 
   Args:
     folder: the folder to make.
@@ -83,7 +85,7 @@ def peft(
   if task_type is not None:
     _text("task_type", task_type)
   fan_in_fan_out = scalars.flag("fan_in_fan_out", fan_in_fan_out)
-  alpha = None if alpha is None else scalars.number("alpha", alpha)
+  alpha = _alpha(alpha)
   saved = dict(_mapping("modules_to_save", modules_to_save, "{module: {name: array}}"))
   for module, arrays in saved.items():
     _mapping(f"modules_to_save[{module!r}]", arrays, "{name: array}")
@@ -161,8 +163,9 @@ def merged(
   Raises:
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
-    TypeError: `config` is not plain data, or `names` is not a dict.
-    ValueError: a parameter has no name, or two parameters have one name.
+    TypeError: `config` is not plain data, or `names` is not a dict of names.
+    ValueError: a parameter has no name, two parameters have one name, or a permutation does not fit
+      its parameter.
 
   Example:
     >>> import pytest; _ = pytest.importorskip("safetensors")
@@ -175,8 +178,9 @@ def merged(
   """
   target = local_path("folder", folder)
   document = _mapping("config", config, "of plain data")
+  alpha = _alpha(alpha)
   try:
-    json.dumps(dict(document))
+    json.dumps(dict(document), allow_nan=False)
   except (TypeError, ValueError) as fault:
     raise TypeError(f"config must be plain data, which JSON can write: {fault}.") from fault
   leaves = lora.named_leaves(lora.merge(params, adapters, alpha))
@@ -187,14 +191,27 @@ def merged(
   for path, leaf in leaves:
     if path not in names:
       raise ValueError(f"names has no entry for the parameter {path!r}; it has {sorted(names)}.")
-    entry = names[path]
-    name, permutation = (entry, None) if isinstance(entry, str) else entry
+    name, permutation = _name_and_order(path, names[path], jnp.ndim(leaf))
     for one, value in _per_layer(name, leaf):
       if one in tensors:
         raise ValueError(f"names gives the name {one!r} to two parameters; one is {path!r}.")
       tensors[one] = _array(value if permutation is None else jnp.transpose(value, permutation))
   documents = {} if config is None else {"config.json": dict(document)}
   return _write(target, "model.safetensors", tensors, documents)
+
+
+def _name_and_order(path: str, entry: Any, axes: int) -> tuple[str, Sequence[int] | None]:
+  """Return (name, permutation or None) of an entry of `names`, after checks."""
+  name, order = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
+  name = _text(f"the name in names[{path!r}]", name)
+  wanted = range(axes - ("{i}" in name))
+  each = isinstance(order, Sequence) and len(order) == len(wanted) and set(order) == set(wanted)
+  if order is not None and not each:
+    raise ValueError(
+      f"names[{path!r}] has the permutation {order!r}; it must name each of {[*wanted]} once. The "
+      "axis of layers does not count."
+    )
+  return name, order
 
 
 def _named_kernels(
@@ -269,6 +286,15 @@ def _array(x: Any) -> np.ndarray:
   return np.ascontiguousarray(np.asarray(x))
 
 
+def _alpha(alpha: Any) -> float | None:
+  """Return alpha as a finite float, or None."""
+  if alpha is None:
+    return None
+  if not math.isfinite(number := scalars.number("alpha", alpha)):
+    raise ValueError(f"alpha must be finite; got {number}.")
+  return number
+
+
 def _number(x: float) -> float | int:
   return int(x) if x.is_integer() else x
 
@@ -280,9 +306,10 @@ def _mapping(argument: str, value: Any, entries: str) -> Mapping[str, Any]:
   return value or {}
 
 
-def _text(argument: str, value: Any) -> None:
+def _text(argument: str, value: Any) -> str:
   if not isinstance(value, str) or not value:
     raise TypeError(f"{argument} must be a text that is not empty; got {shown(value)}.")
+  return value
 
 
 def _write(

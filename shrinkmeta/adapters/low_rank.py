@@ -305,6 +305,10 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
   """
   spec = params["dimension_numbers"]
   out_axis, in_axis = spec.rhs_spec[:2]
+  if "o" not in kernel.axes:  # `reshape` calls every axis of size 1 an input
+    for axis in (out_axis, in_axis):
+      if kernel.value.shape[axis] == 1 and "o" not in kernel.axes:
+        kernel = _with_output(kernel, axis)
   kinds = lambda axis: {kind for n, kind in enumerate(kernel.axes) if n != axis}
   groups, plain = params["feature_group_count"], params["batch_group_count"] == 1
   if plain and kernel.axes[out_axis] == "o" and kinds(out_axis) == {"i"}:
@@ -323,6 +327,13 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
   raise NotFollowed(
     f'a convolution of kind {spec}, in {groups} groups, whose kernel has the axes "{kernel.axes}"'
   )
+
+
+def _with_output(kernel: LowRank, axis: int) -> LowRank:
+  """Give an axis of size 1 of the kernel to `b` instead of `a`."""
+  a = jnp.squeeze(kernel.a, kernel.of_a.index(axis))
+  axes = kernel.axes[:axis] + "o" + kernel.axes[axis + 1 :]
+  return LowRank(kernel.value, a, kernel.b[None], axes, kernel.name)
 
 
 def _convolve(x: Any, kernel: Any, params: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ def kernels(
 
   Raises:
     TypeError: `adapters` is not a nested dict.
-    ValueError: a kernel lacks a key of `wanted`.
+    ValueError: a kernel lacks a key of `wanted`, or has None in the place of an array.
   """
   found: list[tuple[str, dict[str, Any]]] = []
 
@@ -38,6 +38,11 @@ def kernels(
         raise ValueError(
           f"{name}: the kernel {path!r} has no {lacking[0]!r}; it has {sorted(node)}. Put the "
           "trees of lora.hold_A together by lora.join, or pass lora.Base(params, A) as constants."
+        )
+      if empty := [letter for letter, array in node.items() if array is None]:
+        raise ValueError(
+          f"{name}: {empty[0]!r} of the kernel {path!r} is None, as adaptation returns it for a "
+          "frozen module. Fill it with phi: sm.merge(thetas, state.phi)."
         )
       found.append((path, dict(node)))
     elif isinstance(node, Mapping) and node:

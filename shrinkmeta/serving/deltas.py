@@ -143,11 +143,13 @@ class Deltas:
 
     Raises:
       KeyError: these Deltas do not have an id.
-      ValueError: these Deltas are anonymous, or `ids` is empty.
+      ValueError: these Deltas are anonymous, the leaves have other tasks than the ids, or `ids` is
+        empty.
       TypeError: `ids` is a single string, or has an entry that is neither a string nor an integer.
     """
     if self.ids is None:
       raise ValueError("These Deltas are anonymous: ask the Deltas that still have their ids.")
+    check_deltas("deltas", self)
     wanted = task_ids("ids", ids)
     places = self.about.positions
     check_known(wanted, places, f"these Deltas of {len(places)} tasks")
@@ -224,13 +226,7 @@ def _check_leaves(
     value = validate.known(leaf)
     if value is None:
       raise ValueError(f"thetas/{path} is traced or on another host. Call sm.deltas outside jit.")
-    finite = np.isfinite(value.astype(np.float64)).reshape(len(ids), -1).all(1)
-    if not finite.all():
-      bad = [ids[i] for i in np.flatnonzero(~finite)]
-      raise ValueError(
-        f"thetas/{path} has NaN or infinite entries in {len(bad)} tasks, the first being "
-        f"{bad[0]!r}. Their adaptation failed: leave them out."
-      )
+    check_finite(f"thetas/{path}", value, ids)
   for path in shared:
     other = next((p for p in leaves if module[p] == module[path]), None)
     if path not in leaves and other is not None:
@@ -238,6 +234,17 @@ def _check_leaves(
         f"thetas has {other!r} and lacks {path!r} of the same module {module[path]!r}: a module is "
         "task-specific or frozen as a whole."
       )
+
+
+def check_finite(name: str, leaf: np.ndarray, ids: tuple[TaskId, ...]) -> None:
+  """Raise ValueError if a leaf [T, ...] has an entry that is not finite."""
+  finite = np.isfinite(leaf.astype(np.float64)).reshape(len(ids), -1).all(1)
+  if not finite.all():
+    bad = [ids[i] for i in np.flatnonzero(~finite)]
+    raise ValueError(
+      f"{name} has NaN or infinite entries in {len(bad)} tasks, the first being {bad[0]!r}. Their "
+      "adaptation failed: leave them out."
+    )
 
 
 def with_structure(phi: PyTree, leaves: Mapping[str, Any]) -> PyTree:
@@ -258,7 +265,7 @@ def task_ids(name: str, ids: Iterable[TaskId]) -> tuple[TaskId, ...]:
 
   def plain(task: Any) -> TaskId:
     if isinstance(task, str):
-      return str(task)
+      return str.__str__(task)  # the text of an enum.Enum, not its name
     if isinstance(task, bool | np.bool_) or not hasattr(task, "__index__"):
       raise TypeError(f"{name} must hold strings or integers; got {task!r}, {type(task)}.")
     return operator.index(task)
@@ -277,9 +284,15 @@ def check_known(wanted: Iterable[TaskId], known: Any, holder: str) -> None:
 
 
 def check_deltas(name: str, deltas: Any) -> None:
-  """Raise TypeError unless `deltas` are Deltas."""
+  """Raise an error unless `deltas` are Deltas whose leaves have the tasks of their ids."""
   hint = "Collect them: sm.deltas(learner, state, thetas, ids)."
   validate.instance(name, deltas, Deltas, "shrinkmeta.Deltas", hint)
+  leading = {path: jnp.shape(x)[:1] for path, x in validate.leaves_with_names(deltas.thetas)}
+  if deltas.ids is not None and set(leading.values()) != {(len(deltas.ids),)}:
+    raise ValueError(
+      f"{name} has {len(deltas.ids)} ids, and the leading axes of its leaves are {leading}: it was "
+      "changed after sm.deltas. Collect the tasks again, with the ids of these alone."
+    )
 
 
 def fingerprint(state: MetaState | PyTree) -> dict[str, str]:

@@ -32,6 +32,7 @@ from shrinkmeta.serving.deltas import (
   TaskId,
   check_deltas,
   check_fingerprint,
+  check_finite,
   check_known,
   fingerprint,
   task_ids,
@@ -137,15 +138,15 @@ _ABOUT = {"format": delta_index.FORMAT, "what": "a shard of shrinkmeta deltas"}
 
 
 def _check_deltas_and_dtype(deltas: Any, dtype: Any) -> None:
-  """Raise an error unless the deltas have ids and can be stored in this dtype."""
+  """Raise an error unless the deltas have ids, fit their phi and can be stored in this dtype."""
   check_deltas("deltas", deltas)
   if deltas.ids is None:
     raise ValueError("deltas is anonymous: save the Deltas that still have their ids.")
-  lengths = {path: len(x) for path, x in validate.leaves_with_names(deltas.thetas)}
-  if set(lengths.values()) != {len(deltas.ids)}:
-    raise ValueError(
-      f"deltas has {len(deltas.ids)} ids; the leading axes of its leaves: {lengths}."
-    )
+  for path, leaf in validate.leaves_with_names(deltas.thetas, "phi"):
+    want = deltas.fingerprint[path].rpartition(" ")[0]
+    if (got := f"{leaf.dtype.name}{list(leaf.shape[1:])}") != want:
+      raise ValueError(f"deltas has {got} for each task, where {path} was {want}.")
+    check_finite(f"deltas.thetas at {path}", np.asarray(leaf), deltas.ids)
   if not isinstance(dtype, (str, type(None))) or dtype not in PARTS:
     raise ValueError(f'dtype must be None, "bfloat16" or "int8"; got {dtype!r}.')
 
@@ -162,6 +163,8 @@ def _index_for_writing(folder: pathlib.Path, about: Mapping[str, Any]) -> Index:
       ) from None
     delta_index.write_index(folder, index := delta_index.empty_index(about))
     return index
+  if index.num_tasks == 0:  # left by a save that failed: it holds nothing of another phi
+    return index._replace(about=index.about | about)
   check_fingerprint(index.about["fingerprint"], about["fingerprint"], f"The deltas in {folder}")
   for field in ("labels", "moving"):
     if index.about[field] != about[field]:

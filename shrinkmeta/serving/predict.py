@@ -52,7 +52,7 @@ def predict_tasks(
   `index` may be traced, so one compiled program serves every mixture of tasks. Each N needs a
   program of its own: pad `index` and `inputs` to few sizes, such as powers of two, as the example
   does. The result is differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be split
-  over devices along the axis T. XLA then adds the communication.
+  over the devices of `sm.task_mesh` along the axis T. XLA then adds the communication.
 
   Args:
     likelihood: the model. The outputs of `likelihood.predict(theta, inputs)` must have the leading
@@ -69,8 +69,8 @@ def predict_tasks(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: shapes do not fit, `deltas` belong to another phi, or an index is outside [0, T).
-      The last two are checked only if the values are known, which is outside jit.
+    ValueError: shapes do not fit, or an array is split over explicit axes of a mesh; outside jit
+      also if `deltas` belong to another phi, or an index is outside [0, T).
 
   Example:
     >>> import jax, jax.numpy as jnp, shrinkmeta as sm
@@ -89,17 +89,18 @@ def predict_tasks(
   """
   check_likelihood("likelihood", likelihood)
   check_deltas("deltas", deltas)
-  phi = state.phi if isinstance(state, MetaState) else state
+  whole = isinstance(state, MetaState)
+  phi, constants = (state.phi, state.constants) if whole else (state, None)
   parameter_tree("state", phi)
   _check_phi(state, deltas)
   validate.array("index", index, "an array [N] of integers")
   index = _checked_index(index, deltas.num_tasks)
   _check_rows(inputs, index.shape[0])
+  _check_automatic({"deltas": deltas.thetas, "index": index, "inputs": inputs})
   # Without wrap_negative_indices=False the index -1 would mean the last task.
   take = lambda x: (
     jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
   )
-  constants = state.constants if isinstance(state, MetaState) else None
   predict = with_constants(likelihood, constants).predict
 
   def one(part: PyTree, row: PyTree) -> PyTree:
@@ -157,6 +158,18 @@ def _checked_index(index: Any, num_tasks: int) -> jax.Array:
       "deltas. deltas.index(ids) makes it from ids."
     )
   return jnp.asarray(index)
+
+
+def _check_automatic(trees: dict[str, PyTree]) -> None:
+  """Raise ValueError if an array is split over mesh axes that XLA may not communicate over."""
+  for name, leaf in validate.leaves_with_names(trees):
+    sharding = jax.typeof(leaf).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    if explicit and any(axes is not None for axes in sharding.spec):
+      raise ValueError(
+        f"{name} is split over explicit axes of a mesh, {sharding}. Place it on sm.task_mesh(), or "
+        "on a mesh whose axis_types are Auto."
+      )
 
 
 def _check_rows(inputs: PyTree, rows: int) -> None:

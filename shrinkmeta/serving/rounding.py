@@ -52,7 +52,10 @@ def rounded_parts(
       scale = (np.abs(difference).max(axes, initial=0.0) / 127.0).astype(np.float32)
       safe = np.where(scale > 0, scale, 1.0).reshape(-1, *[1] * len(axes))
       stored = [np.clip(np.rint(difference / safe), -127, 127).astype(np.int8), scale]
-  if not np.isfinite(stored[-1].astype(np.float64)).all():
+  finite = np.isfinite(stored[-1].astype(np.float64)).all()
+  with np.errstate(over="ignore"):  # a theta near the largest number may be rounded up
+    finite = finite and np.isfinite(restored(stored, phi).astype(np.float64)).all()
+  if not finite:
     raise ValueError(f"theta - phi of {path!r} overflows in dtype {dtype!r}: save with dtype=None.")
   return stored
 

@@ -117,6 +117,24 @@ def test_kernels_with_the_output_first():
   np.testing.assert_allclose(lora.attach(predict, alpha=1.0)(adapters, x, params), want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ((4, 1), (1, 6), (1, 1)))
+@pytest.mark.parametrize("spec", ("HWIO", "HWOI"))
+def test_a_dense_kernel_of_one_channel_as_a_convolution(shape, spec):
+  """reshape cannot know which side an axis of size 1 belongs to."""
+
+  def predict(params, x):
+    window = params["w"][None, None]
+    return jax.lax.conv_general_dilated(
+      x, window, (1, 1), "SAME", dimension_numbers=("NHWC", spec, "NHWC")
+    )
+
+  params = {"w": random_like(jnp.ones(shape))}
+  adapters = random_like(lora.init(KEY, params, {"w": 1}), seed=2)
+  x = random_like(jnp.ones([2, 3, 3, shape[spec.index("I") - 2]]), seed=3)
+  want = predict(lora.merge(params, adapters), x)
+  np.testing.assert_allclose(lora.attach(predict)(adapters, x, params), want, rtol=1e-5, atol=1e-6)
+
+
 def test_precision_follows_the_network():
   predict, params, x, adapters = problem("dense")
   small = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)

@@ -126,12 +126,39 @@ def test_wrong_arguments(tmp_path):
     write("q")
   with pytest.raises(TypeError, match="base must be a text"):
     export.peft(tmp_path / "x", adapters, good, 1.0, "")
+  for alpha in (float("nan"), float("inf")):
+    with pytest.raises(ValueError, match="alpha must be finite; got"):
+      export.peft(tmp_path / "x", adapters, good, alpha, "base")
+  base = jax.tree.map(lambda _: None, {"q": 0})
+  frozen = adapters | {"q": {"A": adapters["q"]["A"], "B": base["q"]}}
+  with pytest.raises(ValueError, match="'B' of the kernel 'q' is None.*sm.merge"):
+    export.peft(tmp_path / "x", frozen, good, 1.0, "base")
   with pytest.raises(ValueError, match="'[kqs]' has no 'A'"):
     export.peft(tmp_path / "x", lora.hold_A(adapters)[0], good, 1.0, "base")
   assert not list(tmp_path.iterdir())
   write(good)
   with pytest.raises(FileExistsError, match="Remove it, or write to another"):
     write(good)
+
+
+@pytest.mark.usefixtures("safetensors")
+@pytest.mark.parametrize(
+  "names, more, message",
+  (
+    ({"w": None}, {}, r"the name in names\['w'\] must be a text"),
+    ({"w": ("", (1, 0))}, {}, r"the name in names\['w'\] must be a text"),
+    ({"w": ("w", (1, 1))}, {}, r"names\['w'\] has the permutation \(1, 1\).*each of \[0, 1\] once"),
+    ({"w": ("w", 1)}, {}, r"names\['w'\] has the permutation 1; it must name each"),
+    ({"w": ("w.{i}", (1, 0))}, {}, r"permutation \(1, 0\); it must name each of \[0\] once"),
+    ({"w": "w"}, {"config": {"x": float("nan")}}, "config must be plain data"),
+    ({"w": "w"}, {"alpha": float("inf")}, "alpha must be finite; got inf"),
+  ),
+)
+def test_wrong_arguments_of_merged(tmp_path, names, more, message):
+  params, adapters = {"w": jnp.zeros([5, 4])}, adapters_of({"w": [5, 4]}, {"w": 2})
+  with pytest.raises((TypeError, ValueError), match=message):
+    export.merged(tmp_path / "x", params, adapters, names, **more)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("safetensors")

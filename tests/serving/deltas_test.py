@@ -1,5 +1,6 @@
 """Deltas of many tasks are exact, are tied to phi, and are found by id."""
 
+import enum
 import pathlib
 
 import jax
@@ -64,6 +65,15 @@ def test_index():
     own.index("a")
   with pytest.raises(ValueError, match="anonymous"):
     own.anonymous().index(["a"])
+
+
+def test_ids_of_an_enumeration_are_their_texts():
+  class User(str, enum.Enum):  # noqa: UP042 (a StrEnum is printed as its text)
+    ANN = "ann"
+
+  own = owned([User.ANN, np.str_("bob")])
+  assert own.ids == ("ann", "bob") and [type(task) for task in own.ids] == [str, str]
+  assert own.index(["ann", User.ANN]).tolist() == [0, 0]
 
 
 def test_deltas_are_a_pytree_that_compiles_once_for_equal_ids():

@@ -117,6 +117,15 @@ def test_wrong_arguments(tmp_path):
     save_deltas(tmp_path, own, dtype="int8")
   with pytest.raises(ValueError, match="1 ids.*leading axes"):
     save_deltas(tmp_path, jax.tree.map(lambda x: jnp.concatenate([x, x]), own))
+  changes = (
+    (lambda x: x.astype(jnp.bfloat16), r"has bfloat16\[2\] .*, where phi/head/b was float32\[2\]"),
+    (lambda x: x[..., :1], r"has float32\[1\] for each task, where phi/head/b"),
+    (lambda x: x * jnp.nan, "phi/head/b has NaN or infinite entries in 1 tasks, .*'a'"),
+  )
+  for change, message in changes:  # a tree.map can do all this
+    for dtype in (None, "int8"):
+      with pytest.raises(ValueError, match=message):
+        save_deltas(tmp_path, jax.tree.map(change, own), dtype=dtype, state=STATE)
   with pytest.raises(FileNotFoundError, match="holds no deltas"):
     load_deltas(tmp_path, STATE)
   save_deltas(tmp_path, own)

@@ -206,6 +206,36 @@ def test_deltas_cut_by_task_over_two_devices():
   assert run(program) == "equal\n"
 
 
+def test_explicit_axes_are_refused_by_name():
+  program = """
+    import jax
+    jax.config.update("jax_num_cpu_devices", 2)
+    from shrinkmeta.serving.predict import predict_tasks
+    from tests.serving.predict_test import INDEX, LIKELIHOOD, OWN, STATE, X
+
+    sharding = jax.NamedSharding(jax.make_mesh((2,), ("tasks",)), jax.P("tasks"))
+    for f in (predict_tasks, jax.jit(predict_tasks, static_argnums=0)):
+      try:
+        f(LIKELIHOOD, STATE, jax.device_put(OWN, sharding), INDEX, X)
+      except ValueError as error:
+        print(error)
+  """
+  lines = run(program).splitlines()
+  assert len(lines) == 2
+  for line in lines:
+    assert line.startswith("deltas/head/b is split over explicit axes") and "task_mesh()" in line
+
+
+def test_deltas_that_lost_tasks_are_refused():
+  """The ids are static, so a tree.map that takes some tasks leaves the ids of all."""
+  for change in (lambda x: x[jnp.array([2, 3])], lambda x: jnp.concatenate([x, x])):
+    part = jax.tree.map(change, OWN)
+    with pytest.raises(ValueError, match="deltas has 4 ids, and the leading axes .*head/b"):
+      part.index(["a"])
+    with pytest.raises(ValueError, match="deltas has 4 ids, and the leading axes .*head/b"):
+      predict_tasks(LIKELIHOOD, STATE, part, INDEX[:1], X[:1])
+
+
 def test_parameters_that_are_one_array():
   likelihood = sm.gaussian(lambda w, x: x @ w)
   learner = sm.maml(likelihood, "w")

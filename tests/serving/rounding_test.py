@@ -78,6 +78,20 @@ def test_a_difference_that_overflows_is_refused(tmp_path):
   huge = jax.tree.map(lambda x: jnp.full_like(x, 3.4e38), thetas_of([0]))  # bfloat16: up to 3.39e38
   with pytest.raises(ValueError, match="theta - phi of 'head/b' overflows.*dtype=None"):
     save_deltas(tmp_path, deltas(LEARNER, STATE, huge, ["a"]), dtype="bfloat16", state=STATE)
+  # The save that failed does not tie the folder to its phi.
+  other = STATE._replace(phi=jax.tree.map(lambda p: p + 1, STATE.phi))
+  own = deltas(LEARNER, other, thetas_of([0]), ["b"])
+  save_deltas(tmp_path, own)
+  assert equal(load_deltas(tmp_path, other), own)
+
+
+@pytest.mark.parametrize("dtype, rounding", ((jnp.float16, "bfloat16"), (jnp.float32, "int8")))
+def test_a_theta_that_rounds_to_infinity_is_refused(tmp_path, dtype, rounding):
+  learner = sm.maml(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+  state = learner.init({"w": jnp.zeros((), dtype)})
+  own = deltas(learner, state, {"w": jnp.full(1, jnp.finfo(dtype).max, dtype)}, ["a"])
+  with pytest.raises(ValueError, match="overflows.*dtype=None"):
+    save_deltas(tmp_path, own, dtype=rounding, state=state)
 
 
 def test_double_precision(tmp_path, x64):
