@@ -49,10 +49,10 @@ def predict_tasks(
   alone, so its output ignores its input. Networks with such layers predict differently here than in
   a batch. Use running statistics instead, or normalise over the axes of an example.
 
-  `index` may be traced, so one compiled program serves every mixture of tasks. Each N needs a
-  program of its own: pad `index` and `inputs` to few sizes, such as powers of two, as the example
-  does. The result is differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be split
-  over the devices of `sm.task_mesh` along the axis T. XLA then adds the communication.
+  `index` may be traced, so one compiled program serves every mixture of tasks. Each N needs its own
+  program: pad `index` and `inputs` to few sizes, such as powers of two. The result is
+  differentiable in `state.phi`, `deltas` and `inputs`. `deltas` may be split over the devices of
+  `sm.task_mesh` along the axis T: XLA then adds the communication.
 
   Args:
     likelihood: the model. The outputs of `likelihood.predict(theta, inputs)` must have the leading
