@@ -45,9 +45,8 @@ def predict_tasks(
   the tokens of a sequence: [N, tokens, ...]. If `predict` treats consecutive entries of the leading
   axis as one example, reshape `inputs` before the call, so that these entries have an axis of their
   own. A layer that normalises by batch statistics sees one example only: it normalises over the
-  pixels or tokens of this example. In an example without pixels or tokens it normalises each number
-  alone, so its output ignores its input. Networks with such layers predict differently here than in
-  a batch. Use running statistics instead, or normalise over the axes of an example.
+  pixels or tokens of this example, or each number alone, so that its output ignores its input. Use
+  running statistics instead, or normalise over the axes of an example.
 
   `index` may be traced, so one compiled program serves every mixture of tasks. Each N needs its own
   program: pad `index` and `inputs` to few sizes, such as powers of two. The result is
