@@ -145,6 +145,16 @@ FAULTS = (
         "mixed/intervals", "bootstrap"),
   Fault("mixed/compare", "fit.residual / np.sqrt(weights)", "fit.residual", "mixed/intervals",
         "moments"),
+  Fault("mixed/criteria/laplace", "(other := at(given, u))[1] > height:",
+        "(other := at(given, u))[1] < np.inf:", "mixed/laplace", "start_far_away"),
+  Fault("mixed/answers/model", "if all(checks.outside(columns, part) for part in parts)",
+        "if False", "mixed/answers/model", "covariances_are_not_nested"),
+  Fault("mixed/answers/predict", "known, missing = groups[j] >= 0, groups[i] == -1",
+        "known, missing = groups[j] >= 0, groups[i] < 0", "mixed/answers/predict", "its_school"),
+  Fault("serving/deltas", "lengths != {(len(deltas.ids),)}:", "lengths == set():",
+        "serving/predict", "lost_tasks"),
+  Fault("serving/rounding", "finite = finite and", "_ = finite and", "serving/rounding",
+        "rounds_to_infinity"),
 )  # fmt: skip
 
 

@@ -287,8 +287,9 @@ def check_deltas(name: str, deltas: Any) -> None:
   """Raise an error unless `deltas` are Deltas whose leaves have the tasks of their ids."""
   hint = "Collect them: sm.deltas(learner, state, thetas, ids)."
   validate.instance(name, deltas, Deltas, "shrinkmeta.Deltas", hint)
-  leading = {path: jnp.shape(x)[:1] for path, x in validate.leaves_with_names(deltas.thetas)}
-  if deltas.ids is not None and set(leading.values()) != {(len(deltas.ids),)}:
+  lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(deltas.thetas)}
+  if deltas.ids is not None and lengths != {(len(deltas.ids),)}:
+    leading = {path: jnp.shape(x)[:1] for path, x in validate.leaves_with_names(deltas.thetas)}
     raise ValueError(
       f"{name} has {len(deltas.ids)} ids, and the leading axes of its leaves are {leading}: it was "
       "changed after sm.deltas. Collect the tasks again, with the ids of these alone."
