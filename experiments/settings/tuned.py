@@ -10,9 +10,11 @@ from experiments.settings import schema
 FORMAT = "shrinkmeta.experiments.tuned/1"
 
 # Settings of a problem that may differ from those of a search. Their change does not move a task on
-# which the search chose into the test tasks: shots and relabel use the same classes, another data
-# set has other classes, and the sinusoids, which have noise, are drawn endlessly.
-_HARMLESS = {"shots", "train_alphabets", "relabel", "dataset", "noise"}
+# which the search chose into the test tasks: the form of an episode and relabel leave the classes
+# where they are (writing systems are split by their names), another data set has other classes, and
+# the sinusoids, which have noise, are drawn endlessly.
+_EPISODE = {"ways", "shots", "queries", "size"}
+_HARMLESS = _EPISODE | {"train_alphabets", "relabel", "dataset", "noise"}
 
 
 def file_of(table: str, size: str, algorithm: str) -> pathlib.Path:
