@@ -202,7 +202,7 @@ def merged(
 
 def _name_and_order(path: str, entry: Any, axes: int) -> tuple[str, Sequence[int] | None]:
   """Return (name, permutation or None) of an entry of `names`, after checks."""
-  name, order = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
+  name, order = entry if isinstance(entry, tuple | list) and len(entry) == 2 else (entry, None)
   name = _text(f"the name in names[{path!r}]", name)
   wanted = range(axes - ("{i}" in name))
   each = isinstance(order, Sequence) and len(order) == len(wanted) and set(order) == set(wanted)

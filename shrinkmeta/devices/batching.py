@@ -11,7 +11,7 @@ convolution, which is several times slower (docs/hazards.md#grouped-convolutions
 `experiments/benchmarks` measures these cases.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -114,6 +114,22 @@ sm.task_mesh().
     )
 
 
+def check_automatic(trees: Mapping[str, PyTree]) -> None:
+  """Raise ValueError if an array is split over mesh axes of type Explicit, where XLA adds nothing.
+
+  Args:
+    trees: {name for the error message: pytree of arrays}.
+  """
+  for name, leaf in validate.leaves_with_names(trees):
+    sharding = jax.typeof(leaf).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    if explicit and any(axes is not None for axes in sharding.spec):
+      raise ValueError(
+        f"{name} is split over explicit axes of a mesh, {sharding.spec}. Place it on "
+        "sm.task_mesh(), or on a mesh whose axis_types are Auto."
+      )
+
+
 def over_tasks(
   f: TaskFunction,
   shared: PyTree,
@@ -150,8 +166,8 @@ def over_tasks(
 
   Raises:
     TypeError: if an argument is of another type.
-    ValueError: if `batching` is unknown, T differs between leaves, or an axis of the mesh is not of
-      type Auto.
+    ValueError: if `batching` is unknown, T differs between leaves, or an axis of the mesh, or one
+      over which an array is split, is not of type Auto.
 
   >>> total, each = over_tasks(lambda scale, x: (x, scale * x), 2.0, jnp.array([1.0, 2.0]))
   >>> float(total), each
@@ -176,7 +192,8 @@ def map_tasks(
   mesh: Mesh | None,
   first: Callable[[PyTree, PyTree], PyTree] | None,
 ) -> tuple[PyTree, PyTree]:
-  """Do what `over_tasks` does, without its checks of the arguments."""
+  """Do what `over_tasks` does, with its check of how arrays are split alone."""
+  check_automatic({"shared": shared, "tasks": tasks})
   run = lambda shared, tasks: _local(f, shared, first(shared, tasks) if first else tasks, batching)
   if mesh is None:
     return run(shared, tasks)

@@ -9,6 +9,7 @@ import numpy as np
 from shrinkmeta.base import MetaState
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
+from shrinkmeta.devices.batching import check_automatic
 from shrinkmeta.mode.frozen import merge
 from shrinkmeta.model.likelihood import Likelihood, check_likelihood
 from shrinkmeta.model.tasks import check_inputs
@@ -44,9 +45,9 @@ def predict_tasks(
   `predict` sees each example alone, as a batch of one. An example may have axes of its own, such as
   the tokens of a sequence: [N, tokens, ...]. If `predict` treats consecutive entries of the leading
   axis as one example, reshape `inputs` before the call, so that these entries have an axis of their
-  own. A layer that normalises by batch statistics sees one example only: it normalises over the
-  pixels or tokens of this example, or each number alone, so that its output ignores its input. Use
-  running statistics instead, or normalise over the axes of an example.
+  own. A layer that normalises by batch statistics sees one example only. It normalises over its
+  pixels or tokens; without them the output of the layer ignores its input. Use running statistics
+  instead, or normalise over the axes of an example.
 
   `index` may be traced, so one compiled program serves every mixture of tasks. Each N needs its own
   program: pad `index` and `inputs` to few sizes, such as powers of two. The result is
@@ -95,7 +96,7 @@ def predict_tasks(
   validate.array("index", index, "an array [N] of integers")
   index = _checked_index(index, deltas.num_tasks)
   _check_rows(inputs, index.shape[0])
-  _check_automatic({"deltas": deltas.thetas, "index": index, "inputs": inputs})
+  check_automatic({"deltas": deltas.thetas, "index": index, "inputs": inputs})
   # Without wrap_negative_indices=False the index -1 would mean the last task.
   take = lambda x: (
     jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -157,18 +158,6 @@ def _checked_index(index: Any, num_tasks: int) -> jax.Array:
       "deltas. deltas.index(ids) makes it from ids."
     )
   return jnp.asarray(index)
-
-
-def _check_automatic(trees: dict[str, PyTree]) -> None:
-  """Raise ValueError if an array is split over mesh axes that XLA may not communicate over."""
-  for name, leaf in validate.leaves_with_names(trees):
-    sharding = jax.typeof(leaf).sharding
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    if explicit and any(axes is not None for axes in sharding.spec):
-      raise ValueError(
-        f"{name} is split over explicit axes of a mesh, {sharding}. Place it on sm.task_mesh(), or "
-        "on a mesh whose axis_types are Auto."
-      )
 
 
 def _check_rows(inputs: PyTree, rows: int) -> None:

@@ -148,6 +148,7 @@ def test_wrong_arguments(tmp_path):
     ({"w": None}, {}, r"the name in names\['w'\] must be a text"),
     ({"w": ("", (1, 0))}, {}, r"the name in names\['w'\] must be a text"),
     ({"w": ("w", (1, 1))}, {}, r"names\['w'\] has the permutation \(1, 1\).*each of \[0, 1\] once"),
+    ({"w": ["w", [1]]}, {}, r"names\['w'\] has the permutation \[1\]; it must name each"),
     ({"w": ("w", 1)}, {}, r"names\['w'\] has the permutation 1; it must name each"),
     ({"w": ("w.{i}", (1, 0))}, {}, r"permutation \(1, 0\); it must name each of \[0\] once"),
     ({"w": "w"}, {"config": {"x": float("nan")}}, "config must be plain data"),

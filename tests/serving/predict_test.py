@@ -210,8 +210,9 @@ def test_explicit_axes_are_refused_by_name():
   program = """
     import jax
     jax.config.update("jax_num_cpu_devices", 2)
+    import shrinkmeta as sm
     from shrinkmeta.serving.predict import predict_tasks
-    from tests.serving.predict_test import INDEX, LIKELIHOOD, OWN, STATE, X
+    from tests.serving.predict_test import INDEX, LEARNER, LIKELIHOOD, OWN, STATE, X
 
     sharding = jax.NamedSharding(jax.make_mesh((2,), ("tasks",)), jax.P("tasks"))
     for f in (predict_tasks, jax.jit(predict_tasks, static_argnums=0)):
@@ -219,11 +220,17 @@ def test_explicit_axes_are_refused_by_name():
         f(LIKELIHOOD, STATE, jax.device_put(OWN, sharding), INDEX, X)
       except ValueError as error:
         print(error)
+    part = sm.Batch(X.reshape(2, 3, 3), jax.numpy.ones((2, 3, 2)))
+    for f in (LEARNER.update, jax.jit(LEARNER.update)):
+      try:
+        f(STATE, jax.device_put(sm.Task(part, part), sharding))
+      except ValueError as error:
+        print(error)
   """
   lines = run(program).splitlines()
-  assert len(lines) == 2
-  for line in lines:
-    assert line.startswith("deltas/head/b is split over explicit axes") and "task_mesh()" in line
+  assert len(lines) == 4 and all("task_mesh()" in line for line in lines)
+  for i, name in enumerate(["deltas/head/b"] * 2 + ["tasks/task/train/inputs"] * 2):
+    assert lines[i].startswith(f"{name} is split over explicit axes")
 
 
 def test_deltas_that_lost_tasks_are_refused():
