@@ -56,6 +56,12 @@ FAULTS = (
         "return root(*primals), 1.02 * slope * _once(point)", "uncertainty/derivatives", "draws"),
   Fault("uncertainty/inverse_root", "in_basis = along @ (f * inner) + back * f_mixed",
         "in_basis = along @ (f * inner)", "uncertainty/derivatives", "draws"),
+  Fault("uncertainty/laplace", "held = jnp.sum(along * by_example(factor.lam, along), 0)",
+        "held = jnp.sum(along * along, 0)", "uncertainty/derivatives", "draws_have"),
+  Fault("curvature/one_by_one", "(*args, cpu=in_turn,", "(*args, cpu=jax.vmap(f),",
+        "curvature/lapack", "dual_solves"),
+  Fault("curvature/lanczos", "vectors @ turn)", "vectors @ turn.T)",
+        "uncertainty/derivatives", "lanczos"),
   # Gradients through the mode.
   Fault("gradients/evidence", "balance(g, z, curvature_at_mode(implicit, model, z))",
         "balance(g, z, model.count)", "gradients/precise_data", "empirical_bayes"),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import validate
+from shrinkmeta.curvature.one_by_one import one_by_one
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, weights
@@ -26,7 +27,7 @@ PyTree = Any
 
 
 class Factor(NamedTuple):
-  """The factor A = root J s, and the arrays that it is made of."""
+  """The factor A = root J s, and the arrays that it is made of. The root has no derivative."""
 
   a: jax.Array  # [R, D] A
   rows: jax.Array  # [R, D] J s
@@ -53,7 +54,7 @@ def whitened_factor(
   """
   outputs, rows = whitened_jacobian(outputs_of, part, scale)
   lam = output_curvature(likelihood, outputs, batch)
-  root, negative = square_root(lam)
+  root, negative = square_root(jax.lax.stop_gradient(lam))
   return Factor(by_example(root, rows), rows, lam, root, negative)
 
 
@@ -118,7 +119,10 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
   """
   if jnp.dtype(lam.dtype).itemsize < 4:
     validate.wide(lam.dtype, "A dual solve, a posterior or a log-determinant")
-  values, vectors = jnp.linalg.eigh(lam)  # [N, C], [N, C, C]
+  if lam.shape[1] == 1:
+    values, vectors = lam[:, 0], jnp.ones_like(lam)
+  else:
+    values, vectors = jax.vmap(one_by_one(lambda x: tuple(jnp.linalg.eigh(x))))(lam)
   root = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2)
   return root, indefinite(values)
 

@@ -6,12 +6,13 @@ Otherwise rounding in float32 destroys the orthogonality once the first eigenval
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from shrinkmeta.checks import validate
+from shrinkmeta.curvature.one_by_one import one_by_one
 from shrinkmeta.curvature.solvers import exact
 
 
@@ -23,8 +24,27 @@ class Lanczos(NamedTuple):
   beta: jax.Array  # [k - 1] the entries beside the diagonal; 0 where a Krylov space is exhausted
 
   def eigh(self) -> tuple[jax.Array, jax.Array]:
-    """Return the eigenvalues [k] of T, ascending, and the eigenvectors as columns [k, k]."""
-    return jnp.linalg.eigh(jnp.diag(self.alpha) + jnp.diag(self.beta, 1) + jnp.diag(self.beta, -1))
+    """Return the eigenvalues [k] of T, ascending, and the eigenvectors as columns [k, k].
+
+    They have a derivative if no two eigenvalues are equal.
+    """
+    return _eigh(jnp.diag(self.alpha) + jnp.diag(self.beta, 1) + jnp.diag(self.beta, -1))
+
+
+@jax.custom_jvp
+def _eigh(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return one_by_one(lambda t: tuple(jnp.linalg.eigh(t)))(t)
+
+
+@_eigh.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
+  """Return the derivative, with M = V^T dT V: M_ii, and V (M_ij / (t_j - t_i)) for i != j."""
+  values, vectors = _eigh(*primals)
+  with exact():
+    m = vectors.T @ tangents[0] @ vectors
+    own = jnp.eye(len(values), dtype=bool)
+    turn = jnp.where(own, 0.0, m / jnp.where(own, 1.0, values - values[:, None]))
+    return (values, vectors), (jnp.diag(m), vectors @ turn)
 
 
 def lanczos(product: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int) -> Lanczos:

@@ -19,6 +19,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.base import SolveInfo
+from shrinkmeta.curvature.one_by_one import one_by_one
 
 PyTree = Any
 Operator = Callable[[PyTree], PyTree]
@@ -187,31 +188,20 @@ def dual(
 exact = functools.partial(jax.default_matmul_precision, "highest")
 
 
+@one_by_one
 def thin_svd(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Return (U [R, k], the singular values [k], V [k, D]) of A [R, D], with k = min(R, D).
 
   If D > R, a QR factorisation first reduces A to a matrix [R, R]. On a CPU the factorisation of a
-  25 x 112,000 matrix is then twenty times faster.
+  25 x 112,000 matrix is then twenty times faster. A is a constant: see `one_by_one`.
   """
   if a.shape[0] >= a.shape[1]:
     u, singular, v = jnp.linalg.svd(a, full_matrices=False)
     return u, singular, v
-  q, _ = jnp.linalg.qr(a.T)
+  q, r = jnp.linalg.qr(a.T)
   with exact():
-    # This is R^T of the QR factorisation. The product makes the SVD wait for q: see `after`.
-    turned = a @ q
-    u, singular, v = jnp.linalg.svd(turned, full_matrices=False)
+    u, singular, v = jnp.linalg.svd(r.T, full_matrices=False)
     return u, singular, v @ q.T
-
-
-def after(first: PyTree, then: PyTree) -> PyTree:
-  """Return `then`, but make XLA compute `first` before anything that uses the result.
-
-  If `first` has a NaN, all entries of the result are NaN. Two factorisations that run at the same
-  time can deadlock on a CPU, so one must wait for the other (docs/hazards.md#lapack-threads).
-  """
-  known = ~jnp.isnan(sum(jnp.sum(x) for x in jax.tree.leaves(first)))
-  return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), then)
 
 
 def split(v: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:

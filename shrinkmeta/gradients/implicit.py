@@ -142,9 +142,7 @@ def _dual(
   implicit: Implicit, here: TaskModel, operator: Linear, b: PyTree
 ) -> tuple[PyTree, SolveInfo]:
   """Solve K w = b by the singular values of A; `here` is the model around theta_hat."""
-  # For the evidence, b comes from another factorisation. The two must not run at the same time
-  # (docs/hazards.md#lapack-threads).
-  factor = here.around(solvers.after(b, here.params.phi)).factor()
+  factor = here.factor()
   free = jnp.any(jnp.stack([jnp.isposinf(v) for v in here.params.log_sigma2.values()]))
   shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # outside jit check_dual raises
   w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)

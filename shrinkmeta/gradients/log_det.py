@@ -28,7 +28,7 @@ from shrinkmeta.curvature.jacobian import (
   whitened_jacobian,
 )
 from shrinkmeta.curvature.lanczos import lanczos
-from shrinkmeta.curvature.solvers import after, exact, split, thin_svd
+from shrinkmeta.curvature.solvers import exact, split, thin_svd
 from shrinkmeta.mode.task_model import TaskModel
 
 PyTree = Any
@@ -84,9 +84,7 @@ def log_det_twice(how: LogDet, model: TaskModel) -> jax.Array:
     )
   outputs, rows = whitened_jacobian(model.outputs_at, model.part, model.white.scale)
   lam = output_curvature(model.likelihood, outputs, model.batch)
-  # theta comes from another factorisation, on which J and Lambda of a linear model do not depend.
-  # The two must not run at the same time (docs/hazards.md#lapack-threads).
-  rows_0, lam_0 = after(*jax.lax.stop_gradient((model.part, (rows, lam))))
+  rows_0, lam_0 = jax.lax.stop_gradient((rows, lam))
   root, negative = square_root(lam_0)
   _, singular, v = thin_svd(by_example(root, rows_0))
   square = jnp.square(singular)

@@ -20,6 +20,7 @@ from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.checks import validate
 from shrinkmeta.curvature.jacobian import output_curvature, whitened_jacobian
+from shrinkmeta.curvature.one_by_one import one_by_one
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.mode.frozen import freeze, merge
 from shrinkmeta.mode.task_model import TaskModel, task_model
@@ -94,6 +95,13 @@ def restriction(
   return restriction_of(model_of, batches, integrated)
 
 
+def _solved(k: jax.Array, b: jax.Array) -> jax.Array:
+  """Return K^-1 B for a symmetric K, with all derivatives."""
+  held = jax.lax.stop_gradient(k)
+  solve = lambda _, b: one_by_one(jnp.linalg.solve)(held, b)
+  return jax.lax.custom_linear_solve(lambda z: k @ z, b, solve, symmetric=True)
+
+
 def restriction_of(model_of: Any, batches: Batch, integrated: Sequence[str]) -> jax.Array:
   """Return `restriction` of T tasks.
 
@@ -119,7 +127,7 @@ def restriction_of(model_of: Any, batches: Batch, integrated: Sequence[str]) -> 
     # nearly equal, and float32 would lose the difference.
     with exact():
       inner = jnp.eye(rows.shape[1], dtype=rows.dtype) + rows.T @ weigh(rows)
-      z = jnp.linalg.solve(inner, rows.T @ weigh(x))
+      z = _solved(inner, rows.T @ weigh(x))
       left = x - rows @ z
       return left.T @ weigh(left) + z.T @ z
 

@@ -11,7 +11,7 @@ from shrinkmeta.arguments import check_types
 from shrinkmeta.base import MetaParams
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
-from shrinkmeta.curvature.jacobian import indefinite, one_output_array
+from shrinkmeta.curvature.jacobian import by_example, indefinite, one_output_array
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, thin_svd
 from shrinkmeta.devices.keys import same_in_any_batch
@@ -109,8 +109,12 @@ def posterior(
 def _exact(model: TaskModel) -> tuple[jax.Array, jax.Array]:
   """Return (V [R, D], lambda [R]) from the singular value decomposition of A."""
   factor = model.factor()
-  _, singular, basis = thin_svd(factor.a)
-  return basis, jnp.where(factor.negative, jnp.nan, jnp.square(singular))
+  _, singular, basis = thin_svd(jax.lax.stop_gradient(factor.a))
+  with exact():
+    along = factor.rows @ basis.T
+  held = jnp.sum(along * by_example(factor.lam, along), 0)  # lambda; its derivative holds V
+  values = jnp.square(singular) + (held - jax.lax.stop_gradient(held))
+  return basis, jnp.where(factor.negative, jnp.nan, values)
 
 
 def _low_rank(model: TaskModel, rank: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -54,7 +54,7 @@ class Posterior:
 
   theta: PyTree  # the mode, a tree like phi
   scale: PyTree  # s, one scalar [] for each leaf; None for frozen modules
-  basis: jax.Array  # [k, D] V
+  basis: jax.Array  # [k, D] V; it has no derivative if `exact`
   eigenvalues: jax.Array  # [k] lambda >= 0
   batch: Batch  # the data of the task; only derivatives read them
   predict: Callable[..., jax.Array] = struct.field(pytree_node=False)

@@ -74,8 +74,8 @@ def test_linear_gaussian_tasks_under_vmap(name, way):
   want = jax.jit(lambda v: (exact(v), jax.jacrev(exact)(v), jax.hessian(exact)(v)))(V)
   for found, expected in zip((value, slope, second), want, strict=True):
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
-  # Two batched factorisations that run side by side can hang: docs/hazards.md#lapack-threads.
-  assert jax.default_backend() != "cpu" or not factorisations(program)[1]
+  # A batch of factorisations can hang: docs/hazards.md#lapack-threads.
+  assert jax.default_backend() != "cpu" or set(factorisations(program)) == {1}
 
 
 LONG = sm.Inner(optax.sgd(0.15, momentum=0.8), steps=3000, tol=1e-13)

@@ -29,6 +29,7 @@ from shrinkmeta.base import InnerInfo, MetaParams
 from shrinkmeta.checks import validate
 from shrinkmeta.config import Implicit, Inner
 from shrinkmeta.curvature.closed_over import Consts
+from shrinkmeta.curvature.one_by_one import one_by_one
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.gradients.twice.refusals import differentiable_twice
 from shrinkmeta.mode.optimise import Steps, converged, posterior_mode
@@ -130,6 +131,7 @@ def newton_mode(
   return model, unravel(differentiable_twice(z)), jax.lax.stop_gradient(info)
 
 
+@one_by_one
 def _inverse(k: jax.Array) -> jax.Array:
   """Return K^-1 [D, D]; NaN if K is not positive definite up to rounding."""
   root = jnp.linalg.cholesky(k)
