@@ -18,7 +18,8 @@ PyTree = Any
 def one_by_one(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """Return f, which under `jax.vmap` runs on a CPU for one matrix after another.
 
-  On other devices it runs for the whole batch at once. It has no derivative: pass it constants, or
+  On other devices it runs for the whole batch at once. It has no derivative, and forward mode may be
+  wrong without an error (findings/jax_custom_vmap_gradient.sh): pass it constants, or
   what `jax.lax.stop_gradient` returned.
 
   Args:
