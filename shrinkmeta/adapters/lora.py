@@ -35,6 +35,7 @@ from shrinkmeta.adapters import low_rank, rewrite, trees
 from shrinkmeta.adapters.trees import Adapters, hold_A, join, labels, split_layers, stack_layers
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import is_nnx_variable, parameter_tree, shown
+from shrinkmeta.curvature.one_by_one import one_by_one
 
 PyTree = Any
 Predict = Callable[[PyTree, PyTree], PyTree]
@@ -63,10 +64,9 @@ def init(
     rules: {regex: rank}. The first regex that `re.search` finds in a path, such as
       "params/dense_0/kernel", chooses the kernel and its rank. A kernel with 2 axes is [in, out].
       With 3 axes it is a stack of layers [layers, in, out], with 4 axes a convolution's
-      [height, width, in, out]. For other layouts give (rank, axes) instead of the rank. `axes` has
-      one letter for each axis: "l" layers, "i" input side, "o" output side. Examples: (4, "oi") for
-      equinox's [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo") for
-      [in, heads, head_size].
+      [height, width, in, out]. For other layouts give (rank, axes). `axes` has a letter for each
+      axis: "l" layers, "i" input side, "o" output side. Examples: (4, "oi") for equinox's
+      [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo") for [in, heads, size].
     dtype: the dtype of A and B. None takes the dtype of the kernel.
 
   Returns:
@@ -156,8 +156,8 @@ def _draw(
   layers = shape[: axes.count("l")]
   side = lambda kind: tuple(s for s, c in zip(shape, axes, strict=True) if c == kind)
   wide = jnp.promote_types(dtype, jnp.float32)  # in 8 bits the columns are not orthonormal
-  normal = jax.random.normal(key, (*layers, math.prod(side("i")), rank), wide)
-  q, r = jnp.linalg.qr(normal)
+  normal = jax.random.normal(key, (math.prod(layers), math.prod(side("i")), rank), wide)
+  q, r = jax.vmap(one_by_one(lambda x: tuple(jnp.linalg.qr(x))))(normal)
   a = q * jnp.sign(jnp.diagonal(r, axis1=-2, axis2=-1))[..., None, :]  # makes the draw uniform
   a = a.reshape(*layers, *side("i"), rank).astype(dtype)
   b = jnp.zeros([*layers, rank, *side("o")], dtype)

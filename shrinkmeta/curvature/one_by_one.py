@@ -18,9 +18,9 @@ PyTree = Any
 def one_by_one(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """Return f, which under `jax.vmap` runs on a CPU for one matrix after another.
 
-  On other devices it runs for the whole batch at once. It has no derivative, and forward mode may be
-  wrong without an error (findings/jax_custom_vmap_gradient.sh): pass it constants, or
-  what `jax.lax.stop_gradient` returned.
+  On other devices it runs for the whole batch at once. Pass it constants, or what
+  `jax.lax.stop_gradient` returned: it has no reverse mode, and forward mode can be wrong without an
+  error (findings/jax_custom_vmap_gradient.sh).
 
   Args:
     f: a function of arrays, which factorises one matrix.

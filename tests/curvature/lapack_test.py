@@ -80,6 +80,12 @@ def test_predictive_twice_in_one_program(rank):
   assert set(factorisations(two.lower(BATCH, BATCH).compile())) == {1}
 
 
+def test_adapters_of_stacked_kernels():
+  params = {"q": jnp.zeros((3, 8, 8)), "v": jnp.zeros((3, 8, 8)), "o": jnp.zeros((8, 8))}
+  init = jax.jit(lambda key: sm.lora.init(key, params, {".": 2}))
+  assert factorisations(init.lower(jax.random.key(0)).compile()) == 6 * [1]  # geqrf and orgqr
+
+
 def test_a_batch_is_found():
   both = jax.jit(lambda a: (jnp.linalg.svd(a), jnp.linalg.eigh(a[0]))).lower(jnp.ones((3, 4, 4)))
   assert sorted(factorisations(both.compile())) == [1, 3]
