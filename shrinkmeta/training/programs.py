@@ -182,7 +182,7 @@ def _drawing(
 def compile_per_shape(
   f: Callable[..., Any], watchdog: Watchdog, advice: str | None = "", **options: Any
 ) -> Callable[..., Any]:
-  """Compile `f` once for each set of argument shapes, and log the memory each program needs.
+  """Compile `f` once for each structure and shapes of arguments, and log the memory it needs.
 
   Several processes first compare their programs.
 
@@ -199,7 +199,8 @@ def compile_per_shape(
   programs: dict[Any, jax.stages.Compiled] = {}
 
   def call(*args: Any) -> Any:
-    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args))
+    leaves, structure = jax.tree.flatten(args)
+    shapes = structure, *((jnp.shape(x), jnp.result_type(x)) for x in leaves)
     if shapes not in programs:
       watched = watchdog.stop()
       lowered = jax.jit(f, **options).lower(*args)

@@ -57,6 +57,19 @@ def test_fit_is_the_loop_written_out():
   assert [record["step"] for record in records] == [0, 1, 2, 3]
 
 
+def test_a_mask_in_some_updates_only():
+  ones = jnp.ones((2, 4))  # inputs, targets and masks of one shape
+  masks = {0: (ones, None), 2: (None, ones), 4: (None, None)}
+
+  def source(first, count):
+    return sm.Task(*(sm.Batch(ones, ones, mask) for mask in masks[first]))
+
+  inner = sm.Inner(optax.sgd(0.1), steps=2)
+  learner = sm.sigma_imaml(sm.gaussian(lambda t, x: x * t["w"]), {"w": "w"}, inner=inner)
+  _, records = run(learner, learner.init({"w": 0.0}), 3, source, meta_batch=2)
+  assert [record["step"] for record in records] == [0, 1, 2]
+
+
 def test_the_state_given_can_be_used_again():
   learner, state = make()
   first, _ = run(learner, state, 2)
