@@ -99,6 +99,13 @@ def test_one_by_one_is_vmap(rng=np.random.default_rng(0)):
   np.testing.assert_allclose(run(one_by_one(solve)), run(solve), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("platform", "loops"), (("cpu", 1), ("cuda", 0)))
+def test_a_gpu_takes_the_whole_batch(platform, loops):
+  f = jax.vmap(one_by_one(lambda a: tuple(jnp.linalg.eigh(a))))
+  lowered = jax.jit(f).trace(jnp.ones((3, 4, 4))).lower(lowering_platforms=(platform,))
+  assert lowered.as_text().count("stablehlo.while") == loops
+
+
 def test_two_devices_factorise_large_matrices_at_once():
   """A batch [8, 100, 100] on each of two devices did not end on two cores."""
   code = """
