@@ -78,8 +78,9 @@ def choose_modules(
 
   A module outside a set has sigma = 0. phi and the other sigmas stay as they are in `state`. One
   compiled program computes the losses of all sets, at most M (M + 3) / 2 sets for M modules if no
-  task fails. The choice is fitted to these tasks. Pass tasks that phi and sigma have not seen, and
-  report the loss of the chosen set on a third group of tasks.
+  task fails. Later calls with the learner and tasks of the same shapes reuse it. The choice is
+  fitted to these tasks. Pass tasks that phi and sigma have not seen, and report the loss of the
+  chosen set on a third group of tasks.
 
   Args:
     learner: any learner with task-specific modules. Its frozen modules stay frozen.
@@ -121,7 +122,7 @@ def choose_modules(
   itemsize = jnp.result_type(jax.tree.leaves(state.phi)[0]).itemsize
   params = MetaParams(state.phi, state.log_sigma2)
   shared = Shared(params, key, state.constants)
-  run = SetLosses(learner.spec, candidates, shared, tasks)
+  run = SetLosses(learner, candidates, shared, tasks)
   run([])
   for m in candidates:
     run([m])

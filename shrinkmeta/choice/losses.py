@@ -6,6 +6,7 @@ set and compiles once. So it takes as long for small sets as for large ones. `se
 the time of each set with a program of its own.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,17 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta.config import Frozen, Spec
+from shrinkmeta.base import MetaLearner
+from shrinkmeta.config import Frozen
 from shrinkmeta.devices.batching import leading, map_tasks
 from shrinkmeta.gradients.per_task import Item
 from shrinkmeta.gradients.total import Shared, in_blocks, key_of, model_of, run_first
+from shrinkmeta.learner.kept import kept
 from shrinkmeta.mode.optimise import posterior_mode
 from shrinkmeta.model.likelihood import mean_nll
 from shrinkmeta.model.modules import gather
 from shrinkmeta.model.tasks import Task
 
 PyTree = Any
-Program = Callable[[jax.Array, Shared, Task], tuple[jax.Array, jax.Array]]
+Program = Callable[[jax.Array, Shared, Task, tuple[str, ...]], tuple[jax.Array, jax.Array]]
 
 
 class SetLosses:
@@ -35,11 +38,11 @@ class SetLosses:
     squares: {set of modules: [T, M] sums of (theta_hat - phi)^2 over the parameters of a module}.
   """
 
-  def __init__(self, spec: Spec, candidates: Iterable[str], shared: Shared, tasks: Task):
-    """Prepare the program, which compiles at the first call.
+  def __init__(self, learner: MetaLearner, candidates: Iterable[str], shared: Shared, tasks: Task):
+    """Prepare the program, which compiles at the first call with a learner and shapes of tasks.
 
     Args:
-      spec: the settings of the learner.
+      learner: the learner.
       candidates: the M modules that can be task-specific.
       shared: the parameters, the constants, and a random key for the mini-batches of the inner
         loop, or None. Every set gets the same draws.
@@ -48,7 +51,7 @@ class SetLosses:
     self.candidates = tuple(candidates)
     self.losses: dict[frozenset[str], np.ndarray] = {}
     self.squares: dict[frozenset[str], np.ndarray] = {}
-    self._program = jax.jit(_program(spec, self.candidates))
+    self._program = jax.jit(kept(learner, _program), static_argnums=3)
     self._arguments = (shared, tasks)
 
   def __call__(self, chosen: Iterable[str]) -> np.ndarray:
@@ -62,7 +65,7 @@ class SetLosses:
     chosen = frozenset(chosen)
     if chosen not in self.losses:
       mask = jnp.array([m in chosen for m in self.candidates])
-      loss, square = self._program(mask, *self._arguments)
+      loss, square = self._program(mask, *self._arguments, self.candidates)
       self.losses[chosen] = np.asarray(loss, np.float64)
       self.squares[chosen] = np.asarray(square, np.float64)
     return self.losses[chosen]
@@ -72,14 +75,15 @@ class SetLosses:
     return np.all(np.isfinite(np.stack([*self.losses.values()])), 0)
 
 
-def _program(spec: Spec, candidates: tuple[str, ...]) -> Program:
-  """Return the function (mask [M], shared, tasks) -> (losses [T], squares [T, M])."""
+def _program(learner: MetaLearner) -> Program:
+  """Build (mask [M], shared, tasks, candidates [M]) -> (losses [T], squares [T, M])."""
   # A free module (sigma = inf) is frozen in some sets. So the program must read at run time, from
   # log sigma^2, whether the module has a prior.
-  spec = spec._replace(free=frozenset())
-  frozen: Frozen = frozenset(spec.sigma) - frozenset(candidates)
+  spec = learner.spec._replace(free=frozenset())
 
-  def one(both: tuple[Shared, jax.Array], item: Item) -> tuple[tuple[()], Any]:
+  def one(
+    candidates: tuple[str, ...], frozen: Frozen, both: tuple[Shared, jax.Array], item: Item
+  ) -> tuple[tuple[()], Any]:
     shared, mask = both
     phi = shared.params.phi
     model = model_of(spec, shared, item.task.train, frozen)
@@ -99,7 +103,10 @@ def _program(spec: Spec, candidates: tuple[str, ...]) -> Program:
     by_module = gather(square, spec.labels)
     return (), (jnp.where(sound, loss, jnp.nan), jnp.stack([by_module[m] for m in candidates]))
 
-  def program(mask: jax.Array, shared: Shared, tasks: Task) -> tuple[jax.Array, jax.Array]:
+  def program(
+    mask: jax.Array, shared: Shared, tasks: Task, candidates: tuple[str, ...]
+  ) -> tuple[jax.Array, jax.Array]:
+    frozen: Frozen = frozenset(spec.sigma) - frozenset(candidates)
     log_s2 = shared.params.log_sigma2
     now = {m: jnp.where(mask[i], log_s2[m], -jnp.inf) for i, m in enumerate(candidates)}
     shared = shared._replace(params=shared.params._replace(log_sigma2=log_s2 | now))
@@ -107,6 +114,7 @@ def _program(spec: Spec, candidates: tuple[str, ...]) -> Program:
     if in_blocks(spec):
       first = lambda both, items: run_first(spec, frozen, None, lambda key: key, both[0], items)
     items = Item(jnp.arange(leading(tasks)), tasks, None, None)
-    return map_tasks(one, (shared, mask), items, spec.batching, spec.mesh, first)[1]
+    run = functools.partial(one, candidates, frozen)
+    return map_tasks(run, (shared, mask), items, spec.batching, spec.mesh, first)[1]
 
   return program

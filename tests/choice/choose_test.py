@@ -15,6 +15,7 @@ from shrinkmeta.choice.choose import choose_modules
 from shrinkmeta.choice.losses import SetLosses
 from shrinkmeta.choice.path import greedy, paired_error, smallest_good
 from shrinkmeta.gradients.total import Shared
+from shrinkmeta.model.outputs import check_targets
 
 NAMES, NOISE = ("a", "b", "c"), 0.5
 PARAMS = {"a": jnp.array([1.0, -1.0]), "b": jnp.array([0.5]), "c": jnp.array([0.2, 0.1, -0.3])}
@@ -147,7 +148,7 @@ def test_one_program_serves_all_sets():
   learner, state = make(init_sigma=0.5)
   params = MetaParams(state.phi, state.log_sigma2)
   shared = Shared(params, None, None)
-  run = SetLosses(learner.spec, NAMES, shared, draw(jax.random.key(5), 3, {}))
+  run = SetLosses(learner, NAMES, shared, draw(jax.random.key(5), 3, {}))
   for size in range(4):
     for chosen in itertools.combinations(NAMES, size):
       run(chosen)
@@ -176,12 +177,33 @@ def test_the_number_of_traces_does_not_grow_with_the_modules():
   assert count(2) == count(6) > 0
 
 
+def test_a_second_choice_compiles_nothing():
+  calls = []
+
+  def predict(theta, x):
+    calls.append(1)
+    return theta["a"] + theta["b"] * x
+
+  def counted(run):
+    before = len(calls)
+    run()
+    return len(calls) - before
+
+  params, likelihood = {"a": jnp.zeros(()), "b": jnp.ones(())}, sm.gaussian(predict)
+  learner = sm.sigma_maml(likelihood, sm.by_leaf(params), inner=sm.Inner(optax.sgd(0.1), steps=2))
+  state, x = learner.init(params), jnp.ones((3, 4))
+  tasks = sm.Task(sm.Batch(x, x), sm.Batch(x, x))
+  checks = counted(lambda: check_targets(likelihood, "tasks", tasks, params))
+  choose = lambda: choose_modules(learner, state, tasks, repeats=0)
+  assert counted(choose) > checks == counted(choose)
+
+
 def same_as_a_learner_built_for(chosen, algorithm, key=None, **settings):
   """The loss of a set in one program, and that of a learner whose other modules are frozen."""
   tasks = draw(jax.random.key(6), 5, {"a": 1.0, "b": 1.0})
   learner, state = make(algorithm, **settings)
   params = MetaParams(state.phi, state.log_sigma2)
-  loss = SetLosses(learner.spec, NAMES, Shared(params, key, None), tasks)(chosen)
+  loss = SetLosses(learner, NAMES, Shared(params, key, None), tasks)(chosen)
   if algorithm in (sm.maml, sm.fomaml, sm.reptile, sm.fine_tuning):
     kept, state = make(sm.hand_picked, task_specific=chosen, inner=learner.spec.inner)
   else:
