@@ -119,3 +119,4 @@ def test_links_to_public_names_lead_to_the_reference():
   file = "shrinkmeta/plots/mixed_models/draw.py"
   assert sources.public_names(file) == ["shrinkmeta.plots.mixed_model"]
   assert sources.entry_of(file, "mixed_model") == "shrinkmeta.plots.mixed_model"
+  assert sources.entry_of("shrinkmeta/curvature/one_by_one.py", "one_by_one") is None  # of sm.lora

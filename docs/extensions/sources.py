@@ -54,7 +54,7 @@ def line_of(path: pathlib.Path, name: str) -> int | None:
 
 def entry_of(file: str, name: str) -> str | None:
   """The entry of the reference for a name that a file defines, or None if the name is private."""
-  for public in (name, *(f"{room}.{name}" for room in _ROOMS)):
+  for public in (name, *(f"{room}.{name}" for room in _ROOMS if name in names_of_room(room))):
     if target_exists(public) and (file_of(f"shrinkmeta.{public}") or [""])[0] == file:
       return f"shrinkmeta.{public}"
   function = getattr(LEARNER, name, None)  # learner.init, learner.update, ...
@@ -63,10 +63,16 @@ def entry_of(file: str, name: str) -> str | None:
   return None
 
 
+def names_of_room(room: str) -> list[str]:
+  """The names that a module such as sm.lora offers, without those that it imports for itself."""
+  module = getattr(sm, room)
+  return list(getattr(module, "__all__", vars(module)))
+
+
 def public_names(file: str) -> list[str]:
   """The public names that a file defines, as their entries in the reference: shrinkmeta.fit."""
   own = [f"shrinkmeta.{name}" for name in sm.__all__]
-  own += [f"shrinkmeta.{room}.{name}" for room in _ROOMS for name in vars(getattr(sm, room))]
+  own += [f"shrinkmeta.{room}.{name}" for room in _ROOMS for name in names_of_room(room)]
   own += [f"shrinkmeta.MetaLearner.{name}" for name in LEARNER._fields]
   return [x for x in own if entry_of(file, x.rpartition(".")[2]) == x]
 
