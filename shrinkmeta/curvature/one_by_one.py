@@ -1,9 +1,8 @@
 """Factorise many matrices one after another on a CPU, where a batch of them can hang.
 
-On a CPU, XLA splits the factorisations of a batch over its pool of threads, and one thread waits
-for the others. If as many batches run at once as there are threads, all threads wait, for ever
-(docs/hazards.md#lapack-threads). Two devices of a mesh are enough on two cores. A factorisation of
-one matrix waits for nothing.
+On a CPU, XLA splits the factorisations of a batch over its pool of threads. Batches that run at the
+same time, in one program or on several devices, can wait for each other's threads
+(docs/hazards.md#lapack-threads). A factorisation of one matrix waits for nothing.
 """
 
 from collections.abc import Callable

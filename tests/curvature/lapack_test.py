@@ -107,7 +107,7 @@ def test_a_gpu_takes_the_whole_batch(platform, loops):
 
 
 def test_two_devices_factorise_large_matrices_at_once():
-  """A batch [8, 100, 100] on each of two devices did not end on two cores."""
+  """It ends: each device factorises one matrix after another."""
   code = """
     import jax, jax.numpy as jnp, optax
     import shrinkmeta as sm
