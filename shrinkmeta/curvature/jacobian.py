@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.checks import validate
-from shrinkmeta.curvature.one_by_one import one_by_one
+from shrinkmeta.curvature.one_by_one import eigh
 from shrinkmeta.curvature.solvers import exact
 from shrinkmeta.model.likelihood import Likelihood, without_padding
 from shrinkmeta.model.tasks import Batch, weights
@@ -122,7 +122,7 @@ def square_root(lam: jax.Array) -> tuple[jax.Array, jax.Array]:
   if lam.shape[1] == 1:
     values, vectors = lam[:, 0], jnp.ones_like(lam)
   else:
-    values, vectors = jax.vmap(one_by_one(lambda x: tuple(jnp.linalg.eigh(x))))(lam)
+    values, vectors = jax.vmap(eigh)(lam)  # [N, C], [N, C, C]
   root = jnp.sqrt(jnp.maximum(values, 0.0))[:, :, None] * jnp.swapaxes(vectors, 1, 2)
   return root, indefinite(values)
 

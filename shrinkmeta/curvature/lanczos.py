@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta.checks import validate
-from shrinkmeta.curvature.one_by_one import one_by_one
+from shrinkmeta.curvature.one_by_one import eigh
 from shrinkmeta.curvature.solvers import exact
 
 
@@ -33,7 +33,7 @@ class Lanczos(NamedTuple):
 
 @jax.custom_jvp
 def _eigh(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return one_by_one(lambda t: tuple(jnp.linalg.eigh(t)))(t)
+  return eigh(t)
 
 
 @_eigh.defjvp

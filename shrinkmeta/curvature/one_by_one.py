@@ -39,3 +39,9 @@ def one_by_one(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return out, jax.tree.map(lambda _: True, out)
 
   return alone
+
+
+@one_by_one
+def eigh(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return the eigenvalues [n] of a symmetric A [n, n], ascending, and eigenvectors as columns."""
+  return tuple(jnp.linalg.eigh(a))
