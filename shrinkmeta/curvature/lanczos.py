@@ -43,7 +43,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
   with exact():
     m = vectors.T @ tangents[0] @ vectors
     own = jnp.eye(len(values), dtype=bool)
-    turn = jnp.where(own, 0.0, m / jnp.where(own, 1.0, values - values[:, None]))
+    turn = jnp.where(own, 0.0, m / jnp.where(own, 1.0, values[None] - values[:, None]))
     return (values, vectors), (jnp.diag(m), vectors @ turn)
 
 

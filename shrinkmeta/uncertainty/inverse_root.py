@@ -71,8 +71,8 @@ def inverse_root(
   @root.defjvp
   def _(primals: Any, tangents: Any) -> Any:
     point, basis, eigenvalues, rows = primals
-    r = jnp.sqrt(1.0 + eigenvalues)
-    f = -1.0 / (r[:, None] * r * (r[:, None] + r))  # both vectors in V
+    r = jnp.sqrt(1.0 + eigenvalues)[None]  # [1, k]
+    f = -1.0 / (r.T * r * (r.T + r))  # both vectors in V
     f_mixed = -1.0 / (r * (1.0 + r))  # one of them orthogonal to V
     with exact():
       along = rows @ basis.T
