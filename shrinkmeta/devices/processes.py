@@ -1,7 +1,7 @@
 """Check, before any work, that the processes of one run were started alike and share a folder.
 
-Every process must call `check_alike` and `check_shared` in the same order. If a run has one
-process, both functions return at once.
+Every process must call these functions in the same order. If a run has one process, they exchange
+nothing.
 """
 
 import hashlib
@@ -9,8 +9,8 @@ import json
 import pathlib
 import secrets
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.paths import Path, local_path
+
+T = TypeVar("T")
 
 _SECONDS = 10.0  # how long a file system on a network may take to show a new file
 _MOST = 5  # differences that an error names
@@ -127,6 +129,37 @@ def check_shared(what: str, folder: Path) -> None:
       f"there for process {', '.join(missing)}. Name a folder of a file system that all of them "
       "mount at the same place."
     )
+
+
+def together(action: Callable[[], T]) -> T:
+  """Return action(), and raise an error in every process if `action` raises in one of them.
+
+  Otherwise the other processes would wait for the one that failed.
+
+  Args:
+    action: a function that does not itself wait for other processes.
+
+  Raises:
+    Exception: what `action` raised in this process.
+    RuntimeError: `action` raised in another process only; the message has its error.
+
+  >>> together(lambda: 3)
+  3
+  """
+  if jax.process_count() == 1:
+    return action()
+  result, error = None, None
+  try:
+    result = action()
+  except Exception as caught:
+    error = caught
+  texts = _texts(b"" if error is None else f"{type(error).__name__}: {error}".encode())
+  if error is not None:
+    raise error
+  for process, text in enumerate(texts):
+    if text:
+      raise RuntimeError(f"Process {process} failed, so all stop: {text.decode()}")
+  return cast(T, result)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

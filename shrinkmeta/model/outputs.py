@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.core import Tracer
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import is_array, shown
@@ -146,13 +147,13 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
     likelihood: a Likelihood. Its `predict` is traced to find the shape of the outputs.
     name: the name of the tasks, for the error message.
     tasks: a Task or a Batch, leaves [T, N, ...].
-    phi: the parameters. If they are traced, nothing is checked.
+    phi: the parameters; their shapes alone matter. If they are traced, nothing is checked.
 
   Raises:
     ValueError: if `log_prob` raises ValueError. The message then begins with the name of the part,
       such as tasks.train.
   """
-  if not validate.readable(phi):
+  if any(isinstance(x, Tracer) for x in jax.tree.leaves(phi)):
     return  # jit or grad traces this call, so no value is known
   parts = {"train": tasks.train, "val": tasks.val} if isinstance(tasks, Task) else {"": tasks}
   for part, batch in parts.items():

@@ -83,8 +83,7 @@ def fit(
     callbacks: process 0 calls them with the log record of every step.
     checkpoints: where and how often to save states, or None.
     rules: the rules that cut leaves along the axis "model" of the mesh: see `place_state`.
-    refresh: (phi, inputs, constants) -> the constants that change, such as running averages, called
-      after every update: see `learner.refresh`. It needs Checkpoints(constants=True).
+    refresh: makes new constants: see `learner.refresh`. It needs Checkpoints(constants=True).
     stall_seconds: the time limit of an update, in seconds. The first update and compilation do not
       count. A longer update ends the process with exit code 1 and the tracebacks of all threads.
 
@@ -95,6 +94,7 @@ def fit(
     TypeError, ValueError: an argument is wrong. The message names it.
     FloatingPointError: every task of an update failed, or its gradient is not finite.
     MemoryError: an update needs more memory than the device has, by XLA's analysis.
+    RuntimeError: another process could not draw its first tasks; the message has its error.
     SystemExit: SIGTERM ended the run, after the state was saved. The exit code is 143.
 
   Example:

@@ -18,7 +18,7 @@ from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import num_tasks
 from shrinkmeta.devices.memory import ProgramCost, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks
-from shrinkmeta.devices.processes import check_program
+from shrinkmeta.devices.processes import check_program, together
 from shrinkmeta.learner.kept import kept
 from shrinkmeta.learner.statistics import Statistics
 from shrinkmeta.model.outputs import check_targets
@@ -149,13 +149,12 @@ def _drawing(
   """Build draw(first, state), which draws, pads and places this process's share of `count` tasks.
 
   The first `checks` draws check the targets. In a program no value is known, and a wrong target
-  only makes its task count as failed.
+  only makes its task count as failed. If such a draw fails in one process, all processes stop.
   """
   spec, mesh = learner.spec, learner.spec.mesh
   offset, mine, share = share_of_tasks(count, mesh)
 
-  def drawn(first: int, wanted: int, state: MetaState) -> Task:
-    nonlocal checks
+  def drawn(first: int, wanted: int) -> Task:
     tasks = source(first, wanted)
     validate.instance(f"tasks({first}, {wanted})", tasks, Task, "a shrinkmeta.Task(train, val)")
     if (found := num_tasks(tasks)) != wanted:
@@ -163,18 +162,26 @@ def _drawing(
         f"tasks({first}, {wanted}) returned {found} tasks; {wanted} were asked for. The second "
         "argument is how many to return: here this process' share of meta_batch."
       )
-    if checks > 0:
-      checks -= 1
-      # Traced, they are checked for their structure only: one with NaN fails alone.
-      jax.eval_shape(lambda tasks: check_tasks(tasks, needs_val=spec.needs_validation), tasks)
-      likelihood = with_constants(spec.likelihood, state.constants)
-      check_targets(likelihood, f"tasks({first}, {wanted})", tasks, state.phi)
+    return tasks
+
+  def checked(first: int, wanted: int, state: MetaState) -> Task:
+    tasks = drawn(first, wanted)
+    # Traced, they are checked for their structure only: one with NaN fails alone.
+    jax.eval_shape(lambda tasks: check_tasks(tasks, needs_val=spec.needs_validation), tasks)
+    likelihood = with_constants(spec.likelihood, state.constants)
+    check_targets(likelihood, f"tasks({first}, {wanted})", tasks, state.phi)
     return tasks
 
   def draw(first: int, state: MetaState) -> Task:
-    if not mine:  # more devices than tasks: this process passes one task as a template for padding
-      return place_tasks(drawn(first, 1, state), mesh, share, 0)
-    return place_tasks(drawn(first + offset, mine, state), mesh, share)
+    nonlocal checks
+    # More devices than tasks: a process without tasks passes one as a template for padding.
+    first, wanted = (first + offset, mine) if mine else (first, 1)
+    if checks > 0:
+      checks -= 1
+      tasks = together(lambda: checked(first, wanted, state))
+    else:
+      tasks = drawn(first, wanted)
+    return place_tasks(tasks, mesh, share, mine)
 
   return draw
 

@@ -21,7 +21,7 @@ together._SECONDS = 0.5
 def told(check, *arguments, **keywords):
   try:
     check(*arguments, **keywords)
-  except ValueError as error:
+  except (ValueError, RuntimeError) as error:
     return str(error)
   return None
 
@@ -34,6 +34,14 @@ def fit(inner_steps, start, steps=1, where=None, rate=0.1, outer_rate=0.1, **key
   kept = None if where is None else sm.Checkpoints(where)
   options = {"meta_batch": 2, "checkpoints": kept} | keywords
   return told(sm.fit, learner, learner.init({"w": start}), tasks, steps, **options)
+
+def classify(label, constants=None, **keywords):
+  network = sm.categorical(lambda theta, x, *b: x[:, None] * theta["w"] + sum(b))
+  learner = sm.maml(network, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 1), mesh=sm.task_mesh())
+  batch = lambda count: sm.Batch(jnp.ones((count, 4)), jnp.full((count, 4), label))
+  tasks = lambda first, count: sm.Task(batch(count), batch(count))
+  state = learner.init({"w": jnp.zeros(3)}, constants=constants)
+  return told(sm.fit, learner, state, tasks, 2, meta_batch=2, **keywords)
 
 at = lambda i: folder / ("both" if i is None else f"machine{i}") / "run"
 blocked = folder / "blocked"
@@ -50,6 +58,9 @@ results = {
   "fit: alike": fit(1, 0.0, micro_batches=2),
   "fit: rate": fit(1, 0.0, rate=[0.1, 0.8][own]),
   "fit: outer rate": fit(1, 0.0, outer_rate=[0.1, 0.8][own], micro_batches=2),
+  "fit: label": classify([1, 7][own]),
+  "fit: label in parts": classify([7, 1][own], jnp.ones(3), micro_batches=2),
+  "fit: labels": classify(1, jnp.ones(3)),
   "fit: folder": fit(1, 0.0, where=at(own)),
   "not writable": told(together.check_shared, "--out", blocked / "run"),
 }
@@ -85,6 +96,11 @@ def test_two_processes(tmp_path):
     assert found["fit: alike"] is None
     for name in ("fit: rate", "fit: outer rate"):
       assert "The program of process 1 is not that of process 0: learning rates" in found[name]
+    assert found["fit: labels"] is None
+    for name, wrong in (("fit: label", 1), ("fit: label in parts", 0)):
+      told = f"tasks({wrong}, 1).train: labels must lie in 0..2"
+      other = "" if process == wrong else f"Process {wrong} failed, so all stop: ValueError: "
+      assert found[name].startswith(other + told), found[name]
     assert found["fit: folder"].startswith("Checkpoints.folder is a folder that all processes ")
     assert found["not writable"].startswith("--out: process 0 cannot write to ")
     assert found["left"] == ["blocked", "both", "both/run", "machine0", "machine0/run"]
