@@ -78,6 +78,38 @@ def test_a_custom_vjp_changes_nothing(answer, examples):
   jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-9, atol=1e-12), found, wanted)
 
 
+@jax.custom_vjp
+def squared(f, y):
+  return -((f - y) ** 2)
+
+
+def outside(e):
+  """Twice e, computed outside of JAX: it has no derivative."""
+  return jax.pure_callback(lambda e: 2.0 * np.asarray(e), e, e, vmap_method="broadcast_all")
+
+
+squared.defvjp(lambda f, y: (squared(f, y), f - y), lambda e, u: (-u * outside(e), u * outside(e)))
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_solver_identity_needs_no_second_derivative_of_log_prob():
+  _, phi, batch = problem(jnp.sin, 4)
+  tasks = jax.tree.map(lambda x: x[None], sm.Task(batch, batch))
+
+  def gradient(log_prob):
+    learner = sm.sigma_reptile(
+      sm.Likelihood(lambda t, x: jnp.sin(x @ t["a"]) @ t["b"], log_prob),
+      LABELS,
+      inner=FEW,
+      implicit=sm.Implicit(solver="identity"),
+    )
+    return learner.meta_gradient(learner.init(phi), tasks)[0]
+
+  with_own, plain = gradient(squared), gradient(lambda f, y: -((f - y) ** 2))
+  jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-12), with_own, plain)
+  assert optax.tree.norm(plain.phi) > 0.1
+
+
 @pytest.mark.usefixtures("x64")
 def test_both_products_are_those_of_the_jacobian():
   likelihood, phi, batch = problem(sine, 5)
