@@ -81,6 +81,8 @@ FAULTS = (
         "gradients/implicit", "the_derivative_in_the_data"),
   Fault("gradients/implicit", "share = counted(weights(batch)) / divisor(counted(mask))",
         "share = 1.0", "gradients/implicit", "scaled_to_all_examples"),
+  Fault("gradients/implicit", "return model.count  # it takes", "pass  # it takes",
+        "curvature/custom_vjp", "identity"),
   Fault("gradients/evidence", "return fit - 0.5 * value, grad", "return fit - value, grad",
         "gradients/evidence", "the_learner_follows and restricted0-vmap"),
   Fault("gradients/evidence", "0.5 * s * g * z, model.white.scale", "s * g * z, model.white.scale",
@@ -144,6 +146,8 @@ FAULTS = (
         "go_with_their_learner and evaluate"),
   Fault("devices/batching", "jnp.sum(jnp.asarray(x)[None], 0)", "jnp.asarray(x)",
         "devices/batching", "a_mesh_is"),
+  Fault("model/outputs", "if any(isinstance(x, Tracer) for x in jax.tree.leaves(phi)):",
+        "if not validate.readable(phi):", "devices/processes", "two_processes"),
   # Mixed models.
   Fault("mixed/compare", "math.comb(v, i) / 2**v", "1 / (v + 1)", "mixed/intervals",
         "the_mixture"),
