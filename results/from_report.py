@@ -83,7 +83,7 @@ def files(text):
   """Return {name of a CSV file: its records} of the tables of one section of a report."""
   found = {}
   for words, header, rows in sections(text):
-    title = words.splitlines()[-1]
+    title = words.rpartition("\n")[2]
     if title.startswith("Accuracy in %"):
       found["accuracy.csv"] = by_step(header, rows, "accuracy_percent")
     elif title.startswith("Negative log-likelihood"):
@@ -114,8 +114,11 @@ def main():
   parser.add_argument("tables", type=pathlib.Path, help="tables_N.md of a report")
   parser.add_argument("page", type=pathlib.Path, help="the folder of the page")
   given = parser.parse_args()
+  found = files(given.tables.read_text(encoding="utf-8"))
+  if not found:
+    parser.error(f"{given.tables} has no table of a report: wanted tables_N.md.")
   given.page.mkdir(parents=True, exist_ok=True)
-  for name, rows in files(given.tables.read_text(encoding="utf-8")).items():
+  for name, rows in found.items():
     header = list(dict.fromkeys(column for row in rows for column in row))
     with (given.page / name).open("w", newline="", encoding="utf-8") as file:
       writer = csv.DictWriter(file, header, restval="", lineterminator="\n")

@@ -83,7 +83,8 @@ def fit(
     callbacks: process 0 calls them with the log record of every step.
     checkpoints: where and how often to save states, or None.
     rules: the rules that cut leaves along the axis "model" of the mesh: see `place_state`.
-    refresh: makes new constants: see `learner.refresh`. It needs Checkpoints(constants=True).
+    refresh: (phi, inputs, constants) -> the constants that change, such as running averages, called
+      after every update: see `learner.refresh`. It needs Checkpoints(constants=True).
     stall_seconds: the time limit of an update, in seconds. The first update and compilation do not
       count. A longer update ends the process with exit code 1 and the tracebacks of all threads.
 
@@ -100,8 +101,7 @@ def fit(
   Example:
     >>> import shrinkmeta as sm
     >>> learner = sm.reptile(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
-    >>> batch = lambda count: sm.Batch(jnp.ones((count, 4)), jnp.ones((count, 4)))
-    >>> tasks = lambda first, count: sm.Task(batch(count), None)
+    >>> tasks = lambda first, n: sm.Task(sm.Batch(jnp.ones((n, 4)), jnp.ones((n, 4))), None)
     >>> int(sm.fit(learner, learner.init({"w": 0.0}), tasks, 2, meta_batch=3).step)
     2
   """

@@ -70,6 +70,14 @@ def test_files_have_the_numbers_of_the_curves(curves, tmp_path):
   assert [one["train_seconds"] for one in found["cost.csv"]] == ["1.5", "1.5"]
 
 
+def test_a_file_without_tables_of_a_report_is_refused(tmp_path):
+  (tmp_path / "other.md").write_text("| a | b |\n|---|---|\n| 1 | 2 |\n")
+  command = [sys.executable, from_report.__file__, tmp_path / "other.md", tmp_path / "page"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 2 and "other.md has no table of a report" in done.stderr
+  assert not (tmp_path / "page").exists()
+
+
 def test_a_run_that_diverged_is_nan(curves, tmp_path):
   curves[-1] = curves[-1]._replace(nll=np.full((3, 6), np.inf))
   (one,) = (r for r in write(curves, tmp_path)["nll.csv"][3:4])
