@@ -122,6 +122,23 @@ class Problem(NamedTuple):
     return sm.gaussian(predict, self.scale)
 
 
+def pooled(source: Source) -> Source:
+  """Return tasks that adapt on the examples of both parts; the val part stays as it is.
+
+  An algorithm that takes no gradient on val, such as Reptile, learns from all examples this way.
+  """
+  return dataclasses.replace(source, draw=_draw_pooled, config=(source.draw, source.config))
+
+
+def _draw_pooled(config: Any, data: Any, number: jax.Array, key: jax.Array) -> sm.Task:
+  draw, own = config
+  task = draw(own, data, number, key)
+  parts = (task.train, task.val)
+  if any(part.mask is not None for part in parts):
+    parts = [part._replace(mask=example_weights(part, jnp.float32)) for part in parts]
+  return task._replace(train=jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+
+
 def example_weights(batch: sm.Batch, dtype: jax.typing.DTypeLike) -> jax.Array:
   """Return the mask of a batch as numbers [N]; ones if it has no mask."""
   if batch.mask is None:

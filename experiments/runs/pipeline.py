@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import shrinkmeta as sm
 from experiments.datasets import support
-from experiments.datasets.source import Problem, Source
+from experiments.datasets.source import Problem, Source, pooled
 from experiments.networks.modules import modules
 from experiments.runs import files, learners, problems, results, training
 from experiments.settings.schema import Config
@@ -39,6 +39,8 @@ def prepare(algorithm: str, config: Config, problem: Problem) -> Prepared:
   Raises:
     ValueError: a setting is wrong, or a mini-batch has more examples than a task.
   """
+  if config.arms[algorithm].get("pooled", False):
+    problem = problem._replace(train=pooled(problem.train))
   if config.network.kind == "conv" and config.network.norm == "support":
     problem = support.beside(problem)
   model = problems.make_model(config, problem)

@@ -22,11 +22,12 @@ OWN = {  # likewise, of some algorithms only
   "init_sigma": "sigma of every module at the start",
   "sigma_rate": "step size of Adam on log sigma^2",
   "task_specific": "the module that hand_picked adapts",
+  "pooled": "whether training tasks adapt on the examples of both parts, train and val",
 }
 
 
 def _arm(
-  inner: str, rate: float, steps: int, outer: str, outer_rate: float, **own: float | str
+  inner: str, rate: float, steps: int, outer: str, outer_rate: float, **own: float | str | bool
 ) -> dict[str, Any]:
   return {
     "inner": inner,
@@ -50,7 +51,7 @@ def start() -> dict[str, dict[str, Any]]:
     "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
     "sigma_maml": _arm("sgd", 5.0, 10, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
     "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
-    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5),
+    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5, pooled=False),
     "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),
     "maml": _arm("sgd", 0.5, 5, "adam", 1e-2),
     "anil": _arm("sgd", 0.5, 5, "adam", 1e-2),

@@ -1,5 +1,7 @@
 """Tests of tasks by index, and of a problem's protocol."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import shrinkmeta as sm
-from experiments.datasets.source import Problem, Protocol, Source
+from experiments.datasets.source import Problem, Protocol, Source, pooled
 
 SAMPLE = jax.jit(Source.sample, static_argnames="count")
 KEY = jax.random.key(3)
@@ -63,6 +65,23 @@ class SourceTest(parameterized.TestCase):
     of = Source(draw, 100, jnp.arange(10_000))
     lowered = jax.jit(Source.sample, static_argnames="count").lower(of, KEY, 0, count=1)
     self.assertIn("tensor<10000xi32>", lowered.as_text().split("->")[0])
+
+  @parameterized.parameters((None, None), (None, 0.5), (1.0, 0.5))
+  def test_pooled_tasks_adapt_on_both_parts(self, *weights):
+    def masked(*arguments):
+      parts = zip(draw(*arguments), weights, strict=True)
+      return sm.Task(*(b._replace(mask=None if w is None else jnp.full(3, w)) for b, w in parts))
+
+    of = dataclasses.replace(source(), draw=masked)
+    apart, joined = (SAMPLE(one, KEY, 2, count=4) for one in (of, pooled(of)))
+    both = [np.concatenate(x, axis=1) for x in zip(apart.train[:2], apart.val[:2], strict=True)]
+    chex.assert_trees_all_equal(list(joined.train[:2]), both)
+    chex.assert_trees_all_equal(joined.val[:2], apart.val[:2])
+    if weights == (None, None):
+      self.assertIsNone(joined.train.mask)
+    else:
+      want = np.repeat([1.0 if w is None else w for w in weights], 3)
+      np.testing.assert_array_equal(joined.train.mask, np.tile(want, (4, 1)))
 
   def test_no_tasks_are_refused(self):
     with self.assertRaisesRegex(ValueError, "count >= 1"):

@@ -41,6 +41,14 @@ def test_a_mini_batch_is_no_larger_than_a_task(name, setting):
   pipeline.prepare(name, tables.load("sinusoid", "smoke", [f"{setting}=10"]), problem)
 
 
+def test_reptile_adapts_to_both_parts_in_training_only_if_told():
+  for pooled, sizes in (("false", (10, 10)), ("true", (60, 10))):
+    config = tables.load("sinusoid", "smoke", [f"arms.reptile.pooled={pooled}"])
+    problem = pipeline.prepare("reptile", config, problems.make_problem(config.problem)).problem
+    tasks = (one.sample(jax.random.key(0), 0, 1) for one in (problem.train, problem.test))
+    assert tuple(task.train.targets.shape[1] for task in tasks) == sizes
+
+
 def test_a_mini_batch_of_adaptation_is_no_larger_than_a_test_task():
   config = tables.load("sinusoid", "smoke", ["arms.maml.batch_size=8"])
   problem = problems.make_problem(config.problem)
