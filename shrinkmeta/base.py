@@ -18,10 +18,15 @@ PyTree = Any
 
 
 class MetaParams(NamedTuple):
-  """The parameters that all tasks share, or a gradient with respect to them."""
+  """The parameters that all tasks share, or a gradient with respect to them.
 
-  phi: PyTree  # the prior mean of theta
-  log_sigma2: dict[str, jax.Array]  # {module: []} log of the prior variance of theta around phi
+  Attributes:
+    phi: the prior mean of theta.
+    log_sigma2: {module: []}, the log of the prior variance of theta around phi.
+  """
+
+  phi: PyTree
+  log_sigma2: dict[str, jax.Array]
 
 
 class WarmStart(NamedTuple):
@@ -32,6 +37,10 @@ class WarmStart(NamedTuple):
   then needs fewer steps. Both trees are like phi, with None in the frozen modules. The leaves are
   [T, ...] for the T tasks of an update, and [K, ...] in a buffer of K tasks.
 
+  Attributes:
+    z: z_hat, the mode: theta_hat = phi + s z_hat, where s is sigma of every parameter.
+    w: the solution of the linear system K w = s g.
+
   >>> import jax.numpy as jnp
   >>> buffer = WarmStart(z={"w": jnp.zeros(3)}, w={"w": jnp.zeros(3)})  # of three tasks
   >>> ended = WarmStart(z={"w": jnp.ones(1)}, w={"w": jnp.ones(1)})
@@ -39,8 +48,8 @@ class WarmStart(NamedTuple):
   [0.0, 1.0]
   """
 
-  z: PyTree  # z_hat, the mode: theta_hat = phi + s z_hat, where s is sigma of every parameter
-  w: PyTree  # the solution of the linear system K w = s g
+  z: PyTree
+  w: PyTree
 
   def take(self, tasks: jax.Array) -> "WarmStart":
     """Take the starting points of T tasks from this buffer of K tasks.
@@ -86,33 +95,52 @@ class InnerInfo(NamedTuple):
   Updates of `fine_tuning` and `no_adaptation` make no inner steps. In their metrics `objective` is
   the loss of phi on the train and val examples of the task, nats per example. `grad_norm` is the
   norm of the gradient of this loss with respect to phi. `steps` is 0 and `converged` is False.
+
+  Attributes:
+    steps: [] int32, the number of inner steps made.
+    objective: [] J / N, nats per example.
+    grad_norm: [] the norm of the gradient of J / N with respect to z.
+    converged: [] bool, grad_norm <= Inner.tol, or <= 1e-3 if Inner.tol is None.
   """
 
-  steps: jax.Array  # [] int32, the number of inner steps made
-  objective: jax.Array  # [] J / N, nats per example
-  grad_norm: jax.Array  # [] norm of the gradient of J / N with respect to z
-  converged: jax.Array  # [] bool: grad_norm <= Inner.tol, or <= 1e-3 if Inner.tol is None
+  steps: jax.Array
+  objective: jax.Array
+  grad_norm: jax.Array
+  converged: jax.Array
 
 
 class SolveInfo(NamedTuple):
-  """How a linear solve K w = b ended."""
+  """How a linear solve K w = b ended.
 
-  # [] |b - K w| / |b|. CG and the Neumann series update b - K w from step to step, so rounding
-  # can make the true residual larger. NaN for the solver "identity".
+  Attributes:
+    residual: [] |b - K w| / |b|. CG and the Neumann series update b - K w from step to step, so
+      rounding can make the true residual larger. NaN for the solver "identity".
+    steps: [] int32, the number of products with K.
+    negative_curvature: [] bool. CG: it met a direction p with p^T K p <= 0. "dual": Lambda has a
+      negative eigenvalue.
+    converged: [] bool, residual <= tol.
+  """
+
   residual: jax.Array
-  steps: jax.Array  # [] int32, the number of products with K
-  # [] bool. CG: it met a direction p with p^T K p <= 0. "dual": Lambda has a negative eigenvalue.
+  steps: jax.Array
   negative_curvature: jax.Array
-  converged: jax.Array  # [] bool: residual <= tol
+  converged: jax.Array
 
 
 class EvidenceInfo(NamedTuple):
-  """How the computation of a log evidence ended."""
+  """How the computation of a log evidence ended.
 
-  inner: InnerInfo  # of the inner loop that finds the mode
-  solve: SolveInfo | None  # of the solve for the mode's derivative; None from `log_evidence`
-  log_det: jax.Array  # [] log det(I + s C s)
-  log_det_error: jax.Array  # [] the standard error of log_det; 0 if log_det is exact
+  Attributes:
+    inner: the end of the inner loop that finds the mode.
+    solve: the end of the solve for the mode's derivative; None from `log_evidence`.
+    log_det: [] log det(I + s C s).
+    log_det_error: [] the standard error of log_det; 0 if log_det is exact.
+  """
+
+  inner: InnerInfo
+  solve: SolveInfo | None
+  log_det: jax.Array
+  log_det_error: jax.Array
 
 
 class OptState(NamedTuple):
@@ -123,38 +151,61 @@ class OptState(NamedTuple):
 
 
 class MetaState(NamedTuple):
-  """The state of a learner between two updates."""
+  """The state of a learner between two updates.
 
-  phi: PyTree  # the parameters that all tasks share
-  log_sigma2: dict[str, jax.Array]  # {module: []}; +inf: no prior, -inf: frozen
+  Attributes:
+    phi: the parameters that all tasks share.
+    log_sigma2: {module: []}, the log of the variance sigma^2. In a module with inf theta has no
+      prior. A module with -inf is frozen.
+    opt_state: the states of the optimisers of phi and of log sigma^2.
+    step: [] int32, the number of updates done.
+    constants: what `predict` takes as its third argument, or None. No update changes them.
+  """
+
+  phi: PyTree
+  log_sigma2: dict[str, jax.Array]
   opt_state: OptState
-  step: jax.Array  # [] int32, the number of updates done
-  constants: PyTree = None  # what `predict` takes as its third argument; no update changes them
+  step: jax.Array
+  constants: PyTree = None
 
 
 class Metrics(NamedTuple):
   """The report of one update of T tasks.
 
   All means are over the tasks that did not fail.
+
+  Attributes:
+    loss: [] the mean over tasks of val_nll, nats per example; NaN without validation data.
+    phi_loss: [] the loss that phi follows, mean over tasks, minus the weighted log p(phi) if there
+      is one. Algorithm.phi "predictive": val_nll. "pooled": the mean NLL of all examples. "map":
+      the negative log joint of the training data without the prior's normaliser, nats per task.
+      "evidence": minus the log evidence, nats per task. NaN for `reptile`, which computes no loss.
+    val_nll: [T] the mean validation negative log-likelihood, nats per example.
+    failed: [T] bool, whether a loss or gradient was not finite, or the task had no example.
+    num_failed: [] int32, the number of tasks left out of this update.
+    num_sound: [] int32, the number of tasks that did not fail.
+    inner: [T] each, how the inner loops ended.
+    solve: [T] each, how the linear solves ended; None if the algorithm solves no linear system.
+    mean_inner: [] each, the mean over tasks of `inner`.
+    mean_solve: [] each, the mean of `solve`; None also if one linear system couples all tasks.
+    phi_grad_norm: [] the norm of the gradient of the meta-loss with respect to phi.
+    sigma_grad: {module: []}, d meta-loss / d log sigma_m^2.
+    warm: the starting points for the next update of these tasks; None if the caller passed none.
   """
 
-  loss: jax.Array  # [] mean over tasks of val_nll, nats per example; NaN without validation data
-  # [] the loss that phi follows, mean over tasks, minus the weighted log p(phi) if there is one.
-  # Algorithm.phi "predictive": val_nll. "pooled": the mean NLL of all examples. "map": the negative
-  # log joint of the training data without the prior's normaliser, nats per task. "evidence": minus
-  # the log evidence, nats per task. NaN for `reptile`, which does not compute a loss.
+  loss: jax.Array
   phi_loss: jax.Array
-  val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
-  failed: jax.Array  # [T] bool: a loss or gradient was not finite, or the task had no example
-  num_failed: jax.Array  # [] int32, the number of tasks left out of this update
-  num_sound: jax.Array  # [] int32, the number of tasks that did not fail
-  inner: InnerInfo  # [T] each
-  solve: SolveInfo | None  # [T] each; None if the algorithm solves no linear system
-  mean_inner: InnerInfo  # [] each, mean over tasks of `inner`
-  mean_solve: SolveInfo | None  # [] each; None also if one linear system couples all tasks
-  phi_grad_norm: jax.Array  # [] norm of the gradient of the meta-loss with respect to phi
-  sigma_grad: dict[str, jax.Array]  # {module: []} d meta-loss / d log sigma_m^2
-  warm: WarmStart | None  # for the next update of these tasks; None if the caller passed no `warm`
+  val_nll: jax.Array
+  failed: jax.Array
+  num_failed: jax.Array
+  num_sound: jax.Array
+  inner: InnerInfo
+  solve: SolveInfo | None
+  mean_inner: InnerInfo
+  mean_solve: SolveInfo | None
+  phi_grad_norm: jax.Array
+  sigma_grad: dict[str, jax.Array]
+  warm: WarmStart | None
 
 
 class Sums(NamedTuple):
@@ -197,6 +248,19 @@ class MetaLearner(NamedTuple):
   `apply(state, *sums(state, tasks))`. If a meta-batch does not fit into memory, cut it into
   micro-batches. Call `sums` on each, add their Sums leaf by leaf, concatenate their PerTasks, and
   call `apply` once. `sm.fit(micro_batches=...)` does this.
+
+  Attributes:
+    init: the first state, from the first parameters.
+    update: one step of phi and sigma, from T tasks.
+    adapt: theta_hat of one task.
+    meta_gradient: the gradient of T tasks, without a step.
+    adapt_tasks: theta_hat of T tasks.
+    no_start: the starting points of K tasks that have not been adapted yet: zeros.
+    sums: the sums over T tasks of which an update is made.
+    apply: the step of an update, from sums.
+    keep: the learner and the state with all but some modules frozen.
+    refresh: the state with constants that are computed anew from the training inputs of tasks.
+    spec: the settings of which the learner was built.
   """
 
   init: Callable[..., MetaState]

@@ -27,7 +27,7 @@ LEAST_EXAMPLES = 0.9  # share of the public functions that have one
 
 # {rule: names whose docstrings break it today}. Delete a name as soon as its docstring is mended:
 # the tests fail if a name no longer breaks the rule.
-KNOWN_GAPS = {"summary": "", "args": "", "returns": "", "example": ""}
+KNOWN_GAPS = {"summary": "", "args": "", "returns": "", "attributes": "", "example": ""}
 
 
 def public_objects():
@@ -93,13 +93,26 @@ def says_what_returns(function):
   return any(line.strip() for line in sections(function.__doc__).get("Returns", []))
 
 
+def names_fields(cls):
+  """Every field of a record stands before a colon in the section "Attributes:"."""
+  fields = getattr(cls, "_fields", getattr(cls, "__dataclass_fields__", ()))
+  entries = [re.match(r"  (\w+):", line) for line in sections(cls.__doc__).get("Attributes", [])]
+  return {name for name in fields if not name.startswith("_")} <= {e[1] for e in entries if e}
+
+
 def has_example(function):
   return ">>>" in (function.__doc__ or "")
 
 
-RULES = {"summary": has_summary, "args": names_arguments, "returns": says_what_returns}
+RULES = {
+  "summary": has_summary,
+  "args": names_arguments,
+  "returns": says_what_returns,
+  "attributes": names_fields,
+}
 OBJECTS = public_objects()
 FUNCTIONS = {name: f for name, f in OBJECTS.items() if callable(f) and not inspect.isclass(f)}
+CLASSES = {name: cls for name, cls in OBJECTS.items() if inspect.isclass(cls)}
 
 
 def gaps_of(rule):
@@ -108,7 +121,7 @@ def gaps_of(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_docstrings_are_whole(rule):
-  things = OBJECTS if rule == "summary" else FUNCTIONS
+  things = {"summary": OBJECTS, "attributes": CLASSES}.get(rule, FUNCTIONS)
   missing = {name for name, thing in things.items() if not RULES[rule](thing)}
   new, mended = sorted(missing - gaps_of(rule)), sorted(gaps_of(rule) - missing)
   assert not new, f"{rule}: missing or incomplete in {new}"

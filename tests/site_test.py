@@ -10,8 +10,6 @@ import types
 
 import pytest
 
-import shrinkmeta as sm
-
 ROOT = pathlib.Path(__file__).absolute().parents[1]
 
 
@@ -62,13 +60,6 @@ def test_references_are_one_paragraph():
 )
 def test_marks_are_escaped(line, wanted):
   assert DOCSTRINGS.escaped(line) == wanted
-
-
-def test_comments_beside_fields_become_attributes():
-  lines = DOCSTRINGS.fields_from_comments(sm.SolveInfo)
-  assert lines[1] == "Attributes:" and lines[2].startswith("  residual: [] |b - K w| / |b|. CG and")
-  assert [line.split(":")[0].strip() for line in lines[2:-1]] == list(sm.SolveInfo._fields)
-  assert DOCSTRINGS.fields_from_comments(sm.Posterior) == []
 
 
 def test_the_text_of_the_wheel_has_no_link_into_the_repository():

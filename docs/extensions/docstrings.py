@@ -5,7 +5,6 @@ bar or an asterisk stands for itself. reStructuredText would read these as its o
 of a page, such as docs/hazards.md#line-search, becomes a link to that page.
 """
 
-import inspect
 import pathlib
 import re
 
@@ -88,30 +87,3 @@ def escaped(line: str) -> str:
       text, end = (f"{title}: {anchor}", f"#{anchor}") if anchor else (title, "")
       parts[n] = f"`{text} <../{name}.html{end}>`__"
   return "".join(parts)
-
-
-def fields_from_comments(cls: type) -> list[str]:
-  """Return a section "Attributes:" from the comments beside the fields of a NamedTuple.
-
-  Args:
-    cls: the class. A comment stands after a field on its line, or on the lines above it.
-
-  Returns:
-    the lines of the section; none if the class has no such comment.
-  """
-  fields = getattr(cls, "_fields", ())
-  above: list[str] = []
-  found: list[str] = []
-  for line in inspect.getsource(cls).splitlines():
-    field = re.match(r"  (\w+): [^#]*(?:#\s*(.*))?$", line)
-    comment = re.match(r"  #\s*(.*)", line)
-    if comment:
-      above.append(comment[1])
-    elif field and field[1] in fields:
-      words = " ".join(above) or field[2]
-      if words:
-        found.append(f"  {field[1]}: {words}")
-      above = []
-    else:
-      above = []
-  return ["", "Attributes:", *found, ""] if found else []

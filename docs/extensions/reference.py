@@ -12,7 +12,7 @@ import re
 import textwrap
 from typing import Any
 
-from docstrings import fields_from_comments, to_rst
+from docstrings import to_rst
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 
@@ -212,9 +212,6 @@ def read_docstring(
   app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
   """Make a docstring readable for napoleon, which runs after this."""
-  if what == "class" and not any(line == "Attributes:" for line in lines):
-    example = next((i for i, x in enumerate(lines) if x.startswith(">>>")), len(lines))
-    lines[example:example] = fields_from_comments(thing)
   lines[:] = to_rst(lines)
 
 

@@ -37,10 +37,15 @@ PyTree = Any
 
 
 class Predictive(NamedTuple):
-  """The normal distribution of the outputs f of each example, without the noise of the targets."""
+  """The normal distribution of the outputs f of each example, without the noise of the targets.
 
-  mean: jax.Array  # [N, ...] f(theta_hat)
-  covariance: jax.Array  # [N, C, C] over the C outputs of an example
+  Attributes:
+    mean: [N, ...] f(theta_hat).
+    covariance: [N, C, C], over the C outputs of an example.
+  """
+
+  mean: jax.Array
+  covariance: jax.Array
 
   @property
   def variance(self) -> jax.Array:
@@ -50,17 +55,29 @@ class Predictive(NamedTuple):
 
 @struct.dataclass
 class Posterior:
-  """The posterior of one task, a pytree: `jax.vmap` of `posterior` gives those of T tasks."""
+  """The posterior of one task, a pytree: `jax.vmap` of `posterior` gives those of T tasks.
 
-  theta: PyTree  # the mode, a tree like phi
-  scale: PyTree  # s, one scalar [] for each leaf; None for frozen modules
-  basis: jax.Array  # [k, D] V; it has no derivative if `exact`
-  eigenvalues: jax.Array  # [k] lambda >= 0
-  batch: Batch  # the data of the task; only derivatives read them
+  Attributes:
+    theta: the mode, a tree like phi.
+    scale: s, one scalar [] for each leaf; None for frozen modules.
+    basis: [k, D], V; it has no derivative if `exact`.
+    eigenvalues: [k], lambda >= 0.
+    batch: the data of the task; only derivatives read them.
+    predict: the network of the likelihood.
+    log_prob: the log density of the likelihood.
+    constants: what `predict` takes as its third argument, or None.
+    exact: False if Lanczos' method found V and lambda.
+  """
+
+  theta: PyTree
+  scale: PyTree
+  basis: jax.Array
+  eigenvalues: jax.Array
+  batch: Batch
   predict: Callable[..., jax.Array] = struct.field(pytree_node=False)
   log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
-  constants: PyTree = None  # what predict takes as its third argument, or None
-  exact: bool = struct.field(pytree_node=False, default=True)  # False: Lanczos found V and lambda
+  constants: PyTree = None
+  exact: bool = struct.field(pytree_node=False, default=True)
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """Draw theta n times.
