@@ -3,7 +3,9 @@
     python -m experiments.frameworks
 
 An MLP and a CNN with batch norm, each written in plain functions, flax.linen, flax.nnx, equinox and
-haiku, start from the same parameters and are trained by sigma_maml on the same rendered glyphs.
+haiku, start from the same parameters and are trained by sigma_maml on the same rendered glyphs. By
+default an update has 4 tasks.
+
 Without dropout the mathematics is the same, and the losses agree to rounding. With dropout every
 framework draws its own masks. The command prints a Markdown table. It leaves out frameworks that
 are not installed.

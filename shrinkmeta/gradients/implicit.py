@@ -290,7 +290,7 @@ def map_estimate(
   By the implicit rule, theta_hat is differentiable in reverse mode with respect to phi, log_sigma2,
   the float leaves of `batch` and the floats that the likelihood closes over, such as the scale of
   `sm.gaussian(predict, scale)`. A weight of 0 has derivative 0, so that what it masks may be
-  anything. The rule is exact at the mode; `info` shows how near theta is.
+  any finite number. The rule is exact at the mode; `info` shows how near theta is.
   With twice=True, theta_hat is differentiable twice, forwards and backwards.
 
   Args:
