@@ -49,7 +49,9 @@ def start() -> dict[str, dict[str, Any]]:
   return {
     "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
     "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
-    "sigma_maml": _arm("sgd", 5.0, 10, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+    # Steps in theta as long as those of maml. The prior shrinks z by inner_rate / N a step: with a
+    # rate as large as the number N of examples, the last gradient alone would be left.
+    "sigma_maml": _arm("sgd", 0.5, 5, "adam", 1e-2, init_sigma=1.0, sigma_rate=6e-2),
     "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
     "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5, pooled=False),
     "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),

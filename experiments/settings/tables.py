@@ -126,6 +126,7 @@ def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
     adapt_steps=(0, 1, 3, 5, 10, 30, 100),
     report_step=10,
   )
+  config.arms.reptile.pooled = True  # without val it has one picture of a class in place of 16
   return _blocks(config)
 
 
@@ -147,7 +148,6 @@ def sinusoid(size: str) -> Config:
   for arm in config.arms.values():
     if arm.inner == "sgd":
       arm.inner_rate = 0.002
-  config.arms.sigma_maml.inner_rate = 0.02
   # Short of the mode an implicit gradient is wrong: 5 examples, 30 steps, 3 to 10 nats; 120, 1.1.
   for name in ("imaml", "sigma_imaml", "sigma_reptile"):
     config.arms[name].inner_steps = 60
