@@ -226,7 +226,8 @@ def sigma_maml(
     likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps in z, and their number L. Its step size refers to J / N,
-      the negative log joint per example.
+      the negative log joint per example. A step of SGD also shrinks z by (step size) / N, so choose
+      a step size far below the number of examples N.
     phi_optimizer: the optax optimiser of phi. It must not use a line search.
     sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
     init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module

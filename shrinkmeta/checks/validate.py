@@ -186,7 +186,7 @@ numbers: jnp.asarray.
     return
   number = isinstance(value, (bool, int, float, complex))
   if not is_array(value) or (number and not numbers):
-    rows = number or isinstance(value, (list, tuple))
+    rows = number or (isinstance(value, (list, tuple)) and str not in map(type, value))
     hint = " Make an array of the numbers: jnp.asarray." if rows else ""
     raise TypeError(f"{name} must be {wanted}; got {shown(value)}.{hint}")
 
@@ -239,7 +239,8 @@ Remove or replace them before calling.
   for leaf_name, leaf in leaves_with_names(tree, name):
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) or (value := known(leaf)) is None:
       continue
-    bad = ~np.isfinite(value.astype(np.float64))
+    wide = np.complex128 if np.iscomplexobj(value) else np.float64  # isfinite knows no bfloat16
+    bad = ~np.isfinite(value.astype(wide))
     if bad.any():
       first = tuple(int(i) for i in np.argwhere(bad)[0])
       raise ValueError(

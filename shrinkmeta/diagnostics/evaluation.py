@@ -165,7 +165,9 @@ def evaluate(
   if steps is not None:
     validate.integer("steps", steps, least=0)
   scalars.key("key", key)
-  check_tasks(tasks)
+  check_tasks(tasks, needs_val=False)
+  if tasks.val is None:
+    raise ValueError("tasks.val is None. evaluate needs validation examples: split the data.")
   check_own(learner.spec, state.log_sigma2)
   if jax.process_count() > 1:
     raise ValueError("evaluate reads the losses of all tasks: call it in a run of one process.")
@@ -177,7 +179,9 @@ def evaluate(
     likelihood = with_constants(learner.spec.likelihood, state.constants)
     check_targets(likelihood, "tasks", tasks, state.phi)
   if accuracy is not None:
-    accuracy = np.where(np.isfinite(val_nll), accuracy, np.nan)
+    sound = np.isfinite(val_nll)
+    counts = np.isnan(accuracy[sound]).any()  # or other integers that are no class
+    accuracy = None if counts else np.where(sound, accuracy, np.nan)
   made = learner.spec.inner.steps if steps is None else steps
   return Evaluation(val_nll, accuracy, converged if made else None)
 
@@ -263,7 +267,8 @@ def _program(learner: MetaLearner) -> Callable[..., Any]:
 def _accuracy(outputs: Any, batch: Batch) -> jax.Array | None:
   """Return the share [] of examples whose largest logit is that of the target.
 
-  Return None if the outputs are not logits: see `Evaluation.accuracy`.
+  Return None if the outputs are not logits, and NaN if a target is no class: see
+  `Evaluation.accuracy`.
   """
   targets = batch.targets
   arrays = isinstance(targets, jax.Array) and isinstance(outputs, jax.Array)
@@ -271,7 +276,10 @@ def _accuracy(outputs: Any, batch: Batch) -> jax.Array | None:
     return None
   if outputs.shape[:-1] != targets.shape:
     return None
-  hits = jnp.argmax(outputs, -1) == labels_of(targets)
-  of_example = jnp.mean(hits.reshape(hits.shape[0], -1), -1)
-  weight = weights(batch, of_example.dtype)
-  return jnp.sum(weight * of_example) / divisor(jnp.sum(weight))
+  labels = labels_of(targets)
+  by_example = lambda x: x.reshape(x.shape[0], -1)
+  hits = jnp.mean(by_example(jnp.argmax(outputs, -1) == labels), -1)
+  classes = jnp.all(by_example((labels >= 0) & (labels < outputs.shape[-1])), -1)
+  weight = weights(batch, hits.dtype)
+  share = jnp.sum(weight * hits) / divisor(jnp.sum(weight))
+  return jnp.where(jnp.all(classes | (weight == 0)), share, jnp.nan)

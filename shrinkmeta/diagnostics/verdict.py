@@ -69,7 +69,9 @@ def verdict_on(
   more = f", and {others} other row{'s' * (others > 1)}" if others else ""
   what = f"{row.parameter} of module {row.module!r} along {row.direction!r}"
   percent = lambda x: f"{100 * x:.2g} %" if x < 0.995 else f"{100 * x:.0f} %"
-  amount = f"{percent(measured[worst][column])} (tolerance {percent(tolerance)})"
+  larger = max(abs(row.learner), abs(row.differences))
+  of = "the larger value" if larger >= scales[worst] else f"1 % of the largest {row.parameter} row"
+  amount = f"{percent(measured[worst][column])} of {of} (tolerance {percent(tolerance)})"
   reason = _reason(learner, metrics, dtype, unsure=not off)
   if off:
     return f"off: {what} by {amount}{more}. Likely reason: {reason}{tail}"

@@ -72,7 +72,14 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
   shared = jax.lax.stop_gradient((state.phi, state.constants))
   (total, count), _ = map_tasks(one, shared, tasks.train, spec.batching, spec.mesh, None)
   old = _entries(state.constants, total)
-  mean = lambda x, c: jnp.where(count > 0, x / divisor(count), c).astype(c.dtype)
+
+  def mean(x: jax.Array, c: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.integer):  # a float would round a large sum
+      x = (x + divisor(count) // 2) // divisor(count)
+    else:
+      x = x / divisor(count)
+    return jnp.where(count > 0, x, c).astype(c.dtype)
+
   new = jax.tree.map(mean, total, old)
   partial = isinstance(state.constants, dict)
   return state._replace(constants={**state.constants, **new} if partial else new)
@@ -93,3 +100,9 @@ def _check_alike(new: PyTree, constants: PyTree) -> None:
     )
   old = _entries(constants, new)
   validate.same_shapes("statistics(phi, inputs, constants)", new, "constants", old)
+  for name, leaf in validate.leaves_with_names(new):
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+      raise ValueError(
+        f"statistics returned the random key {name!r}, which has no mean over tasks. Return only "
+        "the entries of the constants that change, and keep keys in other entries."
+      )

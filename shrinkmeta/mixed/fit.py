@@ -83,7 +83,9 @@ def fit(
   """
   checks.check_response(design, family)
   if estimator not in ESTIMATORS:
-    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.")
+    near = str(estimator).lower()
+    hint = f" Write {near!r}." if near in ESTIMATORS else ""
+    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}.{hint}")
   if estimator == "reml" and family != "gaussian":
     raise ValueError(f"reml is for the gaussian family; got {family}. Use estimator='ml'.")
   return fit_unchecked(design, family, estimator, seed=seed)

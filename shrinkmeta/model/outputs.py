@@ -4,6 +4,7 @@ N is the number of examples. The checks read only types, shapes and dtypes, so t
 compiled program. Only `in_range`, `labels_of` and `log_softmax` compute arrays.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,12 +46,14 @@ float32[1, 4].
     raise TypeError(f"predict must return outputs [N, ...]; it returned {shown(outputs)}.")
   for name, leaf in leaves:
     if jnp.shape(leaf)[:1] != (count,):
-      if isinstance(outputs, (tuple, list)):
+      several = isinstance(outputs, (tuple, list))
+      if several and any(isinstance(one, Mapping) for one in outputs):  # flax: mutable=[...]
         one_array("outputs", outputs)
       where = f" at {name!r}" if name else ""
+      hint = " Broadcast it, or leave it out." if several else ""
       raise ValueError(
         f"predict must return outputs [{count}, ...], one entry an example; it returned "
-        f"{shown(leaf)}{where}."
+        f"{shown(leaf)}{where}.{hint}"
       )
 
 

@@ -124,8 +124,9 @@ def with_randomness(likelihood: Likelihood) -> Likelihood:
 
   A posterior mode is defined for one fixed network, and every key makes another network. So
   learners with an implicit gradient or the evidence (`imaml`, `sigma_imaml`, `sigma_reptile`,
-  `empirical_bayes`) use the deterministic network. `sm.evaluate` and `sm.predict_tasks` use it too.
-  The exceptions are `sm.map_estimate` and `sm.log_evidence`, which draw if they get a key.
+  `empirical_bayes`) use the deterministic network. So do `sm.map_estimate`, `sm.log_evidence` and
+  `sm.predict_tasks`. `sm.evaluate` and `sm.choose_modules` adapt as the learner does, and compute
+  the losses of their results with the deterministic network.
 
   Args:
     likelihood: its predict has the keyword `key`, with the default None.

@@ -93,7 +93,7 @@ def predict_tasks(
   phi, constants = (state.phi, state.constants) if whole else (state, None)
   parameter_tree("state", phi)
   _check_phi(state, deltas)
-  validate.array("index", index, "an array [N] of integers")
+  validate.array("index", index, "an array [N] of integers, as deltas.index(ids) makes it")
   index = _checked_index(index, deltas.num_tasks)
   _check_rows(inputs, index.shape[0])
   check_automatic({"deltas": deltas.thetas, "index": index, "inputs": inputs})

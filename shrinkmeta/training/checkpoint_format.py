@@ -235,6 +235,8 @@ def fingerprints(state: PyTree) -> dict[str, int]:
 
 
 def _fingerprint(leaf: jax.Array) -> Any:
+  if jnp.iscomplexobj(leaf):
+    leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
   size = jnp.dtype(leaf.dtype).itemsize
   narrow = leaf.dtype == jnp.bool_ or leaf.dtype.name in ("int4", "uint4", "int2", "uint2")
   words = leaf.astype(jnp.uint8) if narrow else leaf
@@ -251,15 +253,20 @@ def _fingerprint(leaf: jax.Array) -> Any:
 
 
 def named(state: PyTree) -> dict[str, jax.Array]:
-  """Return {path: leaf}, with each random key replaced by its integers."""
+  """Return {path: leaf}, with each random key replaced by its integers.
+
+  Leaves without an entry are left out: orbax refuses them (docs/hazards.md#orbax-errors).
+  """
   plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
+  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state) if leaf.size}
 
 
 def unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
   """Invert `named`: put the leaves into the structure of `state`."""
 
   def leaf(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
+    if not old.size:
+      return old
     new = named[validate.path_name(path)]
     if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
       return new

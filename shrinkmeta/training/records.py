@@ -73,6 +73,7 @@ class Warnings:
     self._wanted = min(steps - first, 20) if learner.spec.has_mode else 0
     self._converged: list[float] = []
     self._told_of_failures = False
+    self._evidence = learner.algorithm.phi == "evidence"
 
   def see(self, step: int, numbers: Mapping[str, float]) -> None:
     """Check the log record of an update, and log a warning if tasks failed or few loops converged.
@@ -87,12 +88,15 @@ class Warnings:
       logging.warning(
         "%d of %d tasks (%.0f %%) of step %d failed: their loss or gradient is not finite, or they "
         "have no example. Failed tasks take no part in an update. Look for NaN in the inputs, for "
-        "labels out of range and for empty tasks, or lower the inner step size or init_sigma. "
+        "labels out of range and for empty tasks, or lower the inner step size or init_sigma. %s"
         'Later failures are not logged here: the log record counts them as "failed".',
         failed,
         self._meta_batch,
         100 * failed / self._meta_batch,
         step,
+        "The evidence also needs a log_prob that is concave in the outputs (docs/limits.md). "
+        if self._evidence
+        else "",
       )
     if len(self._converged) < self._wanted and math.isfinite(numbers["converged"]):
       self._converged.append(numbers["converged"])
@@ -201,7 +205,7 @@ def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> N
     raise FloatingPointError(
       f"No task of step {step} had a finite loss and gradient, so there is nothing to learn from. "
       "Lower the inner step size or init_sigma, and look for NaN in the tasks; a gradient through "
-      "Adam's steps needs eps_root > 0."
+      "Adam's steps needs eps_root > 0, and the evidence a log_prob that is concave in the outputs."
     )
   norms = [numbers["phi_grad_norm"], numbers.get("sigma_grad_norm", 0.0)]
   if not all(map(math.isfinite, norms)):

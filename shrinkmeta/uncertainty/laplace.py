@@ -1,6 +1,6 @@
 """Compute Laplace's posterior of one task at its mode; `posterior.py` has the formulas."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from shrinkmeta.curvature.jacobian import by_example, indefinite, one_output_arr
 from shrinkmeta.curvature.lanczos import lanczos
 from shrinkmeta.curvature.solvers import exact, thin_svd
 from shrinkmeta.devices.keys import same_in_any_batch
-from shrinkmeta.mode.frozen import frozen_modules
+from shrinkmeta.mode.frozen import freeze
 from shrinkmeta.mode.task_model import TaskModel, task_model
 from shrinkmeta.model import modules
 from shrinkmeta.model.likelihood import Likelihood
@@ -37,6 +37,7 @@ def posterior(
   rank: int | None = None,
   limit: int = 2**24,
   key: jax.Array | None = None,
+  frozen: Iterable[str] = (),
   constants: PyTree = None,
 ) -> Posterior:
   """Return Laplace's posterior of one task around its mode `theta`.
@@ -60,6 +61,8 @@ def posterior(
       else 64.
     limit: the largest number of entries of A for which rank=None is exact.
     key: draws the vector from which Lanczos begins; None is `jax.random.key(0)`.
+    frozen: modules with sigma = 0, as for `map_estimate`. Under jit they are not left out unless
+      they are named: A then has columns for them, and may exceed `limit`.
     constants: what predict takes as its third argument, or None; it has no derivative.
 
   Returns:
@@ -88,9 +91,9 @@ def posterior(
   check_batch("batch", batch)
   rank = None if rank is None else validate.integer("rank", rank, least=1)
   limit = validate.integer("limit", limit, least=0)
-  frozen = frozen_modules(known)
+  theta, taken = freeze(theta, log_sigma2, known, labels, frozen)
   at_mode = MetaParams(theta, {m: v.astype(dtype) for m, v in log_s2.items()})
-  model = task_model(with_constants(likelihood, constants), labels, at_mode, batch, frozen)
+  model = task_model(with_constants(likelihood, constants), labels, at_mode, batch, taken)
   outputs = jax.eval_shape(model.outputs_at, model.part)
   one_output_array(outputs)
   size = sum(x.size for x in jax.tree.leaves(model.part))

@@ -52,6 +52,13 @@ def test_bad_parameters_under_jit():
     jax.jit(lambda t: validate.parameters("phi", t))({"a": jnp.ones([2], int)})
 
 
+def test_a_complex_number_is_finite_in_both_parts():
+  validate.finite("x", jnp.array([1.0 + 1.0j]))
+  for bad in (complex(1.0, np.nan), complex(np.inf, 0.0)):
+    with pytest.raises(ValueError, match="x .* has 1 NaN or infinite entries"):
+      validate.finite("x", np.array([1.0, bad]))
+
+
 def test_same_shapes_looks_at_every_axis():
   phi = {"a": jnp.ones([2, 3])}
   validate.same_shapes("thetas", {"a": jnp.ones([5, 2, 3])}, "phi", phi, lead=1)

@@ -141,6 +141,26 @@ def test_regression_has_no_accuracy():
   np.testing.assert_allclose(found.val_nll, 0.5 * 0.81**2 + 0.5 * np.log(2 * np.pi), rtol=1e-5)
 
 
+def test_counts_have_no_accuracy():
+  """Two parameters of a density of counts look like the logits of two classes."""
+  log_prob = lambda f, y: -((y - f[:, 0]) ** 2) - f[:, 1] ** 2
+  learner = sm.maml(
+    sm.Likelihood(lambda p, x: jnp.stack([x, x * p["w"]], -1), log_prob), {"w": "w"}
+  )
+  x = jnp.ones((2, 3))
+  for largest, none in ((1, False), (2, True)):
+    batch = sm.Batch(x, jnp.array([[0, 1, 0], [0, 1, largest]]))
+    found = evaluation.evaluate(learner, learner.init({"w": 0.0}), sm.Task(batch, batch))
+    assert (found.accuracy is None) == none
+
+
+def test_evaluate_says_what_needs_validation_data():
+  learner = sm.empirical_bayes(sm.gaussian(lambda p, x: x * p["w"]), {"w": "w"})
+  tasks = sm.Task(sm.Batch(jnp.ones((2, 3)), jnp.ones((2, 3))), None)
+  with pytest.raises(ValueError, match="tasks.val is None. evaluate needs"):
+    evaluation.evaluate(learner, learner.init({"w": 0.0}), tasks)
+
+
 def test_a_density_with_a_scale_has_no_accuracy_for_integer_targets():
   scaled = sm.gaussian_with_scale(lambda theta, x: (x * theta["w"], 0.0 * theta["w"]))
   learner = sm.maml(scaled, {"w": "w"}, inner=sm.Inner(optax.sgd(0.1), 2))

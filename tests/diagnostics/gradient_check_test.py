@@ -169,7 +169,8 @@ def test_the_verdict_names_what_is_wrong_and_by_how_much():
 
   verdict = sm.check_meta_gradient(learner._replace(meta_gradient=wrong), state, tasks).verdict
   assert verdict.startswith(
-    "off: log_sigma2 of module 'head' along 'axis' by 20 % (tolerance 0.1 %). Likely reason: none"
+    "off: log_sigma2 of module 'head' along 'axis' by 20 % of the larger value (tolerance 0.1 %). "
+    "Likely reason: none"
   )
 
 

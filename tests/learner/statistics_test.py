@@ -59,6 +59,21 @@ def test_the_mean_over_tasks_of_what_batch_norm_computes(batching):
   np.testing.assert_array_equal(state.constants["table"], jnp.arange(3))
 
 
+def test_the_mean_of_large_integers_is_not_rounded():
+  """A counter of updates is the same in every task; a float32 sum of three would lose digits."""
+  learner = sm.maml(sm.gaussian(lambda theta, x, c: x * theta["w"]), {"w": "w"}, inner=INNER)
+  state = learner.init({"w": 1.0}, constants={"count": jnp.int32(5_592_406)})
+  add = lambda phi, x, constants: {"count": constants["count"] + 1}
+  assert learner.refresh(state, TASKS, add).constants["count"] == 5_592_407
+
+
+def test_a_random_key_has_no_mean():
+  learner = sm.maml(sm.gaussian(lambda theta, x, c: x * theta["w"]), {"w": "w"}, inner=INNER)
+  state = learner.init({"w": 1.0}, constants={"rng": jax.random.key(0)})
+  with pytest.raises(ValueError, match="statistics returned the random key 'rng'"):
+    learner.refresh(state, TASKS, lambda phi, x, constants: constants)
+
+
 def test_tasks_without_examples_or_with_nan_do_not_count():
   learner = learner_of()
   only = learner.refresh(start(learner), jax.tree.map(lambda x: x[:1], TASKS), statistics)

@@ -105,7 +105,9 @@ def test_the_error_says(name):
 def test_estimators():
   with pytest.raises(ValueError, match="reml is for the gaussian family; got poisson"):
     fit(plain(y=np.arange(24)), "poisson", "reml")
-  with pytest.raises(ValueError, match="estimator must be one of ml, reml, predictive; got 'map'"):
+  with pytest.raises(
+    ValueError, match="estimator must be one of ml, reml, predictive; got 'map'.$"
+  ):
     fit(plain(), "gaussian", "map")
 
 

@@ -143,6 +143,7 @@ def test_examples_with_axes_of_their_own_and_outputs_of_several_parts():
     ({"state": {"head": PARAMS["head"]}}, TypeError, "state must be"),
     ({"index": INDEX[None]}, ValueError, r"index must be integers \[N\].*int32\[1, 6\]"),
     ({"index": INDEX * 1.0}, ValueError, "index must be integers"),
+    ({"index": ["a"]}, TypeError, r"as deltas.index\(ids\) makes it; got a list of 1 items.$"),
     ({"index": INDEX - 1}, ValueError, r"index\[1\] is -1; it must be in \[0, T\) with T = 4"),
     ({"index": INDEX + 1}, ValueError, r"index\[3\] is 4"),
     ({"inputs": X[:5]}, ValueError, r"inputs must lead with N = 6.*\(5, 3\)"),

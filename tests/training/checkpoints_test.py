@@ -123,6 +123,23 @@ def test_random_keys_in_the_state(tmp_path):
   chex.assert_trees_all_equal(jax.tree.map(key_data, restored), jax.tree.map(key_data, state))
 
 
+def test_complex_constants_have_a_fingerprint():
+  first = checkpoint_format.fingerprints({"a": jnp.array([1.0 + 2.0j, 3.0j])})
+  for other in ([2.0 + 1.0j, 3.0j], [1.0 + 2.0j, 4.0j], [3.0j, 1.0 + 2.0j]):
+    assert checkpoint_format.fingerprints({"a": jnp.array(other)}) != first
+
+
+def test_leaves_without_an_entry_are_restored(tmp_path):
+  """Orbax refuses to write them."""
+  labels = {"slope": "slope", "level": "level", "none": "none"}
+  learner = make_learner(labels=labels)
+  state = learner.init(PARAMS | {"none": jnp.zeros((0, 3))})._replace(step=jnp.int32(4))
+  with checkpoints.opened(sm.Checkpoints(tmp_path), learner) as store:
+    store.save(state)
+  with checkpoints.opened(sm.Checkpoints(tmp_path), learner) as store:
+    chex.assert_trees_all_equal(store.restore(learner.init(state.phi)), state)
+
+
 def test_every_bit_counts_in_a_fingerprint():
   tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.asarray([True, False])}
   first = jax.jit(checkpoint_format.fingerprints)(tree)

@@ -286,6 +286,21 @@ def test_failed_tasks_are_warned_of_once(caplog):
   (of_failures,) = [text for text in warnings_of(caplog) if "failed" in text]
   assert of_failures.startswith("1 of 3 tasks (33 %) of step 2 failed")
   assert "NaN" in of_failures and "labels out of range" in of_failures
+  assert "concave" not in of_failures
+
+
+def test_a_failure_of_the_evidence_names_its_own_cause(caplog):
+  """Its curvature is negative where the log density is convex in the outputs."""
+  likelihood = sm.Likelihood(lambda p, x: x * p["w"], lambda f, y: jnp.where(y > 0, f**2, -(f**2)))
+  learner = sm.empirical_bayes(likelihood, {"w": "w"}, inner=sm.Inner(optax.sgd(0.01), 3))
+  y = jnp.array([[1.0] * 4, [-1.0] * 4])
+  tasks = sm.Task(sm.Batch(jnp.ones((2, 4)), y), None)
+  state = learner.init({"w": 0.1})
+  sm.fit(learner, state, lambda first, count: tasks, 1, meta_batch=2)
+  assert any("concave in the outputs (docs/limits.md)" in text for text in warnings_of(caplog))
+  with pytest.raises(FloatingPointError, match="a log_prob that is concave"):
+    bad = sm.Task(sm.Batch(jnp.ones((2, 4)), jnp.ones((2, 4))), None)
+    sm.fit(learner, state, lambda first, count: bad, 1, meta_batch=2)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(2, 0.0), (2000, 1.0)])

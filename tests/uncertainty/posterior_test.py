@@ -58,6 +58,26 @@ def found(n, rank=None):
     return run(*jax.tree.map(jnp.asarray, (phi, theta, batch, inputs)))
 
 
+def test_frozen_modules_that_are_named_under_jit_do_not_count():
+  """Else A would have columns for them, more than `limit`, and the posterior a rank of 64."""
+  phi, batch, inputs, theta, _ = problem(40)
+
+  @functools.partial(jax.jit, static_argnames="frozen")
+  def run(log_sigma2, frozen):
+    size = 40 * 2 * 20  # of A with the modules that move
+    found = sm.posterior(
+      LINEAR, LABELS, phi, log_sigma2, theta, batch, limit=size, rank=None, frozen=frozen
+    )
+    return found, found.predictive(inputs).variance
+
+  named, variance = run(dict(LOG_SIGMA2), frozen=("e", "s"))
+  assert named.exact and named.basis.shape[1] == 20
+  np.testing.assert_allclose(variance, found(40)[1].variance, rtol=1e-10)
+  assert not run(dict(LOG_SIGMA2), frozen=())[0].exact
+  other = run(LOG_SIGMA2 | {"e": 0.0}, frozen=("e", "s"))[1]
+  assert np.isnan(other).all()  # "e" is named as frozen, and is not
+
+
 @pytest.mark.parametrize("n", (6, 40))  # rows fewer and more than the 20 that move
 @pytest.mark.parametrize("rank", (None, 20), ids=("exact", "lanczos"))
 def test_predictive_is_the_closed_form(n, rank):
