@@ -109,6 +109,8 @@ def test_estimators():
     ValueError, match="estimator must be one of ml, reml, predictive; got 'map'.$"
   ):
     fit(plain(), "gaussian", "map")
+  with pytest.raises(ValueError, match="got 'REML'. Write 'reml'.$"):
+    fit(plain(), "gaussian", "REML")
 
 
 def test_an_empty_group_is_refused():
