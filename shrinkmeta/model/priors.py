@@ -3,6 +3,9 @@
 A prior on sigma is a function. Its argument is log_sigma2, {module: []}. Its result is
 sum_m log p(sigma_m) [], in nats. The density is that of sigma itself, not that of log sigma. A
 frozen module (sigma = 0) or a free one (sigma = inf) has no sigma to estimate and adds 0.
+
+A learner passes 0 in place of log sigma_m^2 = -inf or inf, and takes no gradient there. A prior of
+your own must therefore not couple such a module to others.
 """
 
 import math
