@@ -41,7 +41,9 @@ def make_learner(
 ) -> MetaLearner:
   """Build the learner of an algorithm.
 
-  `sm.maml`, `sm.sigma_imaml`, ... call this function with the defaults of their algorithm.
+  `sm.maml`, `sm.sigma_imaml`, ... call this function with the defaults of their algorithm. In all
+  of them phi_optimizer is optax.adam(1e-3) by default. A learned sigma starts at init_sigma = 0.3
+  and its sigma_optimizer is optax.adam(3e-2).
 
   Args:
     algorithm: a line of `sm.FAMILY`, or one of your own.
