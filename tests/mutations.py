@@ -1,6 +1,6 @@
 """Break the code on purpose, one small fault at a time. The test named beside a fault must fail.
 
-    python -m tests.mutations              # all faults, three minutes on two idle cores
+    python -m tests.mutations              # all faults, several minutes on two idle cores
     python -m tests.mutations --only=cg    # those whose file or line contains "cg"
 
 Each fault replaces one piece of text in a copy of the working tree, so the tree itself stays as it

@@ -1,7 +1,8 @@
 """The tables of results/, and the main job `glyphs`, as settings.
 
-Size "cpu" is for two CPU cores. "full" has the published sizes and is for a GPU; of it only four
-algorithms of few_shot have been run. "smoke" is for tests, and its figures mean nothing.
+Size "cpu" is for two CPU cores. "full" has the published sizes and is for a GPU. Some algorithms
+of few_shot and of alphabets have been run at size "full", no other table has. "smoke" is for tests,
+and its figures mean nothing.
 
 An arm has the settings that `experiments.tune` chose for it. Without a search, it has the settings
 of arms.py and of this file, from which searches start.

@@ -47,7 +47,7 @@ def imaml(
     inner: the optimiser that finds the mode, its largest number of steps, and the gradient norm at
       which it stops, in nats per example: see `sm.Inner`.
     implicit: how the linear system of the implicit gradient is solved: see `sm.Implicit`.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     init_sigma: the fixed value of sigma_m: a number for all modules, or {module: number}. The
       value 0 freezes a module.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
@@ -121,8 +121,9 @@ def sigma_imaml(
     inner: the optimiser that finds the mode, its largest number of steps, and the gradient norm at
       which it stops, in nats per example: see `sm.Inner`.
     implicit: how the linear system of the implicit gradient is solved: see `sm.Implicit`.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
-    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2, Adam(3e-2) by default. It must not use a
+      line search.
     init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
       that starts at 0 is frozen and stays frozen.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
@@ -208,8 +209,9 @@ def sigma_reptile(
       which it stops, in nats per example: see `sm.Inner`.
     implicit: how the linear system of sigma's gradient is solved: see `sm.Implicit`. "joint" needs
       solver="cg" and batch_size=None. "diagonal" solves no system.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
-    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2, Adam(3e-2) by default. It must not use a
+      line search.
     init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
       that starts at 0 is frozen and stays frozen.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
@@ -287,8 +289,9 @@ def empirical_bayes(
       which it stops, in nats per example: see `sm.Inner`.
     implicit: how the linear system of the implicit gradient is solved: see `sm.Implicit`. Its
       batch_size must be None.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
-    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2, Adam(3e-2) by default. It must not use a
+      line search.
     init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
       that starts at 0 is frozen and stays frozen.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.

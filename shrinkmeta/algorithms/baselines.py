@@ -47,7 +47,7 @@ def hand_picked(
     task_specific: the modules to adapt. The other modules are frozen: they stay at phi.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -104,7 +104,7 @@ def anil(
       name, None takes the last module by path and logs a warning.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -157,7 +157,7 @@ def boil(
       name, None takes the last module by path and logs a warning.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -212,7 +212,7 @@ def fine_tuning(
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps on a new task, and their number L. Its step size refers
       to the negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -267,7 +267,7 @@ def no_adaptation(
   Args:
     likelihood: the model of the data of one task, for example `sm.gaussian(predict)`.
     labels: the module of every parameter, for example `sm.by_layer(params)`.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.

@@ -46,7 +46,7 @@ def maml(
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -104,7 +104,7 @@ def fomaml(
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -162,7 +162,8 @@ def reptile(
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps, and their number L. Its step size refers to the
       negative log-likelihood per example, -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not need the value of the loss.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not need the value of
+      the loss.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
@@ -228,8 +229,9 @@ def sigma_maml(
     inner: the optimiser of the inner steps in z, and their number L. Its step size refers to J / N,
       the negative log joint per example. A step of SGD also shrinks z by (step size) / N, so choose
       a step size far below the number of examples N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
-    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2, Adam(3e-2) by default. It must not use a
+      line search.
     init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
       that starts at 0 is frozen and stays frozen.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
@@ -298,8 +300,9 @@ def meta_sgd(
     labels: the module of every parameter, for example `sm.by_layer(params)`.
     inner: the optimiser of the inner steps in z, and their number L. The default is plain gradient
       descent. Its step size refers to -log p(D^train | theta) / N.
-    phi_optimizer: the optax optimiser of phi. It must not use a line search.
-    sigma_optimizer: the optax optimiser of log sigma^2. It must not use a line search.
+    phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not use a line search.
+    sigma_optimizer: the optax optimiser of log sigma^2, Adam(3e-2) by default. It must not use a
+      line search.
     init_sigma: the first value of sigma_m: a number for all modules, or {module: number}. A module
       that starts at 0 is frozen and stays frozen.
     log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.

@@ -49,8 +49,8 @@ def make_learner(
     labels: the module of every parameter.
     inner: how theta_hat is found.
     implicit: how the implicit gradient is computed, if the algorithm has one.
-    phi_optimizer: any optax optimiser, for phi.
-    sigma_optimizer: any optax optimiser, for log sigma^2, if sigma is learned.
+    phi_optimizer: any optax optimiser, for phi. `sm.maml`, ... take optax.adam(1e-3) by default.
+    sigma_optimizer: the same for a learned log sigma^2. The default there is optax.adam(3e-2).
     init_sigma: sigma_m at the start: a number for all modules, or {module: number}. A fixed sigma
       stays at this value. A module that starts at 0 is frozen for good: it stays at phi, and the
       inner loop leaves it out. If log_sigma2 becomes -inf later, the module stays at phi too, but
