@@ -53,7 +53,7 @@ def start() -> dict[str, dict[str, Any]]:
     # rate as large as the number N of examples, the last gradient alone would be left.
     "sigma_maml": _arm("sgd", 0.5, 5, "adam", 1e-2, init_sigma=1.0, sigma_rate=6e-2),
     "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
-    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5, pooled=False),
+    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5, pooled=True),
     "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),
     "maml": _arm("sgd", 0.5, 5, "adam", 1e-2),
     "anil": _arm("sgd", 0.5, 5, "adam", 1e-2),

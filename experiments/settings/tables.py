@@ -127,8 +127,7 @@ def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
     adapt_steps=(0, 1, 3, 5, 10, 30, 100),
     report_step=10,
   )
-  # Without val Reptile has one picture of a class in place of 16. A step sees as many as in a test.
-  config.arms.reptile.update({"pooled": True, "batch_size": shape["ways"] * shape["shots"]})
+  config.arms.reptile.batch_size = shape["ways"] * shape["shots"]  # as in a test
   return _blocks(config)
 
 
