@@ -9,9 +9,10 @@
 #
 # Versions: zarr 3.1.6, xarray 2026.9.0, numpy 2.4.6. Public issues of 2021 report it; one is closed.
 #
-# Why it matters in meta-learning: class 0, task 0, the control group and a centred outcome of exactly
-# 0 are the values that vanish. `mean("task")` skips NaN, so the mean of a 0/1 outcome is 1.0 for
-# every task that has a 1, and astype(int) makes some other integer of NaN.
+# Why it matters in meta-learning: class 0, task 0, the control group and a centred outcome of
+# exactly 0 are the values that vanish. `mean("n")`, over the examples of a task, skips NaN, so
+# the mean of a 0/1 outcome is 1.0 for every task that has a 1, and astype(int) makes some other
+# integer of NaN.
 #
 # What to do: open_zarr(..., mask_and_scale=False), or create the array with fill_value=None.
 # Compare the dtype with the one that was written.

@@ -59,7 +59,8 @@ class Evaluation(NamedTuple):
   Attributes:
     val_nll: [T] mean validation negative log-likelihood at theta_hat, nats per example.
     accuracy: [T] share of examples whose largest logit is that of the target; NaN in failed tasks.
-      None unless the targets are integers [N, ...] and the outputs are [N, ..., C].
+      None unless the targets are integers [N, ...], the outputs are [N, ..., C], and all targets
+      with a weight lie in [0, C).
     converged: [T] bool, whether the inner loop converged. None if no inner step was made.
 
   >>> found = Evaluation(np.array([0.4, 0.6, np.nan]), None, np.array([True, True, False]))

@@ -70,7 +70,8 @@ def verdict_on(
   what = f"{row.parameter} of module {row.module!r} along {row.direction!r}"
   percent = lambda x: f"{100 * x:.2g} %" if x < 0.995 else f"{100 * x:.0f} %"
   larger = max(abs(row.learner), abs(row.differences))
-  of = "the larger value" if larger >= scales[worst] else f"1 % of the largest {row.parameter} row"
+  small = larger < scales[worst]
+  of = f"1 % of the largest {row.parameter} row" if small else "the larger value"
   amount = f"{percent(measured[worst][column])} of {of} (tolerance {percent(tolerance)})"
   reason = _reason(learner, metrics, dtype, unsure=not off)
   if off:

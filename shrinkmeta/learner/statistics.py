@@ -75,7 +75,8 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
 
   def mean(x: jax.Array, c: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.integer):  # a float would round a large sum
-      x = (x + divisor(count) // 2) // divisor(count)
+      n = divisor(count).astype(x.dtype)
+      x = (x + n // 2) // n
     else:
       x = x / divisor(count)
     return jnp.where(count > 0, x, c).astype(c.dtype)

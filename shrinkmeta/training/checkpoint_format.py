@@ -253,16 +253,21 @@ def _fingerprint(leaf: jax.Array) -> Any:
 
 
 def named(state: PyTree) -> dict[str, jax.Array]:
-  """Return {path: leaf}, with each random key replaced by its integers.
-
-  Leaves without an entry are left out: orbax refuses them (docs/hazards.md#orbax-errors).
-  """
+  """Return {path: leaf}, with each random key replaced by its integers."""
   plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state) if leaf.size}
+  return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
+
+
+def with_entries(state: PyTree) -> dict[str, jax.Array]:
+  """Return the leaves of `named` that have an entry: orbax refuses others.
+
+  See docs/hazards.md#orbax-errors.
+  """
+  return {name: leaf for name, leaf in named(state).items() if leaf.size}
 
 
 def unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
-  """Invert `named`: put the leaves into the structure of `state`."""
+  """Invert `with_entries`: put the leaves into the structure of `state`."""
 
   def leaf(path: tuple[Any, ...], old: jax.Array) -> jax.Array:
     if not old.size:

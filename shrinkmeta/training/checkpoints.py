@@ -24,12 +24,12 @@ from shrinkmeta.training.checkpoint_format import (
   describing,
   digest,
   fingerprints,
-  named,
   plain_data,
   read_description,
   stored,
   unnamed,
   versions,
+  with_entries,
 )
 from shrinkmeta.training.states.damage import (
   attempt,
@@ -205,7 +205,9 @@ def opened(
     about |= {"devices": num_devices(learner), "run": run_settings(learner)}
     about["digest"] = digest(about)
     args = orbax().args
-    what = args.Composite(**{_STATE: args.StandardSave(named(state)), ABOUT: args.JsonSave(about)})
+    what = args.Composite(
+      **{_STATE: args.StandardSave(with_entries(state)), ABOUT: args.JsonSave(about)}
+    )
     metrics = {"value": float(value)} if value is not None and np.isfinite(value) else None
     finish()  # orbax waits too, but would report an error of the previous step as this one's
     started.append(step)
@@ -303,7 +305,7 @@ def _newest_readable(
 def _read(path: pathlib.Path, state: MetaState, about: Mapping[str, Any]) -> MetaState:
   like = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-    for name, x in named(state).items()
+    for name, x in with_entries(state).items()
   }
   with orbax().StandardCheckpointer() as checkpointer:
     restored = checkpointer.restore(path / _STATE, like)
