@@ -63,6 +63,10 @@ class Source:
 
     return jax.vmap(one)(indices)
 
+  def mapped(self, change: Callable[[sm.Task], sm.Task]) -> "Source":
+    """Return the source of the tasks change(task). `change` takes one task and draws nothing."""
+    return dataclasses.replace(self, draw=_draw_mapped, config=(change, self.draw, self.config))
+
   def _number(self, key: jax.Array, i: jax.Array) -> jax.Array:
     """Return the number in the list of the task with index i."""
     if self.tasks is None:
@@ -72,6 +76,11 @@ class Source:
     # Twice folded, since fold_in(key, round) is the key of a task.
     round_key = jax.random.fold_in(jax.random.fold_in(key, i // self.tasks), self.tasks)
     return jax.random.permutation(round_key, self.tasks)[i % self.tasks]
+
+
+def _draw_mapped(config: Any, data: Any, number: jax.Array, key: jax.Array) -> sm.Task:
+  change, draw, own = config
+  return change(draw(own, data, number, key))
 
 
 def _threefry(key: jax.Array) -> jax.Array:
@@ -122,17 +131,11 @@ class Problem(NamedTuple):
     return sm.gaussian(predict, self.scale)
 
 
-def pooled(source: Source) -> Source:
-  """Return tasks that adapt on the examples of both parts; the val part stays as it is.
+def pooled(task: sm.Task) -> sm.Task:
+  """Return the task that adapts on the examples of both parts; the val part stays as it is.
 
   An algorithm that takes no gradient on val, such as Reptile, learns from all examples this way.
   """
-  return dataclasses.replace(source, draw=_draw_pooled, config=(source.draw, source.config))
-
-
-def _draw_pooled(config: Any, data: Any, number: jax.Array, key: jax.Array) -> sm.Task:
-  draw, own = config
-  task = draw(own, data, number, key)
   parts = (task.train, task.val)
   if any(part.mask is not None for part in parts):
     parts = [part._replace(mask=example_weights(part, jnp.float32)) for part in parts]

@@ -5,13 +5,10 @@ a val example (a query) depends on the training examples and its own input, and 
 queries.
 """
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from experiments.datasets.source import Problem, Source, example_weights
+from experiments.datasets.source import Problem, example_weights
 from shrinkmeta import Batch, Task
 
 
@@ -22,17 +19,13 @@ def beside(problem: Problem) -> Problem:
   the training examples, which have mask 0 there. A mini-batch of training examples is normalised by
   its own statistics.
   """
-  train, validation, test = map(_beside, (problem.train, problem.validation, problem.test))
+  sources = (problem.train, problem.validation, problem.test)
+  train, validation, test = (source.mapped(_beside) for source in sources)
   return problem._replace(train=train, validation=validation, test=test)
 
 
-def _beside(source: Source) -> Source:
-  return dataclasses.replace(source, draw=_draw, config=(source.draw, source.config))
-
-
-def _draw(config: Any, data: Any, number: jax.Array, key: jax.Array) -> Task:
-  draw, own = config
-  train, val = draw(own, data, number, key)
+def _beside(task: Task) -> Task:
+  train, val = task
   support, judged = (example_weights(batch, jnp.float32) for batch in (train, val))
   join = lambda a, b: jax.tree.map(lambda *x: jnp.concatenate(x), a, b)
   inputs = {

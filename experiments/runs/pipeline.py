@@ -40,7 +40,7 @@ def prepare(algorithm: str, config: Config, problem: Problem) -> Prepared:
     ValueError: a setting is wrong, or a mini-batch has more examples than a task.
   """
   if config.arms[algorithm].get("pooled", False):
-    problem = problem._replace(train=pooled(problem.train))
+    problem = problem._replace(train=problem.train.mapped(pooled))
   if config.network.kind == "conv" and config.network.norm == "support":
     problem = support.beside(problem)
   model = problems.make_model(config, problem)

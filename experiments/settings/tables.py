@@ -127,7 +127,6 @@ def _episodes(size: str, problem: dict[str, Any], turns: bool) -> Config:
     adapt_steps=(0, 1, 3, 5, 10, 30, 100),
     report_step=10,
   )
-  config.arms.reptile.batch_size = shape["ways"] * shape["shots"]  # as in tests
   return _blocks(config)
 
 

@@ -73,7 +73,7 @@ class SourceTest(parameterized.TestCase):
       return sm.Task(*(b._replace(mask=None if w is None else jnp.full(3, w)) for b, w in parts))
 
     of = dataclasses.replace(source(), draw=masked)
-    apart, joined = (SAMPLE(one, KEY, 2, count=4) for one in (of, pooled(of)))
+    apart, joined = (SAMPLE(one, KEY, 2, count=4) for one in (of, of.mapped(pooled)))
     both = [np.concatenate(x, axis=1) for x in zip(apart.train[:2], apart.val[:2], strict=True)]
     chex.assert_trees_all_equal(list(joined.train[:2]), both)
     chex.assert_trees_all_equal(joined.val[:2], apart.val[:2])

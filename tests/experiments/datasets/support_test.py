@@ -43,8 +43,7 @@ def test_train_stands_before_what_is_judged_and_is_masked_out(problem):
 
 def test_what_is_judged_by_is_judged_one_by_one(problem):
   """With the statistics of the support, one image at a time gives the same as all at once."""
-  changes = ["network.norm=support", "network.features=4", "arms.reptile.batch_size=0"]
-  config = tables.load("few_shot", "smoke", changes)
+  config = tables.load("few_shot", "smoke", ["network.norm=support", "network.features=4"])
   prepared = pipeline.prepare("reptile", config, problem)
   assert pipeline.protocol(config, problem)["batch norm"] == "statistics of the support set"
   trained = pipeline.train(prepared, "reptile", 0, config)
