@@ -33,7 +33,7 @@ __all__ = (
   "make_learner", "maml", "meta_sgd", "no_adaptation", "reptile",
   "sigma_imaml", "sigma_maml", "sigma_reptile",
   # Learners, their states and what they report.
-  "MetaLearner", "MetaParams", "MetaState", "Metrics", "WarmStart",
+  "MetaLearner", "MetaParams", "MetaState", "Metrics", "WarmStart", "clip_tasks",
   "EvidenceInfo", "InnerInfo", "SolveInfo",
   # The mode and the evidence of one task.
   "log_evidence", "map_estimate", "restriction",

@@ -189,6 +189,8 @@ class Metrics(NamedTuple):
     mean_inner: [] each, the mean over tasks of `inner`.
     mean_solve: [] each, the mean of `solve`; None also if one linear system couples all tasks.
     phi_grad_norm: [] the norm of the gradient of the meta-loss with respect to phi.
+    task_grad_norm: [T] the norm of the gradient of each task with respect to phi and, if it is
+      learned, log sigma^2; before `sm.clip_tasks`.
     sigma_grad: {module: []}, d meta-loss / d log sigma_m^2.
     warm: the starting points for the next update of these tasks; None if the caller passed none.
   """
@@ -204,6 +206,7 @@ class Metrics(NamedTuple):
   mean_inner: InnerInfo
   mean_solve: SolveInfo | None
   phi_grad_norm: jax.Array
+  task_grad_norm: jax.Array
   sigma_grad: dict[str, jax.Array]
   warm: WarmStart | None
 
@@ -225,6 +228,7 @@ class PerTask(NamedTuple):
   """The report of each of T tasks; `Metrics` explains the fields."""
 
   val_nll: jax.Array  # [T] mean validation negative log-likelihood, nats per example
+  grad_norm: jax.Array  # [T] norm of the gradient, before it is clipped
   failed: jax.Array  # [T] bool
   inner: InnerInfo  # [T] each
   solve: SolveInfo | None  # [T] each

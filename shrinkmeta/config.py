@@ -205,6 +205,7 @@ class Spec(NamedTuple):
   log_p_sigma: Callable[[Mapping[str, jax.typing.ArrayLike]], jax.Array] | None
   batching: Batching
   mesh: Mesh | None
+  clip: float | None = None  # the largest norm of the gradient of one task: see sm.clip_tasks
   log_sigma2: dict[str, float] = {}  # {module: log sigma_m^2} at the start; -inf: frozen, inf: free
   frozen: Frozen = frozenset()  # modules that start at sigma = 0 and stay at phi for good
   free: Frozen = frozenset()  # modules with sigma = inf for good, known before compilation

@@ -57,6 +57,7 @@ from shrinkmeta.gradients.evidence import log_evidence as log_evidence
 from shrinkmeta.gradients.implicit import map_estimate as map_estimate
 from shrinkmeta.gradients.restriction import restriction as restriction
 from shrinkmeta.learner.build import make_learner as make_learner
+from shrinkmeta.learner.clipping import clip_tasks as clip_tasks
 from shrinkmeta.mode.frozen import merge as merge
 from shrinkmeta.mode.frozen import task_axes as task_axes
 from shrinkmeta.model import priors as priors

@@ -51,6 +51,13 @@ FAULTS = (
         "score = jax.random.uniform(key, mask.shape)", "mode/optimise", "draw"),
   Fault("mode/optimise", "draw(jax.random.fold_in(key, at.step), batch", "draw(key, batch",
         "mode/optimise", "mini_batches"),
+  # The norm of a task's gradient.
+  Fault("gradients/per_task", "most / jnp.where(larger, norm, 1.0)",
+        "1.02 * most / jnp.where(larger, norm, 1.0)", "learner/clipping", "mean_of_clipped"),
+  Fault("gradients/per_task", 'followed = grad if spec.algorithm.sigma == "learned" else grad.phi',
+        "followed = grad", "learner/clipping", "mean_of_clipped"),
+  Fault("gradients/per_task", "scale = jnp.where(largest > 0, largest, 1.0)",
+        "scale = 1.0", "learner/clipping", "square_overflows"),
   # Uncertainty.
   Fault("uncertainty/inverse_root", "return root(*primals), slope * _once(point)",
         "return root(*primals), 1.02 * slope * _once(point)", "uncertainty/derivatives", "draws"),

@@ -30,6 +30,7 @@ ARGUMENTS = {
   "Implicit": "curvature solver max_steps tol damping",
   "check_meta_gradient": "learner state tasks *",
   "choose_modules": "learner state tasks *",
+  "clip_tasks": "learner norm",
   "evaluate": "learner state tasks *",
   "deltas": "learner state thetas ids",
   "save_deltas": "folder deltas *",

@@ -119,6 +119,11 @@ def check_meta_gradient(
   check_learner("learner", learner)
   check_state("state", state)
   check_own(learner.spec, state.log_sigma2)
+  if learner.spec.clip is not None:
+    raise ValueError(
+      "A clipped gradient is the derivative of no loss: check the learner that sm.clip_tasks was "
+      "given, before it clips."
+    )
   validate.instance("tasks", tasks, Task, "a shrinkmeta.Task(train, val) of a few tasks")
   scalars.key("key", key)
   scalars.key("direction_key", direction_key)

@@ -1,9 +1,11 @@
 """The meta-gradient of one task: one function for each kind of algorithm.
 
 Each function takes (spec, model, item, key) and returns a `TaskResult`: the gradient of the task's
-meta-loss with respect to (phi, log sigma^2), and the numbers that the metrics report.
+meta-loss with respect to (phi, log sigma^2), and the numbers that the metrics report. `clipped`
+limits the norm of such a gradient.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -161,6 +163,29 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   none = InnerInfo(jnp.zeros([], jnp.int32), nll, optax.tree.norm(g), jnp.zeros([], bool))
   grad = MetaParams(g, jax.tree.map(jnp.zeros_like, log_sigma2))
   return TaskResult(grad, _val_nll(model, phi, item.task), nll, none)
+
+
+def norm_of(spec: Spec, grad: MetaParams) -> jax.Array:
+  """Return the norm [] of a task's gradient in phi and, if sigma is learned, log sigma^2.
+
+  Each entry is first divided by the largest one, because the square of a large entry overflows.
+  """
+  followed = grad if spec.algorithm.sigma == "learned" else grad.phi
+  dtype = jnp.promote_types(jax.tree.leaves(grad.phi)[0].dtype, jnp.float32)
+  leaves = [jnp.abs(x).astype(dtype) for x in jax.tree.leaves(followed)]
+  largest = functools.reduce(jnp.maximum, [jnp.max(x, initial=0.0) for x in leaves])
+  scale = jnp.where(largest > 0, largest, 1.0)
+  return scale * jnp.sqrt(sum(jnp.sum(jnp.square(x / scale)) for x in leaves))
+
+
+def clipped(grad: MetaParams, norm: jax.Array, most: float) -> MetaParams:
+  """Return the gradient of a task, scaled down to the norm `most` if its norm is larger.
+
+  A gradient that is not finite stays as it is, so that its task counts as failed.
+  """
+  larger = jnp.isfinite(norm) & (norm > most)
+  factor = jnp.where(larger, most / jnp.where(larger, norm, 1.0), 1.0)
+  return jax.tree.map(lambda x: factor.astype(x.dtype) * x, grad)
 
 
 def key_of_loop(spec: Spec, key: Any) -> Any:

@@ -20,7 +20,14 @@ from shrinkmeta.curvature.closed_over import Consts, open_likelihood
 from shrinkmeta.devices.batching import leading, map_tasks, tasks_at_once
 from shrinkmeta.gradients.implicit import differentiable_mode
 from shrinkmeta.gradients.joint import joint_sigma_gradient
-from shrinkmeta.gradients.per_task import Item, TaskResult, gradient_of, key_of_loop
+from shrinkmeta.gradients.per_task import (
+  Item,
+  TaskResult,
+  clipped,
+  gradient_of,
+  key_of_loop,
+  norm_of,
+)
 from shrinkmeta.gradients.restriction import restriction_of
 from shrinkmeta.mode.optimise import Descent, Steps, posterior_mode
 from shrinkmeta.mode.slots import run_loops
@@ -158,14 +165,17 @@ def sums_over_tasks(
     own = key_of(shared.key, item.number)
     model = model_of(spec, shared, item.task.train, frozen)
     result = gradient_of(spec)(spec, model, item, own)
-    return _if_sound(spec, result, item.task, model)
+    norm = norm_of(spec, result.grad)
+    if spec.clip is not None:
+      result = result._replace(grad=clipped(result.grad, norm, spec.clip))
+    return _if_sound(spec, result, norm, item.task, model)
 
   queued = spec.has_mode and in_blocks(spec)
   of_loop = functools.partial(key_of_loop, spec)
   loops = functools.partial(run_first, spec, frozen, None, of_loop) if queued else None
   count = leading(tasks)
   items = Item(jnp.asarray(first) + jnp.arange(count), tasks, warm, None)
-  added, (val_nll, failed, inner_info, solve, warm, ends) = map_tasks(
+  added, (val_nll, norm, failed, inner_info, solve, warm, ends) = map_tasks(
     one, shared, items, spec.batching, spec.mesh, loops
   )
   sums = Sums(*added, tasks=jnp.full([], count, jnp.int32))
@@ -183,10 +193,12 @@ def sums_over_tasks(
       solve = jax.tree.map(lambda x: jnp.broadcast_to(x, val_nll.shape), info)
     if spec.restricted:
       sums = _restricted(spec.restricted, make, params, batches, sums)
-  return sums, PerTask(val_nll, failed, inner_info, solve, warm)
+  return sums, PerTask(val_nll, norm, failed, inner_info, solve, warm)
 
 
-def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> tuple[Any, Any]:
+def _if_sound(
+  spec: Spec, result: TaskResult, norm: jax.Array, task: Task, model: TaskModel
+) -> tuple[Any, Any]:
   """Return (the terms of a task in the sums, 0 if the task failed; the report of the task)."""
   algorithm = spec.algorithm
   follows_objective = algorithm.phi in ("map", "evidence") and algorithm.sigma == "learned"
@@ -211,7 +223,7 @@ def _if_sound(spec: Spec, result: TaskResult, task: Task, model: TaskModel) -> t
   kept, (warm, ends) = jax.tree.map(
     lambda x: jnp.where(ok, x, jnp.zeros_like(x)), ((*kept, *numbers), again)
   )
-  return kept, (result.val_nll, ~ok, result.inner, result.solve, warm, ends)
+  return kept, (result.val_nll, norm, ~ok, result.inner, result.solve, warm, ends)
 
 
 def _restricted(

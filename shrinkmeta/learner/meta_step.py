@@ -52,6 +52,7 @@ def gradient_from(
     mean_inner=mean_inner,
     mean_solve=mean_solve,
     phi_grad_norm=optax.tree.norm(grad.phi),
+    task_grad_norm=per_task.grad_norm,
     sigma_grad=grad.log_sigma2,
     warm=per_task.warm,
   )
