@@ -1,8 +1,9 @@
-"""Why does the method fall behind where it does? Three experiments, each with a table as CSV.
+"""Why does a method fall behind where it does? Four experiments, each with a table as CSV.
 
     python -m experiments.causes --experiment=linear
     python -m experiments.causes --experiment=kinks
     python -m experiments.causes runs/few_shot/fomaml-10 runs/few_shot/sigma_imaml-10
+    python -m experiments.causes runs/few_shot/fomaml-10 runs/few_shot/maml-10 --experiment=outliers
 
 linear: the best sigma is known. Which sigma is learned if the loop ends before the mode, by an
 implicit and by an unrolled gradient? By default there are 256 tasks.
@@ -10,8 +11,11 @@ implicit and by an unrolled gradient? By default there are 256 tasks.
 kinks: does a ReLU network reach a mode where the implicit gradient holds? By default there are 8
 tasks.
 
-With folders of runs: the phi of every run is adapted as every run adapts. `--factors=0.5,1,2` also
-multiplies sigma.
+crossed, with folders of runs: the phi of every run is adapted as every run adapts.
+`--factors=0.5,1,2` also multiplies sigma.
+
+outliers, with folders of runs: how long are the gradients of single tasks, and how well do the mean
+gradients of two halves of the tasks agree? By default there are 192 tasks.
 
 Results go into runs/causes by default. What came out is in results/notebook.md.
 """
@@ -23,7 +27,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.causes import crossed, kinks, linear
+from experiments.causes import crossed, kinks, linear, outliers
 from experiments.runs import files
 from experiments.settings import flags as shared
 from experiments.settings import machine, paths
@@ -31,8 +35,9 @@ from experiments.settings import machine, paths
 _OUT = shared.out()
 _SPLIT = shared.split()
 _DATA_DIR = shared.data_dir()
+_WITH_FOLDERS, _WITHOUT = ("crossed", "outliers"), ("linear", "kinks")
 _EXPERIMENT = flags.DEFINE_enum(
-  "experiment", "linear", ["linear", "kinks"], "What to run where no folders are named."
+  "experiment", None, (*_WITHOUT, *_WITH_FOLDERS), "Default: linear; crossed, if folders are named."
 )
 _TASKS = shared.tasks()
 _STEPS = flags.DEFINE_list("steps", [], "Inner steps of the loops; default: those of the table.")
@@ -61,22 +66,29 @@ def main(argv: Sequence[str]) -> None:
     folders = [paths.local("A folder of a run", text) for text in argv[1:]]
     steps = numbers("steps", _STEPS.value, int) if _STEPS.value else None
     factors = numbers("factors", _FACTORS.value, float) if _FACTORS.value else None
+    name = _EXPERIMENT.value or ("crossed" if folders else "linear")
+    if bool(folders) != (name in _WITH_FOLDERS):
+      raise ValueError(
+        f"--experiment={name} takes {'no' if folders else 'the'} folders of runs; got "
+        f"{len(folders)}."
+      )
     if folders and steps:
-      raise ValueError("Crossed runs have the inner steps of their training: leave --steps out.")
-    if folders and flags.FLAGS["experiment"].present:
-      raise ValueError("--experiment is for no folders; folders of runs are crossed.")
-    if not folders and (flags.FLAGS["split"].present or flags.FLAGS["data_dir"].present):
-      raise ValueError("--split and --data_dir are for crossed runs: name their folders.")
-    if folders and _TASKS.value:
+      raise ValueError("Runs have the inner steps of their training: leave --steps out.")
+    if not folders and flags.FLAGS["data_dir"].present:
+      raise ValueError("--data_dir is for folders of runs: name them.")
+    if name != "crossed" and (flags.FLAGS["split"].present or factors):
+      raise ValueError("--split and --factors are for crossed runs: name their folders.")
+    if name == "crossed" and _TASKS.value:
       raise ValueError("Crossed runs have the tasks of their table: leave --tasks out.")
-    if factors and not folders:
-      raise ValueError("--factors multiplies sigma of crossed runs: name their folders.")
     out = pathlib.Path(shared.or_default(_OUT, "runs/causes"))
-    name = "crossed" if folders else _EXPERIMENT.value
-    if folders:
+    if name == "crossed":
       factors = factors or (1.0,)
       settings = {"runs": [str(f) for f in folders], "split": _SPLIT.value, "factors": factors}
       found = crossed.cross(folders, factors, _SPLIT.value, _DATA_DIR.value)
+      rows = [row._asdict() for row in found]
+    elif name == "outliers":
+      settings = {"runs": [str(f) for f in folders], "tasks": _TASKS.value or outliers.TASKS}
+      found = outliers.compare(folders, settings["tasks"], _DATA_DIR.value)
       rows = [row._asdict() for row in found]
     else:
       module = {"linear": linear, "kinks": kinks}[name]

@@ -40,19 +40,10 @@ def scaled(state: sm.MetaState, factor: float) -> sm.MetaState:
   return state._replace(log_sigma2=jax.tree.map(change, state.log_sigma2))
 
 
-def cross(
-  folders: Sequence[pathlib.Path],
-  factors: Sequence[float],
-  split: str,
-  data_dir: str | None = None,
-) -> list[Row]:
-  """Adapt the phi of every run as every run adapts.
-
-  Args:
-    folders: runs of `experiments.train` on one problem with one network.
-    factors: multiply sigma of the run that adapts; runs without a sigma have factor 1 alone.
-    split: "validation" or "test".
-    data_dir: the folder of the data.
+def restored(
+  folders: Sequence[pathlib.Path], data_dir: str | None
+) -> tuple[list[store.Run], list[pipeline.Prepared], list[sm.MetaState]]:
+  """Return (runs of one problem and one network, what they train, their last states).
 
   Raises:
     ValueError: the runs have different problems or networks, were trained on other data, or are not
@@ -69,7 +60,27 @@ def cross(
   for run, about in zip(runs, abouts, strict=True):
     store.check_data(run, about, problem)
   arms = [pipeline.prepare(run.arm, run.config, problem) for run in runs]
-  states = [store.restore(run, arm).state for run, arm in zip(runs, arms, strict=True)]
+  return list(runs), arms, [store.restore(r, a).state for r, a in zip(runs, arms, strict=True)]
+
+
+def cross(
+  folders: Sequence[pathlib.Path],
+  factors: Sequence[float],
+  split: str,
+  data_dir: str | None = None,
+) -> list[Row]:
+  """Adapt the phi of every run as every run adapts.
+
+  Args:
+    folders: runs of `experiments.train` on one problem with one network.
+    factors: multiply sigma of the run that adapts; runs without a sigma have factor 1 alone.
+    split: "validation" or "test".
+    data_dir: the folder of the data.
+
+  Raises:
+    ValueError: the runs do not fit each other, or are not trained.
+  """
+  runs, arms, states = restored(folders, data_dir)
   rows: list[Row] = []
   for run, arm, own in zip(runs, arms, states, strict=True):
     has_sigma = sm.FAMILY[run.arm].sigma != "inf"

@@ -93,12 +93,14 @@ def train_base(
   Returns:
     (parameters, the losses of all steps in bits per byte).
   """
+  # arms.py draws with the numbers 1 and 2, stages.py with 3.
+  key = jax.random.fold_in(jax.random.key(seed), 0)
   own, texts = config.base, [windows.windows(v.articles, config.context) for v in versions]
   join = lambda parts: np.concatenate([np.asarray(part) for part in parts])
   pool = sm.Batch(join([b.inputs for b in texts]), join([b.targets for b in texts]))
   params, losses = training.train_base(
     likelihood(predict(config)),
-    llama.init(jax.random.key(seed), network(config), scale=0.3 / math.sqrt(config.network.width)),
+    llama.init(key, network(config), scale=0.3 / math.sqrt(config.network.width)),
     pool,
     lambda rate: optax.chain(optax.clip_by_global_norm(config.context / 4), optax.adamw(rate)),
     folder,

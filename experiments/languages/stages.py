@@ -198,7 +198,8 @@ class _Method:
 
   def run(self, part: str, articles: int, rate: float, steps: int) -> tuple[PyTree, np.ndarray]:
     """Adapt for `steps` steps on `articles` articles; return (thetas, bits per byte [T])."""
-    texts, key = self.judge.texts(part, articles), jax.random.key(self.judge.seed)
+    texts = self.judge.texts(part, articles)
+    key = jax.random.fold_in(jax.random.key(self.judge.seed), 3)
     arguments = (self.state, texts, self.judge.judged[part], jnp.float32(rate), jnp.int32(steps))
     thetas, nats = self.program(*arguments, key)
     return thetas, windows.bits_per_byte(np.asarray(nats), self.judge.counts[part])

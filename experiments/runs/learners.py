@@ -70,7 +70,8 @@ def make_learner(
     keywords["sigma_optimizer"] = optax.adam(_decayed(arm.sigma_rate, config.meta_steps))
   if name == "hand_picked":
     keywords["task_specific"] = (arm.task_specific,)
-  return getattr(sm, name)(likelihood, labels, **keywords)
+  learner = getattr(sm, name)(likelihood, labels, **keywords)
+  return sm.clip_tasks(learner, arm.clip) if arm.get("clip") else learner
 
 
 def _halving(rate: float, steps: int) -> optax.Schedule | float:

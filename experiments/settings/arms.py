@@ -22,6 +22,7 @@ OWN = {  # likewise, of some algorithms only
   "init_sigma": "sigma of every module at the start",
   "sigma_rate": "step size of Adam on log sigma^2",
   "task_specific": "the module that hand_picked adapts",
+  "clip": "largest norm of the gradient of a task in an update, see sm.clip_tasks; 0: no limit",
   "pooled": "whether training tasks adapt on the examples of both parts, train and val",
 }
 
@@ -46,19 +47,22 @@ def _arm(
 
 def start() -> dict[str, dict[str, Any]]:
   """Return an arm for every algorithm, for a convolutional network and some hundred meta-steps."""
-  return {
+  predictive = {
     "sigma_imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
-    "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
     # Steps in theta as long as those of maml. The prior shrinks z by inner_rate / N a step: with a
     # rate as large as the number N of examples, the last gradient alone would be left.
     "sigma_maml": _arm("sgd", 0.5, 5, "adam", 1e-2, init_sigma=1.0, sigma_rate=6e-2),
     "imaml": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.5),
-    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5, pooled=True),
     "fomaml": _arm("sgd", 0.5, 10, "adam", 1e-2),
     "maml": _arm("sgd", 0.5, 5, "adam", 1e-2),
     "anil": _arm("sgd", 0.5, 5, "adam", 1e-2),
     "boil": _arm("sgd", 0.5, 5, "adam", 1e-2),
     "meta_sgd": _arm("sgd", 1.0, 5, "adam", 1e-2, init_sigma=0.7, sigma_rate=6e-2),
     "hand_picked": _arm("sgd", 0.5, 5, "adam", 1e-2, task_specific="conv_3"),
+  }
+  others = {
+    "sigma_reptile": _arm("adam", 0.3, 30, "adam", 1e-2, init_sigma=0.3, sigma_rate=6e-2),
+    "reptile": _arm("sgd", 0.5, 30, "sgd", 0.5, pooled=True),
     "fine_tuning": _arm("sgd", 0.5, 30, "adam", 1e-2),
   }
+  return {name: arm | {"clip": 0.0} for name, arm in predictive.items()} | others

@@ -94,6 +94,8 @@ def _check_numbers(config: Config) -> None:
       wanted = "a whole number"
     elif setting in _WHOLE and value < _WHOLE[setting]:
       wanted = f"at least {_WHOLE[setting]}"
+    elif setting == "clip" and not (number and 0 <= value < math.inf):
+      wanted = "a finite number of at least 0"
     elif setting in _POSITIVE and not (number and 0 < value < math.inf):
       wanted = "a finite number above 0"
     if wanted:

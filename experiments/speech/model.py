@@ -68,7 +68,8 @@ def train_base(
   clip = optax.clip_by_global_norm(float(config.pieces.length))  # of nats per piece
   params, losses = training.train_base(
     likelihood(config),
-    wavenet.init(jax.random.key(seed), network(config)),
+    # arms.py draws with the number 3, stages.py with 4, samples.py with 5.
+    wavenet.init(jax.random.fold_in(jax.random.key(seed), 0), network(config)),
     sm.Batch(flat(every.inputs), flat(every.targets)),
     lambda rate: optax.chain(clip, optax.adam(rate)),
     folder,

@@ -102,8 +102,11 @@ def test_crossed_runs(tmp_path, command, python):
   (
     (["--factors=0"], "--factors wants numbers above 0"),
     (["--factors=2"], "name their folders"),
-    (["--split=validation"], "--split and --data_dir are for crossed runs"),
-    (["--experiment=kinks", "folder"], "--experiment is for no folders"),
+    (["--split=validation"], "--split and --factors are for crossed runs"),
+    (["--data_dir=folder"], "--data_dir is for folders of runs"),
+    (["--experiment=kinks", "folder"], "--experiment=kinks takes no folders of runs; got 1"),
+    (["--experiment=outliers"], "--experiment=outliers takes the folders of runs; got 0"),
+    (["--experiment=outliers", "folder", "--tasks=3"], "an even number"),
     (["runs", "--steps=3"], "leave --steps out"),
     (["runs", "--tasks=3"], "leave --tasks out"),
   ),
