@@ -212,14 +212,17 @@ class Metrics(NamedTuple):
 
 
 class Sums(NamedTuple):
-  """Sums over T tasks, without the tasks that failed."""
+  """Sums over T tasks, without the tasks that failed.
+
+  Floats have at least 32 bits also if the parameters have 16, so that Sums can be added to Sums.
+  """
 
   grad: MetaParams  # the gradients
   loss: jax.Array  # [] the sum of val_nll
   phi_loss: jax.Array  # [] the loss that phi follows: see Metrics
   judged: jax.Array  # [] examples in the loss: val, or train if val is None; both if "pooled"
   sound: jax.Array  # [] int32, the tasks that did not fail; 0 if the term of REML is not finite
-  inner: InnerInfo  # [] each, in the dtype of the parameters
+  inner: InnerInfo  # [] each, floats
   solve: SolveInfo | None  # [] each, likewise; None if no task solves a linear system of its own
   tasks: jax.Array  # [] int32, T, failed tasks included
 

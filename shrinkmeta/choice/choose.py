@@ -113,7 +113,8 @@ def choose_modules(
     >>> choose_modules(learner, learner.init(params), tasks, tolerance=0.01).modules
     ('level',)
   """
-  sigma = _check(learner, state, tasks, tolerance, repeats)
+  sigma = _check(learner, state, tasks, tolerance)
+  repeats = validate.integer("repeats", repeats, 0)
   if key is not None:
     scalars.key("key", key)
     key = same_in_any_batch(key)
@@ -202,7 +203,7 @@ def _some_sound(run: SetLosses) -> np.ndarray:
   return sound
 
 
-def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -> dict[str, float]:
+def _check(learner: Any, state: Any, tasks: Any, tolerance: Any) -> dict[str, float]:
   """Check the arguments of `choose_modules`, and return {module: sigma_m} (0 if frozen)."""
   made = "a learner, as sm.sigma_imaml(...) returns it"
   validate.instance("learner", learner, MetaLearner, made)
@@ -226,7 +227,6 @@ def _check(learner: Any, state: Any, tasks: Any, tolerance: Any, repeats: Any) -
   if tolerance is not None:
     if not scalars.number("tolerance", tolerance) >= 0:
       raise ValueError(f"tolerance must not be negative; got {shown(tolerance)}.")
-  validate.integer("repeats", repeats, 0)
   sigma = known_sigma(learner.spec, state, "choose_modules")
   if not any(sigma.values()):
     raise ValueError(

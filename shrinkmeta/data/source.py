@@ -66,7 +66,7 @@ def source(
   if split not in ("random", "fixed"):
     raise ValueError(f'split must be "random" or "fixed"; got {split!r}.')
   if buckets is not None:
-    validate.integer("buckets", buckets, least=1)
+    buckets = validate.integer("buckets", buckets, least=1)
     if buckets > 1 and jax.process_count() > 1:
       raise ValueError("Several processes run one program: leave buckets None.")
   items = _items(tasks)
@@ -77,7 +77,7 @@ def source(
       f"got rows={rows} and a list of {type(items[0]).__name__}s."
     )
   if rows is not None:
-    _check_rows(rows)
+    rows = _checked_rows(rows)
   parts = [_kept(item) for item in items]
   _check_alike(parts, whole)
   sizes = [_sizes(i, part, rows) for i, part in enumerate(parts)]
@@ -100,8 +100,8 @@ def source(
     return i, [pick(drawn[:n]), *([pick(drawn[n : n + m])] if m else [])]
 
   def draw(first: int, count: int) -> Task:
-    validate.integer("first", first, least=0)
-    validate.integer("count", count, least=1)
+    first = validate.integer("first", first, least=0)
+    count = validate.integer("count", count, least=1)
     chosen = [episode(number) for number in range(first, first + count)]
     length = next(x for x in lengths if all(np.less_equal(sizes[i], x).all() for i, _ in chosen))
     columns = zip(*(batches for _, batches in chosen), strict=True)
@@ -139,12 +139,12 @@ def _named(i: int, task: Task) -> list[tuple[str, Batch]]:
   return both[: 1 if task.val is None else 2]
 
 
-def _check_rows(rows: Any) -> None:
-  """Raise an error unless `rows` is (an integer of at least 1, an integer of at least 0)."""
+def _checked_rows(rows: Any) -> tuple[int, int]:
+  """Return `rows`, (an integer of at least 1, an integer of at least 0), or raise an error."""
   if not isinstance(rows, (tuple, list)) or len(rows) != 2:
     raise TypeError(f"rows must be (examples of train, examples of val); got {shown(rows)}.")
-  validate.integer("rows[0]", rows[0], least=1)
-  validate.integer("rows[1]", rows[1], least=0)
+  train = validate.integer("rows[0]", rows[0], least=1)
+  return train, validate.integer("rows[1]", rows[1], least=0)
 
 
 def _kept(item: Batch | Task) -> list[Batch]:

@@ -51,7 +51,7 @@ def task_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
     )
   if not devices:
     raise ValueError("devices is empty: a mesh needs at least one device.")
-  validate.integer("model", model)
+  model = validate.integer("model", model)
   if model < 1 or len(devices) % model:
     raise ValueError(f"model must divide the number of devices, {len(devices)}; got {model}.")
   shape, names = (len(devices),), ("tasks",)
@@ -156,7 +156,7 @@ def share_of_tasks(count: int, mesh: Mesh | None) -> tuple[int, int, int]:
   >>> share_of_tasks(7, None)
   (0, 7, 7)
   """
-  validate.integer("count", count, least=1)
+  count = validate.integer("count", count, least=1)
   check_mesh(mesh)
   if mesh is None:
     return 0, count, count
@@ -182,8 +182,8 @@ def place_tasks(
       `learner.adapt_tasks`, leaves [T, N, ...]. If no padding tasks are needed, it may be any
       pytree with leaves [T, ...], such as a WarmStart.
     mesh: the devices. None does not move the tasks.
-    share: the number of tasks of this process after padding. Padding tasks have no examples. None:
-      T, so that no task is appended.
+    share: the number of tasks of this process after padding, at least T. Padding tasks have no
+      examples. None: T, so that no task is appended.
     count: the number of real tasks, which come first in `tasks`. None: all are real. 0: this
       process holds no real task and passes one only as a template for padding.
 
@@ -205,13 +205,15 @@ def place_tasks(
   check_mesh(mesh)
   total = num_tasks(tasks)
   count, share = total if count is None else count, total if share is None else share
-  validate.integer("count", count, least=0)
-  validate.integer("share", share, least=1)
-  if count > min(total, share):
+  count = validate.integer("count", count, least=0)
+  share = validate.integer("share", share, least=1)
+  if share < total:
     raise ValueError(
-      f"count is {count}; it must be at most the number of tasks, {total}, and at most share, "
-      f"{share}."
+      f"share is {share}, but {total} tasks came; share counts them and the padding. Pass share="
+      f"{total} or more, or cut the tasks first: jax.tree.map(lambda x: x[:{share}], tasks)."
     )
+  if count > total:
+    raise ValueError(f"count is {count}; it must be at most the number of tasks, {total}.")
   # All processes must run the same program. If one of them pads, all need masks. A process does not
   # know whether another one pads, so with several processes all have masks.
   if share > count or jax.process_count() > 1:

@@ -163,8 +163,7 @@ def evaluate(
   wanted = "a learner, as shrinkmeta.sigma_imaml(...) returns it"
   validate.instance("learner", learner, MetaLearner, wanted)
   validate.instance("state", state, MetaState, "a MetaState, as learner.init(params) returns it")
-  if steps is not None:
-    validate.integer("steps", steps, least=0)
+  steps = None if steps is None else validate.integer("steps", steps, least=0)
   scalars.key("key", key)
   check_tasks(tasks, needs_val=False)
   if tasks.val is None:

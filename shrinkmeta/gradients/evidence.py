@@ -128,11 +128,11 @@ def log_evidence(
       log p(D | theta_hat) - |z_hat|^2 / 2 - log det(I + s C s) / 2
 
   Here theta_hat = phi + s z_hat is the mode, and C is the Gauss-Newton curvature. s has the value
-  sigma_m at every parameter of module m. The result is differentiable in reverse mode with respect
-  to phi, log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes over. A
-  weight of 0 has derivative 0. With twice=True it is differentiable twice, forwards and backwards.
-  Put a parameter of the likelihood, such as the scale of `sm.gaussian_with_scale`, into a module
-  with sigma = 0. Its entry of phi has a gradient, like all other entries.
+  sigma_m at every parameter of module m. The log evidence is differentiable in reverse mode with
+  respect to phi, log_sigma2, the float leaves of `batch` and the arrays that the likelihood closes
+  over. A weight of 0 has derivative 0. With twice=True it is differentiable twice, forwards and
+  backwards. Put a parameter of the likelihood, such as the scale of `sm.gaussian_with_scale`, into
+  a module with sigma = 0. Its entry of phi has a gradient, like all other entries.
 
   Args:
     likelihood: predict and log_prob.
@@ -155,7 +155,7 @@ def log_evidence(
       or one Newton step later.
 
   Returns:
-    (the log evidence [] in nats, an EvidenceInfo).
+    (the log evidence [] in nats, an EvidenceInfo whose derivative is zero).
 
   Raises:
     ValueError: a sigma is known to be inf, or the arguments do not fit each other.
@@ -234,7 +234,9 @@ def differentiable_evidence(
   def backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     grad, kept = residuals
     data = None if kept is None else of_data(*kept)
-    scaled = lambda x: x if x.dtype == float0 else cotangents[0] * x
+    along = cotangents[0]  # a symbolic zero if only the info is differentiated
+    along = along if isinstance(along, jax.Array) else jnp.zeros(along.shape, along.dtype)
+    scaled = lambda x: x if x.dtype == float0 else along * x
     gradient = jax.tree.map(scaled, (grad, data))
     return *differentiable_once("log_evidence", gradient), None
 

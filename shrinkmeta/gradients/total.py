@@ -213,11 +213,14 @@ def _if_sound(
   if follows_objective:
     finite.append(jnp.isfinite(result.phi_loss))
   ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
-  numbers = jax.tree.map(lambda x: x.astype(dtype), (result.inner, result.solve))
+  # At least 32 bits, because a running sum of ones in bfloat16 stops at 256.
+  wide = lambda x, dtype: x.astype(jnp.promote_types(dtype, jnp.float32))
+  numbers = jax.tree.map(lambda x: wide(x, dtype), (result.inner, result.solve))
   examples = jnp.sum(counts) if algorithm.phi == "pooled" else counts[-1]
   # A float, exact below 2^24 tasks: devices send one message for each dtype.
-  one = jnp.ones([], jnp.promote_types(dtype, jnp.float32))
-  kept = (result.grad, result.val_nll, result.phi_loss, examples, one)
+  one = jnp.ones([], dtype)
+  terms = (result.grad, result.val_nll, result.phi_loss, examples, one)
+  kept = jax.tree.map(lambda x: wide(x, x.dtype), terms)
   # A failed task begins at 0 in its next update, and does not enter a joint solve.
   again = (result.warm, result.ends)
   kept, (warm, ends) = jax.tree.map(

@@ -312,7 +312,7 @@ def no_start(spec: Spec, state: MetaState, count: int) -> WarmStart:
   {'w': Array([0., 0., 0.], dtype=float32)}
   """
   check_state("state", state)
-  validate.integer("count", count, least=0)
+  count = validate.integer("count", count, least=0)
   return warm_start.no_start(moving(state.phi, spec.labels, spec.frozen), count)
 
 

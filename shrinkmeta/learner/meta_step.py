@@ -40,6 +40,13 @@ def gradient_from(
     grad = grad._replace(log_sigma2=optax.tree.add_scale(grad.log_sigma2, weight, prior))
   if algorithm.sigma != "learned":
     grad = grad._replace(log_sigma2=optax.tree.zeros_like(grad.log_sigma2))
+  # The sums have at least 32 bits. The means take the dtypes of the parameters and losses.
+  narrow = lambda x, like: x.astype(jnp.result_type(like))
+  grad = jax.tree.map(narrow, grad, MetaParams(state.phi, state.log_sigma2))
+  loss = loss.astype(per_task.val_nll.dtype)
+  phi_loss = phi_loss.astype(jnp.result_type(per_task.val_nll, per_task.inner.objective))
+  any_of_phi = jax.tree.leaves(state.phi)[0]
+  mean_inner, mean_solve = jax.tree.map(lambda x: narrow(x, any_of_phi), (mean_inner, mean_solve))
   metrics = Metrics(
     loss=jnp.where(sums.sound > 0, loss, jnp.nan),
     phi_loss=jnp.where(sums.sound > 0, phi_loss, jnp.nan),

@@ -67,23 +67,47 @@ def refresh(spec: Spec, state: MetaState, tasks: Task, statistics: Statistics) -
     leaves = jax.tree.leaves(new)
     ok = num_examples(batch, jnp.float32) > 0
     ok &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-    return (jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), new), ok.astype(int)), ()
+    kept = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), new)
+    return (jax.tree.map(_summable, kept), ok.astype(int)), ()
 
   shared = jax.lax.stop_gradient((state.phi, state.constants))
   (total, count), _ = map_tasks(one, shared, tasks.train, spec.batching, spec.mesh, None)
   old = _entries(state.constants, total)
-
-  def mean(x: jax.Array, c: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jnp.integer):  # a float would round a large sum
-      n = divisor(count).astype(x.dtype)
-      x = (x + n // 2) // n
-    else:
-      x = x / divisor(count)
-    return jnp.where(count > 0, x, c).astype(c.dtype)
-
+  mean = lambda x, c: jnp.where(count > 0, _mean(x, divisor(count), c.dtype), c)
   new = jax.tree.map(mean, total, old)
   partial = isinstance(state.constants, dict)
   return state._replace(constants={**state.constants, **new} if partial else new)
+
+
+def _summable(x: jax.Array) -> jax.Array:
+  """Return what is summed over tasks in the place of x [...], so that the sum loses no digit.
+
+  A float of 16 bits becomes one of 32. Integers become their bytes, int32 [bytes, ...], the lowest
+  first: a sum of large integers would overflow, and a float would round them. The mean is exact for
+  up to 4 million tasks.
+  """
+  if jnp.issubdtype(x.dtype, jnp.inexact):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  x = x.astype(jnp.uint8) if x.dtype == bool else x
+  shifted = [x >> 8 * i for i in range(x.dtype.itemsize)]
+  # The last byte has the sign: x is the sum of byte_i 256^i.
+  return jnp.stack([*(y & 255 for y in shifted[:-1]), shifted[-1]]).astype(jnp.int32)
+
+
+def _mean(total: jax.Array, n: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Return the mean over n tasks in a dtype, given their sum as `_summable` writes it.
+
+  Integers are divided byte by byte, as on paper, and rounded to the nearest integer.
+  """
+  if jnp.issubdtype(dtype, jnp.inexact):
+    return (total / n).astype(dtype)
+  *lower, top = total.at[0].add(n // 2)
+  quotient, rest = jnp.divmod(top, n)
+  mean = quotient.astype(dtype)
+  for byte in reversed(lower):
+    quotient, rest = jnp.divmod(256 * rest + byte, n)
+    mean = (mean << 8) + quotient.astype(dtype)
+  return mean
 
 
 def _entries(constants: PyTree, some: PyTree) -> PyTree:

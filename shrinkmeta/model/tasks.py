@@ -122,9 +122,7 @@ def stack_batches(batches: Sequence[Batch], rows: int | None = None) -> Batch:
   for i, batch in enumerate(batches):
     check_batch(f"batches[{i}]", batch)
   longest = max(map(num_rows, batches))
-  if rows is not None:
-    validate.integer("rows", rows)
-  n = 1 << (longest - 1).bit_length() if rows is None else rows
+  n = 1 << (longest - 1).bit_length() if rows is None else validate.integer("rows", rows)
   if n < longest:
     raise ValueError(f"rows is {n}, but the longest task has {longest}; give at least that.")
 

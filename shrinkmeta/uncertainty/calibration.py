@@ -72,7 +72,7 @@ def calibration(
   """
   validate.array("log_probabilities", log_probabilities, "an array [N, C]")
   validate.array("targets", targets, "an array [N] of integers")
-  validate.integer("bins", bins, least=1)
+  bins = validate.integer("bins", bins, least=1)
   log_probabilities, targets = _wide(log_probabilities), jnp.asarray(targets)
   if log_probabilities.ndim != 2 or targets.shape != log_probabilities.shape[:1]:
     raise ValueError(

@@ -49,6 +49,13 @@ def test_an_episode_does_not_depend_on_its_meta_batch(split, buckets):
     assert [examples(tasks, t) for t in range(count)] == one_by_one[first : first + count]
 
 
+def test_small_integers_of_numpy_do_not_wrap_around():
+  """np.uint8(200) + np.uint8(100) is 44."""
+  plain = source(batches([400]), rows=(200, 100), key=KEY)(255, 2)
+  small = source(batches([400]), rows=(np.uint8(200), np.uint8(100)), key=KEY)
+  chex.assert_trees_all_equal(small(np.uint8(255), np.uint8(2)), plain)
+
+
 def test_a_split_is_disjoint_and_new_in_every_epoch_unless_fixed():
   for split, kinds in (("random", 2), ("fixed", 1)):
     draw = source(batches(), rows=(4, 4), key=KEY, split=split)

@@ -107,12 +107,20 @@ def test_arguments_of_wrong_types(call, message):
     (lambda: sm.task_mesh([]), r"devices is empty"),
     (lambda: sm.share_of_tasks(0, MESH), r"count must be at least 1; got 0"),
     (lambda: sm.place_tasks(BATCH, None, 4, 3), r"count is 3; .* at most the number of tasks, 2"),
-    (lambda: sm.place_tasks(BATCH, None, 1), r"count is 2; .* at most share, 1"),
+    (lambda: sm.place_tasks(BATCH, None, 1), r"share is 1, but 2 tasks came; .* x\[:1\]"),
+    (lambda: sm.place_tasks(BATCH, None, 1, 1), r"share is 1, but 2 tasks came"),
+    (lambda: sm.place_tasks(BATCH, MESH, 1, 0), r"share is 1, but 2 tasks came"),
   ],
 )
 def test_numbers_that_do_not_fit(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_small_integers_of_numpy_do_not_wrap_around():
+  """Minus np.uint8(7) is 249."""
+  mesh = sm.task_mesh(jax.devices()[:1])
+  assert sm.share_of_tasks(np.uint8(7), mesh) == (0, 7, 7)
 
 
 def test_the_batch_of_adapt_tasks_is_placed_too():

@@ -77,9 +77,10 @@ def test_it_compiles_once_for_a_learner_and_shapes():
   assert len(traced) > count
 
 
-def test_steps_replace_those_of_the_learner():
+@pytest.mark.parametrize("kind", (int, jnp.int32, np.int64, np.array))
+def test_steps_replace_those_of_the_learner(kind):
   learner, state = SHARED
-  found = evaluation.evaluate(learner, state, classes(), steps=0)
+  found = evaluation.evaluate(learner, state, classes(), steps=kind(0))
   np.testing.assert_allclose(found.val_nll, np.log(4.0), rtol=1e-5)
   assert found.converged is None and found.share_converged is None
   assert str(found).startswith("4 tasks: loss 1.386") and "converged" not in str(found)

@@ -326,3 +326,20 @@ def test_restriction_in_float32_where_sigma_is_large():
   assert found.dtype == jnp.float32
   exact = 0.5 * np.log(2 * np.pi) - 0.5 * np.log(1 / (1e4 + 1e-3))
   np.testing.assert_allclose(found, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_info_has_derivative_zero(twice):
+  likelihood = sm.gaussian(lambda theta, x: x * theta["w"])
+  batch = sm.Batch(jnp.arange(4.0), jnp.arange(4.0))
+
+  def evidence(log_sigma2):
+    return sm.log_evidence(
+      likelihood, {"w": "w"}, {"w": jnp.array(0.3)}, {"w": log_sigma2}, batch, twice=twice
+    )
+
+  at = jnp.array(0.5)
+  assert jax.grad(lambda v: evidence(v)[1].log_det)(at) == 0
+  slope = jax.grad(lambda v: evidence(v)[0])(at)
+  both = jax.grad(lambda v: evidence(v)[0] + 3.0 * evidence(v)[1].log_det)(at)
+  assert slope != 0 and both == pytest.approx(slope)

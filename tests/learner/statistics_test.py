@@ -67,6 +67,63 @@ def test_the_mean_of_large_integers_is_not_rounded():
   assert learner.refresh(state, TASKS, add).constants["count"] == 5_592_407
 
 
+@pytest.mark.parametrize(
+  ("values", "dtype"),
+  [
+    ([1_000_000_000, 1_000_000_000, 1_000_000_000], "int32"),
+    ([-(2**31), -(2**31) + 1, -(2**31)], "int32"),
+    ([2**31 - 1, -(2**31), 2**31 - 2], "int32"),
+    ([3_000_000_000, 2**32 - 1, 2_999_999_999], "uint32"),
+    ([-128, -128, -127], "int8"),
+    ([-30_000, 32_767, 32_766], "int16"),
+    ([65_535, 65_533, 65_535], "uint16"),
+    ([True, True, False], "bool"),
+    ([100] * 60, "int8"),
+    ([60_000] * 60, "uint16"),
+  ],
+)
+@pytest.mark.parametrize("batching", ["vmap", "sequential"])
+def test_no_sum_of_integers_overflows(values, dtype, batching):
+  """The mean is exact, and rounds to the nearest integer."""
+  assert int(refreshed(values, dtype, batching)) == np.floor(np.mean(values, dtype=float) + 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_no_sum_of_long_integers_overflows(dtype):
+  most = int(np.iinfo(dtype).max)
+  with jax.enable_x64(True):
+    assert int(refreshed([most, most - 1, most], dtype)) == most
+    assert int(refreshed([most, 1, 1], dtype)) == (most + 3) // 3
+
+
+@pytest.mark.parametrize("batching", ["vmap", "sequential"])
+def test_no_sum_of_sixteen_bits_overflows_or_stops(batching):
+  """float16 ends at 65,504, and in bfloat16 256 + 1 is 256."""
+  assert refreshed([1_000.0] * 100, "float16", batching) == 1_000.0
+  assert refreshed([1.0] * 257, "bfloat16", batching) == 1.0
+
+
+def test_the_words_of_a_random_key_stay():
+  """A raw key is two integers, and statistics that return it return it for every task."""
+  learner = sm.maml(sm.gaussian(lambda theta, x, c: x * theta["w"]), {"w": "w"}, inner=INNER)
+  words = jnp.asarray(np.array([4_000_000_001, 4_294_967_295], np.uint32))
+  state = learner.init({"w": 1.0}, constants={"rng": words})
+  new = learner.refresh(state, TASKS, lambda phi, x, constants: constants)
+  np.testing.assert_array_equal(new.constants["rng"], words)
+  assert new.constants["rng"].dtype == jnp.uint32
+
+
+def refreshed(values, dtype, batching="vmap"):
+  """The mean of `values`, one of each task, as `refresh` computes it."""
+  linear, dtype = sm.gaussian(lambda theta, x, c: x * theta["w"]), jnp.dtype(dtype)
+  learner = sm.maml(linear, {"w": "w"}, inner=INNER, batching=batching)
+  state = learner.init({"w": 1.0}, constants={"value": jnp.zeros([], dtype)})
+  one = sm.Batch(jnp.asarray(np.array(values, dtype)[:, None]), jnp.ones((len(values), 1)))
+  new = learner.refresh(state, sm.Task(one, one), lambda phi, x, constants: {"value": x[0]})
+  assert new.constants["value"].dtype == dtype
+  return new.constants["value"]
+
+
 def test_a_random_key_has_no_mean():
   learner = sm.maml(sm.gaussian(lambda theta, x, c: x * theta["w"]), {"w": "w"}, inner=INNER)
   state = learner.init({"w": 1.0}, constants={"rng": jax.random.key(0)})

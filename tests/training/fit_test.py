@@ -95,6 +95,32 @@ def test_tasks_are_counted_exactly_in_sixteen_bits():
   assert records[0]["failed"] == 0.0
 
 
+def test_micro_batches_add_up_in_sixteen_bits():
+  """In bfloat16 256 + 1 is 256; the state and the metrics keep the dtype of the parameters."""
+  learner = sm.reptile(
+    sm.gaussian(lambda theta, x: x * theta["w"], 1.0),
+    {"w": "w"},
+    inner=sm.Inner(optax.sgd(0.5), 1),
+    phi_optimizer=optax.sgd(1.0),
+  )
+  one = jnp.ones((512, 1), jnp.bfloat16)
+  source = lambda first, count: sm.Task(*[sm.Batch(one[:count], one[:count])] * 2)
+  state = learner.init({"w": jnp.zeros([], jnp.bfloat16)})
+  for parts in (1, 512):
+    new, records = run(learner, state, 1, source, meta_batch=512, micro_batches=parts)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+    assert new.phi["w"] == 0.5 and records[0]["failed"] == 0.0
+    loss = 0.125 + 0.5 * math.log(2 * math.pi)  # at theta_hat = 0.5, the target is 1
+    np.testing.assert_allclose(records[0]["loss"], loss, rtol=0.02)
+  sums, per_task = learner.sums(state, source(0, 512))
+  floats = [x.dtype for x in jax.tree.leaves(sums) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert set(floats) == {jnp.dtype(jnp.float32)}
+  grad, metrics = learner.meta_gradient(state, source(0, 512))
+  assert {x.dtype for x in jax.tree.leaves(grad)} == {jnp.dtype(jnp.bfloat16)}
+  means = (metrics.loss, metrics.phi_loss, metrics.mean_inner, metrics.phi_grad_norm)
+  assert {x.dtype for x in jax.tree.leaves(means)} == {jnp.dtype(jnp.bfloat16)}
+
+
 def test_micro_batches_add_up_with_priors_and_failed_tasks():
   """The mean over the tasks that did not fail, with the priors counted once."""
   params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
