@@ -81,13 +81,14 @@ def _measured(
   """Return the numbers of a Row."""
   half, keys = tasks // 2, jax.random.split(jax.random.key(_TASKS))
   mesh = arm.learner.spec.mesh
+  devices = 1 if mesh is None else mesh.size
+  share = -(-half // devices) * devices  # tasks without examples fill up the devices, and fail
   state, of_batches = sm.place_state((state, keys[1]), mesh)
   drawn = [_SAMPLE(arm.problem.train, keys[0], first, half) for first in (0, half)]
-  placed = [sm.place_tasks(part, mesh) for part in drawn]
+  placed = [sm.place_tasks(part, mesh, share) for part in drawn]
   means, reports = zip(*(gradient(state, part, of_batches) for part in placed), strict=True)
   a, b = (np.asarray(ravel_pytree(mean)[0], np.float64) for mean in means)
-  norms = np.concatenate([np.asarray(report.task_grad_norm, np.float64) for report in reports])
-  norms = norms[np.isfinite(norms)]  # the others failed, and the means are without them
+  norms = np.concatenate([np.asarray(r.task_grad_norm, np.float64)[~r.failed] for r in reports])
   clip = settings.get("clip", 0.0)
   signal = float(a @ b)  # its expectation is the square of the expected gradient
   spread = float(np.mean(np.minimum(norms, clip or math.inf) ** 2)) - signal

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import shrinkmeta as sm
-from experiments.causes import crossed, kinks, linear
+from experiments.causes import crossed, kinks, linear, outliers
 from experiments.runs import results
 
 
@@ -53,6 +53,19 @@ def test_short_loops_learn_a_large_sigma():
   assert unrolled.nats_at_mode > least + 0.1
 
 
+def reptile_gradients(arm, state, count):
+  """(norms of phi - theta_hat [count], their means over two halves of the tasks)."""
+  keys = jax.random.split(jax.random.key(outliers._TASKS))
+  tasks = arm.problem.train.sample(keys[0], 0, count)
+  learner = sm.reptile(
+    arm.model.likelihood, arm.learner.labels, inner=arm.learner.spec.inner
+  )  # without the mesh of the run
+  thetas, _ = learner.adapt_tasks(state, tasks.train)
+  moved = jax.tree.map(lambda phi, theta: np.asarray(phi - theta, np.float64), state.phi, thetas)
+  flat = np.concatenate([x.reshape(count, -1) for x in jax.tree.leaves(moved)], 1)
+  return np.linalg.norm(flat, axis=1), [flat[: count // 2].mean(0), flat[count // 2 :].mean(0)]
+
+
 def test_crossed_runs(tmp_path, command, python):
   flags = ["--table=sinusoid", "--size=smoke", "--seeds=0", f"--out={tmp_path}"]
   done = command("train", *flags, "--algorithms=reptile,sigma_imaml")
@@ -85,6 +98,25 @@ def test_crossed_runs(tmp_path, command, python):
   assert wider[0] == pytest.approx(own["sigma_imaml"][0], rel=1e-5)
   assert abs(wider[-1] - own["sigma_imaml"][-1]) > 1e-4
   assert json.loads((out / "crossed.json").read_text())["config"]["factors"] == [1, 3]
+
+  done = python(
+    *folders, "--experiment=outliers", "--tasks=6", f"--out={out}", module="experiments.causes"
+  )
+  assert done.returncode == 0, done.stderr
+  with (out / "outliers.csv").open(newline="") as file:
+    rows = {(row["phi_of"], row["gradient_of"]): row for row in csv.DictReader(file)}
+  assert len(rows) == 3 * 2
+  _, arms, states = crossed.restored(folders, None)
+  norms, halves = reptile_gradients(arms[0], states[0], 6)
+  row = rows["reptile-0", "reptile-0"]
+  measured = [float(row[name]) for name in ("median_norm", "largest_over_median")]
+  np.testing.assert_allclose(
+    measured, [np.median(norms), norms.max() / np.median(norms)], rtol=1e-3
+  )
+  cosine = halves[0] @ halves[1] / np.prod([np.linalg.norm(half) for half in halves])
+  assert float(row["cosine_of_halves"]) == pytest.approx(cosine, rel=1e-3)
+  spread = np.mean(norms**2) / (halves[0] @ halves[1]) - 1
+  assert float(row["tasks_until_signal"]) == pytest.approx(spread, rel=1e-3)
 
   other = shutil.copytree(tmp_path / "reptile-0", tmp_path / "other" / "reptile-0")
   text = (other / "run.json").read_text()
