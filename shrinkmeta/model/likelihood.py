@@ -99,10 +99,11 @@ def masked_log_prob(likelihood: Likelihood, outputs: jax.Array, batch: Batch) ->
   if not isinstance(outputs, jax.Array) or jnp.shape(outputs)[:1] != want:
     check_outputs(outputs, want[0])
   log_prob = likelihood.log_prob(*without_padding((outputs, batch.targets), batch))
-  if jnp.shape(log_prob) != want:
+  if (shape := jnp.shape(log_prob)) != want:
+    hint = "Sum over the trailing axes." if shape[:1] == want else "Do not sum over the examples."
     raise ValueError(
       f"Likelihood.log_prob must return one number an example, shape {want}; it returned shape "
-      f"{jnp.shape(log_prob)}. Sum over the trailing axes."
+      f"{shape}. {hint}"
     )
   if batch.mask is None:
     return jnp.sum(log_prob)

@@ -168,7 +168,8 @@ def check_labels(labels: Labels, params: PyTree, name: str = "params") -> None:
   if jax.tree.structure(labels) != jax.tree.structure(params):
     raise TypeError(
       f"labels do not fit {name}: the paths agree, the containers differ; labels is "
-      f"{shown(labels)}, {name} is {shown(params)}. {make}"
+      f"{shown(labels)}, {name} is {shown(params)}. Write the labels in the containers of {name}, "
+      "with one string for each array, as by_layer, by_leaf and by_path do."
     )
 
 
@@ -232,14 +233,14 @@ def check_modules(name: str, values: Mapping[str, Any], labels: Labels) -> None:
   hint = f"Write {{{names(labels)[0]!r}: 0.0, ...}}, one number for each module."
   validate.instance(name, values, Mapping, "a dict {module: scalar}", hint)
   first = {label: path for path, label in reversed(validate.leaves_with_names(labels))}
+  for module in values.keys() - first.keys():  # first: a misspelt name is also a missing entry
+    raise ValueError(
+      f"{name} has an entry for {module!r}, which is no module; they are {names(labels)}."
+    )
   for module in first.keys() - values.keys():
     raise ValueError(
       f"{name} has no entry for module {module!r} (parameter {first[module]!r}); it has "
       f"{sorted(map(str, values))}. Give one number for each module of labels."
-    )
-  for module in values.keys() - first.keys():
-    raise ValueError(
-      f"{name} has an entry for {module!r}, which is no module; they are {names(labels)}."
     )
   for module, value in values.items():
     validate.array(f"{name}[{module!r}]", value, "a number")

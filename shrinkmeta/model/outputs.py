@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import is_array, shown
-from shrinkmeta.model.tasks import Task
+from shrinkmeta.model.tasks import Batch, Task
 
 PyTree = Any
 
@@ -174,8 +174,31 @@ def check_targets(likelihood: Any, name: str, tasks: PyTree, phi: PyTree) -> Non
       if mask.any():
         jax.eval_shape(lambda f, y=targets: likelihood.log_prob(f, y), outputs)
     except ValueError as error:
-      raise ValueError(f"{name}.{part}".rstrip(".") + f": {error}") from error
+      cause = _error_of_one_task(likelihood, phi, batch) or error
+      raise ValueError(f"{name}.{part}".rstrip(".") + f": {cause}") from cause
     # Not about a target: the caller runs the same functions task by task, and it fails there if it
     # is a fault. If not, as for a density of exactly N examples, nothing is wrong.
     except Exception as error:
       logging.debug("The targets of %s were not checked: %s", name, error)
+
+
+def _error_of_one_task(likelihood: Any, phi: PyTree, batch: Batch) -> ValueError | None:
+  """Return the ValueError that the shapes of one task raise, or None.
+
+  `check_targets` calls `log_prob` on the examples of all tasks at once. The user knows the shapes
+  [N, ...] of a task, so an error about shapes must name these.
+
+  Args:
+    likelihood: a Likelihood.
+    phi: the parameters; their shapes alone matter.
+    batch: the examples of T tasks, leaves [T, N, ...].
+  """
+  one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+  log_prob = lambda phi, x, y: likelihood.log_prob(likelihood.predict(phi, x), y)
+  try:
+    jax.eval_shape(log_prob, phi, *jax.tree.map(one, (batch.inputs, batch.targets)))
+  except ValueError as error:
+    return error
+  except Exception as error:
+    logging.debug("The shapes of one task raise another error: %s", error)
+  return None

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 import shrinkmeta as sm
+from shrinkmeta.model.outputs import check_targets
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -131,9 +132,37 @@ def test_a_likelihood_of_ones_own():
 
 def test_a_log_prob_of_the_wrong_shape():
   batch = sm.Batch(jnp.ones([4, 3]), jnp.ones([4, 3]))
-  for log_prob, shape in ((lambda f, y: -((y - f) ** 2), r"\(4, 3\)"), (lambda f, y: 0.0, r"\(\)")):
-    with pytest.raises(ValueError, match=rf"one number an example, shape \(4,\).*shape {shape}"):
+  square = lambda f, y: -((y - f) ** 2)
+  for log_prob, shape, hint in (
+    (square, r"\(4, 3\)", "Sum over the trailing axes"),
+    (lambda f, y: square(f, y).sum(), r"\(\)", "Do not sum over the examples"),
+    (lambda f, y: square(f, y).sum(0), r"\(3,\)", "Do not sum over the examples"),
+    (lambda f, y: 0.0, r"\(\)", "Do not sum over the examples"),
+  ):
+    with pytest.raises(
+      ValueError, match=rf"one number an example, shape \(4,\).*shape {shape}. {hint}.$"
+    ):
       sm.log_likelihood(sm.Likelihood(identity, log_prob), {}, batch)
+
+
+@pytest.mark.parametrize(
+  ("make", "targets", "message"),
+  [
+    (sm.gaussian, jnp.ones([5, 4, 1]), r"outputs of shape \(4,\), .* have shape \(4, 1\)"),
+    (sm.categorical, jnp.ones([5, 4, 1], int), r"logits .* \(4,\), so .* \(\); got \(4, 1\)"),
+  ],
+)
+def test_an_error_about_shapes_names_those_of_one_task(make, targets, message):
+  """The targets of all 5 tasks are checked in one call, on 20 examples."""
+  batch = sm.Batch(jnp.ones([5, 4]), targets)
+  with pytest.raises(ValueError, match=rf"^tasks.train: predict returned {message}"):
+    check_targets(make(lambda theta, x: theta["w"] * x), "tasks", sm.Task(batch, None), {"w": 1.0})
+
+
+def test_an_error_about_values_stays_that_of_all_tasks():
+  batch = sm.Batch(jnp.ones([5, 4]), jnp.arange(20.0).reshape(5, 4) - 2)
+  with pytest.raises(ValueError, match=r"^batches: .*not negative; got -2.0 to 17.0"):
+    check_targets(sm.poisson(lambda theta, x: theta["w"] * x), "batches", batch, {"w": 1.0})
 
 
 @pytest.mark.parametrize("make", [sm.gaussian, sm.bernoulli, sm.poisson])

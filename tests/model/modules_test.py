@@ -94,6 +94,7 @@ def test_labels_that_do_not_fit(labels, message):
   [
     ({"m": 0.0}, r"log_sigma2 has no entry for module 'n' \(parameter 'b'\)"),
     ({"m": 0.0, "n": 0.0, "o": 0.0}, r"log_sigma2 has an entry for 'o', which is no module"),
+    ({"mm": 0.0}, r"has an entry for 'mm', which is no module; they are \('m', 'n'\)"),  # misspelt
     ({"m": 0.0, "n": jnp.zeros([2])}, r"log_sigma2\['n'\] must be a scalar; its shape is \(2,\)"),
     ({"m": 0.0, "n": jnp.nan}, r"log_sigma2\['n'\] is NaN"),
   ],
@@ -125,6 +126,13 @@ def test_labels_in_other_containers():
     TypeError, match=r"the containers differ; labels is a tuple of 1 .* a list of"
   ):
     modules.check_labels(("m",), [jnp.ones([2])])
+  params = Affine(jnp.ones([2]), jnp.ones([]))
+  with pytest.raises(
+    TypeError,
+    match=r"labels is a dict .*, params is .*Affine.* Write the labels in the containers of params",
+  ):
+    modules.check_labels({"w": "w", "b": "b"}, params)
+  modules.check_labels(Affine("w", "b"), params)
   modules.check_labels("m", jnp.ones([2]))  # the parameters may be one array
   modules.check_labels({"a": "m", "b": None}, {"a": jnp.ones([2]), "b": None})
 

@@ -1,5 +1,6 @@
 """Fit a formula to a table; summaries, effects, intervals and tests of the fitted model."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -91,6 +92,12 @@ def fit(
   if family not in checks.FAMILIES:
     meant = _NAMES.get(str(family).lower())
     hint = f" Write {meant!r}." if meant else ""
+    if re.match("nb|neg|quasipoisson", str(family).lower()):  # such as nbinom2, NegativeBinomial
+      hint = (
+        " For counts with overdispersion write 'poisson', and give every row an effect of its own: "
+        "(1 | group/row), where the column row has another label in each row. See docs/mixed.md, "
+        "section Limits."
+      )
     wanted = ", ".join(checks.FAMILIES)
     raise ValueError(f"family must be one of {wanted}; got {family!r}.{hint}")
   design, template = build.prepare(

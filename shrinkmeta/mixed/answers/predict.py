@@ -70,8 +70,9 @@ def predict(
   Args:
     model: a fitted model.
     table: the rows to predict, in a form that `fit` accepts. None predicts the fitted rows. A
-      group is new if its label is missing or does not occur in the fitted data. The effects of a
-      new group are predicted as 0, and their variance enters the standard error.
+      group is new if its label is missing or does not occur in the fitted data; `known` is then
+      False. The effects of a new group are predicted as 0, and their variance enters the standard
+      error.
     level: the confidence level of the intervals, such as 0.95.
     offset: the offset of the rows [N], or one number for all rows. It is needed if the fit got its
       offset as numbers, and only then allowed. The offset of a column or an expression is computed
@@ -82,7 +83,8 @@ def predict(
 
   Returns:
     The predictions. For a new group of a family other than gaussian, `mean` is the mean of a group
-    whose effects are 0. It is not the average over groups.
+    whose effects are 0. It is the median over groups and not their average. With the variance v of
+    z'b, the average of a Poisson model is exp(v / 2) times `mean`.
 
   Raises:
     ValueError: a predictor is absent, is missing in a row, or has a level that the fitted data do

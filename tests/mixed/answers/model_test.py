@@ -373,9 +373,35 @@ def test_the_text_says_what_to_know():
   assert "by profile" in profiled and "[0.5, 2]" in profiled
 
 
+def test_an_effect_of_each_row_measures_overdispersion():
+  """Log rates with the standard deviations 0.5 between hospitals and 0.6 between rows."""
+  rng = np.random.default_rng(0)
+  hospital = np.repeat(np.arange(40), 12)
+  eta = 1 + 0.5 * rng.normal(size=40)[hospital] + 0.6 * rng.normal(size=480)
+  data = {"y": rng.poisson(np.exp(eta)), "hospital": hospital, "row": np.arange(480)}
+  plain = mixed.fit("y ~ 1 + (1 | hospital)", data, family="poisson")
+  model = mixed.fit("y ~ 1 + (1 | hospital/row)", data, family="poisson")
+  fit = model.estimates
+  assert list(fit.sd.values()) == pytest.approx([0.5, 0.6], abs=0.1)
+  assert fit.log_likelihood > plain.estimates.log_likelihood + 50
+  new = mixed.predict(model, {"hospital": [3, 99]})  # new rows, of a known and of a new hospital
+  level = fit.fixed["(Intercept)"]
+  found = mixed.effects(model)["hospital (Intercept)"]
+  mode = found.mode[found.levels.index("3")]
+  assert new.eta == pytest.approx([level + mode, level])
+  variance = sum(sd**2 for sd in fit.sd.values())
+  over_groups = new.mean[1] * np.exp(variance / 2)  # docs/mixed.md: not the mean of a new group
+  assert over_groups == pytest.approx(np.mean(data["y"]), rel=0.05)
+
+
 def test_wrong_arguments():
   with pytest.raises(ValueError, match="must be one of gaussian, .*'binomial'. Write 'logistic'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), family="binomial")
+  for family in ("nbinom", "negative binomial", "NegativeBinomial", "quasipoisson"):
+    with pytest.raises(ValueError, match=r"write 'poisson', .*: \(1 \| group/row\).*docs/mixed.md"):
+      mixed.fit("y ~ x + (1 | g)", simulated(), family=family)
+  with pytest.raises(ValueError, match="must be one of gaussian, logistic, poisson; got 'gamma'.$"):
+    mixed.fit("y ~ x + (1 | g)", simulated(), family="gamma")
   with pytest.raises(ValueError, match="estimator must be .*'mle'"):
     mixed.fit("y ~ x + (1 | g)", simulated(), estimator="mle")
 

@@ -152,6 +152,17 @@ def test_a_class_brings_its_school():
   assert not new.known.any() and new.se > whole.se
 
 
+@pytest.mark.parametrize("label", (None, np.nan, pd.NA, pd.NaT, ""))
+def test_a_row_without_a_label_is_of_a_new_group(label):
+  model = mixed.fit("y ~ x + (1 | a)", simulated())
+  found = mixed.predict(model, {"x": [1.0, 1.0], "a": ["a1", label]})
+  assert found.known.tolist() == [True, False]
+  for other in ({"x": [1.0]}, {"x": [1.0], "a": ["elsewhere"]}):
+    new = mixed.predict(model, other)
+    assert not new.known[0]
+    np.testing.assert_allclose((found.eta[1], found.se[1]), (new.eta[0], new.se[0]), rtol=1e-9)
+
+
 @pytest.mark.parametrize(
   "groups,fits,means,rows",
   ((15, 40, (0.86, 0.94), (0.91, 0.96)), (5, 60, (0.78, 0.88), (0.88, 0.94))),
