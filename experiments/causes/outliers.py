@@ -17,12 +17,11 @@ from jax.flatten_util import ravel_pytree
 
 import shrinkmeta as sm
 from experiments.causes import crossed
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 from experiments.runs import pipeline
 
 TASKS = 192
 _START, _TASKS = 31_000, 32_000  # seeds of the first parameters and of the tasks
-_SAMPLE = jax.jit(Source.sample, static_argnums=3)
 
 
 class Row(NamedTuple):
@@ -84,7 +83,7 @@ def _measured(
   devices = 1 if mesh is None else mesh.size
   share = -(-half // devices) * devices  # tasks without examples fill up the devices, and fail
   state, of_batches = sm.place_state((state, keys[1]), mesh)
-  drawn = [_SAMPLE(arm.problem.train, keys[0], first, half) for first in (0, half)]
+  drawn = [sample_tasks(arm.problem.train, keys[0], first, half) for first in (0, half)]
   placed = [sm.place_tasks(part, mesh, share) for part in drawn]
   means, reports = zip(*(gradient(state, part, of_batches) for part in placed), strict=True)
   a, b = (np.asarray(ravel_pytree(mean)[0], np.float64) for mean in means)

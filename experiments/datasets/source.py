@@ -29,8 +29,7 @@ class Source:
   This holds for JAX's default keys, threefry2x32 (docs/hazards.md#rbg-keys).
 
   A source is a pytree. Pass it to a jitted function as an argument, so that its data are on the
-  device once and are not compiled into the program: `jax.jit(Source.sample,
-  static_argnames="count")`.
+  device once and are not compiled into the program, as `sample_tasks` does.
   """
 
   draw: Draw  # (config, data, number, key) -> one Task; pure, and the key is its own
@@ -76,6 +75,10 @@ class Source:
     # Twice folded, since fold_in(key, round) is the key of a task.
     round_key = jax.random.fold_in(jax.random.fold_in(key, i // self.tasks), self.tasks)
     return jax.random.permutation(round_key, self.tasks)[i % self.tasks]
+
+
+# Source.sample, compiled once for all callers: sample_tasks(source, key, start, count).
+sample_tasks = jax.jit(Source.sample, static_argnames="count")
 
 
 def _draw_mapped(config: Any, data: Any, number: jax.Array, key: jax.Array) -> sm.Task:

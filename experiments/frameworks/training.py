@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 
 import shrinkmeta as sm
-from experiments.datasets.source import Problem, Source
+from experiments.datasets.source import Problem, sample_tasks
 from experiments.frameworks import plain, with_flax
 from experiments.frameworks.plain import Shape, Written
 
 PyTree = Any
 # Compiled once for all frameworks.
-_sample = jax.jit(Source.sample, static_argnames="count")
 
 
 def frameworks() -> dict[str, Callable[[Shape, PyTree], Written]]:
@@ -78,7 +77,7 @@ def train(
 
   loss = jnp.nan
   for number in range(updates):
-    batch = _sample(problem.train, jax.random.key(seed), jnp.asarray(number * tasks), tasks)
+    batch = sample_tasks(problem.train, jax.random.key(seed), jnp.asarray(number * tasks), tasks)
     key = jax.random.fold_in(jax.random.key(seed + 1), number) if dropout else None
     state, loss = update(state, batch, key)
   return float(loss), state

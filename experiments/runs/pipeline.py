@@ -15,12 +15,11 @@ import jax.numpy as jnp
 
 import shrinkmeta as sm
 from experiments.datasets import support
-from experiments.datasets.source import Problem, Source, pooled
+from experiments.datasets.source import Problem, Source, pooled, sample_tasks
 from experiments.networks.modules import modules
 from experiments.runs import files, learners, problems, results, training
 from experiments.settings.schema import Config
 
-_SAMPLE = jax.jit(Source.sample, static_argnums=3)
 _EVALUATION_KEY = {"validation": 30_000, "test": 20_000}
 _BLOCK = 20  # tasks adapted at a time
 
@@ -83,7 +82,7 @@ def train(
   return training.train(
     prepared.learner,
     prepared.model.init(init_key),
-    lambda start, count: _SAMPLE(source, task_key, start, count),
+    lambda start, count: sample_tasks(source, task_key, start, count),
     config.meta_steps,
     config.meta_batch,
     f"{algorithm}-{seed}",
@@ -138,7 +137,7 @@ def evaluate(
     prepared.learner,
     prepared.model.likelihood,
     state,
-    lambda start, count: _SAMPLE(on.source, on.task_key, start, count),
+    lambda start, count: sample_tasks(on.source, on.task_key, start, count),
     on.number,
     tuple(config.adapt_steps),
     min(on.block, on.number),

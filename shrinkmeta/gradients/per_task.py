@@ -5,7 +5,6 @@ meta-loss with respect to (phi, log sigma^2), and the numbers that the metrics r
 limits the norm of such a gradient.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -171,11 +170,10 @@ def norm_of(spec: Spec, grad: MetaParams) -> jax.Array:
   Each entry is first divided by the largest one, because the square of a large entry overflows.
   """
   followed = grad if spec.algorithm.sigma == "learned" else grad.phi
-  dtype = jnp.promote_types(jax.tree.leaves(grad.phi)[0].dtype, jnp.float32)
-  leaves = [jnp.abs(x).astype(dtype) for x in jax.tree.leaves(followed)]
-  largest = functools.reduce(jnp.maximum, [jnp.max(x, initial=0.0) for x in leaves])
+  wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), followed)
+  largest = optax.tree.norm(wide, ord="inf")
   scale = jnp.where(largest > 0, largest, 1.0)
-  return scale * jnp.sqrt(sum(jnp.sum(jnp.square(x / scale)) for x in leaves))
+  return scale * optax.tree.norm(jax.tree.map(lambda x: x / scale, wide))
 
 
 def clipped(grad: MetaParams, norm: jax.Array, most: float) -> MetaParams:

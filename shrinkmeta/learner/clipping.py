@@ -14,11 +14,11 @@ def clip_tasks(learner: MetaLearner, norm: float) -> MetaLearner:
 
   g_t is the gradient of the validation loss of task t with respect to phi and, if it is learned,
   log sigma^2. The derivative of many inner steps is a product of as many matrices, and in a few
-  tasks it can be a hundred times as large as in the others. Such tasks then decide the direction of
+  tasks it can be twenty times as large as in the others. Such tasks then decide the direction of
   an update, which is noise. `optax.clip_by_global_norm` comes too late: it clips the mean.
   `metrics.task_grad_norm` has |g_t| of every task before it is clipped, [T]. If the largest are ten
-  times their median, clip at the median or at a third of it. Well below the median all tasks count
-  alike, and only their directions matter.
+  times their median, begin with the median. Well below it all tasks count alike, and only the
+  directions of their gradients matter.
 
   Clipped gradients are the derivative of no loss, and sigma and phi settle elsewhere: tasks with
   large gradients count less. So this function takes only learners in which phi follows the

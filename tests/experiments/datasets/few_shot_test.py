@@ -8,9 +8,8 @@ from absl.testing import absltest, parameterized
 
 from experiments.datasets import few_shot
 from experiments.datasets.few_shot import FewShot
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 
-SAMPLE = jax.jit(Source.sample, static_argnames="count")
 KEY = jax.random.key(0)
 COUNTS = np.array([5, 9, 4, 6, 7])
 CLASS = np.repeat(np.arange(5), COUNTS)  # of picture m
@@ -32,7 +31,7 @@ def decode(batch, ways: int) -> np.ndarray:
 
 class EpisodeTest(parameterized.TestCase):
   def test_classes_and_pictures_are_distinct_and_uniform(self):
-    tasks = SAMPLE(few_shot.source(FewShot(3, 1, 3), coded(), COUNTS), KEY, 0, count=2000)
+    tasks = sample_tasks(few_shot.source(FewShot(3, 1, 3), coded(), COUNTS), KEY, 0, count=2000)
     chex.assert_shape(tasks.train.inputs, (2000, 3, 4, 4, 3))
     chex.assert_type([tasks.train.inputs, tasks.train.targets], [jnp.float32, jnp.int32])
     np.testing.assert_array_equal(tasks.train.targets, np.tile([0, 1, 2], (2000, 1)))
@@ -51,19 +50,19 @@ class EpisodeTest(parameterized.TestCase):
     np.testing.assert_array_less(np.abs(shown - expected), 5 * expected**0.5)
 
   def test_pictures_are_the_stored_ones(self):
-    tasks = SAMPLE(few_shot.source(FewShot(2, 1, 2), coded(), COUNTS), KEY, 0, count=20)
+    tasks = sample_tasks(few_shot.source(FewShot(2, 1, 2), coded(), COUNTS), KEY, 0, count=20)
     numbers = decode(tasks.val, 2).reshape(20, 4)
     np.testing.assert_allclose(tasks.val.inputs, coded()[numbers] / 255.0, rtol=1e-6)
 
   def test_index_not_batch(self):
     source = few_shot.source(FewShot(3, 1, 2, turns=True), coded(), COUNTS)
-    whole = SAMPLE(source, KEY, 0, count=6)
-    part = SAMPLE(source, KEY, 4, count=2)
+    whole = sample_tasks(source, KEY, 0, count=6)
+    part = sample_tasks(source, KEY, 4, count=2)
     chex.assert_trees_all_equal(part, jax.tree.map(lambda leaf: leaf[4:], whole))
 
   def test_a_class_is_turned_as_a_whole(self):
     source = few_shot.source(FewShot(3, 1, 2, turns=True), coded(), COUNTS)
-    tasks = SAMPLE(source, KEY, 0, count=100)
+    tasks = sample_tasks(source, KEY, 0, count=100)
     stored = coded() / 255.0
     quarters = []
     for train, val in zip(*(np.asarray(part.inputs) for part in tasks[:2]), strict=True):

@@ -7,10 +7,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.datasets import sinusoid
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 
 KEY = jax.random.key(1)
-SAMPLE = jax.jit(Source.sample, static_argnames="count")
 
 
 class SinusoidTest(parameterized.TestCase):
@@ -27,9 +26,9 @@ class SinusoidTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.unique(sizes), np.arange(5, 21))
 
   def test_fewer_shots_are_a_prefix_of_the_same_tasks(self):
-    most = SAMPLE(sinusoid.problem(20).test, KEY, 0, count=4)
+    most = sample_tasks(sinusoid.problem(20).test, KEY, 0, count=4)
     for shots in (5, 10):
-      got = SAMPLE(sinusoid.problem(shots).test, KEY, 2, count=2)
+      got = sample_tasks(sinusoid.problem(shots).test, KEY, 2, count=2)
       chex.assert_shape(got.train.inputs, (2, shots, 1))
       self.assertIsNone(got.train.mask)
       first = jax.tree.map(lambda leaf, n=shots: leaf[2:, :n], most.train)
@@ -38,14 +37,14 @@ class SinusoidTest(parameterized.TestCase):
     chex.assert_shape(most.val.targets, (4, 50))
 
   def test_without_noise_a_sinusoid_fits(self):
-    task = SAMPLE(sinusoid.problem(20).test, KEY, 0, count=8)
+    task = sample_tasks(sinusoid.problem(20).test, KEY, 0, count=8)
     for x, y in zip(task.train.inputs[..., 0], task.train.targets, strict=True):
       waves = np.stack([np.sin(x), np.cos(x)], axis=1)
       np.testing.assert_allclose(waves @ np.linalg.lstsq(waves, y)[0], y, atol=1e-4)
 
   def test_tasks_of_many_sizes_are_masked(self):
     problem = sinusoid.problem(None, noise=0.1)
-    sizes = np.asarray(SAMPLE(problem.train, KEY, 0, count=40).train.mask).sum(1)
+    sizes = np.asarray(sample_tasks(problem.train, KEY, 0, count=40).train.mask).sum(1)
     self.assertGreater(len(np.unique(sizes)), 5)
     self.assertEqual((problem.protocol.shots, problem.protocol.ways), ("5-20", None))
 

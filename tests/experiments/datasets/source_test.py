@@ -9,9 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import shrinkmeta as sm
-from experiments.datasets.source import Problem, Protocol, Source, pooled
+from experiments.datasets.source import Problem, Protocol, Source, pooled, sample_tasks
 
-SAMPLE = jax.jit(Source.sample, static_argnames="count")
 KEY = jax.random.key(3)
 
 
@@ -27,7 +26,7 @@ def source(tasks=None, shuffle=False) -> Source:
 
 
 def numbers(of: Source, start: int, count: int, key=KEY) -> np.ndarray:
-  targets = np.asarray(SAMPLE(of, key, start, count=count).train.targets)
+  targets = np.asarray(sample_tasks(of, key, start, count=count).train.targets)
   np.testing.assert_array_equal(targets, targets[:, :1] + np.zeros((1, 3)))
   return (targets[:, 0] - 100) // 10
 
@@ -36,17 +35,17 @@ class SourceTest(parameterized.TestCase):
   @parameterized.parameters((None, False), (5, False), (5, True))
   def test_a_task_depends_on_key_and_index_only(self, tasks, shuffle):
     of = source(tasks, shuffle)
-    whole = SAMPLE(of, KEY, 0, count=14)
+    whole = sample_tasks(of, KEY, 0, count=14)
     for start, count in ((0, 3), (3, 7), (11, 1)):
       part = jax.tree.map(lambda leaf, s=start, n=count: leaf[s : s + n], whole)
-      chex.assert_trees_all_equal(SAMPLE(of, KEY, start, count=count), part)
+      chex.assert_trees_all_equal(sample_tasks(of, KEY, start, count=count), part)
     self.assertLen(np.unique(whole.train.inputs), 14 * 3)
-    other = SAMPLE(of, jax.random.key(4), 0, count=14)
+    other = sample_tasks(of, jax.random.key(4), 0, count=14)
     self.assertFalse(np.any(other.train.inputs == whole.train.inputs))
 
   def test_the_key_of_a_task_is_folded_with_its_index(self):
     want = jax.random.normal(jax.random.fold_in(KEY, 9), [3])
-    np.testing.assert_array_equal(SAMPLE(source(), KEY, 8, count=2).train.inputs[1], want)
+    np.testing.assert_array_equal(sample_tasks(source(), KEY, 8, count=2).train.inputs[1], want)
 
   def test_a_list_is_run_through_in_rounds(self):
     np.testing.assert_array_equal(numbers(source(5), 0, 12), np.arange(12) % 5)
@@ -58,12 +57,12 @@ class SourceTest(parameterized.TestCase):
 
   def test_start_may_be_traced(self):
     got = jax.lax.map(lambda i: source().sample(KEY, i, 1), jnp.arange(4, 6))
-    want = SAMPLE(source(), KEY, 4, count=2)
+    want = sample_tasks(source(), KEY, 4, count=2)
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:, 0], got), want)
 
   def test_data_are_arguments_of_a_program(self):
     of = Source(draw, 100, jnp.arange(10_000))
-    lowered = jax.jit(Source.sample, static_argnames="count").lower(of, KEY, 0, count=1)
+    lowered = sample_tasks.lower(of, KEY, 0, count=1)
     self.assertIn("tensor<10000xi32>", lowered.as_text().split("->")[0])
 
   @parameterized.parameters((None, None), (None, 0.5), (1.0, 0.5))
@@ -73,7 +72,7 @@ class SourceTest(parameterized.TestCase):
       return sm.Task(*(b._replace(mask=None if w is None else jnp.full(3, w)) for b, w in parts))
 
     of = dataclasses.replace(source(), draw=masked)
-    apart, joined = (SAMPLE(one, KEY, 2, count=4) for one in (of, of.mapped(pooled)))
+    apart, joined = (sample_tasks(one, KEY, 2, count=4) for one in (of, of.mapped(pooled)))
     both = [np.concatenate(x, axis=1) for x in zip(apart.train[:2], apart.val[:2], strict=True)]
     chex.assert_trees_all_equal(list(joined.train[:2]), both)
     chex.assert_trees_all_equal(joined.val[:2], apart.val[:2])

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from experiments.datasets import distortions
 from experiments.datasets.characters import characters, episodes
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 
 PLAIN = episodes.EpisodeConfig(
   ways=3,
@@ -23,7 +23,6 @@ PLAIN = episodes.EpisodeConfig(
 
 
 AUGMENTED = episodes.EpisodeConfig(ways=3, shots=2, queries=3, size=8)
-SAMPLE = jax.jit(Source.sample, static_argnums=3)  # compiled once for all tests
 
 
 def coded(sizes=(4, 6), renderings=5, side=8) -> characters.Characters:
@@ -53,13 +52,13 @@ class DrawTest(parameterized.TestCase):
 
   def plain(self, data=None, start=0):
     """64 undistorted episodes as characters and renderings [64, ways, shots or queries]."""
-    tasks = SAMPLE(episodes.source(PLAIN, data or coded()), self.key, start, 64)
+    tasks = sample_tasks(episodes.source(PLAIN, data or coded()), self.key, start, 64)
     np.testing.assert_array_equal(tasks.train.targets, np.tile([0, 0, 1, 1, 2, 2], (64, 1)))
     np.testing.assert_array_equal(tasks.val.targets, np.tile(np.repeat(range(3), 3), (64, 1)))
     return [[codes.reshape(64, 3, -1) for codes in decode(batch)] for batch in tasks]
 
   def test_shapes_types_and_range(self):
-    tasks = SAMPLE(episodes.source(AUGMENTED, coded()), self.key, 0, 3)
+    tasks = sample_tasks(episodes.source(AUGMENTED, coded()), self.key, 0, 3)
     chex.assert_shape(tasks.train.inputs, (3, 6, 8, 8, 1))
     chex.assert_shape(tasks.train.targets, (3, 6))
     chex.assert_shape(tasks.val.inputs, (3, 9, 8, 8, 1))
@@ -89,7 +88,7 @@ class DrawTest(parameterized.TestCase):
   def test_systems_in_turn_each_round_with_other_characters(self):
     source = episodes.source(PLAIN, coded(sizes=(6, 7, 9)), in_turn=True)
     self.assertEqual(source.tasks, 3)
-    found = decode(SAMPLE(source, self.key, 0, 12).val)[0].reshape(12, -1)
+    found = decode(sample_tasks(source, self.key, 0, 12).val)[0].reshape(12, -1)
     system = np.digitize(found, (6, 13))
     np.testing.assert_array_equal(system, np.tile([0, 1, 2], 4)[:, None] + 0 * system)
     self.assertLen({tuple(row) for row in found}, 12)
@@ -113,7 +112,7 @@ class DrawTest(parameterized.TestCase):
     np.testing.assert_array_equal(taken[..., 3:], taken[..., :2])
 
   def test_an_episode_depends_on_key_and_index_only(self):
-    sample = functools.partial(SAMPLE, episodes.source(AUGMENTED, coded()))
+    sample = functools.partial(sample_tasks, episodes.source(AUGMENTED, coded()))
     one, two, alone = (sample(self.key, *a) for a in ((10, 3), (12, 3), (12, 1)))
     for a, b in ((one, 2), (two, 0)):
       got = jax.tree.map(lambda leaf, b=b: leaf[b : b + 1], a)
@@ -130,7 +129,7 @@ class DrawTest(parameterized.TestCase):
       return start + 1, source.sample(self.key, start, 1)
 
     _, tasks = jax.jit(lambda: jax.lax.scan(body, jnp.int32(10), length=3))()
-    want = SAMPLE(source, self.key, 10, 3)
+    want = sample_tasks(source, self.key, 10, 3)
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[:, 0], tasks), want, atol=1e-6)
 
   @parameterized.parameters(

@@ -9,9 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments.datasets.characters import characters, omniglot, omniglot_alphabets
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 
-SAMPLE = jax.jit(Source.sample, static_argnames="count")
 KEY = jax.random.key(0)
 DATA = os.environ.get("SHRINKMETA_DATA")
 SIDE = 6
@@ -61,7 +60,7 @@ def decode(batch, ways=20) -> np.ndarray:
 
 def everything(source):
   """Every task of a list: decoded train and val."""
-  tasks = SAMPLE(source, KEY, 0, count=source.tasks)
+  tasks = sample_tasks(source, KEY, 0, count=source.tasks)
   for batch, n in ((tasks.train, tasks.train.targets.shape[1] // 20), (tasks.val, 5)):
     targets = np.repeat(np.arange(20), n)
     np.testing.assert_array_equal(batch.targets, np.tile(targets, (source.tasks, 1)))
@@ -143,8 +142,10 @@ class SmallDataTest(parameterized.TestCase):
   def test_relabelled_training_alphabets_are_numbered_anew_in_every_draw_and_no_other(self):
     kept, anew = small(), problem(4, augment=False, relabel=True, size=SIDE)
     for one, other in ((kept.validation, anew.validation), (kept.test, anew.test)):
-      chex.assert_trees_all_equal(SAMPLE(one, KEY, 0, count=4), SAMPLE(other, KEY, 0, count=4))
-    tasks = SAMPLE(anew.train, KEY, 0, count=12)  # three rounds
+      chex.assert_trees_all_equal(
+        sample_tasks(one, KEY, 0, count=4), sample_tasks(other, KEY, 0, count=4)
+      )
+    tasks = sample_tasks(anew.train, KEY, 0, count=12)  # three rounds
     train, val = decode(tasks.train), decode(tasks.val)
     np.testing.assert_array_equal(train[:, :, 0, 1], val[:, :, 0, 1])  # alike in both parts
     numbered = {}
@@ -157,17 +158,17 @@ class SmallDataTest(parameterized.TestCase):
 
   def test_indices_enumerate_test_alphabets_and_shuffle_training_ones(self):
     p = small()
-    tested = decode(SAMPLE(p.test, KEY, 0, count=20).val)
+    tested = decode(sample_tasks(p.test, KEY, 0, count=20).val)
     np.testing.assert_array_equal(tested[:10], tested[10:])
     self.assertLen(set(tested[:10, 0, 0, 0]), 10)
-    trained = decode(SAMPLE(p.train, KEY, 0, count=400).val)[:, 0, 0, 0].reshape(100, 4)
+    trained = decode(sample_tasks(p.train, KEY, 0, count=400).val)[:, 0, 0, 0].reshape(100, 4)
     np.testing.assert_array_equal(
       np.sort(trained, axis=1), np.sort(trained[:1], axis=1) + 0 * trained
     )
     self.assertGreater(len(np.unique(trained, axis=0)), 15)  # of 24 orders
 
   def test_pictures_are_stored_ones_and_rows_all_count(self):
-    task = SAMPLE(small(shots=3).test, KEY, 0, count=1)
+    task = sample_tasks(small(shots=3).test, KEY, 0, count=1)
     self.assertIsNone(task.train.mask)
     self.assertEqual(np.count_nonzero(np.asarray(task.train.inputs)), 60 * 3)
 
@@ -179,7 +180,7 @@ class AugmentationTest(absltest.TestCase):
     cls.problem = problem(4, shots=2, size=SIDE, copies=3)
 
   def sample(self, start, count):
-    return SAMPLE(self.problem.test, KEY, start, count=count)
+    return sample_tasks(self.problem.test, KEY, start, count=count)
 
   def test_copies_count_as_one_drawing(self):
     task = self.sample(0, 2)
@@ -220,7 +221,7 @@ class RealTest(absltest.TestCase):
   def test_published_numbers(self):
     p = omniglot_alphabets.problem(25, size=14)
     self.assertEqual([s.tasks for s in (p.train, p.validation, p.test)], [25, 11, 10])
-    task = SAMPLE(p.test, KEY, 0, count=1)
+    task = sample_tasks(p.test, KEY, 0, count=1)
     chex.assert_shape(task.train.inputs, (1, 2100, 14, 14, 1))
     chex.assert_shape(task.val.inputs, (1, 100, 14, 14, 1))
     self.assertBetween(float(task.train.inputs.mean()), 0.02, 0.2)

@@ -10,9 +10,8 @@ from absl.testing import absltest, parameterized
 
 from experiments.datasets.characters import characters, omniglot, omniglot_few_shot
 from experiments.datasets.few_shot import FewShot
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 
-SAMPLE = jax.jit(Source.sample, static_argnames="count")
 KEY = jax.random.key(0)
 DATA = os.environ.get("SHRINKMETA_DATA")
 
@@ -40,7 +39,7 @@ def problem(**kwargs):
 
 def classes(source, turned: bool) -> tuple[np.ndarray, np.ndarray]:
   """(characters [T, ways], quarters [T, ways]) of 400 episodes."""
-  inputs = np.asarray(SAMPLE(source, KEY, 0, count=400).train.inputs)[..., 0]
+  inputs = np.asarray(sample_tasks(source, KEY, 0, count=400).train.inputs)[..., 0]
   number, quarters = np.full(inputs.shape[:2], -1), np.zeros(inputs.shape[:2], int)
   for k in range(4):
     codes = np.rint(255 * np.rot90(inputs, -k, axes=(2, 3))[..., 0, :2]).astype(int) - 1
@@ -79,7 +78,7 @@ class SplitTest(parameterized.TestCase):
 class RealTest(absltest.TestCase):
   def test_shapes(self):
     p = omniglot_few_shot.problem(FewShot(20, 1, 5, turns=True), size=14)
-    tasks = SAMPLE(p.test, KEY, 0, count=2)
+    tasks = sample_tasks(p.test, KEY, 0, count=2)
     chex.assert_shape(tasks.train.inputs, (2, 20, 14, 14, 1))
     chex.assert_shape(tasks.val.inputs, (2, 100, 14, 14, 1))
     self.assertLen(p.test.data.counts, 423)

@@ -14,12 +14,11 @@ import numpy as np
 import soundfile
 from absl.testing import absltest, parameterized
 
-from experiments.datasets.source import Source
+from experiments.datasets.source import sample_tasks
 from experiments.datasets.speech import spoken_digits
 
 DATA = os.environ.get("SHRINKMETA_DATA")
 KEY = jax.random.key(0)
-SAMPLE = jax.jit(Source.sample, static_argnames="count")
 
 
 def tone(frequency: float, gain: float = 0.3) -> np.ndarray:
@@ -107,7 +106,7 @@ class SpeakersTest(parameterized.TestCase):
 
   def test_a_task_splits_the_recordings_of_each_digit(self):
     p = spoken_digits.problem(2, data_dir=self.folder, cache_dir="")
-    task = SAMPLE(p.test, KEY, 0, count=4)
+    task = sample_tasks(p.test, KEY, 0, count=4)
     chex.assert_shape(task.train.inputs, (4, 20, 62, 32, 1))
     chex.assert_shape(task.val.inputs, (4, 40, 62, 32, 1))
     stored = np.asarray(p.test.data)[0].reshape(10, 6, -1)
@@ -119,7 +118,7 @@ class SpeakersTest(parameterized.TestCase):
       np.testing.assert_array_equal(same.sum(2), 1)
       orders |= {tuple(order) for order in same.argmax(2)}
     self.assertGreater(len(orders), 20)  # drawn for each digit and each index
-    part = SAMPLE(p.test, KEY, 2, count=2)
+    part = sample_tasks(p.test, KEY, 2, count=2)
     chex.assert_trees_all_equal(part, jax.tree.map(lambda leaf: leaf[2:], task))
 
   def test_broken_recordings(self):
