@@ -34,8 +34,8 @@ class Row(NamedTuple):
     median_norm: the median of |g_t| over tasks, before it is clipped.
     largest_over_median: the largest |g_t|, divided by the median.
     cosine_of_halves: between the means over two halves of the tasks, clipped as in an update.
-    tasks_until_signal: how many tasks their mean needs, so that its variance is the square of the
-      expected gradient; NaN if the halves show no expected gradient.
+    tasks_until_signal: the number of tasks at which the variance of their mean gradient is as large
+      as the square of the expected gradient; NaN if the two halves point away from each other.
   """
 
   phi_of: str

@@ -20,10 +20,10 @@ def clip_tasks(learner: MetaLearner, norm: float) -> MetaLearner:
   times their median, begin with the median. Well below it all tasks count alike, and only the
   directions of their gradients matter.
 
-  Clipped gradients are the derivative of no loss, and sigma and phi settle elsewhere: tasks with
-  large gradients count less. So this function takes only learners in which phi follows the
-  validation loss. It does not take `sm.sigma_reptile`, `sm.empirical_bayes` and `sm.fine_tuning`,
-  whose phi maximises a joint density, the evidence or the likelihood, or `sm.reptile`.
+  Clipped gradients are the derivative of no loss. Tasks with large gradients count less, so sigma
+  and phi settle elsewhere (docs/limits.md, "Clipped tasks"). This function takes only learners in
+  which phi follows the validation loss. It refuses `sm.sigma_reptile`, `sm.empirical_bayes`,
+  `sm.fine_tuning` and `sm.reptile`.
 
   Args:
     learner: the learner, for example `sm.maml(...)`. Its states stay valid.
