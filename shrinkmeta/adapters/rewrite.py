@@ -102,7 +102,7 @@ def _rewrite(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
     body = params[_CALLS[name]]
     return run(body.jaxpr, body.consts, inputs, used)
   if name in _CONTROL:
-    return _CONTROL[name](params, inputs, used)
+    return _CONTROL[name](eqn, inputs, used)
   if name in _SAME:
     plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
     outputs = _evaluate(eqn, plain)
@@ -143,20 +143,20 @@ def _product(eqn: JaxprEqn, inputs: list[Any], kernels: list[int], used: set[str
 # Control flow.
 
 
-def _remat(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
-  inner = params["jaxpr"]
+def _remat(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
+  inner = eqn.params["jaxpr"]
   body = lambda *args: run(inner, getattr(inner, "consts", []), args, used)
-  keep = {name: params[name] for name in ("prevent_cse", "policy")}
+  keep = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
   return jax.checkpoint(body, **keep)(*inputs)
 
 
-def _cond(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+def _cond(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
   index, *operands = inputs
 
   def branch(body: Any) -> Callable[..., list[Any]]:
     return lambda *args: _arrays(run(body.jaxpr, body.consts, args, used), "a branch of `cond`")
 
-  return jax.lax.switch(index, [branch(body) for body in params["branches"]], *operands)
+  return jax.lax.switch(index, [branch(body) for body in eqn.params["branches"]], *operands)
 
 
 def _arrays(outputs: list[Any], where: str) -> list[Any]:
@@ -177,7 +177,8 @@ def _steady(body: Any, num_consts: int, carry: Sequence[Any]) -> list[int]:
   return kernels
 
 
-def _while(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+def _while(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
+  params = eqn.params
   test, body, of_test = params["cond_jaxpr"], params["body_jaxpr"], params["cond_nconsts"]
   first = of_test + params["body_nconsts"]
   test_consts, body_consts, carry = inputs[:of_test], inputs[of_test:first], inputs[first:]
@@ -198,10 +199,16 @@ def _while(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[An
   return whole(jax.lax.while_loop(go_on, step, [carry[n] for n in moving]))
 
 
-def _scan(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any]:
+def _scan(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
   """Run a scan with kernels among its constants, its xs, or its carry if no step changes them."""
-  body, num_consts = params["jaxpr"], params["num_consts"]
-  last = num_consts + params["num_carry"]
+  body = eqn.params["jaxpr"]
+  # Versions of JAX count the constants and the carry differently, so they are told from the xs and
+  # the ys by their shapes: only these have an axis more than in the body.
+  alike = lambda outer, inner: sum(
+    x.aval.shape == y.aval.shape for x, y in zip(outer, inner, strict=True)
+  )
+  last = alike(eqn.invars, body.jaxpr.invars)
+  num_consts = last - alike(eqn.outvars, body.jaxpr.outvars)
   consts, carry, xs = inputs[:num_consts], inputs[num_consts:last], inputs[last:]
   held = _steady(body, num_consts, carry)
   moving = [n for n in range(len(carry)) if n not in held]
@@ -218,7 +225,7 @@ def _scan(params: dict[str, Any], inputs: list[Any], used: set[str]) -> list[Any
     after, ys = outputs[: len(carry)], outputs[len(carry) :]
     return _arrays([after[n] for n in moving], "a step of `scan`"), ys
 
-  keep = {name: params[name] for name in ("length", "reverse", "unroll")}
+  keep = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
   after, ys = jax.lax.scan(step, [carry[n] for n in moving], parts, **keep)
   full = list(carry)
   for n, x in zip(moving, after, strict=True):
