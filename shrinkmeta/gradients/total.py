@@ -205,7 +205,8 @@ def _if_sound(
   dtype, counts = model.n.dtype, model.count[None]
   if task.val is not None:
     counts = jnp.stack([model.count, num_examples(task.val, dtype)])
-  judged = (result.grad, result.val_nll) if task.val is not None else result.grad
+  # The norm is finite if and only if every entry of the gradient is: see `norm_of`.
+  judged = (norm, result.val_nll) if task.val is not None else norm
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
   # The gradient can be finite although the objective is not, as for a label out of range.
   inner_info = result.inner
