@@ -296,17 +296,18 @@ def _local(
   add_up = lambda a, b: (jax.tree.map(lambda x: jnp.sum(x, 0), a), b)
   block = lambda tasks: add_up(*jax.vmap(f, in_axes=(None, 0))(shared, tasks))
 
-  if size == count:
+  if count in (0, size):
     return block(tasks)
   if size == 1:
     in_a_sum = lambda x: jnp.sum(jnp.asarray(x)[None], 0)  # its dtype: bools and int8 become int32
     as_sums = lambda a, b: (jax.tree.map(in_a_sum, a), b)
     block = lambda tasks: as_sums(*f(shared, tasks))
+  block = jax.jit(block, inline=True)  # traced once, for the shapes and for the loop
   whole = count // size * size
   fold = lambda x: x[:whole] if size == 1 else x[:whole].reshape(-1, size, *x.shape[1:])
   blocks = jax.tree.map(fold, tasks)
-  first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
-  shapes = jax.eval_shape(block, first)[0]
+  first = lambda blocks: jax.tree.map(lambda x: x[0], blocks)
+  shapes = jax.eval_shape(lambda blocks: block(first(blocks)), blocks)[0]
   zero = _widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
   def step(total: PyTree, tasks: PyTree) -> tuple[PyTree, PyTree]:

@@ -42,6 +42,15 @@ def test_what_is_added_up_may_be_pythons_number(batching):
   assert total == (5, 2.5)
 
 
+@pytest.mark.parametrize(("batching", "traces"), [("vmap", 1), ("sequential", 1), (3, 1), (2, 2)])
+def test_a_task_is_traced_once(batching, traces):
+  """Tracing takes seconds for a network. The rest of 9 tasks in pairs is another program."""
+  calls = []
+  f = lambda shared, x: (calls.append(1) or shared * x, x)
+  jax.jit(lambda x: sm.over_tasks(f, jnp.ones(()), x, batching)).lower(jnp.ones(9))
+  assert len(calls) == traces
+
+
 ANY: Any = sm  # for arguments of wrong types
 
 
@@ -161,6 +170,10 @@ for m in (None, mesh, two):
     found = {name: float(x) for name, x in total.items()}
     assert found == {"positive": 8, "small": 800, "big": 8 * big, "real": 28}, (m, batching, found)
     assert jnp.issubdtype(total["positive"].dtype, jnp.integer)
+  calls = []
+  f = lambda shared, x: (calls.append(1) or shared * x, x)
+  jax.jit(lambda x: sm.over_tasks(f, jnp.ones(()), x, "sequential", m)).lower(jnp.ones(8))
+  assert len(calls) == 1, (m, calls)
 one = sm.maml(linear, labels, inner=inner).update(state, tasks)[0]
 learner = sm.maml(linear, labels, inner=inner, mesh=two)
 placed = sm.place_state(state, two)
