@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         continue
       store.diverged(run.folder).unlink(missing_ok=True)  # an earlier start may have diverged
       losses = trained.history.get("loss") or [float("nan")]
-      logging.info("%s, seed %d: validation loss %.4f", name, seed, losses[-1])
+      logging.info("%s, seed %d: loss %.4f in the last meta-step", name, seed, losses[-1])
   if diverged:
     logging.error("Without a result: %s", ", ".join(diverged))
     sys.exit(1)
