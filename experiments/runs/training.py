@@ -183,7 +183,7 @@ def train_base(
 def thinned(values: Sequence[float], count: int = 50) -> list[list[float]]:
   """Return [last step, mean] of at most `count` equal parts of a series."""
   parts = np.array_split(np.arange(len(values)), min(count, len(values)))
-  return [[int(p[-1]) + 1, float(np.mean([values[i] for i in p]))] for p in parts]
+  return [[int(p[-1]) + 1, float(np.mean(np.asarray(values)[p]))] for p in parts]
 
 
 def _marked(callback: sm.Callback) -> sm.Callback:
