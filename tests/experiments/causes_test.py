@@ -177,4 +177,4 @@ def test_implicit_gradients_hold_at_modes_of_smooth_networks_alone():
   assert smooth.gradient_norm_at_mode < 1e-8 and kinked.gradient_norm_at_mode > 0.05
   assert smooth.implicit_derivative == pytest.approx(smooth.difference, rel=1e-4)
   assert kinked.converged_percent == 0
-  assert abs(kinked.implicit_derivative / kinked.difference - 1) > 0.5
+  assert abs(kinked.implicit_derivative / kinked.difference - 1) > 0.1
