@@ -390,5 +390,7 @@ def test_an_exact_fit_leaves_the_residual_open(random):
   close_by = fit(design({"x": x, "y": noisy, "g": g}, "y", [ONE, "x"], ("g", [ONE], False)))
   assert not close_by.perfect and close_by.fixed_se["x"] > 0
   close(found.fixed["x"], 2.0, 1e-6)
-  if random:  # near the end of an exact fit the criterion is rounding, and versions of SciPy differ
-    close(found.sd[ONE], 3 * np.sqrt(np.mean(np.square(np.arange(6) - 2.5))), 0.1)
+  if random:
+    sd = 3 * np.sqrt(np.mean(np.square(np.arange(6) - 2.5)))
+    close(close_by.sd[ONE], sd, 1e-3)
+    close(found.sd[ONE], sd, 0.1)  # the end of its search is rounding: SciPy 1.17 and 1.18 differ
