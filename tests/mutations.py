@@ -155,6 +155,10 @@ FAULTS = (
   # Programs and devices.
   Fault("learner/kept", "build(learner_of(spec))", "build(learner)", "learner/kept",
         "go_with_their_learner and evaluate"),
+  Fault("gradients/total", "judged = (norm, result.val_nll) if", "judged = (result.val_nll,) if",
+        "gradients/failed_tasks", "failed"),
+  Fault("devices/batching", "jax.jit(block, inline=True)", "block",
+        "devices/batching", "traced_once"),
   Fault("devices/batching", "jnp.sum(jnp.asarray(x)[None], 0)", "jnp.asarray(x)",
         "devices/batching", "a_mesh_is"),
   Fault("model/outputs", "if any(isinstance(x, Tracer) for x in jax.tree.leaves(phi)):",
