@@ -203,8 +203,8 @@ def _scan(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
   """Run a scan with kernels among its constants, its xs, or its carry if no step changes them."""
   body = eqn.params["jaxpr"]
   # JAX 0.10 and 0.12 store the numbers of constants and of carried values in different places
-  # (docs/hazards.md#jaxpr-names). Both follow from shapes: only the xs, and the ys among the outputs,
-  # have one more axis outside the body than in it.
+  # (docs/hazards.md#jaxpr-names). Both follow from the shapes: only the xs, and the ys among the
+  # outputs, have one more axis outside the body than in it.
   alike = lambda outer, inner: sum(
     x.aval.shape == y.aval.shape for x, y in zip(outer, inner, strict=True)
   )
