@@ -9,15 +9,13 @@ import collections
 import json
 import math
 import pathlib
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta.adapters import lora, low_rank, trees
+from shrinkmeta.adapters import lora, low_rank, tensors_file, trees
 from shrinkmeta.adapters.trees import Adapters
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import shown
@@ -65,6 +63,7 @@ def peft(
   Raises:
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
+    TypeError: `modules_to_save` has a leaf that is no array, or of a dtype such as int4.
     ValueError: a kernel has no name, two kernels have one name, one name ends with another name
       (PEFT would confuse the two), or PEFT cannot hold the adapters.
 
@@ -102,7 +101,7 @@ def peft(
         f"modules_to_save has {module!r}, but names has an adapter for {clash[0]!r}, which is part "
         "of it. PEFT would drop the adapter. Keep one of the two."
       )
-    tensors |= {f"{prefix}{module}.{key}": _array(value) for key, value in arrays.items()}
+    tensors |= {f"{prefix}{module}.{key}": value for key, value in arrays.items()}
   config = {
     "task_type": task_type,
     "base_model_name_or_path": base,
@@ -110,7 +109,8 @@ def peft(
     "modules_to_save": sorted(saved) or None,
     **_ranks_and_alphas(ranks, alpha),
   }
-  return _write(target, "adapter_model.safetensors", tensors, {"adapter_config.json": config})
+  file = "adapter_model.safetensors"
+  return tensors_file.write(target, file, tensors, {"adapter_config.json": config})
 
 
 def _ranks_and_alphas(ranks: Mapping[str, int], alpha: float | None) -> dict[str, Any]:
@@ -163,7 +163,8 @@ def merged(
   Raises:
     FileExistsError: the folder exists.
     ImportError: safetensors is not installed.
-    TypeError: `config` is not plain data, or `names` is not a dict of names.
+    TypeError: `config` is not plain data, `names` is not a dict of names, or a parameter is no
+      array, or of a dtype that safetensors does not hold, such as int4.
     ValueError: a parameter has no name, two parameters have one name, or a permutation does not fit
       its parameter.
 
@@ -183,21 +184,23 @@ def merged(
     json.dumps(dict(document), allow_nan=False)
   except (TypeError, ValueError) as fault:
     raise TypeError(f"config must be plain data, which JSON can write: {fault}.") from fault
-  leaves = lora.named_leaves(lora.merge(params, adapters, alpha))
+  leaves = trees.named_leaves(lora.merge(params, adapters, alpha))
   if names is None:
     names = {path: path.replace("/", ".") for path, _ in leaves}
   _mapping("names", names, "{path of a parameter: name of the tensor}")
-  tensors: dict[str, np.ndarray] = {}
+  tensors: dict[str, Any] = {}
   for path, leaf in leaves:
     if path not in names:
       raise ValueError(f"names has no entry for the parameter {path!r}; it has {sorted(names)}.")
-    name, permutation = _name_and_order(path, names[path], jnp.ndim(leaf))
+    name, permutation = _name_and_order(path, names[path], np.ndim(leaf))
+    if "{i}" in name and not np.ndim(leaf):
+      raise ValueError(f'names[{path!r}] has "{{i}}", but the parameter has no axis of layers.')
     for one, value in _per_layer(name, leaf):
       if one in tensors:
         raise ValueError(f"names gives the name {one!r} to two parameters; one is {path!r}.")
-      tensors[one] = _array(value if permutation is None else jnp.transpose(value, permutation))
+      tensors[one] = value if permutation is None else np.transpose(value, permutation)
   documents = {} if config is None else {"config.json": dict(document)}
-  return _write(target, "model.safetensors", tensors, documents)
+  return tensors_file.write(target, "model.safetensors", tensors, documents)
 
 
 def _name_and_order(path: str, entry: Any, axes: int) -> tuple[str, Sequence[int] | None]:
@@ -226,6 +229,12 @@ def _named_kernels(
       raise ValueError(f"names has no entry for the kernel {path!r}; it has {sorted(names)}.")
     name = names[path]
     _text(f"names[{path!r}]", name)
+    a, b = jnp.shape(factors["A"]), jnp.shape(factors["B"])
+    if "{i}" in name and not _may_be_stacked(a, b):
+      raise ValueError(
+        f'names[{path!r}] has "{{i}}", but A {a} and B {b} belong to one kernel without layers. '
+        'Leave "{i}" out.'
+      )
     pairs = zip(_per_layer(name, factors["A"]), _per_layer(name, factors["B"]), strict=True)
     for (one, a), (_, b) in pairs:
       if one in found:
@@ -270,20 +279,14 @@ def _in_torch(path: str, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
   inputs, out_first = axes.count("i"), axes.startswith("o")
   a, b = (np.asarray(x) for x in low_rank.with_rank_last(a, b, axes))
   if inputs < 3:  # a matrix
-    return _array(a.reshape(-1, a.shape[-1]).T), _array(b.reshape(-1, b.shape[-1]))
+    return a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1])
   if inputs > 3 or axes.count("o") != 1:
     raise ValueError(
       f"adapters: {path} has A {a.shape} and B {b.shape}. PEFT holds matrices and two-dimensional "
       "convolutions; leave this kernel out."
     )
   last = a if out_first else a.transpose(2, 0, 1, 3)  # [in, height, width, r]
-  return _array(np.moveaxis(last, -1, 0)), _array(b[:, :, None, None])
-
-
-def _array(x: Any) -> np.ndarray:
-  # safetensors 0.8.0 writes arrays that are not C-contiguous in the wrong order, without an error
-  # (docs/hazards.md#safetensors-layout).
-  return np.ascontiguousarray(np.asarray(x))
+  return np.moveaxis(last, -1, 0), b[:, :, None, None]
 
 
 def _alpha(alpha: Any) -> float | None:
@@ -310,29 +313,3 @@ def _text(argument: str, value: Any) -> str:
   if not isinstance(value, str) or not value:
     raise TypeError(f"{argument} must be a text that is not empty; got {shown(value)}.")
   return value
-
-
-def _write(
-  target: pathlib.Path, file: str, tensors: dict[str, np.ndarray], documents: dict[str, Any]
-) -> pathlib.Path:
-  """Write all files to a temporary folder, and rename it to `target`."""
-  try:
-    from safetensors import numpy as safetensors  # pyright: ignore[reportMissingImports]
-  except ImportError as fault:
-    raise ImportError(
-      "Export needs safetensors: pip install 'shrinkmeta[adapters]', or pip install safetensors."
-    ) from fault
-  if target.exists():
-    raise FileExistsError(f"folder {str(target)!r} exists. Remove it, or write to another.")
-  target.parent.mkdir(parents=True, exist_ok=True)
-  draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-  draft.mkdir()
-  try:
-    safetensors.save_file(tensors, draft / file, metadata={"format": "pt"})
-    for name, document in documents.items():
-      (draft / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    draft.rename(target)
-  except BaseException:  # Ctrl-C included
-    shutil.rmtree(draft, ignore_errors=True)
-    raise
-  return target

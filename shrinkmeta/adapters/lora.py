@@ -34,7 +34,7 @@ import numpy as np
 from shrinkmeta.adapters import low_rank, rewrite, trees
 from shrinkmeta.adapters.trees import Adapters, hold_A, join, labels, split_layers, stack_layers
 from shrinkmeta.checks import scalars, validate
-from shrinkmeta.checks.kinds import is_nnx_variable, parameter_tree, shown
+from shrinkmeta.checks.kinds import parameter_tree, shown
 from shrinkmeta.curvature.one_by_one import one_by_one
 
 PyTree = Any
@@ -67,6 +67,7 @@ def init(
       [height, width, in, out]. For other layouts give (rank, axes). `axes` has a letter for each
       axis: "l" layers, "i" input side, "o" output side. Examples: (4, "oi") for equinox's
       [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo") for [in, heads, size].
+      A rank alone is refused for a kernel with 3 axes whose first is longer than its second.
     dtype: the dtype of A and B. None takes the dtype of the kernel.
 
   Returns:
@@ -91,11 +92,11 @@ def init(
   if not isinstance(rules, Mapping) or not rules:
     raise TypeError(f"rules must be a dict {{regex of a kernel's path: rank}}; got {shown(rules)}.")
   for pattern in rules:
-    validate.instance("a key of rules", pattern, str, "a regular expression")
+    scalars.regex("a key of rules", pattern)
   dtype = None if dtype is None else scalars.floating_dtype("dtype", dtype)
   chosen: dict[str, tuple[Any, int, str]] = {}
   found, hits = set(), set()
-  for path, leaf in named_leaves(params):
+  for path, leaf in trees.named_leaves(params):
     matches = [pattern for pattern in rules if re.search(pattern, path)]
     found |= set(matches)
     if matches:
@@ -103,7 +104,7 @@ def init(
       chosen[path] = leaf, *_rank_and_axes(matches[0], rules[matches[0]], path, leaf)
   if idle := [pattern for pattern in rules if pattern not in hits]:
     why = "finds only paths that earlier rules take" if idle[0] in found else "finds no path"
-    paths = [path for path, _ in named_leaves(params)]
+    paths = [path for path, _ in trees.named_leaves(params)]
     raise ValueError(f"rules has {idle[0]!r}, which {why}. The paths of params are {paths}.")
   adapters: Adapters = {}
   keys = jax.random.split(key, len(chosen))
@@ -134,10 +135,17 @@ def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, 
       f'dtype {jnp.result_type(leaf)}. Narrow the rule, for example with "kernel$".'
     )
   axes = _BY_RANK.get(len(shape)) if axes is None else axes
-  if axes is None or not re.fullmatch("l*(i+o+|o+i+)", axes) or len(axes) != len(shape):
+  text = isinstance(axes, str)
+  if not text or not re.fullmatch("l*(i+o+|o+i+)", axes) or len(axes) != len(shape):
     raise ValueError(
       f"rules[{pattern!r}]: the kernel {path!r} has shape {shape}. Give (rank, axes) with one "
       f'letter for each axis: "l" for layers first, then "i" and "o" for the sides; got {axes!r}.'
+    )
+  if not isinstance(rule, tuple) and len(shape) == 3 and shape[0] > shape[1]:
+    raise ValueError(
+      f"rules[{pattern!r}]: by its rank alone the kernel {path!r} of shape {shape} is a stack of "
+      f'{shape[0]} layers with {shape[1]} inputs each. If it is one, give ({rank}, "lio"). A '
+      f'kernel [in, heads, size] of attention needs ({rank}, "ioo").'
     )
   sizes = {c: math.prod(s for s, x in zip(shape, axes, strict=True) if x == c) for c in "io"}
   if rank > min(sizes.values()):
@@ -186,6 +194,9 @@ def attach(
   and loops the two are equal to the bit. Under jit and in loops the compiler orders the sums, and
   the two agree up to rounding (1e-6 in float32).
 
+  The adapted function has no keyword `key`. If the network has dropout, write one that has:
+  `lambda a, x, c, key=None: attach(lambda p, x: net(p, x, key))(a, x, c)`.
+
   The products with A and B use the wider dtype of the two operands. If the network casts a kernel
   before a product, A and B are cast too. The outputs keep the network's dtype.
 
@@ -214,9 +225,9 @@ def attach(
 
   def adapted(adapters: Adapters, inputs: PyTree, constants: PyTree) -> PyTree:
     params, adapters = _whole(adapters, constants)
-    leaves = [leaf for _, leaf in named_leaves(params)]
+    leaves = [leaf for _, leaf in trees.named_leaves(params)]
     kernels = _updates("constants", params, adapters, alpha)
-    for path, leaf in named_leaves(params):
+    for path, leaf in trees.named_leaves(params):
       if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
         raise TypeError(
           f"constants/{path} is no array; got {type(leaf).__name__}. Take it out of the constants, "
@@ -263,23 +274,11 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
   [[3.0, 4.0], [2.0, 5.0]]
   """
   params, adapters = _whole(adapters, params)
-  leaves = [leaf for _, leaf in named_leaves(params)]
+  leaves = [leaf for _, leaf in trees.named_leaves(params)]
   for place, kernel in _updates("params", params, adapters, alpha).items():
     merged = kernel.value + low_rank.product_of_factors(kernel)
     leaves[place] = merged.astype(kernel.value.dtype)
   return jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-
-def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
-  """Return [(path, leaf)] in the order of `jax.tree.leaves`. nnx.Variables add no key to a path."""
-  named = []
-  for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_nnx_variable):
-    inner = jax.tree_util.tree_leaves_with_path(node)
-    for more, leaf in inner:
-      named.append((validate.path_name(path if len(inner) == 1 else (*path, *more)), leaf))
-  if len({name for name, _ in named}) < len(named):
-    validate.leaves_with_names(params)  # raises and names the path
-  return named
 
 
 def _whole(adapters: Adapters, constants: PyTree) -> tuple[PyTree, Adapters]:
@@ -303,7 +302,7 @@ def _updates(
 ) -> dict[int, low_rank.LowRank]:
   """Return {position among the leaves of params: the kernel with its factors}."""
   _check_alpha(alpha)
-  places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
+  places = {path: (n, leaf) for n, (path, leaf) in enumerate(trees.named_leaves(params))}
   updates = {}
   for path, factors in trees.kernels(adapters):
     if path not in places:

@@ -324,8 +324,10 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
     x = jnp.moveaxis(x, channel, -1)
     x = jnp.einsum("...o,or->...r", x, kernel.b, precision=params["precision"])
     return _convolve(jnp.moveaxis(x, -1, channel), jnp.moveaxis(kernel.a, -1, in_axis), params)
+  hint = ', "l" of layers; a kernel [width, in, out] needs the rule (rank, "iio")'
   raise NotFollowed(
-    f'a convolution of kind {spec}, in {groups} groups, whose kernel has the axes "{kernel.axes}"'
+    f"a convolution of kind {spec}, in {groups} groups, whose kernel has the axes "
+    f'"{kernel.axes}"{hint if "l" in kernel.axes else ""}'
   )
 
 

@@ -8,11 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import is_nnx_variable
 
 PyTree = Any
 Adapters = dict[str, Any]
 
 _LAYER = re.compile(r"\[(\d+)\]")
+
+
+def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
+  """Return [(path, leaf)] in the order of `jax.tree.leaves`. nnx.Variables add no key to a path."""
+  named = []
+  for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_nnx_variable):
+    inner = jax.tree_util.tree_leaves_with_path(node)
+    for more, leaf in inner:
+      named.append((validate.path_name(path if len(inner) == 1 else (*path, *more)), leaf))
+  if len({name for name, _ in named}) < len(named):
+    validate.leaves_with_names(params)  # raises and names the path
+  return named
 
 
 def kernels(
@@ -183,7 +196,7 @@ def split_layers(adapters: Adapters, paths: str = ".*") -> Adapters:
     layers = range(len(node["A"]))
     return {f"[{n}]": {k: x[n] for k, x in node.items()} for n in layers}
 
-  validate.instance("paths", paths, str, "a regular expression")
+  scalars.regex("paths", paths)
   kernels(adapters, wanted=("A", "B"))
   return visit(adapters, "")
 
@@ -198,7 +211,7 @@ def stack_layers(adapters: Adapters) -> Adapters:
     The adapters, with {"A", "B"} instead of {"[0]": {"A", "B"}, "[1]": ...}.
 
   Raises:
-    ValueError: the layers of a kernel are not numbered 0, 1, ... without a gap.
+    ValueError: the layers of a kernel are not numbered 0, 1, ... without a gap, or differ in rank.
 
   >>> import jax.numpy as jnp
   >>> one = {"A": jnp.ones([5, 1]), "B": jnp.ones([1, 3])}
@@ -206,20 +219,26 @@ def stack_layers(adapters: Adapters) -> Adapters:
   (2, 1, 3)
   """
   kernels(adapters)
-  return _stacked(adapters)
+  return _stacked(adapters, "")
 
 
-def _stacked(adapters: Mapping[str, Any]) -> Adapters:
+def _stacked(adapters: Mapping[str, Any], path: str) -> Adapters:
   """Stack the layers of adapters that `stack_layers` has checked."""
   if is_kernel(adapters):
     return dict(adapters)
   numbers = [int(m[1]) for m in map(_LAYER.fullmatch, adapters) if m]
   if not numbers or len(numbers) < len(adapters):
-    return {key: _stacked(value) for key, value in adapters.items()}
+    return {k: _stacked(v, f"{path}/{k}" if path else k) for k, v in adapters.items()}
   if sorted(numbers) != list(range(len(numbers))):
     raise ValueError(
       f"A stacked kernel has adapters for the layers {sorted(numbers)}; expected every layer from "
       "0 on. Give a layer without an update B = 0."
     )
   in_order = [adapters[f"[{n}]"] for n in range(len(numbers))]
+  for letter in in_order[0]:
+    if len(shapes := {jnp.shape(layer[letter]) for layer in in_order}) > 1:
+      raise ValueError(
+        f"The layers of the stacked kernel {path!r} have {letter!r} of shapes {sorted(shapes)}; "
+        "expected one shape. For several ranks, fill A and B of the lower ones up with zeros."
+      )
   return jax.tree.map(lambda *xs: jnp.stack(xs), *in_order)

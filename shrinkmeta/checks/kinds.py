@@ -15,6 +15,15 @@ import numpy as np
 PyTree = Any
 
 
+def is_key(x: Any) -> bool:
+  """Return whether x is an array of random keys, such as `jax.random.key(0)`.
+
+  >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
+  (True, False)
+  """
+  return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def shown(value: Any) -> str:
   """Describe a value by its type and its shape or first parts, in about 80 characters at most.
 

@@ -1,5 +1,6 @@
-"""Check single values: numbers, flags, keys of random numbers, dtypes and optimisers."""
+"""Check single values: numbers, flags, keys of random numbers, regular expressions, dtypes."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -36,6 +37,20 @@ def number(name: str, value: Any) -> float:
   if jnp.issubdtype(known.dtype, jnp.complexfloating):
     raise TypeError(f"{name} must be a real number; got {shown(value)}.")
   return float(known)
+
+
+def regex(name: str, value: Any) -> None:
+  """Raise an error unless `value` is a regular expression, as a string.
+
+  Raises:
+    TypeError: if the value is not a string.
+    ValueError: if the string is not a regular expression.
+  """
+  validate.instance(name, value, str, "a regular expression")
+  try:
+    re.compile(value)
+  except re.error as error:
+    raise ValueError(f"{name}: {value!r} is not a regular expression: {error}.") from error
 
 
 def count(name: str, value: Any) -> int | jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from shrinkmeta.checks.kinds import is_array, model_hint, parameter_tree, shown
+from shrinkmeta.checks.kinds import is_array, is_key, model_hint, parameter_tree, shown
 
 PyTree = Any
 
@@ -73,8 +73,7 @@ def known(x: Any) -> np.ndarray | None:
   >>> known(jnp.ones(2))
   array([1., 1.], dtype=float32)
   """
-  is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return np.asarray(x) if readable(x) and not is_key else None
+  return np.asarray(x) if readable(x) and not is_key(x) else None
 
 
 def readable(tree: PyTree) -> bool:

@@ -15,7 +15,15 @@ import numpy as np
 
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import shown
-from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks, num_rows, weights
+from shrinkmeta.model.tasks import (
+  Batch,
+  Task,
+  check_batch,
+  check_no_keys,
+  check_tasks,
+  num_rows,
+  weights,
+)
 
 PyTree = Any
 Source = Callable[[int, int], Task]  # (first, count) -> episodes first to first + count - 1
@@ -115,6 +123,8 @@ def _items(tasks: Any) -> Sequence[Any]:
   """Return the tasks as a list of Batches or of Tasks, after a check of each."""
   if isinstance(tasks, Task):
     check_tasks(tasks, needs_val=False)
+    for name, part in _named("tasks", tasks):
+      check_no_keys(name, part)
     count = jax.tree.leaves(tasks)[0].shape[0]
     tasks = jax.tree.map(np.asarray, tasks)
     return [jax.tree.map(lambda x, i=i: x[i], tasks) for i in range(count)]
@@ -126,16 +136,19 @@ def _items(tasks: Any) -> Sequence[Any]:
   kind = Batch if isinstance(tasks[0], Batch) else Task
   for i, item in enumerate(tasks):
     validate.instance(f"tasks[{i}]", item, kind, f"a shrinkmeta.{kind.__name__}, as tasks[0] is")
-    for name, part in {f"tasks[{i}]": item}.items() if kind is Batch else _named(i, item):
+    for name, part in _named(f"tasks[{i}]", item):
       check_batch(name, part)
+      check_no_keys(name, part)
     if kind is Task and (item[1] is None) != (tasks[0][1] is None):
       raise ValueError(f"tasks[{i}].val and tasks[0].val: one is None. Give a val to all or none.")
   return tasks
 
 
-def _named(i: int, task: Task) -> list[tuple[str, Batch]]:
-  """Return the Batches of task i, each with its name for error messages."""
-  both = [(f"tasks[{i}].train", task.train), (f"tasks[{i}].val", task.val)]
+def _named(name: str, task: Batch | Task) -> list[tuple[str, Batch]]:
+  """Return the Batches of a task, each with its name for error messages."""
+  if isinstance(task, Batch):
+    return [(name, task)]
+  both = [(f"{name}.train", task.train), (f"{name}.val", task.val)]
   return both[: 1 if task.val is None else 2]
 
 

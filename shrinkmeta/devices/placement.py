@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shrinkmeta.checks import validate
-from shrinkmeta.checks.kinds import shown
+from shrinkmeta.checks import scalars, validate
+from shrinkmeta.checks.kinds import is_key, shown
 from shrinkmeta.devices.batching import check_mesh, num_tasks
 from shrinkmeta.model.tasks import Batch, Task, weights
 
@@ -91,7 +91,7 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
   rules = {} if rules is None else rules
   validate.instance("rules", rules, Mapping, "a dict {regular expression: PartitionSpec}")
   for rule, spec in rules.items():
-    validate.instance("a key of rules", rule, str, "a regular expression")
+    scalars.regex("a key of rules", rule)
     validate.instance(f"rules[{rule!r}]", spec, PartitionSpec, "a jax.sharding.PartitionSpec")
   if mesh is None:
     return state
@@ -114,7 +114,6 @@ def place_state(state: PyTree, mesh: Mesh | None, rules: Rules | None = None) ->
     raise ValueError(f"No leaf of the state matches the rules {unmet}; its leaves are {names}.")
   # `device_put` takes the words of a key, and of several processes no typed key
   # (docs/hazards.md#typed-keys).
-  is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
   words = jax.tree.map(lambda x: np.asarray(jax.random.key_data(x)) if is_key(x) else x, state)
   as_before = lambda x, old: (
     jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if is_key(old) else x

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from shrinkmeta.base import MetaState, check_state
 from shrinkmeta.checks import validate
-from shrinkmeta.checks.kinds import shown
+from shrinkmeta.checks.kinds import is_key, shown
 from shrinkmeta.config import Spec
 from shrinkmeta.devices.batching import map_tasks, num_tasks
 from shrinkmeta.model.tasks import Batch, Task, divisor, num_examples
@@ -126,7 +126,7 @@ def _check_alike(new: PyTree, constants: PyTree) -> None:
   old = _entries(constants, new)
   validate.same_shapes("statistics(phi, inputs, constants)", new, "constants", old)
   for name, leaf in validate.leaves_with_names(new):
-    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+    if is_key(leaf):
       raise ValueError(
         f"statistics returned the random key {name!r}, which has no mean over tasks. Return only "
         "the entries of the constants that change, and keep keys in other entries."

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shrinkmeta.checks import validate
+from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import is_nnx_variable, parameter_tree, shown
 
 PyTree = Any
@@ -94,12 +94,8 @@ def by_path(params: PyTree, rules: Mapping[str, str]) -> Labels:
   """
   validate.instance("rules", rules, Mapping, "a dict {regular expression: module}")
   for pattern, module in rules.items():
-    validate.instance("a key of rules", pattern, str, "a regular expression")
+    scalars.regex("a key of rules", pattern)
     validate.instance(f"rules[{pattern!r}]", module, str, "a string, the name of a module")
-    try:
-      re.compile(pattern)
-    except re.error as error:
-      raise ValueError(f"rules: {pattern!r} is not a regular expression: {error}.") from error
 
   def rule(path: tuple[Any, ...]) -> str:
     name = validate.path_name(path)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shrinkmeta.checks import validate
-from shrinkmeta.checks.kinds import model_hint, shown
+from shrinkmeta.checks.kinds import is_key, model_hint, shown
 
 PyTree = Any
 
@@ -121,6 +121,7 @@ def stack_batches(batches: Sequence[Batch], rows: int | None = None) -> Batch:
   _check_list("batches", batches, "Batch")
   for i, batch in enumerate(batches):
     check_batch(f"batches[{i}]", batch)
+    check_no_keys(f"batches[{i}]", batch)
   longest = max(map(num_rows, batches))
   n = 1 << (longest - 1).bit_length() if rows is None else validate.integer("rows", rows)
   if n < longest:
@@ -293,6 +294,16 @@ def check_tasks(tasks: Task, needs_val: bool = True) -> None:
     raise ValueError(
       f"tasks.train has {counts[0]} tasks and tasks.val {counts[1]}; they must agree."
     )
+
+
+def check_no_keys(name: str, batch: Batch) -> None:
+  """Raise TypeError if a leaf holds random keys, which NumPy cannot stack or draw from."""
+  for path, leaf in validate.leaves_with_names(batch, name):
+    if is_key(leaf):
+      raise TypeError(
+        f"{path} holds random keys, which are no data of NumPy. Keep their integers, "
+        "jax.random.key_data(keys), and let predict make keys again: jax.random.wrap_key_data."
+      )
 
 
 def _batch_hint(name: str, value: Any) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import validate
-from shrinkmeta.checks.kinds import parameter_tree
+from shrinkmeta.checks.kinds import is_key, parameter_tree
 from shrinkmeta.mode.frozen import check_own
 from shrinkmeta.model import modules
 
@@ -335,9 +335,7 @@ def _print(name: str, leaf: Any) -> str:
   cached = isinstance(leaf, jax.Array)
   if cached and id(leaf) in _DIGESTS:
     return _DIGESTS[id(leaf)][1]
-  plain = leaf
-  if cached and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    plain = jax.random.key_data(leaf)
+  plain = jax.random.key_data(leaf) if is_key(leaf) else leaf
   if (value := validate.known(plain)) is None:
     raise ValueError(f"state.{name} is traced or on another host. Call this outside jit.")
   little = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False))

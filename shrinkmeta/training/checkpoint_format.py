@@ -20,6 +20,7 @@ import numpy as np
 
 from shrinkmeta.base import MetaLearner, MetaState
 from shrinkmeta.checks import validate
+from shrinkmeta.checks.kinds import is_key
 
 PyTree = Any
 
@@ -254,7 +255,7 @@ def _fingerprint(leaf: jax.Array) -> Any:
 
 def named(state: PyTree) -> dict[str, jax.Array]:
   """Return {path: leaf}, with each random key replaced by its integers."""
-  plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  plain = lambda x: jax.random.key_data(x) if is_key(x) else x
   return {name: plain(leaf) for name, leaf in validate.leaves_with_names(state)}
 
 
@@ -273,7 +274,7 @@ def unnamed(state: MetaState, named: Mapping[str, jax.Array]) -> MetaState:
     if not old.size:
       return old
     new = named[validate.path_name(path)]
-    if not jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+    if not is_key(old):
       return new
     return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
 

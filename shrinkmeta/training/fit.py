@@ -250,7 +250,7 @@ def _check_types(
     local_path("Checkpoints.folder", checkpoints.folder)
   validate.instance("rules", rules, (Mapping, type(None)), "a dict {regex: PartitionSpec}, or None")
   for name, spec in (rules or {}).items():
-    validate.instance(f"rules, key {name!r}", name, str, "a regular expression")
+    scalars.regex("a key of rules", name)
     validate.instance(f"rules[{name!r}]", spec, PartitionSpec, "a jax.sharding.PartitionSpec")
   if stall_seconds is not None:
     if not scalars.number("stall_seconds", stall_seconds) > 0:

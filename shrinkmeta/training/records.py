@@ -132,8 +132,15 @@ class Reporter:
   holds the log record of an update until it has started the next update.
   """
 
-  def __init__(self, callbacks: Sequence[Callback], meta_batch: int, warnings: Warnings | None):
+  def __init__(
+    self,
+    callbacks: Sequence[Callback],
+    meta_batch: int,
+    warnings: Warnings | None,
+    priors: bool = False,
+  ):
     self._callbacks, self._meta_batch, self._warnings = callbacks, meta_batch, warnings
+    self._priors = priors
     self._held: tuple[int, PyTree] | None = None
     self._last = time.perf_counter()
 
@@ -161,7 +168,7 @@ class Reporter:
       callback.record(step, numbers)
     if self._warnings is not None:
       self._warnings.see(step, numbers)
-    _check_finite(step, numbers, self._meta_batch)
+    _check_finite(step, numbers, self._meta_batch, self._priors)
 
 
 @contextlib.contextmanager
@@ -182,7 +189,8 @@ def reporting(
     for number, callback in enumerate(called):
       callback.begin(first, steps)
       stack.callback(_end, number, callback)
-    yield Reporter(called, meta_batch, warnings)
+    priors = learner.spec.log_p_phi is not None or learner.spec.log_p_sigma is not None
+    yield Reporter(called, meta_batch, warnings, priors)
 
 
 def _end(number: int, callback: Callback) -> None:
@@ -198,7 +206,7 @@ def _end(number: int, callback: Callback) -> None:
     )
 
 
-def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> None:
+def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int, priors: bool) -> None:
   """Raise FloatingPointError if every task of `step` failed or its gradient is not finite."""
   if numbers["failed"] == meta_batch:
     # docs/hazards.md#adam-root explains why Adam needs eps_root.
@@ -209,10 +217,14 @@ def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> N
     )
   norms = [numbers["phi_grad_norm"], numbers.get("sigma_grad_norm", 0.0)]
   if not all(map(math.isfinite, norms)):
+    advice = (
+      "The inner loop diverges: lower the inner step size or init_sigma, or scale the inputs."
+    )
+    if priors:
+      advice = f"Look at log_p_phi and log_p_sigma at the current phi and sigma. Else: {advice}"
     raise FloatingPointError(
-      f"The gradient of step {step} is not finite, though those of its tasks are: look at "
-      "log_p_phi and log_p_sigma at the current phi and sigma. The state is the one before this "
-      "step."
+      f"The norm of the gradient of step {step} is not finite, though the gradients of its tasks "
+      f"are. {advice} The state is the one before this step."
     )
 
 

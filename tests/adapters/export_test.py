@@ -95,6 +95,12 @@ def test_bfloat16_and_a_whole_network(safetensors, tmp_path):
   assert json.loads((folder / "config.json").read_text()) == {"width": 5}
   plain = export.merged(tmp_path / "b", {"x": params}, {"x": adapters})
   assert set(safetensors.load_file(plain / "model.safetensors")) == {"x.w", "x.layers", "x.b"}
+  scalar = export.merged(tmp_path / "d", params | {"scale": jnp.float32(2)}, adapters)
+  read = safetensors.load_file(scalar / "model.safetensors")
+  assert read["scale"].shape == () and read["scale"] == 2
+  with pytest.raises(ValueError, match=r"names\['scale'\] has \"{i}\", but .* no axis of layers"):
+    more = params | {"scale": jnp.float32(2)}
+    export.merged(tmp_path / "e", more, adapters, {**names, "scale": "s.{i}"})
   with pytest.raises(ValueError, match="names has no entry for the parameter 'b'"):
     export.merged(tmp_path / "c", params, adapters, {"w": "w", "layers": "l"})
   with pytest.raises(ValueError, match="gives the name 'w' to two parameters"):
@@ -122,6 +128,10 @@ def test_wrong_arguments(tmp_path):
     ValueError, match="modules_to_save has 'a', but names has an adapter for 'a.[qk]'"
   ):
     write(good, modules_to_save={"a": {"weight": jnp.ones([2])}})
+  with pytest.raises(ValueError, match=r'\["?\'?q.*has "{i}", but A \(5, 2\) and B \(2, 4\)'):
+    write({**good, "q": "a.{i}.q"})
+  with pytest.raises(TypeError, match="'base_model.model.head.w' must be an array.*got 'abc'"):
+    write(good, modules_to_save={"head": {"w": "abc"}})
   with pytest.raises(TypeError, match="names must be a dict"):
     write("q")
   with pytest.raises(TypeError, match="base must be a text"):
@@ -139,6 +149,15 @@ def test_wrong_arguments(tmp_path):
   write(good)
   with pytest.raises(FileExistsError, match="Remove it, or write to another"):
     write(good)
+
+
+@pytest.mark.usefixtures("safetensors")
+@pytest.mark.parametrize("leaf", [jnp.ones([3], jnp.int4), KEY, jnp.tanh])
+def test_what_safetensors_does_not_hold(tmp_path, leaf):
+  params, adapters = {"w": jnp.zeros([5, 4]), "k": leaf}, adapters_of({"w": [5, 4]}, {"w": 2})
+  with pytest.raises(TypeError, match="The tensor 'k' must be an array of a dtype that safe"):
+    export.merged(tmp_path / "x", params, adapters)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("safetensors")

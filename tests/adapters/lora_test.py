@@ -79,6 +79,11 @@ def test_labels_name_kernels_and_layers():
   del split["params"]["layers"]["dense"]["kernel"]["[1]"]
   with pytest.raises(ValueError, match=r"layers \[0, 2\]; expected every layer"):
     lora.attach(predict)(split, x, params)
+  with pytest.raises(ValueError, match=r"paths: '\*' is not a regular expression"):
+    lora.split_layers(adapters, "*")
+  one, two = ({"A": jnp.ones([5, r]), "B": jnp.ones([r, 3])} for r in (1, 2))
+  with pytest.raises(ValueError, match=r"'dense/w' have 'A' of shapes \[\(5, 1\), \(5, 2\)\]"):
+    lora.stack_layers({"dense": {"w": {"[0]": one, "[1]": two}}})
 
 
 def test_a_learner_moves_adapters_only():
@@ -100,7 +105,7 @@ def test_a_learner_moves_adapters_only():
     (
       {"kernel": 2},
       ValueError,
-      r"rules has 'kernel', .* no path.*\['a', 'bias', 'deep'\]",
+      r"rules has 'kernel', .* no path.*\['a', 'bias', 'deep', 'heads'\]",
     ),
     (
       {"^a": 1, "a$": 2},
@@ -113,6 +118,10 @@ def test_a_learner_moves_adapters_only():
     ({"a": 4}, ValueError, "wants rank 4.*5 inputs and 3 outputs"),
     ({"a": (1, "iio")}, ValueError, "one letter for each axis"),
     ({"a": (1, "xy")}, ValueError, "one letter for each axis"),
+    ({"a": (1, 3)}, ValueError, "one letter for each axis"),
+    ({"*a": 1}, ValueError, r"'\*a' is not a regular expression: nothing to repeat"),
+    ({3: 1}, TypeError, "a key of rules must be a regular expression"),
+    ({"heads": 2}, ValueError, r'a stack of 16 layers .*\(2, "lio"\).* needs \(2, "ioo"\)'),
     ({"deep": 1}, ValueError, r"shape \(2, 2, 2, 2, 2\)"),
     ({}, TypeError, "rules must be a dict"),
     (3, TypeError, "rules must be a dict"),
@@ -120,6 +129,7 @@ def test_a_learner_moves_adapters_only():
 )
 def test_wrong_rules(rules, error, message):
   params = {"a": jnp.ones([5, 3]), "bias": jnp.ones([3]), "deep": jnp.ones([2] * 5)}
+  params["heads"] = jnp.ones([16, 4, 4])
   with pytest.raises(error, match=message):
     lora.init(KEY, params, rules)
 

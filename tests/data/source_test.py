@@ -139,6 +139,7 @@ def other(i, batch):
 
 
 GOOD = batches()[0]
+KEYS = jax.random.split(KEY, len(GOOD.targets))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,12 @@ GOOD = batches()[0]
       r"tasks\[1\] and tasks\[0\] differ in str",
     ),
     (other(4, GOOD._replace(targets=np.ones(3))), {}, r"All leaves of tasks\[4\] must lead with"),
+    (other(1, GOOD._replace(inputs=KEYS)), {}, r"tasks\[1\]/inputs holds random keys"),
+    (
+      sm.Task(sm.Batch(KEYS[None], np.ones((1, 2))), None),
+      {"rows": None},
+      r"tasks.train/inputs holds random keys",
+    ),
     (other(1, 3), {}, r"tasks\[1\] must be a shrinkmeta.Batch, as tasks\[0\] is; got"),
     (
       [sm.Task(GOOD, GOOD), sm.Task(GOOD, None)],

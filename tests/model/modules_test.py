@@ -152,7 +152,7 @@ def test_labels_are_made_of_parameters_alone(make):
     (["conv"], TypeError, r"rules must be a dict .*; got a list of 1 items"),
     ({"conv": 3}, TypeError, r"rules\['conv'\] must be a string, the name of a module; got 3"),
     ({3: "conv"}, TypeError, r"a key of rules must be a regular expression; got 3"),
-    ({"(": "conv"}, ValueError, r"rules: '\(' is not a regular expression"),
+    ({"(": "conv"}, ValueError, r"a key of rules: '\(' is not a regular expression"),
   ],
 )
 def test_what_are_no_rules(rules, error, message):

@@ -109,6 +109,12 @@ def one(n, dtype: Any = np.float32):
     ([one(3)], 2, ValueError, r"rows is 2, but the longest task has 3"),
     ([], None, ValueError, r"no tasks to stack"),
     (
+      [one(1), one(1)._replace(inputs=jax.random.split(jax.random.key(0), 1))],
+      None,
+      TypeError,
+      r"batches\[1\]/inputs holds random keys, .*jax.random.key_data",
+    ),
+    (
       [one(1), one(1, np.int32)],
       None,
       ValueError,
