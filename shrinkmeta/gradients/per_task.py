@@ -167,10 +167,13 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 def norm_of(spec: Spec, grad: MetaParams) -> jax.Array:
   """Return the norm [] of a task's gradient in phi and, if sigma is learned, log sigma^2.
 
-  Each entry is first divided by the largest one, because the square of a large entry overflows.
+  The norm is infinite if the square of an entry overflows, and the task then fails. A gradient that
+  is to be clipped must not fail: each entry is first divided by the largest one.
   """
   followed = grad if spec.algorithm.sigma == "learned" else grad.phi
   wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), followed)
+  if spec.clip is None:
+    return optax.tree.norm(wide)
   largest = optax.tree.norm(wide, ord="inf")
   scale = jnp.where(largest > 0, largest, 1.0)
   return scale * optax.tree.norm(jax.tree.map(lambda x: x / scale, wide))

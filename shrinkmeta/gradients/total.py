@@ -1,9 +1,9 @@
 """Sum the gradients and losses of the tasks of an update.
 
-A task fails if its loss or gradient is not finite, or if it has no example. A failed task adds
-nothing to the sums; the metrics count it. The sums run over the tasks of a block, the blocks of a
-device and the devices of a mesh. If a meta-batch does not fit into memory at once, add the Sums of
-its micro-batches leaf by leaf.
+A task fails if its loss or the norm of its gradient is not finite, or if it has no example. A
+failed task adds nothing to the sums; the metrics count it. The sums run over the tasks of a block,
+the blocks of a device and the devices of a mesh. If a meta-batch does not fit into memory at once,
+add the Sums of its micro-batches leaf by leaf.
 """
 
 import dataclasses
@@ -205,7 +205,7 @@ def _if_sound(
   dtype, counts = model.n.dtype, model.count[None]
   if task.val is not None:
     counts = jnp.stack([model.count, num_examples(task.val, dtype)])
-  # The norm is finite if and only if every entry of the gradient is: see `norm_of`.
+  # The norm is not finite if an entry of the gradient is not: see `norm_of`.
   judged = (norm, result.val_nll) if task.val is not None else norm
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
   # The gradient can be finite although the objective is not, as for a label out of range.

@@ -79,8 +79,8 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
     per_task: the PerTask of the same tasks.
 
   Returns:
-    (the next MetaState, Metrics). If every task failed, or the norm of the gradient is not finite,
-    only `step` changes.
+    (the next MetaState, Metrics). If every task failed, or the gradient is not finite, only `step`
+    changes.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -121,9 +121,8 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
     log_s2 = jax.tree.map(keep, log_s2, moved)
   new = MetaState(phi, log_s2, OptState(phi_opt, sigma_opt), state.step)
   state, constants = state._replace(constants=None), state.constants
-  # Take no step if every task failed, or if the norm of the gradient is not finite. The gradients
-  # of the tasks in the sum are finite, but the gradient of a prior may not be, nor the squares of
-  # the sum, which an optimiser such as Adam needs.
+  # Take no step if every task failed, or if the gradient is not finite. The gradients of the tasks
+  # in the sum are finite, but their sum and the gradient of a prior may not be.
   moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
   moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
   new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)

@@ -132,15 +132,8 @@ class Reporter:
   holds the log record of an update until it has started the next update.
   """
 
-  def __init__(
-    self,
-    callbacks: Sequence[Callback],
-    meta_batch: int,
-    warnings: Warnings | None,
-    priors: bool = False,
-  ):
+  def __init__(self, callbacks: Sequence[Callback], meta_batch: int, warnings: Warnings | None):
     self._callbacks, self._meta_batch, self._warnings = callbacks, meta_batch, warnings
-    self._priors = priors
     self._held: tuple[int, PyTree] | None = None
     self._last = time.perf_counter()
 
@@ -168,7 +161,7 @@ class Reporter:
       callback.record(step, numbers)
     if self._warnings is not None:
       self._warnings.see(step, numbers)
-    _check_finite(step, numbers, self._meta_batch, self._priors)
+    _check_finite(step, numbers, self._meta_batch)
 
 
 @contextlib.contextmanager
@@ -189,8 +182,7 @@ def reporting(
     for number, callback in enumerate(called):
       callback.begin(first, steps)
       stack.callback(_end, number, callback)
-    priors = learner.spec.log_p_phi is not None or learner.spec.log_p_sigma is not None
-    yield Reporter(called, meta_batch, warnings, priors)
+    yield Reporter(called, meta_batch, warnings)
 
 
 def _end(number: int, callback: Callback) -> None:
@@ -206,7 +198,7 @@ def _end(number: int, callback: Callback) -> None:
     )
 
 
-def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int, priors: bool) -> None:
+def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> None:
   """Raise FloatingPointError if every task of `step` failed or its gradient is not finite."""
   if numbers["failed"] == meta_batch:
     # docs/hazards.md#adam-root explains why Adam needs eps_root.
@@ -217,14 +209,10 @@ def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int, prio
     )
   norms = [numbers["phi_grad_norm"], numbers.get("sigma_grad_norm", 0.0)]
   if not all(map(math.isfinite, norms)):
-    advice = (
-      "The inner loop diverges: lower the inner step size or init_sigma, or scale the inputs."
-    )
-    if priors:
-      advice = f"Look at log_p_phi and log_p_sigma at the current phi and sigma. Else: {advice}"
     raise FloatingPointError(
-      f"The norm of the gradient of step {step} is not finite, though the gradients of its tasks "
-      f"are. {advice} The state is the one before this step."
+      f"The gradient of step {step} is not finite, though those of its tasks are: look at "
+      "log_p_phi and log_p_sigma at the current phi and sigma. The state is the one before this "
+      "step."
     )
 
 
