@@ -39,11 +39,14 @@ for line in sys.stdin:
 def python(tmp_path_factory):
   """(*arguments, module="" or program="") -> what subprocess.run returns of that Python program.
 
-  Programs of XLA that one has compiled are read from a cache by the others.
+  Programs of XLA that one has compiled are read from a cache by the others, those of the other
+  workers of pytest-xdist too: their folders are in one.
   """
   folder = tmp_path_factory.mktemp("python")
+  worker = os.environ.get("PYTEST_XDIST_WORKER")
+  shared = tmp_path_factory.getbasetemp().parent if worker else folder
   environment = {
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+    "JAX_COMPILATION_CACHE_DIR": str(shared / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
   }
