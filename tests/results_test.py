@@ -27,6 +27,7 @@ TEXT_COLUMNS = {
   "phi_of",
   "pooled",
   "rival",
+  "searched_with",
   "seed_numbers",
   "setting",
   "settings",
