@@ -14,11 +14,11 @@ def _windows(x: jax.Array) -> jax.Array:
 def max_pool(x: jax.Array) -> jax.Array:
   """2 x 2 maximum, [N, H, W, C] -> [N, H // 2, W // 2, C].
 
-  It is a maximum of four strided slices. Its derivative is a weighted sum over each window. The
-  transpose of that multiplies and adds nothing, and XLA makes one vectorised loop of it. On a CPU
-  this is several times cheaper than the gradient of a windowed reduction or of the four slices
-  (docs/hazards.md#pooling-gradients). A derivative stores one byte per window, which holds the
-  weights. Pixels that tie share the gradient.
+  It is a maximum of four strided slices. Its derivative is a weighted sum over each window, with
+  weight 1 at the maximum and 0 elsewhere; pixels that tie share the weight. The gradient is then
+  one product for each pixel. On a CPU this is several times cheaper than the gradient of a windowed
+  reduction or of the four slices (docs/hazards.md#pooling-gradients). A derivative stores the
+  weights of a window in one byte.
   """
   a, b, c, d = _quarters(x)
   return jnp.maximum(jnp.maximum(a, c), jnp.maximum(b, d))

@@ -16,12 +16,13 @@ PyTree = Any
 
 
 def is_key(x: Any) -> bool:
-  """Return whether x is an array of random keys, such as `jax.random.key(0)`.
+  """Return whether x is an array of random keys, such as `jax.random.key(0)`, or its shape.
 
-  >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
-  (True, False)
+  >>> is_key(jax.random.key(0)), is_key(jax.eval_shape(jax.random.key, 0)), is_key(jnp.zeros(2))
+  (True, True, False)
   """
-  return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  array = isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+  return array and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Check single values: numbers, flags, keys of random numbers, regular expressions, dtypes."""
+"""Check single values: numbers, flags, random keys, regular expressions, dtypes, optimisers."""
 
 import re
 from collections.abc import Mapping
