@@ -99,6 +99,29 @@ def test_a_learner_moves_adapters_only():
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.phi))
 
 
+def test_dropout_with_adapters():
+  """As the docstring of `attach` says."""
+
+  def net(p, x, key=None):
+    keep = 1.0 if key is None else jax.random.bernoulli(key, 0.5, x.shape) * 2.0
+    return (x * keep) @ p["w"]
+
+  adapters = random_like(lora.init(KEY, W, {"w": 1}))
+  predict = lambda a, x, c, key=None: lora.attach(lambda p, x: net(p, x, key))(a, x, c)
+  likelihood, x = sm.with_randomness(sm.gaussian(predict)), jnp.ones([2, 3])
+  whole = lora.merge(W, adapters)
+  for key in (None, KEY):
+    np.testing.assert_allclose(predict(adapters, x, W, key), net(whole, x, key), rtol=1e-5)
+  batch = sm.Batch(jnp.stack([x] * 2), jnp.ones([2, 2, 3]))
+  learner = sm.sigma_maml(likelihood, lora.labels(adapters))
+  state = learner.init(adapters, constants=W)
+  update = jax.jit(learner.update)
+  _, metrics = update(state, sm.Task(batch, batch), key=KEY)
+  _, other = update(state, sm.Task(batch, batch), key=jax.random.key(1))
+  assert metrics.num_failed == 0
+  assert (metrics.task_grad_norm != other.task_grad_norm).all()
+
+
 @pytest.mark.parametrize(
   ("rules", "error", "message"),
   [
