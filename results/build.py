@@ -100,6 +100,8 @@ def across(records, columns, key):
   """Spread the last column over the values of `key`: (head, rows)."""
   *fixed, value = [name for name in columns if name != key]
   steps = list(dict.fromkeys(record[key] for record in records))
+  if all(step.isdigit() for step in steps):
+    steps.sort(key=int)
   rows = {}
   for record in records:
     rows.setdefault(tuple(record[name] for name in fixed), {})[record[key]] = cell(record, value)
