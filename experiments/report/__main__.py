@@ -3,13 +3,14 @@
     python -m experiments.report runs/small_data runs/sinusoid --out=report
 
 Runs with the same protocol and settings are compared in one section. The default of --out is
-report.
+report. If a run is damaged, the report has the others, and the command ends with exit code 1.
 """
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.report import browser, page
 from experiments.settings import flags as shared
@@ -31,9 +32,12 @@ def main(argv: Sequence[str]) -> None:
   with shared.usage():
     folders = [paths.local("A folder of runs", text) for text in argv[1:]]
     out = pathlib.Path(shared.or_default(_OUT, "report"))
-    written = page.write(folders, out, _EVALUATION.value)
+    written, damaged = page.write(folders, out, _EVALUATION.value)
   if _OPEN.value:
     browser.show(written)
+  if damaged:
+    logging.error("Left out, damaged: %s", ", ".join(map(str, damaged)))
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,16 @@ class Evaluated(NamedTuple):
   checksums: dict[str, str] | None = None  # of the data; runs of earlier versions have none
 
 
-def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated]]:
-  """Return the runs with a file NAME.json, grouped by settings and data, in algorithms.ALL's order.
+def groups_of(
+  folders: Sequence[pathlib.Path], name: str
+) -> tuple[list[list[Evaluated]], list[pathlib.Path]]:
+  """Return (the runs with a file NAME.json in groups, the runs whose file is damaged).
 
-  Runs on different data have other tasks, even if the words of their protocols are the same.
+  A group has the same settings and data, and the order of algorithms.ALL. Runs on different data
+  have other tasks, even if the words of their protocols are the same.
   """
   found: dict[str, list[Evaluated]] = {}
+  damaged: list[pathlib.Path] = []
   for folder in folders:
     file = folder / f"{name}.json"
     if store.diverged(folder).exists():
@@ -39,6 +43,7 @@ def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated
       settings, (curve,) = results.read_json(file)
     except ValueError as error:
       logging.error("%s is left out: %s", folder, error)
+      damaged.append(folder)
       continue
     arm, about = settings.pop("arms")[curve.algorithm], store.read(folder)[1]
     sums = about.get("checksums")
@@ -53,7 +58,7 @@ def groups_of(folders: Sequence[pathlib.Path], name: str) -> list[list[Evaluated
       "experiments.evaluate on the others first."
     )
   order = lambda one: (algorithms.ALL.index(one.curve.algorithm), one.curve.seed)
-  return [sorted(members, key=order) for members in found.values()]
+  return [sorted(members, key=order) for members in found.values()], damaged
 
 
 def _check_alike(one: Evaluated, members: Sequence[Evaluated]) -> None:

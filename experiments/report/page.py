@@ -14,7 +14,9 @@ from experiments.runs import files, store
 _OWN_FILES = r"tables_\d+\.md|(adaptation|sigma_per_module|sigma_heat_map|data)_\d+\.png"
 
 
-def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pathlib.Path:
+def write(
+  paths: Sequence[files.Path], out: pathlib.Path, evaluation: str
+) -> tuple[pathlib.Path, list[pathlib.Path]]:
   """Write index.html, tables and pictures to `out`.
 
   Args:
@@ -23,10 +25,10 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pa
     evaluation: the name of the file of each run, without its suffix.
 
   Returns:
-    The path of the page.
+    (the path of the page, the damaged runs that it leaves out).
   """
-  folders = _readable(store.find(paths))
-  groups = groups_of(folders, evaluation)
+  folders, unreadable = _readable(store.find(paths))
+  groups, damaged = groups_of(folders, evaluation)
   diverged = [diverged_among(folders, members) for members in groups]
   out.mkdir(parents=True, exist_ok=True)
   earlier = [file for file in out.iterdir() if re.fullmatch(_OWN_FILES, file.name)]
@@ -44,24 +46,26 @@ def write(paths: Sequence[files.Path], out: pathlib.Path, evaluation: str) -> pa
   for folder in set(filter(lambda f: store.diverged(f).exists(), folders)).difference(*diverged):
     logging.warning("%s diverged in training, and no other run is like it: left out.", folder)
   logging.info("The report is %s", out / "index.html")
-  return out / "index.html"
+  return out / "index.html", unreadable + damaged
 
 
-def _readable(folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-  """Return the runs whose run.json can be read; log errors for the others."""
-  found, errors = [], []
+def _readable(
+  folders: Sequence[pathlib.Path],
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """Return (the runs whose run.json can be read, the others); log errors for the others."""
+  found, errors = [], {}
   for folder in folders:
     try:
       store.read(folder)
     except ValueError as error:
-      errors.append(str(error))
+      errors[folder] = str(error)
       continue
     found.append(folder)
   if not found:
-    raise ValueError(errors[0])
-  for error in errors:
+    raise ValueError(next(iter(errors.values())))
+  for error in errors.values():
     logging.error("A run is left out: %s", error)
-  return found
+  return found, list(errors)
 
 
 def write_one(

@@ -100,6 +100,12 @@ def test_a_run_is_trained_evaluated_and_not_mixed_with_another(tmp_path, command
   (again / "test.json").write_text(text.replace('"seed": 0', '"seed": 1'))
   done = command("report", tmp_path, f"--out={page}")
   assert done.returncode != 0 and "runs of one arm with unlike settings" in done.stderr
+
+  (again / "test.json").write_text(text[:100])
+  (page / "index.html").unlink()
+  done = command("report", tmp_path, f"--out={page}")
+  assert done.returncode == 1 and f"Left out, damaged: {again}" in done.stderr
+  assert "sigma_imaml" in (page / "index.html").read_text()  # the report of the others
   shutil.rmtree(again)
 
   done = command("train", *flags, "--algorithms=reptile", "--set=problem.shots=3")
@@ -172,7 +178,8 @@ def several(tmp_path):
 
 def test_runs_on_different_data_are_not_compared(several):
   folders = store.find([several])
-  groups = evaluated.groups_of(folders, "test")
+  groups, damaged = evaluated.groups_of(folders, "test")
+  assert not damaged
   names = [[one.curve.algorithm for one in members] for members in groups]
   assert sorted(names) == [["fomaml"], ["reptile", "maml"]]
   lost = {len(members): evaluated.diverged_among(folders, members) for members in groups}
@@ -184,7 +191,8 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(several, caplog):
   (several / "reptile-0" / "run.json").write_text('{"format"')
   (several / "maml-0" / "test.json").write_text('{"format"')
   with caplog.at_level(logging.ERROR, logger="absl"):
-    written = page.write([several], several / "report", "test")
+    written, damaged = page.write([several], several / "report", "test")
+  assert damaged == [several / "reptile-0", several / "maml-0"]
   for name in ("reptile-0/run.json", "maml-0/test.json"):
     assert str(several / name) in caplog.text
   assert "fomaml" in written.read_text() and "reptile" not in written.read_text()
