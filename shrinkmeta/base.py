@@ -190,7 +190,7 @@ class Metrics(NamedTuple):
     mean_solve: [] each, the mean of `solve`; None also if one linear system couples all tasks.
     phi_grad_norm: [] the norm of the gradient of the meta-loss with respect to phi.
     task_grad_norm: [T] the norm of the gradient of each task with respect to phi and, if it is
-      learned, log sigma^2; before `sm.clip_tasks`.
+      learned, log sigma^2; before `sm.clip_tasks`. With `sigma_gradient="joint"`, phi alone.
     sigma_grad: {module: []}, d meta-loss / d log sigma_m^2.
     warm: the starting points for the next update of these tasks; None if the caller passed none.
   """
@@ -221,7 +221,7 @@ class Sums(NamedTuple):
   loss: jax.Array  # [] the sum of val_nll
   phi_loss: jax.Array  # [] the loss that phi follows: see Metrics
   judged: jax.Array  # [] examples in the loss: val, or train if val is None; both if "pooled"
-  sound: jax.Array  # [] int32, the tasks that did not fail; 0 if the term of REML is not finite
+  sound: jax.Array  # [] int32, the tasks that did not fail
   inner: InnerInfo  # [] each, floats
   solve: SolveInfo | None  # [] each, likewise; None if no task solves a linear system of its own
   tasks: jax.Array  # [] int32, T, failed tasks included
@@ -254,7 +254,8 @@ class MetaLearner(NamedTuple):
   Each function has its own docstring: `help(learner.update)`. `update(state, tasks)` equals
   `apply(state, *sums(state, tasks))`. If a meta-batch does not fit into memory, cut it into
   micro-batches. Call `sums` on each, add their Sums leaf by leaf, concatenate their PerTasks, and
-  call `apply` once. `sm.fit(micro_batches=...)` does this.
+  call `apply` once. `sm.fit(micro_batches=...)` does this. With `sigma_gradient="joint"`
+  or `restricted` an update needs all its tasks at once, so `sums` refuses a second micro-batch.
 
   Attributes:
     init: the first state, from the first parameters.

@@ -164,7 +164,8 @@ def reptile(
       negative log-likelihood per example, -log p(D^train | theta) / N.
     phi_optimizer: the optax optimiser of phi, Adam(1e-3) by default. It must not need the value of
       the loss.
-    log_p_phi: the log density of a prior on phi, phi -> [] in nats: see `sm.priors`.
+    log_p_phi: the log density of a prior on phi, phi -> []: see `sm.priors`. Its gradient, divided
+      by the number of tasks, is subtracted from the mean of phi - theta_hat: scale it to fit.
     batching: how many tasks run at once on a device: see `sm.over_tasks`.
     mesh: the devices over which the tasks are split, or None: see `sm.task_mesh`.
 

@@ -115,9 +115,8 @@ def choose_modules(
   """
   sigma = _check(learner, state, tasks, tolerance)
   repeats = validate.integer("repeats", repeats, 0)
-  if key is not None:
-    scalars.key("key", key)
-    key = same_in_any_batch(key)
+  scalars.key("key", key)
+  key = same_in_any_batch(key)
   labels, candidates = learner.spec.labels, tuple(m for m, s in sigma.items() if s > 0)
   sizes = module_sizes(state.phi, labels)
   itemsize = jnp.result_type(jax.tree.leaves(state.phi)[0]).itemsize

@@ -296,7 +296,7 @@ def _local(
   add_up = lambda a, b: (jax.tree.map(lambda x: jnp.sum(x, 0), a), b)
   block = lambda tasks: add_up(*jax.vmap(f, in_axes=(None, 0))(shared, tasks))
 
-  if count in (0, size):
+  if count == 0 or 1 < size == count:
     return block(tasks)
   if size == 1:
     in_a_sum = lambda x: jnp.sum(jnp.asarray(x)[None], 0)  # its dtype: bools and int8 become int32

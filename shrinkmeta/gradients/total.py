@@ -52,9 +52,7 @@ def network_of(spec: Spec, shared: Shared) -> Likelihood:
 
   If the algorithm needs a posterior mode, a network of `sm.with_randomness` runs without its key.
   """
-  likelihood = spec.likelihood
-  if spec.has_mode and getattr(likelihood.predict, "random", False):
-    likelihood = deterministic(likelihood)
+  likelihood = deterministic(spec.likelihood) if spec.has_mode else spec.likelihood
   return likelihood if shared.constants is None else with_constants(likelihood, shared.constants)
 
 
@@ -208,9 +206,10 @@ def _if_sound(
   # The norm is not finite if an entry of the gradient is not: see `norm_of`.
   judged = (norm, result.val_nll) if task.val is not None else norm
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
-  # The gradient can be finite although the objective is not, as for a label out of range.
-  inner_info = result.inner
-  finite.append(jnp.isfinite(inner_info.objective) | (inner_info.steps == 0))
+  # The gradient can be finite although the objective is not, as for a label out of range. A loop
+  # that differentiates through its steps, or reports only on its steps, has none after 0 steps.
+  inner_info, measured = result.inner, spec.has_mode or algorithm.phi == "pooled"
+  finite.append(jnp.isfinite(inner_info.objective) | ((inner_info.steps == 0) & (not measured)))
   if follows_objective:
     finite.append(jnp.isfinite(result.phi_loss))
   ok = jnp.all(jnp.stack(finite)) & jnp.all(counts > 0)
@@ -237,18 +236,15 @@ def _restricted(
   batches: Batch,
   sums: Sums,
 ) -> Sums:
-  """Add REML's term to the sums; it depends on all tasks together."""
+  """Add REML's term to the sums; it depends on all tasks together.
+
+  If the tasks together do not determine an integrated entry of phi, the term is not finite. Then
+  the gradient is NaN, and `apply` takes no step.
+  """
   term = lambda params: -restriction_of(functools.partial(make, params), batches, integrated)
   value, slope = jax.value_and_grad(term)(params)
-  # The term is not finite if the tasks together do not determine an integrated entry of phi. Then
-  # the update takes no step.
-  finite = [jnp.all(jnp.isfinite(x)) for x in (value, *jax.tree.leaves(slope))]
-  determined = jnp.all(jnp.stack(finite))
-  grad = jax.tree.map(
-    lambda a, b: jnp.where(determined, a + b, jnp.zeros_like(a)), sums.grad, slope
-  )
-  sound = jnp.where(determined, sums.sound, 0)
-  return sums._replace(grad=grad, phi_loss=sums.phi_loss + value, sound=sound)
+  grad = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(value), a + b, jnp.nan), sums.grad, slope)
+  return sums._replace(grad=grad, phi_loss=sums.phi_loss + value)
 
 
 def _emptied(batches: Batch, failed: jax.Array) -> Batch:

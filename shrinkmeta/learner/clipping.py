@@ -30,7 +30,8 @@ def clip_tasks(learner: MetaLearner, norm: float) -> MetaLearner:
     norm: the largest norm of the gradient of one task, in nats per example and unit of phi.
 
   Returns:
-    the MetaLearner. `adapt` and all its other functions are the same.
+    the MetaLearner. `adapt` is the same. A function of `learner` that you replaced is not kept:
+    replace it in the result.
 
   Raises:
     TypeError: an argument has the wrong type.

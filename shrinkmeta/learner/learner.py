@@ -48,7 +48,7 @@ from shrinkmeta.mode.optimise import Steps, checked_steps
 from shrinkmeta.model import modules
 from shrinkmeta.model.outputs import check_targets
 from shrinkmeta.model.tasks import Batch, Task, check_batch, check_tasks
-from shrinkmeta.model.variants import warn_without_key, with_constants
+from shrinkmeta.model.variants import is_random, warn_without_key, with_constants
 
 PyTree = Any
 
@@ -176,7 +176,8 @@ def sums(
     (Sums, which add up leaf by leaf over micro-batches; PerTask, to be concatenated).
 
   Raises:
-    TypeError, ValueError: `tasks` or `state` does not fit this learner.
+    TypeError, ValueError: `tasks` or `state` does not fit this learner, or `first` is not 0 and the
+      learner has `sigma_gradient="joint"` or `restricted`.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -185,6 +186,11 @@ def sums(
   >>> int(sums.tasks), per_task.val_nll.shape
   (3, (3,))
   """
+  if spec.sees_all_tasks and not (isinstance(first, int) and first == 0):
+    raise ValueError(
+      'sigma_gradient="joint" and restricted join all tasks of an update in one term, which is no '
+      "sum over micro-batches. Call `sums` once, with all tasks of the update and first=0."
+    )
   return sums_over_tasks(spec, *_ready(spec, state, tasks, key, warm, first))
 
 
@@ -192,12 +198,11 @@ def _ready(spec: Spec, state: MetaState, tasks: Task, key: Any, warm: Any, first
   """Check the arguments of `sums`, and return those of `sums_over_tasks`."""
   params, frozen = _checked(spec, state)
   check_tasks(tasks, needs_val=spec.needs_validation)
-  if key is not None:
-    scalars.key("key", key)
-    key = same_in_any_batch(key)
+  scalars.key("key", key)
+  key = same_in_any_batch(key)
   if not isinstance(first, int) or first:
     first = scalars.count("first", first)
-  if key is None and not spec.has_mode and getattr(spec.likelihood.predict, "random", False):
+  if key is None and not spec.has_mode and is_random(spec.likelihood):
     warn_without_key()
   if validate.readable(tasks):
     check_targets(with_constants(spec.likelihood, state.constants), "tasks", tasks, state.phi)
@@ -238,9 +243,8 @@ def adapt(
   """
   params, frozen = _checked(spec, state)
   check_batch("batch", batch)
-  if key is not None:
-    scalars.key("key", key)
-    key = same_in_any_batch(key)
+  scalars.key("key", key)
+  key = same_in_any_batch(key)
   steps = None if steps is None else checked_steps(steps)
   return theta_hat(spec, frozen, Shared(params, key, state.constants), batch, steps)
 
@@ -274,8 +278,7 @@ def adapt_tasks(
   """
   params, frozen = _checked(spec, state)
   check_batch("batches", batches, ("T", "N"))
-  if key is not None:
-    scalars.key("key", key)
+  scalars.key("key", key)
   if steps is not None:
     steps = checked_steps(steps)
   if validate.readable(batches):

@@ -20,15 +20,14 @@ from shrinkmeta.config import Inner
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, num_rows, weights
-from shrinkmeta.model.variants import with_key
+from shrinkmeta.model.variants import is_random, with_key
 
 PyTree = Any
 
-# What is folded into a task's key for the draws of a random network; steps are smaller.
-_NETWORK = 2**32 - 1
+# Inner step i folds i into the task's key for its mini-batch. The draws of a random network, and
+# mini-batches after the steps, fold in large numbers of their own (as does per_task.py).
+_NETWORK, _AT_END = 2**32 - 4, 2**32 - 1
 Steps = int | jax.Array | tuple[int, ...] | None
-# Inner step i folds i into the key of its draws. Draws outside the steps fold in this number.
-_AT_END = 2**32 - 1
 
 
 class Mode(NamedTuple):
@@ -89,7 +88,7 @@ def posterior_mode(
     the Mode; for a tuple of S steps its leaves are [S, ...].
   """
   steps = inner.steps if steps is None else checked_steps(steps)
-  random = key is not None and getattr(model.likelihood.predict, "random", False)
+  random = key is not None and is_random(model.likelihood)
   fixed_batch = model.frozen and inner.batch_size is None and not random
   task = loop(inner, model.hoisted() if fixed_batch else model, key)
 
@@ -139,7 +138,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
   leaf = lambda sign: lambda m, p, v: None if p is None else shift(p, v, sign, free(m))
   moved = lambda z, sign=1.0: jax.tree.map(leaf(sign), model.labels, model.part, z)
 
-  random = key is not None and getattr(model.likelihood.predict, "random", False)
+  random = key is not None and is_random(model.likelihood)
   # A stream of keys of its own: mini-batches are drawn with fold_in(key, step).
   own: Any = jax.random.fold_in(cast(Any, key), _NETWORK) if random else None
   drawn = lambda step: with_key(model.likelihood, jax.random.fold_in(own, step))

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from shrinkmeta.base import MetaLearner, MetaState, check_learner, check_state
 from shrinkmeta.checks import scalars, validate
@@ -171,7 +172,12 @@ def restore(
     if step is not None and step not in steps:
       raise ValueError(f"{folder} has no state of step {step}; its steps are {steps}.")
     steps = steps if step is None else [step]
-    return _newest_readable(folder, steps, state, wanted, checkpoints.constants).state
+    found = _newest_readable(folder, steps, state, wanted, checkpoints.constants)
+    for step, error in found.damaged.items():
+      logging.error(
+        "The checkpoint of step %d is damaged, and an older one is used: %s", step, error
+      )
+    return found.state
 
 
 @contextlib.contextmanager

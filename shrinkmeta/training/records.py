@@ -211,8 +211,9 @@ def _check_finite(step: int, numbers: Mapping[str, float], meta_batch: int) -> N
   if not all(map(math.isfinite, norms)):
     raise FloatingPointError(
       f"The gradient of step {step} is not finite, though those of its tasks are: look at "
-      "log_p_phi and log_p_sigma at the current phi and sigma. The state is the one before this "
-      "step."
+      "log_p_phi and log_p_sigma at the current phi and sigma. With `restricted`, the tasks of an "
+      "update must determine every entry of phi in these modules: take more tasks, or leave a "
+      "module out. The state is the one before this step."
     )
 
 

@@ -51,6 +51,24 @@ def test_a_task_is_traced_once(batching, traces):
   assert len(calls) == traces
 
 
+def test_one_task_is_not_batched():
+  """A batched loop that stops early selects between old and new values of everything it carries."""
+
+  @jax.custom_batching.custom_vmap
+  def alone(x):
+    return 2 * x
+
+  @alone.def_vmap
+  def _(size, batched, x):
+    raise AssertionError("under vmap")
+
+  task = lambda shared, x: (shared * alone(x), alone(x))
+  total, each = sm.over_tasks(task, jnp.ones(()), jnp.ones([1, 3]), "sequential")
+  assert total.tolist() == [2, 2, 2] and each.tolist() == [[2, 2, 2]]
+  with pytest.raises(AssertionError, match="under vmap"):
+    sm.over_tasks(task, jnp.ones(()), jnp.ones([2, 3]), "vmap")
+
+
 ANY: Any = sm  # for arguments of wrong types
 
 

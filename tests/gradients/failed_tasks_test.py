@@ -207,6 +207,39 @@ def test_a_label_out_of_range_in_the_training_part_is_a_failed_task(name):
   close(metrics.phi_loss, want_metrics.phi_loss)
 
 
+@pytest.mark.parametrize("make", [sm.no_adaptation, sm.imaml, sm.empirical_bayes])
+def test_an_infinite_loss_fails_also_in_a_task_without_inner_steps(make):
+  """The mode of imaml and of the evidence is at phi, so their loops take no step."""
+
+  def log_prob(output, target):
+    return jnp.where(target > 9.0, -jnp.inf, -0.5 * (output - target) ** 2)
+
+  likelihood = sm.Likelihood(lambda theta, x: x * theta["w"], log_prob)
+  keywords = {} if make is sm.no_adaptation else {"inner": sm.Inner(optax.sgd(0.1), 5, tol=1e-3)}
+  learner = make(likelihood, {"w": "w"}, **keywords)
+  good = sm.Batch(jnp.ones([2, 1]), jnp.array([[0.0], [0.0]]))
+  bad = good._replace(targets=jnp.array([[0.0], [10.0]]))
+  _, metrics = jax.jit(learner.update)(learner.init({"w": 0.0}), sm.Task(bad, good))
+  assert metrics.inner.steps.tolist() == [0, 0]
+  assert metrics.failed.tolist() == [False, True]
+  assert np.isfinite(float(metrics.phi_loss))
+
+
+@pytest.mark.parametrize(
+  "learner",
+  [
+    sm.sigma_reptile(LINEAR, LABELS, sigma_gradient="joint"),
+    sm.empirical_bayes(LINEAR, LABELS, restricted=("head",)),
+  ],
+)
+def test_a_second_micro_batch_is_refused_where_tasks_are_joined(learner):
+  state, tasks = learner.init(PHI), tasks_of(2, jnp.float32)
+  sums, reports = learner.sums(state, tasks)
+  assert int(learner.apply(state, sums, reports)[0].step) == 1
+  with pytest.raises(ValueError, match="no sum over micro-batches. Call `sums` once"):
+    learner.sums(state, tasks, first=2)
+
+
 def test_reml_of_a_phi_that_the_tasks_leave_open_moves_nothing():
   likelihood = sm.gaussian(lambda theta, x: x @ theta["w"] + theta["b"])
   params = {"w": jnp.zeros(2), "b": jnp.zeros([])}
@@ -216,7 +249,10 @@ def test_reml_of_a_phi_that_the_tasks_leave_open_moves_nothing():
   )
   state = learner.init(params)
   new, metrics = jax.jit(learner.update)(state, sm.Task(batch, None))
-  assert int(metrics.num_failed) == 1 and np.isnan(float(metrics.phi_loss))
+  assert int(metrics.num_failed) == 0 and int(metrics.mean_inner.steps) == 3  # no task is to blame
+  assert not np.isfinite(float(metrics.phi_loss))
+  with pytest.raises(FloatingPointError, match="With `restricted`, the tasks of an update must"):
+    sm.fit(learner, state, sm.Task(batch, None), 1, meta_batch=1)
   close(new.phi, state.phi)
   close(new.log_sigma2, state.log_sigma2)
   with pytest.raises(ValueError, match="restricted has 'nobody', which is no module"):

@@ -8,6 +8,8 @@ import optax
 import pytest
 
 import shrinkmeta as sm
+from shrinkmeta.gradients import per_task
+from shrinkmeta.mode import optimise
 
 LABELS = {"w": "w"}
 PARAMS = {"w": jnp.array([0.5, -0.2, 0.3])}
@@ -57,17 +59,24 @@ def test_every_task_step_and_batch_has_a_key_of_its_own(name, batching):
   assert not first & set(seen)
 
 
+def test_what_is_folded_into_the_key_of_a_task_differs():
+  streams = [optimise._NETWORK, optimise._AT_END, per_task._VALIDATION, per_task._POOLED]
+  assert len(set(streams)) == 4 and min(streams) > 2**31  # steps are int32
+
+
 def test_maml_is_the_plain_loop_with_these_draws():
-  learner = sm.maml(spying([]), LABELS, inner=INNER)
+  learner = sm.maml(spying([]), LABELS, inner=sm.Inner(optax.sgd(0.02), STEPS))
   one = jax.tree.map(lambda x: x[:1], TASKS)
   grad, metrics = jax.jit(learner.meta_gradient)(learner.init(PARAMS), one, KEY)
   of_task = jax.random.fold_in(KEY, 0)
-  steps = [jax.random.fold_in(jax.random.fold_in(of_task, 2**32 - 1), i) for i in range(STEPS)]
+  steps = [jax.random.fold_in(jax.random.fold_in(of_task, 2**32 - 4), i) for i in range(STEPS)]
   scales = [scale_of(key) for key in (*steps, jax.random.fold_in(of_task, 2**32 - 2))]
 
   def loss(w, scales):
     for scale in scales[:STEPS]:
-      w = w - 0.1 * jax.grad(lambda w, s=scale: 0.5 * jnp.mean((s * (BATCH.inputs[0] @ w)) ** 2))(w)
+      w = w - 0.02 * jax.grad(lambda w, s=scale: 0.5 * jnp.mean((s * (BATCH.inputs[0] @ w)) ** 2))(
+        w
+      )
     return 0.5 * jnp.mean((scales[STEPS] * (BATCH.inputs[0] @ w)) ** 2) + 0.5 * np.log(2 * np.pi)
 
   value, want = jax.value_and_grad(loss)(PARAMS["w"], scales)

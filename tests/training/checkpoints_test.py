@@ -407,13 +407,15 @@ def test_restore_from_a_folder_without_checkpoints(tmp_path):
   assert not (tmp_path / "none").exists()
 
 
-def test_restore_says_what_is_damaged_and_moves_nothing(tmp_path):
+def test_restore_says_what_is_damaged_and_moves_nothing(tmp_path, caplog):
   learner = make_learner()
   write(tmp_path, learner, (1, 2))
   (tmp_path / "2" / "about" / "metadata").write_text("{}")
   with pytest.raises(OSError, match="step 2: KeyError"):
     sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS), 2)
-  newest_whole = sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS))
+  with caplog.at_level("ERROR", logger="absl"):
+    newest_whole = sm.restore(sm.Checkpoints(tmp_path), learner, learner.init(PARAMS))
+  assert "The checkpoint of step 2 is damaged, and an older one is used: KeyError" in caplog.text
   chex.assert_trees_all_equal(newest_whole, state_at(learner, 1))
   assert kept(tmp_path) == ["1", "2"]
 

@@ -188,16 +188,22 @@ def test_a_stopped_run_continues(tmp_path):
 
 def test_the_best_evaluated_state_is_kept(tmp_path):
   learner, state = make()
-  values = iter([3.0, 1.0, 2.0])
+  values, saved = iter([math.nan, 3.0, 1.0, 2.0]), []
+
+  def evaluate(state):
+    saved.append(sorted(name for name in os.listdir(tmp_path) if name.isdigit()))
+    return {"nll": next(values)}
+
   keywords = {
-    "evaluate": lambda state: {"nll": next(values)},
+    "evaluate": evaluate,
     "evaluate_every": 2,
     "best": "nll",
-    "checkpoints": sm.Checkpoints(tmp_path, every=100, keep=1),
+    "checkpoints": sm.Checkpoints(tmp_path, every=100, keep=1, asynchronous=False),
   }
-  _, records = run(learner, state, 6, **keywords)
-  assert [record.get("eval/nll") for record in records] == [None, 3.0, None, 1.0, None, 2.0]
-  assert sorted(os.listdir(tmp_path)) == ["4", "6"]
+  _, records = run(learner, state, 8, **keywords)
+  assert [record.get("eval/nll") for record in records[3::2]] == [3.0, 1.0, 2.0]
+  assert saved == [[], [], ["4"], ["6"]]  # NaN is never the best
+  assert sorted(os.listdir(tmp_path)) == ["6", "8"]
 
 
 def test_json_lines_are_strict(tmp_path):

@@ -27,6 +27,7 @@ def run_settings(learner: MetaLearner) -> dict[str, Any]:
       "LogDet": dataclasses.asdict(spec.log_det),
       "learner": {
         "sigma_gradient": spec.sigma_gradient,
+        "clip_tasks": spec.clip,
         "log_p_phi": given(spec.log_p_phi),
         "log_p_sigma": given(spec.log_p_sigma),
       },

@@ -48,6 +48,8 @@ def test_a_changed_objective_is_named():
   assert changes(map_(LIKELIHOOD, labels, log_p_sigma=prior), map_(LIKELIHOOD, labels)) == [
     "learner.log_p_sigma was 'given' and is now 'absent'"
   ]
+  maml = sm.maml(LIKELIHOOD, labels)
+  assert changes(maml, sm.clip_tasks(maml, 0.1)) == ["learner.clip_tasks was None and is now 0.1"]
   evidence = lambda **how: sm.empirical_bayes(LIKELIHOOD, labels, log_det=sm.LogDet(**how))
   assert changes(evidence(), evidence(method="lanczos", probes=8)) == [
     "LogDet.method was 'auto' and is now 'lanczos'",
