@@ -79,9 +79,12 @@ def gradient_of(spec: Spec) -> PerTaskGradient:
 
 def unrolled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate val_nll at theta_hat backwards through the inner steps."""
-  mode_at = lambda params: posterior_mode(spec.inner, model.at(params), key=key, info_at_end=False)
-  judged = lambda params: _judged(model, mode_at(params), item.task, key)
-  (nll, mode), grad = jax.value_and_grad(judged, has_aux=True)(model.params)
+
+  def loss(params: MetaParams) -> tuple[jax.Array, Mode]:
+    mode = posterior_mode(spec.inner, model.at(params), key=key, info_at_end=False)
+    return _val_nll(model, mode.theta, item.task, key), mode
+
+  (nll, mode), grad = jax.value_and_grad(loss, has_aux=True)(model.params)
   return TaskResult(grad, nll, nll, mode.info)
 
 
@@ -196,13 +199,6 @@ def key_of_loop(spec: Spec, key: Any) -> Any:
   and the determinant with the second.
   """
   return jax.random.split(key)[0] if key is not None and spec.algorithm.phi == "evidence" else key
-
-
-def _judged(
-  model: TaskModel, mode: Mode, task: Task, key: jax.Array | None
-) -> tuple[jax.Array, Mode]:
-  """Return (val_nll [] at a mode, the mode)."""
-  return _val_nll(model, mode.theta, task, key), mode
 
 
 def _from(item: Item) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def sums(
   """
   if spec.sees_all_tasks and not (isinstance(first, int) and first == 0):
     raise ValueError(
-      'sigma_gradient="joint" and restricted join all tasks of an update in one term, which is no '
-      "sum over micro-batches. Call `sums` once, with all tasks of the update and first=0."
+      'sigma_gradient="joint" and restricted join all tasks of an update in one term, no sum over '
+      "micro-batches. Call `sums` once, with all tasks of the update and first=0."
     )
   return sums_over_tasks(spec, *_ready(spec, state, tasks, key, warm, first))
 
@@ -200,8 +200,7 @@ def _ready(spec: Spec, state: MetaState, tasks: Task, key: Any, warm: Any, first
   check_tasks(tasks, needs_val=spec.needs_validation)
   scalars.key("key", key)
   key = same_in_any_batch(key)
-  if not isinstance(first, int) or first:
-    first = scalars.count("first", first)
+  first = scalars.count("first", first)
   if key is None and not spec.has_mode and is_random(spec.likelihood):
     warn_without_key()
   if validate.readable(tasks):
@@ -279,8 +278,7 @@ def adapt_tasks(
   params, frozen = _checked(spec, state)
   check_batch("batches", batches, ("T", "N"))
   scalars.key("key", key)
-  if steps is not None:
-    steps = checked_steps(steps)
+  steps = None if steps is None else checked_steps(steps)
   if validate.readable(batches):
     check_targets(with_constants(spec.likelihood, state.constants), "batches", batches, state.phi)
 

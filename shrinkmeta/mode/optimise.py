@@ -6,6 +6,7 @@ The optimiser sees J / N, the objective per example, so that step sizes do not d
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -45,7 +46,7 @@ class Descent(NamedTuple):
   opt_state: optax.OptState
   step: jax.Array  # [] int32, steps made
   done: jax.Array  # [] bool: z meets Inner.tol
-  objective: jax.Array  # [] J / N at the start of the last step, nats per example
+  objective: jax.Array  # [] J / N at z or at the start of the last step, nats per example
   grad_norm: jax.Array  # [] norm of grad J / N at the same point; NaN if Inner.tol is None
 
 
@@ -55,6 +56,7 @@ class Loop(NamedTuple):
   begin: Callable[[PyTree | None], Descent]  # z to begin from, or None for 0 -> the first state
   step: Callable[[Descent], Descent]  # one inner step
   run: Callable[[Descent, int | jax.Array], Descent]  # runs until that step, or until done
+  measures: bool  # whether `run` leaves the objective and the norm of its last z
   info: Callable[[Descent], InnerInfo]  # the report, measured at z on all examples
 
 
@@ -81,8 +83,8 @@ def posterior_mode(
       numbers. A tuple of S increasing ints records one run at each of those steps.
     start: z to begin from. None begins from z = 0, where theta = phi.
     end: the last state of this loop, if it was run before. The loop is then not run again.
-    info_at_end: False reports the objective and gradient norm at the start of the last step. They
-      are already known, so this costs nothing.
+    info_at_end: False reports the objective and gradient norm that are already known, so this costs
+      nothing. Without Inner.tol they are those at the start of the last step.
 
   Returns:
     the Mode; for a tuple of S steps its leaves are [S, ...].
@@ -93,14 +95,11 @@ def posterior_mode(
   task = loop(inner, model.hoisted() if fixed_batch else model, key)
 
   if isinstance(steps, tuple):
-    z, info = _record(task, task.begin(start), steps)
+    z, info = _record(inner, task, task.begin(start), steps)
     return Mode(jax.vmap(model.theta)(z), z, info)
   at = task.run(task.begin(start), steps) if end is None else end
-  if info_at_end:
-    info = task.info(at)
-  else:
-    info = InnerInfo(at.step, at.objective, at.grad_norm, converged(inner, at.grad_norm))
-  return Mode(model.theta(at.z), at.z, info)
+  known = not info_at_end or (task.measures and end is None)
+  return Mode(model.theta(at.z), at.z, _known_info(inner, at) if known else task.info(at))
 
 
 def converged(inner: Inner, norm: jax.Array) -> jax.Array:
@@ -108,12 +107,18 @@ def converged(inner: Inner, norm: jax.Array) -> jax.Array:
   return norm <= (inner.tol or 1e-3)
 
 
-def _record(task: Loop, begin: Descent, steps: tuple[int, ...]) -> tuple[PyTree, InnerInfo]:
+def _known_info(inner: Inner, at: Descent) -> InnerInfo:
+  return InnerInfo(at.step, at.objective, at.grad_norm, converged(inner, at.grad_norm))
+
+
+def _record(
+  inner: Inner, task: Loop, begin: Descent, steps: tuple[int, ...]
+) -> tuple[PyTree, InnerInfo]:
   """Run the loop once, and return (z, info) at each of the S steps, leaves [S, ...]."""
 
   def segment(at: Descent, until: jax.Array) -> tuple[Descent, tuple[PyTree, InnerInfo]]:
     at = task.run(at, until)
-    return at, (at.z, task.info(at))
+    return at, (at.z, _known_info(inner, at) if task.measures else task.info(at))
 
   return jax.lax.scan(segment, begin, jnp.asarray(steps, jnp.int32))[1]
 
@@ -155,24 +160,40 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
       none,
     )
 
-  def step(at: Descent) -> Descent:
+  def at_step(step: jax.Array) -> tuple[TaskModel, Batch]:
     mini = batch
     if inner.batch_size is not None and key is not None:
-      mini = draw(jax.random.fold_in(key, at.step), batch, inner.batch_size)
-    here = dataclasses.replace(model, likelihood=drawn(at.step)) if random else model
+      mini = draw(jax.random.fold_in(key, step), batch, inner.batch_size)
+    return dataclasses.replace(model, likelihood=drawn(step)) if random else model, mini
+
+  def measure(at: Descent) -> tuple[Descent, tuple[jax.Array, PyTree]]:
+    """Return (`at` with the objective, the norm and `done` at its z, (J / N, its gradient))."""
+    here, mini = at_step(at.step)
     value, grad = here.value_and_grad(at.z, mini)
+    at = at._replace(objective=jax.lax.stop_gradient(value))
+    if inner.tol is not None:
+      norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+      done = norm <= inner.tol if mini is batch else jnp.zeros([], bool)
+      at = at._replace(grad_norm=norm, done=done)
+    return at, (value, grad)
+
+  def move(at: Descent, measured: tuple[jax.Array, PyTree]) -> Descent:
+    """Return `at` with the z and the state of the optimiser after one more step."""
+    here, mini = at_step(at.step)
+    value, grad = measured
     objective = lambda params: here.objective(moved(params, -1.0), mini)
     updates, opt_state = optimizer.update(
       grad, at.opt_state, moved(at.z), value=value, grad=grad, value_fn=objective
     )
-    z = optax.apply_updates(at.z, updates)
-    value = jax.lax.stop_gradient(value)
+    return at._replace(z=optax.apply_updates(at.z, updates), opt_state=opt_state, step=at.step + 1)
+
+  def step(at: Descent) -> Descent:
+    at, measured = measure(at)
+    new = move(at, measured)
     if inner.tol is None:
-      return Descent(z, opt_state, at.step + 1, at.done, value, at.grad_norm)
-    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    done = norm <= inner.tol if mini is batch else jnp.zeros([], bool)
-    z, steps = optax.tree.where(done, at.z, z), at.step + jnp.where(done, 0, 1)
-    return Descent(z, opt_state, steps, done, value, norm)
+      return new
+    z, steps = optax.tree.where(at.done, at.z, new.z), jnp.where(at.done, at.step, new.step)
+    return new._replace(z=z, step=steps)
 
   def info(at: Descent) -> InnerInfo:
     if inner.batch_size is None:
@@ -184,15 +205,32 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     return InnerInfo(at.step, value, norm, converged(inner, norm))
 
   step = jax.checkpoint(step) if inner.remat else step
-  if inner.tol is None:
-    # JAX can differentiate a fori_loop backwards only if both bounds are Python integers.
-    first = lambda at, until: 0 if isinstance(until, int) else at.step
-    steps = lambda _, at: step(at)
-    last = lambda until: until if isinstance(until, int) else jnp.asarray(until, jnp.int32)
-    run = lambda at, until: jax.lax.fori_loop(first(at, until), last(until), steps, at)
-  else:
-    run = lambda at, until: jax.lax.while_loop(lambda d: (d.step < until) & ~d.done, step, at)
-  return Loop(begin, step, run, info)
+  run = functools.partial(_all_steps, step)
+  if inner.tol is not None:
+    run = functools.partial(_until_done, measure, move)
+  measures = inner.tol is not None and inner.batch_size is None and not random
+  return Loop(begin, step, run, measures, info)
+
+
+def _all_steps(step: Callable[[Descent], Descent], at: Descent, until: int | jax.Array) -> Descent:
+  # JAX can differentiate a fori_loop backwards only if both bounds are Python integers.
+  fixed = isinstance(until, int)
+  first, last = (0, until) if fixed else (at.step, jnp.asarray(until, jnp.int32))
+  return jax.lax.fori_loop(first, last, lambda _, at: step(at), at)
+
+
+def _until_done(
+  measure: Callable[[Descent], tuple[Descent, Any]],
+  move: Callable[[Descent, Any], Descent],
+  at: Descent,
+  until: int | jax.Array,
+) -> Descent:
+  """Measure z after each step, so that none is made after convergence and the report is known.
+
+  `Loop.step` measures first: else each new task in a slot would cost the others an evaluation.
+  """
+  go_on = lambda now: (now[0].step < until) & ~now[0].done
+  return jax.lax.while_loop(go_on, lambda now: measure(move(*now)), measure(at))[0]
 
 
 def absent(dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -60,8 +60,7 @@ def fit(
   The log record of an update holds the loss and other means over the tasks that did not fail, sigma
   of every module, the number of failed tasks, the share of converged inner loops, and the seconds
   with compilation and evaluations. `fit` warns once if tasks fail, and once if few inner loops of
-  implicit gradients converge. Calls with one learner and the same shapes of tasks compile once,
-  unless there is `refresh`.
+  implicit gradients converge. Without `refresh`, calls with one learner and shape compile once.
 
   Ctrl-C ends the run after the current update. `fit` then saves the state, if there are
   `checkpoints`, and returns it, with `state.step` < `steps`. A second Ctrl-C stops at once.
@@ -78,9 +77,8 @@ def fit(
     micro_batches: the number of parts into which the tasks of an update are split; it divides
       `meta_batch`. The parts run one after another, so only one of them must fit into memory.
     key: a random key, needed if the learner draws. Each update folds its step into the key.
-    evaluate: evaluate(state) returns {name: number}, the same in every process, because with `best`
-      all processes save by it. The log record has every number as "eval/<name>". The next update
-      overwrites the state's arrays: copy what you keep.
+    evaluate: evaluate(state) returns {name: number}, the same in every process. The log record has
+      them as "eval/<name>". The next update overwrites the state's arrays: copy what you keep.
     evaluate_every: the number of updates between two evaluations.
     best: a name that `evaluate` returns. `sm.restore(..., "best")` reads the state at its minimum.
     callbacks: process 0 calls them with the log record of every step.

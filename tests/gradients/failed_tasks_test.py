@@ -236,7 +236,7 @@ def test_a_second_micro_batch_is_refused_where_tasks_are_joined(learner):
   state, tasks = learner.init(PHI), tasks_of(2, jnp.float32)
   sums, reports = learner.sums(state, tasks)
   assert int(learner.apply(state, sums, reports)[0].step) == 1
-  with pytest.raises(ValueError, match="no sum over micro-batches. Call `sums` once"):
+  with pytest.raises(ValueError, match="micro-batches. Call `sums` once"):
     learner.sums(state, tasks, first=2)
 
 

@@ -421,3 +421,27 @@ def test_the_gradient_of_one_batch_stops_nothing():
   for seed in range(8):
     theta, info = run(jax.random.key(seed))
     assert info.steps == 30 and theta["w"] > 1.0 and not info.converged
+
+
+@pytest.mark.parametrize("info_at_end", [True, False])
+def test_a_loop_with_a_tolerance_evaluates_no_point_twice(info_at_end):
+  """L steps visit L + 1 points; the last one is measured once, for the test and for the report."""
+  seen = []
+
+  def predict(theta, x):
+    jax.debug.callback(lambda: seen.append(1))
+    return x @ theta["w"]
+
+  phi, batch = problem()
+  model = model_of(sm.gaussian(predict), phi, batch, SIGMA)
+  for tol, until in ((1e-2, 100), (1e-6, 3), (1e3, 100)):
+    inner = sm.Inner(optax.sgd(0.3), until, tol)
+    found = jax.jit(lambda: posterior_mode(inner, model, info_at_end=info_at_end))()  # noqa: B023
+    jax.effects_barrier()
+    assert len(seen) == int(found.info.steps) + 1
+    value, grad = model.value_and_grad(found.z, batch)
+    np.testing.assert_allclose(found.info.objective, value, rtol=1e-12)
+    np.testing.assert_allclose(found.info.grad_norm, optax.tree.norm(grad), rtol=1e-6, atol=1e-15)
+    assert bool(found.info.converged) == (until == 100)
+    jax.effects_barrier()
+    seen.clear()
