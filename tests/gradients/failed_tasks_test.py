@@ -225,6 +225,21 @@ def test_an_infinite_loss_fails_also_in_a_task_without_inner_steps(make):
   assert np.isfinite(float(metrics.phi_loss))
 
 
+def test_a_task_fails_if_its_gradient_alone_is_not_finite():
+  """|w| as a root has the value 0 and no derivative at w = 0. It enters where x is positive."""
+
+  def predict(theta, x):
+    rooted = x > 0
+    return jnp.where(rooted, jnp.sqrt(jnp.where(rooted, theta["w"] ** 2, 1.0)), theta["w"])
+
+  learner = sm.no_adaptation(sm.gaussian(predict), {"w": "w"}, phi_optimizer=optax.sgd(0.1))
+  batch = sm.Batch(jnp.array([[1.0], [-1.0]]), jnp.ones([2, 1]))
+  new, metrics = jax.jit(learner.update)(learner.init({"w": 0.0}), sm.Task(batch, batch))
+  assert np.isfinite(metrics.val_nll).all() and np.isfinite(metrics.inner.objective).all()
+  assert metrics.failed.tolist() == [True, False]
+  close(new.phi["w"], 0.1)  # the step of the second task alone
+
+
 @pytest.mark.parametrize(
   "learner",
   [
