@@ -97,8 +97,10 @@ def _program(learner: MetaLearner) -> Program:
     loss = mean_nll(model.likelihood, theta, item.task.val)
     wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))  # float16 overflows
     # The validation loss can be finite although the training objective is not, for example with a
-    # training label out of range. Such a task failed.
-    sound = jnp.isfinite(mode.info.objective) | (mode.info.steps == 0) | ~jnp.any(mask)
+    # training label out of range. Such a task failed. Without Inner.tol a loop of 0 steps measures
+    # no objective.
+    absent = mode.info.steps == 0 if spec.inner.tol is None else False
+    sound = jnp.isfinite(mode.info.objective) | absent | ~jnp.any(mask)
     square = jax.tree.map(lambda t, p: jnp.sum(jnp.square(wide(t) - wide(p))), theta, phi)
     by_module = gather(square, spec.labels)
     return (), (jnp.where(sound, loss, jnp.nan), jnp.stack([by_module[m] for m in candidates]))

@@ -176,8 +176,8 @@ def sums(
     (Sums, which add up leaf by leaf over micro-batches; PerTask, to be concatenated).
 
   Raises:
-    TypeError, ValueError: `tasks` or `state` does not fit this learner, or `first` is not 0 and the
-      learner has `sigma_gradient="joint"` or `restricted`.
+    TypeError, ValueError: `tasks` or `state` does not fit this learner, or `first` is not 0 (or is
+      traced) and the learner has `sigma_gradient="joint"` or `restricted`.
 
   >>> import shrinkmeta as sm
   >>> learner = sm.maml(sm.gaussian(lambda theta, x: x * theta["w"]), {"w": "w"})
@@ -186,7 +186,8 @@ def sums(
   >>> int(sums.tasks), per_task.val_nll.shape
   (3, (3,))
   """
-  if spec.sees_all_tasks and not (isinstance(first, int) and first == 0):
+  first = scalars.count("first", first)
+  if spec.sees_all_tasks and validate.known(first) != 0:
     raise ValueError(
       'sigma_gradient="joint" and restricted join all tasks of an update in one term, no sum over '
       "micro-batches. Call `sums` once, with all tasks of the update and first=0."
@@ -200,7 +201,6 @@ def _ready(spec: Spec, state: MetaState, tasks: Task, key: Any, warm: Any, first
   check_tasks(tasks, needs_val=spec.needs_validation)
   scalars.key("key", key)
   key = same_in_any_batch(key)
-  first = scalars.count("first", first)
   if key is None and not spec.has_mode and is_random(spec.likelihood):
     warn_without_key()
   if validate.readable(tasks):

@@ -170,12 +170,11 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     """Return (`at` with the objective, the norm and `done` at its z, (J / N, its gradient))."""
     here, mini = at_step(at.step)
     value, grad = here.value_and_grad(at.z, mini)
-    at = at._replace(objective=jax.lax.stop_gradient(value))
-    if inner.tol is not None:
-      norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-      done = norm <= inner.tol if mini is batch else jnp.zeros([], bool)
-      at = at._replace(grad_norm=norm, done=done)
-    return at, (value, grad)
+    if inner.tol is None:
+      return at._replace(objective=jax.lax.stop_gradient(value)), (value, grad)
+    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+    done = norm <= inner.tol if mini is batch else jnp.zeros([], bool)
+    return at._replace(objective=value, grad_norm=norm, done=done), (value, grad)
 
   def move(at: Descent, measured: tuple[jax.Array, PyTree]) -> Descent:
     """Return `at` with the z and the state of the optimiser after one more step."""

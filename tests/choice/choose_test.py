@@ -335,6 +335,24 @@ def test_a_task_that_fails_at_phi_alone_is_left_out_of_all_pairs():
     np.testing.assert_allclose(numbers(one), numbers(other), rtol=1e-3, atol=1e-5)
 
 
+def test_a_task_with_an_infinite_training_loss_at_phi_is_left_out():
+  """Its gradient is 0, so its loop takes no step."""
+
+  def log_prob(output, target):
+    return jnp.where(target > 99.0, -jnp.inf, -0.5 * (output - target) ** 2)
+
+  tasks = draw(jax.random.key(0), 4, {"a": 1.0})
+  spoilt = tasks.train.targets.at[1].set(100.0)
+  tasks = tasks._replace(train=tasks.train._replace(targets=spoilt))
+  learner = sm.sigma_imaml(sm.Likelihood(linear, log_prob), LABELS, inner=DESCENT)
+  state = learner.init(PARAMS)
+  _, metrics = jax.jit(learner.update)(state, tasks)
+  assert metrics.failed.tolist() == [False, True, False, False]
+  assert int(metrics.inner.steps[1]) == 0
+  found = choose_modules(learner, state, tasks, tolerance=0.01)
+  assert (found.num_sound, found.num_failed) == (3, 1)
+
+
 def test_tasks_that_all_fail_are_an_error():
   params = {"a": jnp.ones(()), "b": jnp.full((), 3.0)}
   learner = sm.sigma_imaml(sm.gaussian(logarithm), sm.by_leaf(params), inner=DESCENT)

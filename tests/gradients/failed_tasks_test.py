@@ -207,9 +207,11 @@ def test_a_label_out_of_range_in_the_training_part_is_a_failed_task(name):
   close(metrics.phi_loss, want_metrics.phi_loss)
 
 
-@pytest.mark.parametrize("make", [sm.no_adaptation, sm.imaml, sm.empirical_bayes])
+@pytest.mark.parametrize(
+  "make", [sm.no_adaptation, sm.imaml, sm.empirical_bayes, sm.fomaml, sm.reptile]
+)
 def test_an_infinite_loss_fails_also_in_a_task_without_inner_steps(make):
-  """The mode of imaml and of the evidence is at phi, so their loops take no step."""
+  """The mode is at phi, so that no loop takes a step."""
 
   def log_prob(output, target):
     return jnp.where(target > 9.0, -jnp.inf, -0.5 * (output - target) ** 2)
@@ -222,7 +224,7 @@ def test_an_infinite_loss_fails_also_in_a_task_without_inner_steps(make):
   _, metrics = jax.jit(learner.update)(learner.init({"w": 0.0}), sm.Task(bad, good))
   assert metrics.inner.steps.tolist() == [0, 0]
   assert metrics.failed.tolist() == [False, True]
-  assert np.isfinite(float(metrics.phi_loss))
+  assert np.isfinite(float(metrics.loss))
 
 
 def test_a_task_fails_if_its_gradient_alone_is_not_finite():
@@ -249,10 +251,12 @@ def test_a_task_fails_if_its_gradient_alone_is_not_finite():
 )
 def test_a_second_micro_batch_is_refused_where_tasks_are_joined(learner):
   state, tasks = learner.init(PHI), tasks_of(2, jnp.float32)
-  sums, reports = learner.sums(state, tasks)
+  sums, reports = learner.sums(state, tasks, first=np.int64(0))
   assert int(learner.apply(state, sums, reports)[0].step) == 1
   with pytest.raises(ValueError, match="micro-batches. Call `sums` once"):
     learner.sums(state, tasks, first=2)
+  with pytest.raises(TypeError, match="first must be an integer"):
+    learner.sums(state, tasks, first=True)
 
 
 def test_reml_of_a_phi_that_the_tasks_leave_open_moves_nothing():

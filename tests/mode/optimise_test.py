@@ -423,6 +423,20 @@ def test_the_gradient_of_one_batch_stops_nothing():
     assert info.steps == 30 and theta["w"] > 1.0 and not info.converged
 
 
+def test_the_report_has_a_forward_derivative_with_and_without_a_tolerance():
+  phi, batch = problem()
+
+  def objective(scale, tol, info_at_end):
+    model = model_of(LINEAR, jax.tree.map(lambda x: scale * x, phi), batch, SIGMA)
+    mode = posterior_mode(sm.Inner(optax.sgd(0.1), 3, tol), model, info_at_end=info_at_end)
+    return mode.info.objective
+
+  want = jax.jacfwd(objective)(1.0, None, True)
+  assert abs(float(want)) > 0.01
+  for info_at_end in (True, False):
+    np.testing.assert_allclose(jax.jacfwd(objective)(1.0, 1e-9, info_at_end), want, rtol=1e-9)
+
+
 @pytest.mark.parametrize("info_at_end", [True, False])
 def test_a_loop_with_a_tolerance_evaluates_no_point_twice(info_at_end):
   """L steps visit L + 1 points; the last one is measured once, for the test and for the report."""
