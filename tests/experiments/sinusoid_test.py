@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).absolute().parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ("empirical_bayes", "sigma_imaml"))
 def test_binary(tmp_path, algorithm):
-  command = [sys.executable, "-m", "experiments.sinusoid", f"--out={tmp_path}", "--meta_steps=40",
+  command = [sys.executable, "-m", "experiments.sinusoid", f"--out={tmp_path}", "--meta_steps=75",
              "--tasks=8", "--test_tasks=20", f"--algorithm={algorithm}"]  # fmt: skip
   optimised = os.environ | {"XLA_FLAGS": ""}  # it runs for longer than it compiles
   done = subprocess.run(
