@@ -53,7 +53,7 @@ FAULTS = (
         "mode/optimise", "mini_batches"),
   Fault("mode/optimise", "known = not info_at_end or (task.measures and end is None)",
         "known = not info_at_end", "mode/optimise", "no_point_twice"),
-  Fault("gradients/total", 'not spec.has_mode and algorithm.phi != "pooled"', "True",
+  Fault("gradients/total", 'spec.has_mode or algorithm.phi == "pooled" or', "",
         "gradients/failed_tasks", "infinite_loss"),
   Fault("gradients/total", "jnp.where(jnp.isfinite(value), a + b, jnp.nan)",
         "a + jnp.where(jnp.isfinite(b), b, 0.0)",

@@ -208,8 +208,8 @@ def _if_sound(
   finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((judged, result.ends))]
   # The gradient can be finite although the objective is not, as for a label out of range. Without
   # Inner.tol, a loop that reports only on its steps has no objective after 0 steps.
-  inner_info, by_steps = result.inner, not spec.has_mode and algorithm.phi != "pooled"
-  measured = spec.inner.tol is not None or not by_steps
+  inner_info = result.inner
+  measured = spec.has_mode or algorithm.phi == "pooled" or spec.inner.tol is not None
   finite.append(jnp.isfinite(inner_info.objective) | ((inner_info.steps == 0) & (not measured)))
   if follows_objective:
     finite.append(jnp.isfinite(result.phi_loss))

@@ -189,7 +189,7 @@ def sums(
   first = scalars.count("first", first)
   if spec.sees_all_tasks and validate.known(first) != 0:
     raise ValueError(
-      'sigma_gradient="joint" and restricted join all tasks of an update in one term, no sum over '
+      'With sigma_gradient="joint" or restricted, the loss of an update is not a sum over its '
       "micro-batches. Call `sums` once, with all tasks of the update and first=0."
     )
   return sums_over_tasks(spec, *_ready(spec, state, tasks, key, warm, first))

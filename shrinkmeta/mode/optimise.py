@@ -224,9 +224,10 @@ def _until_done(
   at: Descent,
   until: int | jax.Array,
 ) -> Descent:
-  """Measure z after each step, so that none is made after convergence and the report is known.
+  """Measure z after each step. So no step is made after convergence, and the report is known.
 
-  `Loop.step` measures first: else each new task in a slot would cost the others an evaluation.
+  Tasks in slots use `Loop.step`, which measures z before it moves. Otherwise each new task in a
+  slot would cost all slots one more evaluation.
   """
   go_on = lambda now: (now[0].step < until) & ~now[0].done
   return jax.lax.while_loop(go_on, lambda now: measure(move(*now)), measure(at))[0]
