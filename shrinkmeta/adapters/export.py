@@ -277,7 +277,8 @@ def _in_torch(path: str, a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
       f'adapters: {path}: {fault} The name of a stacked kernel needs "{{i}}" for its layers.'
     ) from None
   inputs, out_first = axes.count("i"), axes.startswith("o")
-  a, b = (np.asarray(x) for x in low_rank.with_rank_last(a, b, axes))
+  factors = zip((a, b), low_rank.labels_of(axes), strict=True)
+  a, b = (low_rank.in_order(np.asarray(x), of, rank=len(axes)) for x, of in factors)
   if inputs < 3:  # a matrix
     return a.reshape(-1, a.shape[-1]).T, b.reshape(-1, b.shape[-1])
   if inputs > 3 or axes.count("o") != 1:

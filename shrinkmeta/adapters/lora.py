@@ -319,20 +319,21 @@ def _low_rank(path: str, kernel: Any, a: Any, b: Any, alpha: float | None) -> lo
   shapes = jnp.shape(a), jnp.shape(b)
   layers = max(0, len(shapes[0]) + len(shapes[1]) - 2 - kernel.ndim)
   axes = low_rank.axes_of(*shapes, layers)
-  last_a, last_b = low_rank.with_rank_last(jnp.asarray(a), jnp.asarray(b), axes)
-  if alpha is not None:
-    last_b = last_b * jnp.asarray(alpha / last_b.shape[-1], last_b.dtype)
-  update = low_rank.LowRank(kernel, last_a, last_b, axes, path)
+  of_a, of_b = low_rank.labels_of(axes)
+  rank = shapes[0][of_a.index(low_rank.RANK)]
   fits = len(axes) == kernel.ndim and all(
-    x.shape[:-1] == tuple(kernel.shape[n] for n in of)
-    for x, of in ((last_a, update.of_a), (last_b, update.of_b))
+    shape == tuple(rank if n == low_rank.RANK else kernel.shape[n] for n in of)
+    for shape, of in zip(shapes, (of_a, of_b), strict=True)
   )
   if not fits:
     raise ValueError(
       f"adapters: {path}/A {shapes[0]} and {path}/B {shapes[1]} do not fit the kernel of shape "
       f"{kernel.shape}. Make them by lora.init; for the adapters of T tasks use jax.vmap."
     )
-  return update
+  a, b = jnp.asarray(a), jnp.asarray(b)
+  if alpha is not None:
+    b = b * jnp.asarray(alpha / rank, b.dtype)
+  return low_rank.LowRank(kernel, a, b, of_a, of_b, path)
 
 
 __all__ = (

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Labels of axes in an einsum. The axes of the kernel have the labels 0, 1, ...
-_RANK = -1  # the rank axis of both factors
+Labels = tuple[int, ...]  # the names of a factor's axes; the axes of the kernel are 0, 1, ...
+RANK = -1  # the label of the rank axis of both factors
 _FREE = 100  # the first label for axes of the other operand that are not contracted or batched
 
 
@@ -30,48 +30,51 @@ class NotFollowed(Exception):
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=("value", "a", "b"),
-  meta_fields=("axes", "name"),
+  meta_fields=("of_a", "of_b", "name"),
 )
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The sum of `value` and sum_r a[..., r] b[..., r], stored as these three arrays.
+  """The sum of `value` and sum_r a[..., r, ...] b[..., r, ...], stored as these three arrays.
 
   Each axis of the kernel is an axis of `a` (kind "i"), of `b` (kind "o") or of both (kind "l").
+  Labels name the axes of a factor, as in an einsum. So a factor keeps its layout while the axes of
+  the kernel change places: a scan over layers reads A [l, i, r] and B [l, r, o] as they are stored.
 
   Attributes:
-    value: the base kernel W, with one axis for each letter of `axes`.
-    a: the factor A. It has the axes "l" and "i" of W in their order, then the rank axis [..., r].
-    b: the factor (alpha / r) B. It has the axes "l" and "o" of W in order, then the rank axis.
-    axes: the kinds of the axes of W, one letter for each axis.
+    value: the base kernel W.
+    a: the factor A.
+    b: the factor (alpha / r) B.
+    of_a, of_b: for each axis of the factor, the axis of W that it is, or RANK.
     name: the path of the kernel, for error messages.
   """
 
   value: Any
   a: Any
   b: Any
-  axes: str
+  of_a: Labels
+  of_b: Labels
   name: str
 
   @property
-  def of_a(self) -> list[int]:
-    """The axes of W that `a` has, in the order of `a`."""
-    return [n for n, kind in enumerate(self.axes) if kind in "li"]
+  def axes(self) -> str:
+    """The kinds of the axes of W, one letter for each axis."""
+    kind = lambda n: "l" if n in self.of_a and n in self.of_b else "i" if n in self.of_a else "o"
+    return "".join(map(kind, range(len({*self.of_a, *self.of_b}) - 1)))
 
   @property
-  def of_b(self) -> list[int]:
-    """The axes of W that `b` has, in the order of `b`."""
-    return [n for n, kind in enumerate(self.axes) if kind in "lo"]
+  def factors(self) -> tuple[tuple[Any, Labels], tuple[Any, Labels]]:
+    """Both factors with their labels."""
+    return (self.a, self.of_a), (self.b, self.of_b)
 
-  def map(self, f: Callable[[Any, list[int]], Any], value: Any, axes: str | None = None) -> Any:
-    """Return a kernel with new factors.
+  def map(self, f: Callable[[Any, Labels], Any], value: Any) -> "LowRank":
+    """Return a kernel with the base `value` and the factors f(factor, its labels)."""
+    a, b = (f(factor, of) for factor, of in self.factors)
+    return dataclasses.replace(self, value=value, a=a, b=b)
 
-    Args:
-      f: f(factor, axes) returns the new factor; `axes` lists the axes of W that the factor has.
-      value: the new base kernel.
-      axes: the kinds of the new axes. None keeps those of this kernel.
-    """
-    a, b = f(self.a, self.of_a), f(self.b, self.of_b)
-    return LowRank(value, a, b, self.axes if axes is None else axes, self.name)
+  def renamed(self, names: Callable[[int], int]) -> "LowRank":
+    """Return the kernel with the labels names(n) in place of n; RANK stays."""
+    new = lambda of: tuple(n if n == RANK else names(n) for n in of)
+    return dataclasses.replace(self, of_a=new(self.of_a), of_b=new(self.of_b))
 
 
 def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
@@ -107,20 +110,25 @@ def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
   return min(readings, key=lambda reading: reading[0])[1]
 
 
-def with_rank_last(a: Any, b: Any, axes: str) -> tuple[Any, Any]:
-  """Move the rank to the last axis of A and of B, as `LowRank` needs them."""
-  layers = axes.count("l")
-  if axes.rfind("i") < axes.rfind("o"):  # in before out: A [i..., r], B [r, o...]
-    return a, jnp.moveaxis(b, layers, -1)
-  return jnp.moveaxis(a, layers, -1), b
+def labels_of(axes: str) -> tuple[Labels, Labels]:
+  """Return the labels of A and of B, as `axes_of` reads their shapes: "lio" has (0, 1, RANK)."""
+  of = lambda kind: tuple(n for n, one in enumerate(axes) if one == kind)
+  layers, a, b = of("l"), of("i"), of("o")
+  if a < b:  # in before out
+    return (*layers, *a, RANK), (*layers, RANK, *b)
+  return (*layers, RANK, *a), (*layers, *b, RANK)
+
+
+def in_order(factor: Any, of: Labels, rank: int) -> Any:
+  """Put the axes of a factor in the order of the kernel's, with the rank as the axis `rank`."""
+  return factor.transpose(sorted(range(len(of)), key=lambda k: rank if of[k] == RANK else of[k]))
 
 
 def product_of_factors(kernel: LowRank) -> jax.Array:
-  """Return sum_r a[..., r] b[..., r], with the shape of W: the update that `merge` adds to W."""
-  rank = len(kernel.axes)
-  return jnp.einsum(
-    kernel.a, [*kernel.of_a, rank], kernel.b, [*kernel.of_b, rank], list(range(rank))
-  )
+  """Return sum_r a b with the shape of W: the update that `merge` adds to W."""
+  label = lambda of: [n + 1 for n in of]  # an einsum has none below 0
+  axes = label(range(len(kernel.axes)))
+  return jnp.einsum(kernel.a, label(kernel.of_a), kernel.b, label(kernel.of_b), axes)
 
 
 # Rules for operations that rearrange or cast a kernel. The arguments of a rule are the kernel, the
@@ -136,42 +144,37 @@ def cast(kernel: LowRank, params: dict[str, Any]) -> LowRank:
 
 
 def transpose(kernel: LowRank, params: dict[str, Any]) -> LowRank:
-  """Apply `transpose`: permute the axes of W, and those of each factor in the same order."""
+  """Apply `transpose`: permute the axes of W; those of the factors get new labels."""
   permutation = params["permutation"]
-
-  def permute(x: Any, has: list[int]) -> Any:
-    return x.transpose([*(has.index(p) for p in permutation if p in has), len(has)])
-
-  axes = "".join(kernel.axes[p] for p in permutation)
-  return kernel.map(permute, kernel.value.transpose(permutation), axes)
+  turned = dataclasses.replace(kernel, value=kernel.value.transpose(permutation))
+  return turned.renamed(list(permutation).index)
 
 
 def cut(kernel: LowRank, params: dict[str, Any]) -> LowRank:
   """Apply `slice`: cut W, and cut each factor along the axes that it has."""
   shape = kernel.value.shape
   strides = params["strides"] or (1,) * len(shape)
-  index = [
-    slice(*bounds)
-    for bounds in zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-  ]
-  return kernel.map(lambda x, has: x[tuple(index[n] for n in has)], kernel.value[tuple(index)])
+  bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+  index = [slice(*one) for one in bounds]
+  part = lambda of: tuple(slice(None) if n == RANK else index[n] for n in of)
+  return kernel.map(lambda x, of: x[part(of)], kernel.value[tuple(index)])
 
 
 def dynamic_cut(kernel: LowRank, params: dict[str, Any], *starts: Any) -> LowRank:
   """Apply `dynamic_slice`: cut at positions known at run time, such as the number of a layer."""
   sizes = params["slice_sizes"]
 
-  def one(x: Any, has: list[int]) -> Any:
-    rank = x.shape[len(has) :]
-    first = [*(starts[n] for n in has), *(jnp.zeros_like(starts[0]) for _ in rank)]
-    return jax.lax.dynamic_slice(x, first, [*(sizes[n] for n in has), *rank])
+  def one(x: Any, of: Labels) -> Any:
+    first = [jnp.zeros_like(starts[0]) if n == RANK else starts[n] for n in of]
+    wanted = [size if n == RANK else sizes[n] for n, size in zip(of, x.shape, strict=True)]
+    return jax.lax.dynamic_slice(x, first, wanted)
 
-  return kernel.map(one, one(kernel.value, list(range(len(sizes)))))
+  return kernel.map(one, one(kernel.value, tuple(range(len(sizes)))))
 
 
 def reverse(kernel: LowRank, params: dict[str, Any]) -> LowRank:
   """Apply `rev`: reverse W, and reverse each factor along the axes that it has."""
-  turn = lambda x, has: jax.lax.rev(x, [has.index(d) for d in params["dimensions"] if d in has])
+  turn = lambda x, of: jax.lax.rev(x, [of.index(d) for d in params["dimensions"] if d in of])
   return kernel.map(turn, jax.lax.rev(kernel.value, params["dimensions"]))
 
 
@@ -213,11 +216,10 @@ def reshape(kernel: LowRank, shape: Sequence[int]) -> LowRank:
       pending, kind, position = pending * more, kernel.axes[n], position + 1
     pending //= size
     axes += kind
-  side = lambda x, kinds: x.reshape(
-    [*(s for s, c in zip(shape, axes, strict=True) if c in kinds), x.shape[-1]]
-  )
-  a, b = side(kernel.a, "li"), side(kernel.b, "lo")
-  return LowRank(kernel.value.reshape(shape), a, b, axes, kernel.name)
+  of_a, of_b = ([n for n, kind in enumerate(axes) if kind != other] for other in "oi")
+  a = in_order(kernel.a, kernel.of_a, len(kernel.axes)).reshape([*(shape[n] for n in of_a), -1])
+  b = in_order(kernel.b, kernel.of_b, len(kernel.axes)).reshape([*(shape[n] for n in of_b), -1])
+  return LowRank(kernel.value.reshape(shape), a, b, (*of_a, RANK), (*of_b, RANK), kernel.name)
 
 
 def add_axes(kernel: LowRank, params: dict[str, Any]) -> LowRank:
@@ -251,18 +253,16 @@ def matrix_product(x: Any, kernel: LowRank, params: dict[str, Any], kernel_first
   own_kernel = [n for n in range(len(kernel.axes)) if n not in (*contract[1], *batch[1])]
   own = [*own_kernel, *own_x] if kernel_first else [*own_x, *own_kernel]
   out = [*batch[1], *own]
-  names = {n: i for i, n in enumerate(sorted({*of_x, *range(len(kernel.axes)), _RANK}))}
+  names = {n: i for i, n in enumerate(sorted({*of_x, *range(len(kernel.axes)), RANK}))}
 
-  factors = [(kernel.a, [*kernel.of_a, _RANK]), (kernel.b, [*kernel.of_b, _RANK])]
-  if any(kernel.axes[n] == "o" for n in contract[1]) and not any(
-    kernel.axes[n] == "i" for n in contract[1]
-  ):
-    factors.reverse()  # multiply x first by the factor whose axes it contracts: r numbers are left
-  (first, has_first), (second, has_second) = factors
+  kinds = {kernel.axes[n] for n in contract[1]}
+  # x is multiplied first by the factor whose axes it contracts: r numbers are left.
+  b_first = "o" in kinds and "i" not in kinds
+  (first, has_first), (second, has_second) = kernel.factors[:: -1 if b_first else 1]
   kept = {*out, *has_second}
   inner = [n for n in dict.fromkeys([*of_x, *has_first]) if n in kept]
 
-  def times(u: Any, of_u: list[int], v: Any, of_v: list[int], of_out: list[int]) -> Any:
+  def times(u: Any, of_u: Sequence[int], v: Any, of_v: Labels, of_out: list[int]) -> Any:
     label = lambda ns: [names[n] for n in ns]
     return jnp.einsum(
       u,
@@ -312,18 +312,21 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
   kinds = lambda axis: {kind for n, kind in enumerate(kernel.axes) if n != axis}
   groups, plain = params["feature_group_count"], params["batch_group_count"] == 1
   if plain and kernel.axes[out_axis] == "o" and kinds(out_axis) == {"i"}:
-    a = jnp.moveaxis(kernel.a, -1, out_axis)
+    a = in_order(kernel.a, kernel.of_a, out_axis)
     a = jnp.concatenate([a] * groups, out_axis)  # each group applies the same `a` to its own inputs
     y = jnp.moveaxis(_convolve(x, a, params), spec.out_spec[1], -1)
     y = y.reshape(*y.shape[:-1], groups, -1)
-    b = kernel.b.reshape(groups, -1, kernel.b.shape[-1])
+    b = in_order(kernel.b, kernel.of_b, len(kernel.axes))
+    b = b.reshape(groups, -1, b.shape[-1])
     y = jnp.einsum("...gr,gor->...go", y, b, precision=params["precision"])
     return jnp.moveaxis(y.reshape(*y.shape[:-2], -1), -1, spec.out_spec[1])
   if plain and groups == 1 and kernel.axes[in_axis] == "o" and kinds(in_axis) == {"i"}:
     channel = spec.lhs_spec[1]
     x = jnp.moveaxis(x, channel, -1)
-    x = jnp.einsum("...o,or->...r", x, kernel.b, precision=params["precision"])
-    return _convolve(jnp.moveaxis(x, -1, channel), jnp.moveaxis(kernel.a, -1, in_axis), params)
+    b = in_order(kernel.b, kernel.of_b, len(kernel.axes))
+    x = jnp.einsum("...o,or->...r", x, b, precision=params["precision"])
+    a = in_order(kernel.a, kernel.of_a, in_axis)
+    return _convolve(jnp.moveaxis(x, -1, channel), a, params)
   hint = ', "l" of layers; a kernel [width, in, out] needs the rule (rank, "iio")'
   raise NotFollowed(
     f"a convolution of kind {spec}, in {groups} groups, whose kernel has the axes "
@@ -334,8 +337,8 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
 def _with_output(kernel: LowRank, axis: int) -> LowRank:
   """Give an axis of size 1 of the kernel to `b` instead of `a`."""
   a = jnp.squeeze(kernel.a, kernel.of_a.index(axis))
-  axes = kernel.axes[:axis] + "o" + kernel.axes[axis + 1 :]
-  return LowRank(kernel.value, a, kernel.b[None], axes, kernel.name)
+  of_a = tuple(n for n in kernel.of_a if n != axis)
+  return LowRank(kernel.value, a, kernel.b[None], of_a, (axis, *kernel.of_b), kernel.name)
 
 
 def _convolve(x: Any, kernel: Any, params: dict[str, Any]) -> Any:

@@ -11,10 +11,12 @@ kernel, its custom rule is dropped, because the rule does not know a and b. JAX 
 the rewritten body.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from shrinkmeta.adapters import low_rank
@@ -231,21 +233,27 @@ def _scan(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
   full = list(carry)
   for n, x in zip(moving, after, strict=True):
     full[n] = x
-  stacked = lambda y: LowRank(y.value, y.a, y.b, "l" + y.axes, y.name)
-  return [*full, *(stacked(y) if isinstance(y, LowRank) else y for y in ys)]
+  return [*full, *(_stacked(y) if isinstance(y, LowRank) else y for y in ys)]
 
 
 def _scanned(kernel: LowRank) -> dict[str, Any]:
   """Return the arrays of a kernel that `scan` slices: W, and the factors with its first axis."""
-  of = {"value": kernel.value}
-  of |= {"a": kernel.a} if kernel.axes[0] in "li" else {}
-  return of | ({"b": kernel.b} if kernel.axes[0] in "lo" else {})
+  factors = zip("ab", kernel.factors, strict=True)
+  first = {k: jnp.moveaxis(x, of.index(0), 0) for k, (x, of) in factors if 0 in of}
+  return {"value": kernel.value} | first
 
 
 def _slice(kernel: LowRank, arrays: dict[str, Any]) -> LowRank:
   """Return the kernel of one step, from the slices of the arrays of `_scanned`."""
-  a, b = arrays.get("a", kernel.a), arrays.get("b", kernel.b)
-  return LowRank(arrays["value"], a, b, kernel.axes[1:], kernel.name)
+  rest = lambda of: tuple(n for n in of if n != 0)
+  sliced = dataclasses.replace(kernel, of_a=rest(kernel.of_a), of_b=rest(kernel.of_b), **arrays)
+  return sliced.renamed(lambda n: n - 1)
+
+
+def _stacked(kernel: LowRank) -> LowRank:
+  """Label the first axis of arrays that `scan` stacked: it is one of layers."""
+  later = kernel.renamed(lambda n: n + 1)
+  return dataclasses.replace(later, of_a=(0, *later.of_a), of_b=(0, *later.of_b))
 
 
 _CONTROL = {"scan": _scan, "while": _while, "cond": _cond, "remat2": _remat, "checkpoint": _remat}

@@ -1,5 +1,7 @@
 """Moving, reshaping or multiplying the low-rank factors equals doing the same to the kernel."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +16,10 @@ def kernel(axes, shape=None):
   """A kernel with random factors of rank 3; its value is their product, for comparison."""
   shape = shape or [SIZES[kind] for kind in axes]
   a, b = jax.random.key(0), jax.random.key(1)
-  of = lambda key, kinds: jax.random.normal(
-    key, [*(s for s, kind in zip(shape, axes, strict=True) if kind in kinds), 3]
-  )
-  empty = low_rank.LowRank(jnp.zeros(shape), of(a, "li"), of(b, "lo"), axes, "w")
-  return low_rank.LowRank(low_rank.product_of_factors(empty), empty.a, empty.b, axes, "w")
+  of_a, of_b = low_rank.labels_of(axes)
+  draw = lambda key, of: jax.random.normal(key, [3 if n < 0 else shape[n] for n in of])
+  empty = low_rank.LowRank(jnp.zeros(shape), draw(a, of_a), draw(b, of_b), of_a, of_b, "w")
+  return dataclasses.replace(empty, value=low_rank.product_of_factors(empty))
 
 
 MOVES = {
@@ -108,8 +109,8 @@ def test_products_equal_those_with_the_product_of_factors(name, first):
 )
 def test_axes_from_shapes(a, b, layers, axes):
   assert low_rank.axes_of(a, b, layers) == axes
-  last_a, last_b = low_rank.with_rank_last(jnp.ones(a), jnp.ones(b), axes)
-  assert last_a.shape[-1] == last_b.shape[-1] == 2
+  of_a, of_b = low_rank.labels_of(axes)
+  assert a[of_a.index(low_rank.RANK)] == b[of_b.index(low_rank.RANK)] == 2
 
 
 def test_shapes_without_a_rank():
