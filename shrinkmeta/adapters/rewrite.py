@@ -64,7 +64,7 @@ def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]
     inputs = [read(v) for v in eqn.invars]
     kernel = next((x for x in inputs if isinstance(x, LowRank)), None)
     if kernel is None:
-      outputs = _evaluate(eqn, inputs)
+      outputs = evaluate(eqn, inputs)
     else:
       try:
         outputs = _rewrite(eqn, inputs, used)
@@ -90,7 +90,8 @@ def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
   return live[::-1]
 
 
-def _evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+def evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
+  """Return the outputs of an equation at arrays."""
   with eqn.ctx.manager:  # the context of the trace: device placement, metadata
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
   return list(outputs) if eqn.primitive.multiple_results else [outputs]
@@ -107,7 +108,7 @@ def _rewrite(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
     return _CONTROL[name](eqn, inputs, used)
   if name in _SAME:
     plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
-    outputs = _evaluate(eqn, plain)
+    outputs = evaluate(eqn, plain)
     for n in kernels:
       outputs[n] = inputs[n].map(lambda x, _: x, outputs[n])
     return outputs
@@ -137,7 +138,7 @@ def _product(eqn: JaxprEqn, inputs: list[Any], kernels: list[int], used: set[str
   else:
     raise NotFollowed(f"`{name}` as the signal, not as the kernel")
   plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
-  (base,) = _evaluate(eqn, plain)
+  (base,) = evaluate(eqn, plain)
   used.add(kernel.name)
   return base + update.astype(base.dtype)
 
@@ -204,16 +205,8 @@ def _while(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
 def _scan(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
   """Run a scan with kernels among its constants, its xs, or its carry if no step changes them."""
   body = eqn.params["jaxpr"]
-  # JAX 0.10 and 0.12 store the numbers of constants and of carried values in different places
-  # (docs/hazards.md#jaxpr-names). Both follow from the shapes: only the xs, and the ys among the
-  # outputs, have one more axis outside the body than in it.
-  alike = lambda outer, inner: sum(
-    x.aval.shape == y.aval.shape for x, y in zip(outer, inner, strict=True)
-  )
-  last = alike(eqn.invars, body.jaxpr.invars)
-  num_consts = last - alike(eqn.outvars, body.jaxpr.outvars)
-  consts, carry, xs = inputs[:num_consts], inputs[num_consts:last], inputs[last:]
-  held = _steady(body, num_consts, carry)
+  consts, carry, xs = parts_of_scan(eqn, inputs)
+  held = _steady(body, len(consts), carry)
   moving = [n for n in range(len(carry)) if n not in held]
   parts = [_scanned(x) if isinstance(x, LowRank) else x for x in xs]
 
@@ -228,12 +221,30 @@ def _scan(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
     after, ys = outputs[: len(carry)], outputs[len(carry) :]
     return _arrays([after[n] for n in moving], "a step of `scan`"), ys
 
-  keep = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-  after, ys = jax.lax.scan(step, [carry[n] for n in moving], parts, **keep)
+  after, ys = jax.lax.scan(step, [carry[n] for n in moving], parts, **settings_of_scan(eqn))
   full = list(carry)
   for n, x in zip(moving, after, strict=True):
     full[n] = x
   return [*full, *(_stacked(y) if isinstance(y, LowRank) else y for y in ys)]
+
+
+def parts_of_scan(eqn: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+  """Return the constants, the first carry and the xs of a scan, from its inputs."""
+  # JAX 0.10 and 0.12 store the numbers of constants and of carried values in different places
+  # (docs/hazards.md#jaxpr-names). Both follow from the shapes: only the xs, and the ys among the
+  # outputs, have one more axis outside the body than in it.
+  alike = lambda outer, inner: sum(
+    x.aval.shape == y.aval.shape for x, y in zip(outer, inner, strict=True)
+  )
+  body = eqn.params["jaxpr"].jaxpr
+  last = alike(eqn.invars, body.invars)
+  num_consts = last - alike(eqn.outvars, body.outvars)
+  return inputs[:num_consts], inputs[num_consts:last], inputs[last:]
+
+
+def settings_of_scan(eqn: JaxprEqn) -> dict[str, Any]:
+  """Return the keywords of `jax.lax.scan` for this equation with another body."""
+  return {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
 
 
 def _scanned(kernel: LowRank) -> dict[str, Any]:

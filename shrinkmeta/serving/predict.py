@@ -20,6 +20,7 @@ from shrinkmeta.serving.deltas import (
   check_fingerprint,
   fingerprint,
 )
+from shrinkmeta.serving.rows import map_rows
 
 PyTree = Any
 
@@ -39,8 +40,9 @@ def predict_tasks(
 
   Parameters of frozen modules have no example axis. A frozen dense layer is one matrix product over
   all N examples, and a frozen convolution is one convolution of a batch of N. Parameters of
-  task-specific modules are gathered to [N, ...], which takes N times their bytes. A task-specific
-  dense layer is a batched product, and a task-specific convolution is a grouped convolution.
+  task-specific modules are gathered to [N, ...], which takes N times their bytes. If the network
+  scans over layers, it takes N times the bytes of one layer. A task-specific dense layer is a
+  batched product, and a task-specific convolution is a grouped convolution.
 
   `predict` sees each example alone, as a batch of one. An example may have axes of its own, such as
   the tokens of a sequence: [N, tokens, ...]. If `predict` treats consecutive entries of the leading
@@ -97,10 +99,6 @@ def predict_tasks(
   index = _checked_index(index, deltas.num_tasks)
   _check_rows(inputs, index.shape[0])
   check_automatic({"deltas": deltas.thetas, "index": index, "inputs": inputs})
-  # Without wrap_negative_indices=False the index -1 would mean the last task.
-  take = lambda x: (
-    jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-  )
   predict = with_constants(likelihood, constants).predict
 
   def one(part: PyTree, row: PyTree) -> PyTree:
@@ -113,7 +111,7 @@ def predict_tasks(
         )
     return jax.tree.map(lambda x: x[0], outputs)
 
-  return jax.vmap(one)(jax.tree.map(take, deltas.thetas), jax.tree.map(jnp.asarray, inputs))
+  return map_rows(one, deltas.thetas, index, inputs)
 
 
 def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:

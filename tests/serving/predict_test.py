@@ -1,5 +1,7 @@
 """Rows of different tasks in one batch each equal their task alone; frozen layers run once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,66 @@ def test_a_frozen_dense_layer_is_one_product_of_the_whole_batch():
   assert sizes[1][1] == (6, 4, 2)
   text = jax.jit(f).lower(STATE, OWN, INDEX, X).compile().as_text()
   assert text.count(" dot(") + text.count("__onednn") <= 2
+
+
+def in_layers(settings):
+  """A network with stacked layers; other parameters are in the carry and constants of its scan."""
+
+  @jax.jit
+  def network(p, x):
+    step = lambda carry, w: ((jnp.tanh(carry[0] @ w + p["first"][0]), carry[1]), carry[0].sum())
+    (h, first), each = jax.lax.scan(step, (x @ p["first"], p["first"]), p["layers"], **settings)
+    return h + first[1], jnp.broadcast_to(each, [len(x), 4])
+
+  return network
+
+
+@pytest.mark.parametrize("settings", [{}, {"reverse": True}, {"unroll": 2}], ids=str)
+def test_a_scan_over_layers_gathers_one_layer_at_a_time(settings):
+  likelihood = sm.Likelihood(in_layers(settings), lambda outputs, y: outputs[0].sum(-1))
+  params = {"first": jnp.zeros([3, 5]), "layers": jnp.zeros([4, 5, 5])}
+  learner = sm.maml(likelihood, sm.by_leaf(params))
+  state = learner.init(params)
+  keys = dict(zip(params, jax.random.split(jax.random.key(3)), strict=True))
+  thetas = {name: jax.random.normal(keys[name], (40, *x.shape)) for name, x in params.items()}
+  own = deltas(learner, state, thetas, range(40))
+  index = np.array([2, 39, 39, 0, 17, 2], np.int8)  # 40 tasks of 4 layers are more than int8 holds
+  f = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
+  got, want = f(state, own.anonymous(), index, X), one_by_one(likelihood, state, own, index, X)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+  outside = f(state, own.anonymous(), jnp.array([0, -1, 40, 1, 2, 3]), X)
+  assert np.isnan(outside[1]).all(1).tolist() == [False, True, True, False, False, False]
+  text = f.lower(state, own.anonymous(), index, X).as_text()
+  assert "tensor<40x4x5x5xf32>" in text  # the table
+  assert "6x4x5x5" not in text and "4x6x5x5" not in text
+
+  def gradient(predict):
+    new = lambda thetas: dataclasses.replace(own, thetas=thetas)
+    loss = lambda thetas: jnp.sum(predict(likelihood, state, new(thetas), index, X)[0])
+    return jax.grad(loss)(own.thetas)
+
+  pairs = gradient(predict_tasks), gradient(one_by_one)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *pairs)
+
+
+def test_adapters_of_stacked_layers_are_gathered_one_layer_at_a_time():
+  base = {"first": jnp.ones([3, 5]), "layers": jax.random.normal(jax.random.key(4), (4, 5, 5))}
+  network = lambda p, x: in_layers({})(p | {"first": base["first"]}, x)[0]
+  likelihood = sm.Likelihood(sm.lora.attach(network), lambda outputs, y: outputs.sum(-1))
+  adapters = sm.lora.init(jax.random.key(5), base, {"layers": 2})
+  learner = sm.maml(likelihood, sm.lora.labels(adapters))
+  state = learner.init(adapters, constants=base)
+  thetas = jax.tree.map(lambda x: jax.random.normal(jax.random.key(6), (7, *x.shape)), adapters)
+  own = deltas(learner, state, thetas, range(7))
+  index = np.array([2, 6, 6, 0, 1, 2])
+  f = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
+  got = f(state, own.anonymous(), index, X)
+  for n, t in enumerate(index):
+    merged = sm.lora.merge(base, jax.tree.map(lambda x, t=t: x[t], thetas))
+    np.testing.assert_allclose(got[n], network(merged, X[n : n + 1])[0], rtol=1e-5, atol=1e-5)
+  text = f.lower(state, own.anonymous(), index, X).as_text()
+  assert "7x4x5x2" in text and "7x4x2x5" in text  # the tables
+  assert not [shape for shape in ("6x4x5x2", "4x6x5x2", "6x4x2x5", "4x6x2x5") if shape in text]
 
 
 def conv(x, kernel):

@@ -1,6 +1,6 @@
 """How long do the adapters of many tasks take, beside PEFT?
 
-    python -m experiments.benchmarks.adapters --peft_python=PYTHON --rounds=7
+    python -m experiments.benchmarks.adapters --peft_python=PYTHON --rounds=15
 
 A Llama of 26 M parameters has adapters of rank 8 on q and v. The command times the base alone, one
 batch with a row of each of 64 tasks, both also with one token a row, and the adaptation of all
