@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> None:
   learner, state, metrics = judge.train(
     config["algorithm"], config["meta_steps"], config["tasks"], seed
   )
-  records = judge.evaluate(learner, state, config["test_tasks"], seed)
+  predict = judge.predictor(learner)
+  records = judge.evaluate(predict, state, config["test_tasks"], seed)
   out = pathlib.Path(shared.or_default(_OUT, "runs/sinusoid_evidence"))
   sigma = {m: float(jnp.exp(0.5 * v)) for m, v in state.log_sigma2.items()}
   noise = float(jnp.exp(state.phi["log_noise"]))
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     "config": config,
   }
   files.write_document(out / "sinusoid.json", content)
-  picture.plot(out / "sinusoid.png", learner, state, records, seed)
+  picture.plot(out / "sinusoid.png", predict, state, records, seed)
 
 
 if __name__ == "__main__":

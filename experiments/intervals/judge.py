@@ -1,5 +1,6 @@
 """Train, and measure the share of new observations that lie in the intervals."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,13 +46,20 @@ class Judged(NamedTuple):
   converged: jax.Array  # [T]
 
 
-def judge(learner: sm.MetaLearner, state: sm.MetaState, train: sm.Batch, inputs: Any) -> Judged:
-  """Predict new observations at `inputs` [T, N, 1]."""
-  likelihood = sm.gaussian_with_scale(network)
-  # With sigma 0 the noise counts as known, and gets no posterior.
-  log_sigma2 = state.log_sigma2 | {"noise": -jnp.inf}
+Predictor = Callable[[sm.MetaState, sm.Batch, jax.Array], Judged]
 
-  def one(batch: sm.Batch, x: jax.Array) -> tuple[jax.Array, ...]:
+
+def predictor(learner: sm.MetaLearner) -> Predictor:
+  """Return f(state, train, inputs [T, N, 1]), which predicts new observations at the inputs.
+
+  It is compiled once for each shape of its arguments: batches of any number of examples are padded
+  to one shape.
+  """
+  likelihood = sm.gaussian_with_scale(network)
+
+  def one(state: sm.MetaState, batch: sm.Batch, x: jax.Array) -> tuple[jax.Array, ...]:
+    # With sigma 0 the noise counts as known, and gets no posterior.
+    log_sigma2 = state.log_sigma2 | {"noise": -jnp.inf}
     theta, info = learner.adapt(state, batch, 300)
     found = sm.posterior(likelihood, learner.labels, state.phi, log_sigma2, theta, batch)
     predictive = found.predictive(x)
@@ -59,17 +67,21 @@ def judge(learner: sm.MetaLearner, state: sm.MetaState, train: sm.Batch, inputs:
     of_f = predictive.variance[:, 0] * noise**4  # from f / noise^2 to f
     return mean, jnp.sqrt(of_f + noise**2), noise[0], info.converged
 
-  mean, sd, noise, converged = jax.jit(jax.vmap(one))(train, inputs)
-  return Judged(mean, sd, noise[0], converged)
+  @jax.jit
+  def predict(state: sm.MetaState, train: sm.Batch, inputs: jax.Array) -> Judged:
+    mean, sd, noise, converged = jax.vmap(one, in_axes=(None, 0, 0))(state, train, inputs)
+    return Judged(mean, sd, noise[0], converged)
+
+  return predict
 
 
-def evaluate(learner: sm.MetaLearner, state: sm.MetaState, count: int, seed: int) -> list[dict]:
+def evaluate(predict: Predictor, state: sm.MetaState, count: int, seed: int) -> list[dict]:
   """Return a record for each number of shots."""
   rows = []
   for shots in SHOTS:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), shots)
     data = draw(key, count, shots, NOISE)
-    found = judge(learner, state, data.train, data.val.inputs)
+    found = predict(state, data.train, data.val.inputs)
     y = data.val.targets
     by_task = lambda level, found=found, y=y: jax.vmap(lambda m, s, y: sm.coverage(m, s, y, level))(
       found.mean, found.sd, y

@@ -10,11 +10,13 @@ import matplotlib.figure
 import numpy as np
 
 from experiments.datasets.sinusoid import draw
-from experiments.intervals.judge import NOISE, SHOTS, judge
+from experiments.intervals.judge import NOISE, SHOTS, Predictor
 from experiments.runs import files
 
 
-def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], seed: int) -> None:
+def plot(
+  path: pathlib.Path, predict: Predictor, state: Any, rows: Sequence[dict], seed: int
+) -> None:
   """Draw two tasks at each number of shots, with the 95 % interval of new observations."""
   figure = matplotlib.figure.Figure(figsize=(9, 4.6), layout="constrained")
   axes = figure.subplots(2, len(SHOTS), sharex=True, sharey="row")
@@ -22,7 +24,7 @@ def plot(path: pathlib.Path, learner: Any, state: Any, rows: Sequence[dict], see
   for column, (shots, row) in enumerate(zip(SHOTS, rows, strict=True)):
     data = draw(jax.random.fold_in(jax.random.key(seed), 3), 2, shots, NOISE)
     grid = jnp.broadcast_to(x[None, :, None], (2, x.size, 1))
-    found = judge(learner, state, data.train, grid)
+    found = predict(state, data.train, grid)
     for i, ax in enumerate(axes[:, column]):
       seen = np.asarray(data.train.mask)[i] > 0
       low, high = (found.mean[i] + sign * 1.96 * found.sd[i] for sign in (-1, 1))

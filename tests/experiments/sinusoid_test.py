@@ -40,7 +40,7 @@ def test_binary(tmp_path, algorithm):
 def test_half_widths_are_those_of_students_t(monkeypatch):
   """By a network that predicts 0 ± 2.5 everywhere."""
 
-  def constant(learner, state, train, inputs):
+  def constant(state, train, inputs):
     zeros = jnp.zeros(inputs.shape[:2])
     return judge.Judged(zeros, zeros + 2.5 / 1.96, jnp.float32(0.3), jnp.ones(len(zeros)))
 
@@ -51,12 +51,11 @@ def test_half_widths_are_those_of_students_t(monkeypatch):
     targets.append(np.asarray(data.val.targets))
     return data
 
-  monkeypatch.setattr(judge, "judge", constant)
   monkeypatch.setattr(judge, "draw", drawn)
-  found = judge.evaluate(None, None, 4, 0)
+  found = judge.evaluate(constant, None, 4, 0)
   for row, y in zip(found, targets, strict=True):
     covered = (np.abs(y) < 2.5).mean(1)
     wanted = stats.t.ppf(0.975, 3) * covered.std(ddof=1) / 2
     assert row["coverage_95_half_width"] == pytest.approx(wanted, rel=1e-4) and wanted > 0
-  one = judge.evaluate(None, None, 1, 0)
+  one = judge.evaluate(constant, None, 1, 0)
   assert one[0]["coverage_95_half_width"] == math.inf  # the table has ± inf
