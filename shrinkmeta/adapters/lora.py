@@ -67,7 +67,8 @@ def init(
       [height, width, in, out]. For other layouts give (rank, axes). `axes` has a letter for each
       axis: "l" layers, "i" input side, "o" output side. Examples: (4, "oi") for equinox's
       [out, in], (4, "iio") for a convolution [width, in, out], (4, "ioo") for [in, heads, size].
-      A rank alone is refused for a kernel with 3 axes whose first is longer than its second.
+      A rank alone is refused for a kernel with 3 axes if the first is longer than the second, or if
+      the bias beside the kernel has another first axis.
     dtype: the dtype of A and B. None takes the dtype of the kernel.
 
   Returns:
@@ -95,17 +96,16 @@ def init(
     scalars.regex("a key of rules", pattern)
   dtype = None if dtype is None else scalars.floating_dtype("dtype", dtype)
   chosen: dict[str, tuple[Any, int, str]] = {}
-  found, hits = set(), set()
-  for path, leaf in trees.named_leaves(params):
+  found, hits, named = set(), set(), dict(trees.named_leaves(params))
+  for path, leaf in named.items():
     matches = [pattern for pattern in rules if re.search(pattern, path)]
     found |= set(matches)
     if matches:
       hits.add(matches[0])
-      chosen[path] = leaf, *_rank_and_axes(matches[0], rules[matches[0]], path, leaf)
+      chosen[path] = leaf, *_rank_and_axes(matches[0], rules[matches[0]], path, named)
   if idle := [pattern for pattern in rules if pattern not in hits]:
     why = "finds only paths that earlier rules take" if idle[0] in found else "finds no path"
-    paths = [path for path, _ in trees.named_leaves(params)]
-    raise ValueError(f"rules has {idle[0]!r}, which {why}. The paths of params are {paths}.")
+    raise ValueError(f"rules has {idle[0]!r}, which {why}. The paths of params are {list(named)}.")
   adapters: Adapters = {}
   keys = jax.random.split(key, len(chosen))
   for one, (path, (leaf, rank, axes)) in zip(keys, chosen.items(), strict=True):
@@ -123,10 +123,10 @@ def init(
   return adapters
 
 
-def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, str]:
+def _rank_and_axes(pattern: str, rule: Any, path: str, named: dict) -> tuple[int, str]:
   """Check a rule against the leaf that it chose; return the rank and the kinds of the axes."""
   rank, axes = rule if isinstance(rule, tuple) and len(rule) == 2 else (rule, None)
-  shape = jnp.shape(leaf)
+  leaf, shape = named[path], jnp.shape(named[path])
   if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
     raise ValueError(f"rules[{pattern!r}] must be a rank >= 1 or (rank, axes); got {rule!r}.")
   if len(shape) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -141,11 +141,11 @@ def _rank_and_axes(pattern: str, rule: Any, path: str, leaf: Any) -> tuple[int, 
       f"rules[{pattern!r}]: the kernel {path!r} has shape {shape}. Give (rank, axes) with one "
       f'letter for each axis: "l" for layers first, then "i" and "o" for the sides; got {axes!r}.'
     )
-  if not isinstance(rule, tuple) and len(shape) == 3 and shape[0] > shape[1]:
+  if not isinstance(rule, tuple) and len(shape) == 3 and not trees.may_be_stack(path, named):
     raise ValueError(
       f"rules[{pattern!r}]: by its rank alone the kernel {path!r} of shape {shape} is a stack of "
-      f'{shape[0]} layers with {shape[1]} inputs each. If it is one, give ({rank}, "lio"). A '
-      f'kernel [in, heads, size] of attention needs ({rank}, "ioo").'
+      f'{shape[0]} layers with {shape[1]} inputs each. If it is one, give ({rank}, "lio"). In '
+      f'attention [in, heads, size] needs ({rank}, "ioo") and [heads, size, out] ({rank}, "iio").'
     )
   sizes = {c: math.prod(s for s, x in zip(shape, axes, strict=True) if x == c) for c in "io"}
   if rank > min(sizes.values()):

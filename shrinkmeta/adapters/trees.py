@@ -13,6 +13,7 @@ from shrinkmeta.checks.kinds import is_nnx_variable
 PyTree = Any
 Adapters = dict[str, Any]
 
+_BIAS = {"kernel": "bias", "w": "b"}  # {name of a kernel: the bias beside it}, flax and haiku
 _LAYER = re.compile(r"\[(\d+)\]")
 
 
@@ -26,6 +27,22 @@ def named_leaves(params: PyTree) -> list[tuple[str, Any]]:
   if len({name for name, _ in named}) < len(named):
     validate.leaves_with_names(params)  # raises and names the path
   return named
+
+
+def may_be_stack(path: str, named: Mapping[str, Any]) -> bool:
+  """Return whether a kernel with three axes may be a stack [layers, in, out].
+
+  A kernel with more layers than inputs is rather one of attention, [in, heads, size]. A bias beside
+  a stack has the same first axis; the bias of attention's [heads, size, out] has only the last one.
+
+  Args:
+    path: the path of the kernel.
+    named: {path: leaf} for all parameters.
+  """
+  layers, inputs, _ = jnp.shape(named[path])
+  folder, name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
+  bias = jnp.shape(named.get(folder + _BIAS.get(name, ""), 0.0))  # () if there is none
+  return layers <= inputs and bias[:1] in ((), (layers,))
 
 
 def kernels(

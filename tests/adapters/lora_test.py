@@ -157,6 +157,24 @@ def test_wrong_rules(rules, error, message):
     lora.init(KEY, params, rules)
 
 
+def test_kernels_of_attention_are_not_taken_for_stacks_of_layers():
+  from flax import linen as nn
+
+  attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=32)
+  params = attention.init(KEY, jnp.ones([1, 3, 8]))["params"]
+  assert params["out"]["kernel"].shape == (2, 16, 8)  # by its shape alone: 2 layers, 16 inputs
+  for name, axes in (("query", "ioo"), ("out", "iio")):
+    rule = f"{name}/kernel"
+    with pytest.raises(ValueError, match=r'"lio".*\[heads, size, out\] \(1, "iio"\)'):
+      lora.init(KEY, params, {rule: 1})
+    drawn = lora.init(KEY, params, {rule: (1, axes)})
+    assert sum(x.ndim for x in jax.tree.leaves(drawn)) == 3 + 2
+  stack = {"kernel": jnp.ones([2, 16, 8]), "bias": jnp.ones([2, 8]), "scale": jnp.ones([])}
+  assert lora.init(KEY, stack, {"kernel": 1})["kernel"]["B"].shape == (2, 1, 8)
+  haiku = {"linear": {"w": jnp.ones([2, 16, 8]), "b": jnp.ones([2, 8])}}
+  assert lora.init(KEY, haiku, {"w$": 1})["linear"]["w"]["B"].shape == (2, 1, 8)
+
+
 def test_wrong_adapters():
   x, adapters = jnp.ones([2, 3]), lora.init(KEY, W, {"w": 1})
   attached = lora.attach(lambda p, x: x @ p["w"])
