@@ -199,7 +199,7 @@ def test_without_safetensors(tmp_path, monkeypatch):
 
 
 def torch_and_friends():
-  reason = "torch, transformers and peft are not installed"
+  reason = "torch, transformers and peft are not installed: pip install -e '.[peft]'"
   return tuple(pytest.importorskip(m, reason=reason) for m in ("torch", "transformers", "peft"))
 
 

@@ -82,7 +82,7 @@ def test_weights_written_are_weights_read(tmp_path):
 
 
 def torch_and_friends():
-  reason = "torch, transformers and peft are not installed"
+  reason = "torch, transformers and peft are not installed: pip install -e '.[peft]'"
   return tuple(pytest.importorskip(m, reason=reason) for m in ("torch", "transformers", "peft"))
 
 

@@ -75,7 +75,7 @@ def test_updates_and_thetas_are_those_of_a_closure(name):
   assert all(np.any(new.phi[name] != PARAMS[name]) for name in PARAMS)
 
 
-@pytest.mark.parametrize("name", ["maml", "fine_tuning"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_gradients_are_those_of_a_closure_to_the_bit(name):
   """A closure over an argument is the same program; implicit rules make it an argument again."""
   taking = LEARNERS[name](TAKING)
@@ -142,21 +142,23 @@ def test_check_meta_gradient_takes_constants(x64):
 
 @pytest.mark.parametrize("name", ["maml", "sigma_imaml", "empirical_bayes"])
 def test_memory_of_a_task_does_not_grow_with_the_base(name):
-  width = 5_000
-  base = {"kernel": jnp.ones((3, width)), "read": jnp.ones((width, 4)), "scale": BASE["scale"]}
-
   def wide(theta, inputs, constants):
     inner = {"kernel": constants["kernel"] @ constants["read"], "scale": constants["scale"]}
     return network(theta, inputs, inner)
 
-  learner = LEARNERS[name](sm.gaussian(wide))
-  batch = sm.Batch(jnp.ones((12, 5, 3)), jnp.ones((12, 5)))
-  arguments = learner.init(PARAMS, base), sm.Task(batch, batch)
-  cost = sm.program_cost(jax.jit(learner.update, donate_argnums=0).lower(*arguments).compile())
-  # One base is 140,000 bytes; copies of the tasks would be 12 of them.
-  assert 140_000 < cost.arguments <= sum(x.nbytes for x in jax.tree.leaves(arguments))
-  assert cost.temporaries < 20_000
-  assert cost.outputs < 2_000  # donated: no second copy
+  def cost(width):
+    base = {"kernel": jnp.ones((3, width)), "read": jnp.ones((width, 4)), "scale": BASE["scale"]}
+    learner = LEARNERS[name](sm.gaussian(wide))
+    batch = sm.Batch(jnp.ones((12, 5, 3)), jnp.ones((12, 5)))
+    arguments = learner.init(PARAMS, base), sm.Task(batch, batch)
+    return sm.program_cost(jax.jit(learner.update, donate_argnums=0).lower(*arguments).compile())
+
+  small, large = cost(5_000), cost(20_000)
+  # One small base is 140,000 bytes; copies of the tasks would be 12 of them.
+  assert 140_000 < small.arguments < 150_000
+  assert large.arguments - small.arguments == 28 * 15_000
+  assert small.temporaries == large.temporaries < 20_000
+  assert small.outputs == large.outputs < 2_000  # donated: no second copy
 
 
 def test_constants_are_arguments_of_the_program():
