@@ -168,14 +168,18 @@ def blocks(batches: Sequence[sm.Batch], count: int, size: int = 8) -> Judged:
   return Judged(*map(jnp.asarray, (np.array(task, np.int32), whole.inputs, whole.targets)))
 
 
+def adapting(config: Config, make: MakeLearner, rate: jax.typing.ArrayLike) -> sm.MetaLearner:
+  """Return a learner for long adaptation: inner step t has learning rate rate / (1 + t / decay)."""
+  schedule = lambda t: rate / (1.0 + t / config.adapt.decay)
+  return make(sm.Inner(optax.adam(schedule), batch_size=config.adapt.windows))
+
+
 def adapt_and_judge(config: Config, make: MakeLearner) -> Callable[..., tuple[PyTree, jax.Array]]:
   """Return a function (state, texts [T, N, S], judged, rate, steps, key) -> (thetas, nats [T]).
 
-  Each inner step draws `adapt.windows` windows of a text. For all methods, step t has learning rate
-  rate / (1 + t / decay). Rate and steps are arguments, so that one compiled program serves all
-  values. nats are sums over the evaluated windows.
+  Each inner step draws `adapt.windows` windows of a text. Rate and steps are arguments, so that one
+  compiled program serves all values. nats are sums over the evaluated windows.
   """
-  own = config.adapt
 
   def program(
     state: sm.MetaState,
@@ -185,8 +189,7 @@ def adapt_and_judge(config: Config, make: MakeLearner) -> Callable[..., tuple[Py
     steps: jax.Array,
     key: jax.Array,
   ) -> tuple[PyTree, jax.Array]:
-    schedule = lambda t: rate / (1.0 + t / own.decay)
-    learner = make(sm.Inner(optax.adam(schedule), batch_size=own.windows))
+    learner = adapting(config, make, rate)
     thetas, _ = learner.adapt_tasks(state, texts, steps, key)
     likelihood = sm.with_constants(learner.spec.likelihood, state.constants)
 

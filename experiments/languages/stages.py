@@ -25,6 +25,7 @@ from experiments.settings.schema import Config
 
 PyTree = Any
 FORMAT = "shrinkmeta.experiments.languages/1"
+_TOGETHER = 16  # languages that adapt in one call
 _NO_STEPS = sm.Inner(optax.sgd(0.1), steps=0)  # for learners that only make or read states
 
 
@@ -181,12 +182,23 @@ class _Judge:
     return jax.tree.map(jnp.asarray, windows.padded(batches, self.rows))
 
   def serve(self, ready: Ready, rate: float, folder: pathlib.Path) -> dict[str, Any]:
-    """Adapt all test languages on the largest number of articles, and serve them."""
+    """Adapt all languages on the largest number of articles, test languages first; serve them."""
     own = self.config
-    method = self.method("sigma_imaml_chosen", ready)
-    thetas, _ = method.run("test", own.adapt.articles[-1], rate, own.tune.steps)
+    versions = [v for part in self.split for v in declarations.one_a_language(part)]
+    adapt = jax.jit(arms.adapting(own, ready.arm.make, rate).adapt_tasks, static_argnums=2)
+    most = own.adapt.articles[-1]
+    rows = _up(max(len(batch.inputs) for batch in model.texts(own, versions, most)), 64)
+    parts = []
+    for first in range(0, len(versions), _TOGETHER):
+      some = versions[first : first + _TOGETHER]
+      filled = [*some, *[some[0]] * (_TOGETHER - len(some))]  # one shape, so one program
+      texts = jax.tree.map(jnp.asarray, windows.padded(model.texts(own, filled, most), rows))
+      key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 4), first)
+      thetas, _ = adapt(ready.state, texts, own.tune.steps, key)
+      parts.append(jax.tree.map(lambda x, count=len(some): x[:count], thetas))
+    thetas = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     learner = ready.arm.make(_NO_STEPS)
-    return serving.serve(own, learner, ready.state, thetas, self.split.test, folder)
+    return serving.serve(own, learner, ready.state, thetas, versions, folder)
 
 
 class _Method:

@@ -100,6 +100,7 @@ def test_all_stages(finished):
   assert set(fine["bits"]["2"]) == {"0", "1"} and set(fine["bits"]["20"]) == {"0", "1", "5"}
   assert np.mean(fine["bits"]["20"]["5"]) < np.mean(fine["bits"]["20"]["0"])
   served = result["served"]
+  assert served["languages"] == len({v.language for v in declarations.synthetic()}) == 24
   assert served["read_as_written"] and served["largest_logit_difference"] < 1e-3
   assert served["bits_together"] == pytest.approx(served["bits_one_by_one"], rel=1e-5)
   assert served["export_logit_difference"] < 1e-3
