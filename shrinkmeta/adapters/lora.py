@@ -174,9 +174,7 @@ def _draw(
   return {"A": a, "B": b}
 
 
-def attach(
-  predict: Predict, alpha: float | None = None
-) -> Callable[[Adapters, PyTree, PyTree], PyTree]:
+def attach(predict: Predict, alpha: float | None = None) -> "Attached":
   """Add adapters to a network, without ever forming W + (alpha / r) A B.
 
       x W  ->  x W + (alpha / r) (x A) B
@@ -222,18 +220,29 @@ def attach(
   """
   validate.function("predict", predict, "(params, inputs) -> outputs")
   _check_alpha(alpha)
+  return Attached(predict, alpha)
 
-  def adapted(adapters: Adapters, inputs: PyTree, constants: PyTree) -> PyTree:
+
+class Attached:
+  """What `attach` returns: the function predict(adapters, inputs, constants) -> outputs."""
+
+  def __init__(self, predict: Predict, alpha: float | None):
+    self.predict, self.alpha = predict, alpha
+
+  def __call__(
+    self, adapters: Adapters, inputs: PyTree, constants: PyTree, *, rows: Any = None
+  ) -> PyTree:
+    """Return the outputs. `rows` is (tables, t) if the adapters are rows t of tables [T, ...]."""
     params, adapters = _whole(adapters, constants)
     leaves = [leaf for _, leaf in trees.named_leaves(params)]
-    kernels = _updates("constants", params, adapters, alpha)
+    kernels = trees.updates("constants", params, adapters, self.alpha, rows)
     for path, leaf in trees.named_leaves(params):
       if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
         raise TypeError(
           f"constants/{path} is no array; got {type(leaf).__name__}. Take it out of the constants, "
           "for equinox by eqx.partition(model, eqx.is_inexact_array)."
         )
-    closed, shape = jax.make_jaxpr(predict, return_shape=True)(params, inputs)
+    closed, shape = jax.make_jaxpr(self.predict, return_shape=True)(params, inputs)
     for place, kernel in kernels.items():
       leaves[place] = kernel
     used: set[str] = set()
@@ -250,8 +259,6 @@ def attach(
           f"predict returns the adapted kernel {kernel.name!r}; return products only."
         )
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
-
-  return adapted
 
 
 def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyTree:
@@ -273,9 +280,10 @@ def merge(params: PyTree, adapters: Adapters, alpha: float | None = None) -> PyT
   >>> merge({"kernel": jnp.eye(2)}, adapters, alpha=2.0)["kernel"].tolist()
   [[3.0, 4.0], [2.0, 5.0]]
   """
+  _check_alpha(alpha)
   params, adapters = _whole(adapters, params)
   leaves = [leaf for _, leaf in trees.named_leaves(params)]
-  for place, kernel in _updates("params", params, adapters, alpha).items():
+  for place, kernel in trees.updates("params", params, adapters, alpha).items():
     merged = kernel.value + low_rank.product_of_factors(kernel)
     leaves[place] = merged.astype(kernel.value.dtype)
   return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -295,45 +303,6 @@ def _check_alpha(alpha: Any) -> None:
     validate.array("alpha", alpha, "a number or None")
     if isinstance(alpha, bool) or jnp.ndim(alpha) != 0:
       raise TypeError(f"alpha must be a number or None; got {shown(alpha)}.")
-
-
-def _updates(
-  argument: str, params: PyTree, adapters: Adapters, alpha: float | None
-) -> dict[int, low_rank.LowRank]:
-  """Return {position among the leaves of params: the kernel with its factors}."""
-  _check_alpha(alpha)
-  places = {path: (n, leaf) for n, (path, leaf) in enumerate(trees.named_leaves(params))}
-  updates = {}
-  for path, factors in trees.kernels(adapters):
-    if path not in places:
-      raise ValueError(
-        f"adapters have a kernel {path!r}, which {argument} lack. The paths of {argument} are "
-        f"{list(places)}. Make adapters by lora.init from these very parameters."
-      )
-    place, leaf = places[path]
-    updates[place] = _low_rank(path, jnp.asarray(leaf), factors["A"], factors["B"], alpha)
-  return updates
-
-
-def _low_rank(path: str, kernel: Any, a: Any, b: Any, alpha: float | None) -> low_rank.LowRank:
-  shapes = jnp.shape(a), jnp.shape(b)
-  layers = max(0, len(shapes[0]) + len(shapes[1]) - 2 - kernel.ndim)
-  axes = low_rank.axes_of(*shapes, layers)
-  of_a, of_b = low_rank.labels_of(axes)
-  rank = shapes[0][of_a.index(low_rank.RANK)]
-  fits = len(axes) == kernel.ndim and all(
-    shape == tuple(rank if n == low_rank.RANK else kernel.shape[n] for n in of)
-    for shape, of in zip(shapes, (of_a, of_b), strict=True)
-  )
-  if not fits:
-    raise ValueError(
-      f"adapters: {path}/A {shapes[0]} and {path}/B {shapes[1]} do not fit the kernel of shape "
-      f"{kernel.shape}. Make them by lora.init; for the adapters of T tasks use jax.vmap."
-    )
-  a, b = jnp.asarray(a), jnp.asarray(b)
-  if alpha is not None:
-    b = b * jnp.asarray(alpha / rank, b.dtype)
-  return low_rank.LowRank(kernel, a, b, of_a, of_b, path)
 
 
 __all__ = (

@@ -29,7 +29,7 @@ class NotFollowed(Exception):
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=("value", "a", "b"),
+  data_fields=("value", "a", "b", "rows"),
   meta_fields=("of_a", "of_b", "name"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ class LowRank:
     b: the factor (alpha / r) B.
     of_a, of_b: for each axis of the factor, the axis of W that it is, or RANK.
     name: the path of the kernel, for error messages.
+    rows: for each factor the `rewrite.Row` that it is, or None.
   """
 
   value: Any
@@ -54,6 +55,7 @@ class LowRank:
   of_a: Labels
   of_b: Labels
   name: str
+  rows: tuple[Any, ...] = (None, None)
 
   @property
   def axes(self) -> str:
@@ -69,12 +71,12 @@ class LowRank:
   def map(self, f: Callable[[Any, Labels], Any], value: Any) -> "LowRank":
     """Return a kernel with the base `value` and the factors f(factor, its labels)."""
     a, b = (f(factor, of) for factor, of in self.factors)
-    return dataclasses.replace(self, value=value, a=a, b=b)
+    return dataclasses.replace(self, value=value, a=a, b=b, rows=(None, None))
 
   def renamed(self, names: Callable[[int], int]) -> "LowRank":
     """Return the kernel with the labels names(n) in place of n; RANK stays."""
     new = lambda of: tuple(n if n == RANK else names(n) for n in of)
-    return dataclasses.replace(self, of_a=new(self.of_a), of_b=new(self.of_b))
+    return dataclasses.replace(self, of_a=new(self.of_a), of_b=new(self.of_b), rows=(None, None))
 
 
 def axes_of(a: Sequence[int], b: Sequence[int], layers: int) -> str:
@@ -127,8 +129,8 @@ def in_order(factor: Any, of: Labels, rank: int) -> Any:
 def product_of_factors(kernel: LowRank) -> jax.Array:
   """Return sum_r a b with the shape of W: the update that `merge` adds to W."""
   label = lambda of: [n + 1 for n in of]  # an einsum has none below 0
-  axes = label(range(len(kernel.axes)))
-  return jnp.einsum(kernel.a, label(kernel.of_a), kernel.b, label(kernel.of_b), axes)
+  (a, of_a), (b, of_b) = kernel.factors
+  return jnp.einsum(a, label(of_a), b, label(of_b), label(range(len(kernel.axes))))
 
 
 # Rules for operations that rearrange or cast a kernel. The arguments of a rule are the kernel, the
@@ -145,9 +147,8 @@ def cast(kernel: LowRank, params: dict[str, Any]) -> LowRank:
 
 def transpose(kernel: LowRank, params: dict[str, Any]) -> LowRank:
   """Apply `transpose`: permute the axes of W; those of the factors get new labels."""
-  permutation = params["permutation"]
-  turned = dataclasses.replace(kernel, value=kernel.value.transpose(permutation))
-  return turned.renamed(list(permutation).index)
+  turned = kernel.renamed(list(params["permutation"]).index)
+  return dataclasses.replace(turned, value=kernel.value.transpose(params["permutation"]))
 
 
 def cut(kernel: LowRank, params: dict[str, Any]) -> LowRank:
@@ -309,6 +310,7 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
     for axis in (out_axis, in_axis):
       if kernel.value.shape[axis] == 1 and "o" not in kernel.axes:
         kernel = _with_output(kernel, axis)
+  b = in_order(kernel.b, kernel.of_b, len(kernel.axes))
   kinds = lambda axis: {kind for n, kind in enumerate(kernel.axes) if n != axis}
   groups, plain = params["feature_group_count"], params["batch_group_count"] == 1
   if plain and kernel.axes[out_axis] == "o" and kinds(out_axis) == {"i"}:
@@ -316,14 +318,12 @@ def convolution(x: Any, kernel: LowRank, params: dict[str, Any]) -> Any:
     a = jnp.concatenate([a] * groups, out_axis)  # each group applies the same `a` to its own inputs
     y = jnp.moveaxis(_convolve(x, a, params), spec.out_spec[1], -1)
     y = y.reshape(*y.shape[:-1], groups, -1)
-    b = in_order(kernel.b, kernel.of_b, len(kernel.axes))
     b = b.reshape(groups, -1, b.shape[-1])
     y = jnp.einsum("...gr,gor->...go", y, b, precision=params["precision"])
     return jnp.moveaxis(y.reshape(*y.shape[:-2], -1), -1, spec.out_spec[1])
   if plain and groups == 1 and kernel.axes[in_axis] == "o" and kinds(in_axis) == {"i"}:
     channel = spec.lhs_spec[1]
     x = jnp.moveaxis(x, channel, -1)
-    b = in_order(kernel.b, kernel.of_b, len(kernel.axes))
     x = jnp.einsum("...o,or->...r", x, b, precision=params["precision"])
     a = in_order(kernel.a, kernel.of_a, in_axis)
     return _convolve(jnp.moveaxis(x, -1, channel), a, params)

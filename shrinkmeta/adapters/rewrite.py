@@ -12,6 +12,7 @@ the rewritten body.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,47 @@ _MOVES: dict[str, Callable[..., Any]] = {
 _SAME = ("copy", "optimization_barrier", "sharding_constraint")
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=("table", "index", "scale"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A factor that is a row of a table: `scale` times table[index], for one of T tasks.
+
+  A scan over layers gathers from the table in each step. So if nothing else uses the factor, the
+  compiled program never holds the rows of all layers, and copies none.
+  """
+
+  table: jax.Array  # [T, layers, ...]
+  index: jax.Array  # []
+  scale: jax.Array | None  # []; None means 1
+
+  def layer(self, number: jax.Array) -> jax.Array:
+    """Return the entry `number` of the row; NaN if the table has no such row."""
+    tasks, layers, *rest = self.table.shape
+    small = self.index.dtype.itemsize < 4  # int8 holds no number of tasks and layers
+    index = self.index.astype(jnp.int32) if small else self.index
+    index = jnp.where((index >= 0) & (index < tasks), index, tasks).astype(jnp.int32)
+    entries = self.table.reshape(tasks * layers, *rest).at[index * layers + number]
+    found = entries.get(mode="fill", fill_value=jnp.nan)
+    return found if self.scale is None else found * self.scale
+
+
+@jax.custom_jvp
+def _also(value: jax.Array, same: jax.Array) -> jax.Array:
+  """Return `same`, which has the numbers of `value`, with the derivative of `value`.
+
+  The derivative of a gather in each step of a scan is a sum over whole tables in each step.
+  """
+  del value
+  return same
+
+
+@_also.defjvp
+def _also_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+  return primals[1], tangents[0]
+
+
 def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]) -> list[Any]:
   """Evaluate `jaxpr` at arguments, some of which are `LowRank` kernels.
 
@@ -64,7 +106,7 @@ def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]
     inputs = [read(v) for v in eqn.invars]
     kernel = next((x for x in inputs if isinstance(x, LowRank)), None)
     if kernel is None:
-      outputs = evaluate(eqn, inputs)
+      outputs = _evaluate(eqn, inputs)
     else:
       try:
         outputs = _rewrite(eqn, inputs, used)
@@ -90,8 +132,7 @@ def _live(jaxpr: Jaxpr) -> list[JaxprEqn]:
   return live[::-1]
 
 
-def evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
-  """Return the outputs of an equation at arrays."""
+def _evaluate(eqn: JaxprEqn, inputs: list[Any]) -> list[Any]:
   with eqn.ctx.manager:  # the context of the trace: device placement, metadata
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
   return list(outputs) if eqn.primitive.multiple_results else [outputs]
@@ -108,7 +149,7 @@ def _rewrite(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
     return _CONTROL[name](eqn, inputs, used)
   if name in _SAME:
     plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
-    outputs = evaluate(eqn, plain)
+    outputs = _evaluate(eqn, plain)
     for n in kernels:
       outputs[n] = inputs[n].map(lambda x, _: x, outputs[n])
     return outputs
@@ -138,7 +179,7 @@ def _product(eqn: JaxprEqn, inputs: list[Any], kernels: list[int], used: set[str
   else:
     raise NotFollowed(f"`{name}` as the signal, not as the kernel")
   plain = [x.value if isinstance(x, LowRank) else x for x in inputs]
-  (base,) = evaluate(eqn, plain)
+  (base,) = _evaluate(eqn, plain)
   used.add(kernel.name)
   return base + update.astype(base.dtype)
 
@@ -205,46 +246,38 @@ def _while(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
 def _scan(eqn: JaxprEqn, inputs: list[Any], used: set[str]) -> list[Any]:
   """Run a scan with kernels among its constants, its xs, or its carry if no step changes them."""
   body = eqn.params["jaxpr"]
-  consts, carry, xs = parts_of_scan(eqn, inputs)
-  held = _steady(body, len(consts), carry)
-  moving = [n for n in range(len(carry)) if n not in held]
-  parts = [_scanned(x) if isinstance(x, LowRank) else x for x in xs]
-
-  def step(now: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-    full = list(carry)
-    for n, x in zip(moving, now, strict=True):
-      full[n] = x
-    slices = [
-      _slice(x, s) if isinstance(x, LowRank) else s for x, s in zip(xs, slices, strict=True)
-    ]
-    outputs = run(body.jaxpr, body.consts, [*consts, *full, *slices], used)
-    after, ys = outputs[: len(carry)], outputs[len(carry) :]
-    return _arrays([after[n] for n in moving], "a step of `scan`"), ys
-
-  after, ys = jax.lax.scan(step, [carry[n] for n in moving], parts, **settings_of_scan(eqn))
-  full = list(carry)
-  for n, x in zip(moving, after, strict=True):
-    full[n] = x
-  return [*full, *(_stacked(y) if isinstance(y, LowRank) else y for y in ys)]
-
-
-def parts_of_scan(eqn: JaxprEqn, inputs: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-  """Return the constants, the first carry and the xs of a scan, from its inputs."""
   # JAX 0.10 and 0.12 store the numbers of constants and of carried values in different places
   # (docs/hazards.md#jaxpr-names). Both follow from the shapes: only the xs, and the ys among the
   # outputs, have one more axis outside the body than in it.
   alike = lambda outer, inner: sum(
     x.aval.shape == y.aval.shape for x, y in zip(outer, inner, strict=True)
   )
-  body = eqn.params["jaxpr"].jaxpr
-  last = alike(eqn.invars, body.invars)
-  num_consts = last - alike(eqn.outvars, body.outvars)
-  return inputs[:num_consts], inputs[num_consts:last], inputs[last:]
+  last = alike(eqn.invars, body.jaxpr.invars)
+  num_consts = last - alike(eqn.outvars, body.jaxpr.outvars)
+  consts, carry, xs = inputs[:num_consts], inputs[num_consts:last], inputs[last:]
+  held = _steady(body, num_consts, carry)
+  moving = [n for n in range(len(carry)) if n not in held]
+  parts = [_scanned(x) if isinstance(x, LowRank) else x for x in xs]
 
+  def step(now: list[Any], numbered: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+    number, slices = numbered
+    full = list(carry)
+    for n, x in zip(moving, now, strict=True):
+      full[n] = x
+    slices = [
+      _slice(x, s, number) if isinstance(x, LowRank) else s for x, s in zip(xs, slices, strict=True)
+    ]
+    outputs = run(body.jaxpr, body.consts, [*consts, *full, *slices], used)
+    after, ys = outputs[: len(carry)], outputs[len(carry) :]
+    return _arrays([after[n] for n in moving], "a step of `scan`"), ys
 
-def settings_of_scan(eqn: JaxprEqn) -> dict[str, Any]:
-  """Return the keywords of `jax.lax.scan` for this equation with another body."""
-  return {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+  keep = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+  numbers = jnp.arange(keep["length"])
+  after, ys = jax.lax.scan(step, [carry[n] for n in moving], (numbers, parts), **keep)
+  full = list(carry)
+  for n, x in zip(moving, after, strict=True):
+    full[n] = x
+  return [*full, *(_stacked(y) if isinstance(y, LowRank) else y for y in ys)]
 
 
 def _scanned(kernel: LowRank) -> dict[str, Any]:
@@ -254,8 +287,11 @@ def _scanned(kernel: LowRank) -> dict[str, Any]:
   return {"value": kernel.value} | first
 
 
-def _slice(kernel: LowRank, arrays: dict[str, Any]) -> LowRank:
-  """Return the kernel of one step, from the slices of the arrays of `_scanned`."""
+def _slice(kernel: LowRank, arrays: dict[str, Any], number: jax.Array) -> LowRank:
+  """Return the kernel of step `number`, from the slices of the arrays of `_scanned`."""
+  for name, row, of in zip("ab", kernel.rows, (kernel.of_a, kernel.of_b), strict=True):
+    if row is not None and row.table.size and of[0] == 0:
+      arrays |= {name: _also(arrays[name], row.layer(number))}
   rest = lambda of: tuple(n for n in of if n != 0)
   sliced = dataclasses.replace(kernel, of_a=rest(kernel.of_a), of_b=rest(kernel.of_b), **arrays)
   return sliced.renamed(lambda n: n - 1)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shrinkmeta.adapters.low_rank import RANK, LowRank, axes_of, labels_of
+from shrinkmeta.adapters.rewrite import Row
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import is_nnx_variable
 
@@ -259,3 +261,62 @@ def _stacked(adapters: Mapping[str, Any], path: str) -> Adapters:
         "expected one shape. For several ranks, fill A and B of the lower ones up with zeros."
       )
   return jax.tree.map(lambda *xs: jnp.stack(xs), *in_order)
+
+
+def updates(
+  argument: str, params: PyTree, adapters: Adapters, alpha: float | None, rows: Any = None
+) -> dict[int, LowRank]:
+  """Return {position among the leaves of params: the kernel with its factors}.
+
+  Args:
+    argument: the name of `params`, for error messages.
+    params: the network's parameters.
+    adapters: A and B for each kernel.
+    alpha: as for `lora.attach`.
+    rows: (tables, t) if the adapters are the rows t of tables [T, ...], or None.
+
+  Raises:
+    ValueError: adapters do not fit the parameters.
+  """
+  places = {path: (n, leaf) for n, (path, leaf) in enumerate(named_leaves(params))}
+  tables, task = rows or ((), None)
+  tables = dict(named_leaves(tables))
+  found = {}
+  for path, factors in kernels(adapters):
+    if path not in places:
+      raise ValueError(
+        f"adapters have a kernel {path!r}, which {argument} lack. The paths of {argument} are "
+        f"{list(places)}. Make adapters by lora.init from these very parameters."
+      )
+    place, leaf = places[path]
+    own = [tables.get(f"{path}/{letter}") for letter in "AB"]
+    found[place] = _low_rank(path, jnp.asarray(leaf), factors["A"], factors["B"], alpha, own, task)
+  return found
+
+
+def _low_rank(
+  path: str, kernel: Any, a: Any, b: Any, alpha: float | None, tables: list[Any], task: Any
+) -> LowRank:
+  """Return the kernel with A and B; `tables` are those of which A and B are the rows `task`."""
+  shapes = jnp.shape(a), jnp.shape(b)
+  layers = max(0, len(shapes[0]) + len(shapes[1]) - 2 - kernel.ndim)
+  axes = axes_of(*shapes, layers)
+  of_a, of_b = labels_of(axes)
+  rank = shapes[0][of_a.index(RANK)]
+  fits = len(axes) == kernel.ndim and all(
+    shape == tuple(rank if n == RANK else kernel.shape[n] for n in of)
+    for shape, of in zip(shapes, (of_a, of_b), strict=True)
+  )
+  if not fits:
+    raise ValueError(
+      f"adapters: {path}/A {shapes[0]} and {path}/B {shapes[1]} do not fit the kernel of shape "
+      f"{kernel.shape}. Make them by lora.init; for the adapters of T tasks use jax.vmap."
+    )
+  a, b = jnp.asarray(a), jnp.asarray(b)
+  scale = None if alpha is None else jnp.asarray(alpha / rank, b.dtype)
+  b = b if scale is None else b * scale
+  rows = tuple(
+    None if table is None else Row(jnp.asarray(table), task, by)
+    for table, by in zip(tables, (None, scale), strict=True)
+  )
+  return LowRank(kernel, a, b, of_a, of_b, path, rows)

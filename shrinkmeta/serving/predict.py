@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shrinkmeta.adapters.lora import Attached
 from shrinkmeta.base import MetaState
 from shrinkmeta.checks import validate
 from shrinkmeta.checks.kinds import parameter_tree
@@ -20,7 +21,6 @@ from shrinkmeta.serving.deltas import (
   check_fingerprint,
   fingerprint,
 )
-from shrinkmeta.serving.rows import map_rows
 
 PyTree = Any
 
@@ -40,9 +40,10 @@ def predict_tasks(
 
   Parameters of frozen modules have no example axis. A frozen dense layer is one matrix product over
   all N examples, and a frozen convolution is one convolution of a batch of N. Parameters of
-  task-specific modules are gathered to [N, ...], which takes N times their bytes. If the network
-  scans over layers, it takes N times the bytes of one layer. A task-specific dense layer is a
-  batched product, and a task-specific convolution is a grouped convolution.
+  task-specific modules are gathered to [N, ...], which takes N times their bytes. If the network is
+  the result of `sm.lora.attach` and scans over layers, adapters of stacked kernels take N times the
+  bytes of one layer. A task-specific dense layer is a batched product, and a task-specific
+  convolution is a grouped convolution.
 
   `predict` sees each example alone, as a batch of one. An example may have axes of its own, such as
   the tokens of a sequence: [N, tokens, ...]. If `predict` treats consecutive entries of the leading
@@ -99,10 +100,23 @@ def predict_tasks(
   index = _checked_index(index, deltas.num_tasks)
   _check_rows(inputs, index.shape[0])
   check_automatic({"deltas": deltas.thetas, "index": index, "inputs": inputs})
-  predict = with_constants(likelihood, constants).predict
+  return _of_rows(with_constants(likelihood, constants), phi, deltas.thetas, index, inputs)
 
-  def one(part: PyTree, row: PyTree) -> PyTree:
-    outputs = predict(merge(part, phi), jax.tree.map(lambda x: x[None], row))
+
+def _of_rows(
+  likelihood: Likelihood, phi: PyTree, thetas: PyTree, index: jax.Array, inputs: PyTree
+) -> PyTree:
+  """Return the outputs of `predict_tasks`; the likelihood has its constants."""
+  # Without wrap_negative_indices=False the index -1 would mean the last task.
+  take = lambda x: (
+    jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+  )
+  attached = isinstance(getattr(likelihood.predict, "predict", None), Attached)
+
+  def one(own: PyTree, task: jax.Array, example: PyTree) -> PyTree:
+    rows = {"rows": (thetas, task)} if attached else {}
+    batch = jax.tree.map(lambda x: x[None], example)
+    outputs = likelihood.predict(merge(own, phi), batch, **rows)
     for name, leaf in validate.leaves_with_names(outputs, "outputs"):
       if jnp.shape(leaf)[:1] != (1,):
         raise ValueError(
@@ -111,7 +125,7 @@ def predict_tasks(
         )
     return jax.tree.map(lambda x: x[0], outputs)
 
-  return map_rows(one, deltas.thetas, index, inputs)
+  return jax.vmap(one)(jax.tree.map(take, thetas), index, jax.tree.map(jnp.asarray, inputs))
 
 
 def _check_phi(state: MetaState | PyTree, deltas: Deltas) -> None:

@@ -10,6 +10,7 @@ import pytest
 import shrinkmeta as sm
 from shrinkmeta.serving.deltas import deltas
 from shrinkmeta.serving.predict import predict_tasks
+from tests.adapters.attach_test import subjaxprs
 from tests.devices.scale_test import run
 from tests.serving.deltas_test import LEARNER, LIKELIHOOD, PARAMS, STATE, owned
 
@@ -90,7 +91,7 @@ def in_layers(settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"reverse": True}, {"unroll": 2}], ids=str)
-def test_a_scan_over_layers_gathers_one_layer_at_a_time(settings):
+def test_a_network_that_scans_over_layers(settings):
   likelihood = sm.Likelihood(in_layers(settings), lambda outputs, y: outputs[0].sum(-1))
   params = {"first": jnp.zeros([3, 5]), "layers": jnp.zeros([4, 5, 5])}
   learner = sm.maml(likelihood, sm.by_leaf(params))
@@ -98,43 +99,59 @@ def test_a_scan_over_layers_gathers_one_layer_at_a_time(settings):
   keys = dict(zip(params, jax.random.split(jax.random.key(3)), strict=True))
   thetas = {name: jax.random.normal(keys[name], (40, *x.shape)) for name, x in params.items()}
   own = deltas(learner, state, thetas, range(40))
-  index = np.array([2, 39, 39, 0, 17, 2], np.int8)  # 40 tasks of 4 layers are more than int8 holds
+  index = np.array([2, 39, 39, 0, 17, 2], np.int8)
   f = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
   got, want = f(state, own.anonymous(), index, X), one_by_one(likelihood, state, own, index, X)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
-  outside = f(state, own.anonymous(), jnp.array([0, -1, 40, 1, 2, 3]), X)
-  assert np.isnan(outside[1]).all(1).tolist() == [False, True, True, False, False, False]
-  text = f.lower(state, own.anonymous(), index, X).as_text()
-  assert "tensor<40x4x5x5xf32>" in text  # the table
-  assert "6x4x5x5" not in text and "4x6x5x5" not in text
+
+
+@pytest.mark.parametrize(
+  ("settings", "alpha", "held"),
+  [({}, None, True), ({"reverse": True}, 3.0, False), ({"unroll": 2}, 3.0, True)],
+)
+def test_a_scan_gathers_adapters_one_layer_at_a_time(settings, alpha, held, optimising_jit):
+  base = {"first": jnp.ones([3, 5]), "layers": jax.random.normal(jax.random.key(4), (4, 5, 5))}
+  network = lambda p, x: in_layers(settings)(p | {"first": base["first"]}, x)[0]
+  likelihood = sm.Likelihood(sm.lora.attach(network, alpha), lambda outputs, y: outputs.sum(-1))
+  adapters, constants = sm.lora.init(jax.random.key(5), base, {"layers": 2}), base
+  if held:
+    adapters, a = sm.lora.hold_A(adapters)
+    constants = sm.lora.Base(base, a)
+  learner = sm.maml(likelihood, sm.lora.labels(adapters))
+  state = learner.init(adapters, constants=constants)
+  thetas = jax.tree.map(lambda x: jax.random.normal(jax.random.key(6), (70, *x.shape)), adapters)
+  own = deltas(learner, state, thetas, range(70))
+  index = np.array([2, 69, 69, 0, 1, 2], np.int8)  # 70 tasks of 4 layers are more than int8 holds
+
+  def merged(thetas, index, x):
+    def row(t, x):
+      theta = jax.tree.map(lambda x: x[t], thetas)
+      return network(sm.lora.merge(constants, theta, alpha), x[None])[0]
+
+    return jnp.stack([row(t, x[n]) for n, t in enumerate(index)])
+
+  f = optimising_jit(lambda own, index, x: predict_tasks(likelihood, state, own, index, x))
+  got = f(own.anonymous(), index, X)
+  np.testing.assert_allclose(got, merged(thetas, index, X), rtol=1e-4, atol=1e-5)
+  outside = np.array(f(own.anonymous(), np.array([0, -1, 70, 2**30, 2**30 + 1, 3]), X))
+  assert np.isnan(outside).all(1).tolist() == [False, True, True, True, True, False]
+  text = f.lower(own.anonymous(), index, X).compile().as_text()
+  assert "[70,4,2,5]" in text  # the table of B
+  gathered = ("[6,4,5,2]", "[4,6,5,2]", "[6,4,2,5]", "[4,6,2,5]")
+  assert not [shape for shape in gathered if shape in text]
 
   def gradient(predict):
-    new = lambda thetas: dataclasses.replace(own, thetas=thetas)
-    loss = lambda thetas: jnp.sum(predict(likelihood, state, new(thetas), index, X)[0])
-    return jax.grad(loss)(own.thetas)
+    return jax.jit(jax.grad(lambda thetas: jnp.sum(predict(thetas) ** 2)))
 
-  pairs = gradient(predict_tasks), gradient(one_by_one)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *pairs)
-
-
-def test_adapters_of_stacked_layers_are_gathered_one_layer_at_a_time():
-  base = {"first": jnp.ones([3, 5]), "layers": jax.random.normal(jax.random.key(4), (4, 5, 5))}
-  network = lambda p, x: in_layers({})(p | {"first": base["first"]}, x)[0]
-  likelihood = sm.Likelihood(sm.lora.attach(network), lambda outputs, y: outputs.sum(-1))
-  adapters = sm.lora.init(jax.random.key(5), base, {"layers": 2})
-  learner = sm.maml(likelihood, sm.lora.labels(adapters))
-  state = learner.init(adapters, constants=base)
-  thetas = jax.tree.map(lambda x: jax.random.normal(jax.random.key(6), (7, *x.shape)), adapters)
-  own = deltas(learner, state, thetas, range(7))
-  index = np.array([2, 6, 6, 0, 1, 2])
-  f = jax.jit(lambda *arguments: predict_tasks(likelihood, *arguments))
-  got = f(state, own.anonymous(), index, X)
-  for n, t in enumerate(index):
-    merged = sm.lora.merge(base, jax.tree.map(lambda x, t=t: x[t], thetas))
-    np.testing.assert_allclose(got[n], network(merged, X[n : n + 1])[0], rtol=1e-5, atol=1e-5)
-  text = f.lower(state, own.anonymous(), index, X).as_text()
-  assert "7x4x5x2" in text and "7x4x2x5" in text  # the tables
-  assert not [shape for shape in ("6x4x5x2", "4x6x5x2", "6x4x2x5", "4x6x2x5") if shape in text]
+  new = lambda thetas: dataclasses.replace(own.anonymous(), thetas=thetas)
+  found = gradient(lambda thetas: predict_tasks(likelihood, state, new(thetas), index, X))
+  # No step of a loop adds to an array of the size of a table.
+  jaxprs = list(subjaxprs(found.trace(thetas).jaxpr.jaxpr))
+  scans = [eqn for jaxpr in jaxprs for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+  assert scans and not [v for eqn in scans for v in eqn.outvars if 70 in v.aval.shape]
+  want = gradient(lambda thetas: merged(thetas, index, X))(thetas)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  jax.tree.map(close, found(thetas), want)
 
 
 def conv(x, kernel):
