@@ -64,7 +64,7 @@ def _cpu() -> dict[str, Any]:
       "init_sigma": 0.1,
       "cg_steps": 6,
     },
-    "choice": {"candidates": 6},
+    "choice": {"candidates": 21},  # all kernels, because sigma does not rank them
     "adapt": {
       "articles": (2, 5, 10, 20),
       "steps": (0, 1, 10, 100, 1_000),
@@ -95,7 +95,7 @@ def _full() -> dict[str, Any]:
   config["base"] = {"steps": 20_000, "windows": 64, "rate": 1e-3}
   config["rank"] = 8
   config["meta"] |= {"steps": 400, "languages": 16, "windows": 4, "inner_steps": 30, "cg_steps": 10}
-  config["choice"] = {"candidates": 16}
+  config["choice"] = {"candidates": 56}
   config["adapt"] |= {"steps": (0, 1, 3, 10, 30, 100, 300, 1_000)}
   return config
 

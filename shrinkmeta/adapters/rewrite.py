@@ -11,6 +11,7 @@ kernel, its custom rule is dropped, because the rule does not know a and b. JAX 
 the rewritten body.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -105,12 +106,12 @@ def run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], used: set[str]
   for eqn in _live(jaxpr):
     inputs = [read(v) for v in eqn.invars]
     kernel = next((x for x in inputs if isinstance(x, LowRank)), None)
-    if kernel is None:
-      outputs = _evaluate(eqn, inputs)
-    else:
+    scope = str(eqn.source_info.name_stack)  # such as the name of a flax module, for profiles
+    with jax.named_scope(scope) if scope else contextlib.nullcontext():
       try:
-        outputs = _rewrite(eqn, inputs, used)
+        outputs = _evaluate(eqn, inputs) if kernel is None else _rewrite(eqn, inputs, used)
       except NotFollowed as use:
+        assert kernel is not None
         raise ValueError(
           f"The adapted kernel {kernel.name!r} enters {use}. A low-rank update follows a kernel "
           "through transposes, reshapes, slices, casts, calls and loops into matrix products and "

@@ -233,3 +233,22 @@ def test_haiku():
   got = lora.attach(net.apply)(adapters, x, params)
   np.testing.assert_allclose(got, net.apply(lora.merge(params, adapters), x), atol=1e-5)
   assert jnp.abs(got - net.apply(params, x)).max() > 1e-2
+
+
+def test_scopes_and_modules_keep_their_names():
+  from flax import linen as nn
+
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      with jax.named_scope("first_half"):
+        x = jnp.tanh(nn.Dense(4, name="inner")(x))
+      return nn.Dense(2, name="outer")(x)
+
+  net, x = Network(), jnp.ones([3, 5])
+  params = net.init(KEY, x)["params"]
+  adapters = random_like(lora.init(KEY, params, {"kernel": 1}))
+  attached = lora.attach(lambda p, x: net.apply({"params": p}, x))
+  text = jax.jit(attached).lower(adapters, x, params).as_text(debug_info=True)
+  for name in ("first_half/inner/dot_general", "outer/dot_general"):
+    assert name in text
