@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from experiments.languages.pictures import draw
 from experiments.languages.stages import FORMAT
@@ -96,6 +97,57 @@ def sigma(results: Sequence[Result]) -> list[dict[str, Any]]:
   ]
 
 
+def _worth(result: Result) -> list[dict[str, Any]]:
+  """Return for each candidate: sigma, its gain as the only module, and its gain as the last one."""
+  curve = result["choice"]["curve"]
+  nothing, everything = curve[0]["loss"], curve[-1]["loss"]
+  found = []
+  for row in result["choice"]["table"]:
+    _, kernel, layer = row["module"].split("/")
+    alone, last = nothing - row["only"], row["without"] - everything
+    found.append(
+      {"module": kernel, "layer": int(layer.strip("[]")), "sigma": row["sigma"]}
+      | {"nats_gain_alone": alone, "nats_gain_last": last}
+    )
+  return sorted(found, key=lambda row: (row["layer"], row["module"]))
+
+
+def gains(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return by module: mean sigma and mean gains in nats per window, with intervals over seeds.
+
+  A module that is not a candidate of every seed is left out.
+  """
+  by_module: dict[tuple[str, int], list[dict[str, Any]]] = {}
+  for row in (row for r in results for row in _worth(r)):
+    by_module.setdefault((row["module"], row["layer"]), []).append(row)
+  records = []
+  for (module, layer), rows in by_module.items():
+    if len(rows) < len(results):
+      continue
+    record = {"module": module, "layer": layer, "sigma": np.mean([row["sigma"] for row in rows])}
+    for column in ("nats_gain_alone", "nats_gain_last"):
+      record[column], record[f"{column}_ci95"] = statistics.interval(
+        np.array([row[column] for row in rows])
+      )
+    records.append(record)
+  return records
+
+
+def ranks(results: Sequence[Result]) -> list[dict[str, Any]]:
+  """Return for each seed the rank correlation of sigma, over modules, with each of the gains."""
+  records = []
+  for r in results:
+    rows = _worth(r)
+    record = {"seed": r["seed"], "modules": len(rows)}
+    for name in ("alone", "last"):
+      pairs = np.array([(row["sigma"], row[f"nats_gain_{name}"]) for row in rows])
+      with np.errstate(invalid="ignore", divide="ignore"):  # NaN if all gains are equal
+        both = np.corrcoef(stats.rankdata(pairs, axis=0).T)
+      record[f"rank_correlation_{name}"] = float(both[0, 1])
+    records.append(record)
+  return records
+
+
 def path(results: Sequence[Result]) -> list[dict[str, Any]]:
   """Return the path of sets that choose_modules found, for every seed."""
   records = []
@@ -173,6 +225,8 @@ def collect(paths: Iterable[pathlib.Path], out: pathlib.Path) -> None:
     "differences": [r for r in without("bits_per_byte") if r["algorithm"] != "sigma_imaml_chosen"],
     "overfitting": overfitting(results),
     "sigma": sigma(results),
+    "gains": gains(results),
+    "ranks": ranks(results),
     "path": path(results),
     "sizes": sizes(results),
   }

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import shrinkmeta as sm
 from experiments.datasets.text import declarations, windows
@@ -140,6 +141,20 @@ def test_a_language_of_two_seeds_counts_once():
   np.testing.assert_array_equal(report.bits(both, "head", 5, 10), [1.0, 3.0, np.nan])
 
 
+def test_rank_correlations_are_those_of_scipy():
+  rng = np.random.default_rng(0)
+  sigma, only, without = rng.normal(size=(3, 6)).round(1)  # some are equal
+  table = [
+    {"module": f"layers/k/[{n}]", "sigma": sigma[n], "only": only[n], "without": without[n]}
+    for n in range(6)
+  ]
+  result = {"seed": 3, "choice": {"table": table, "curve": [{"loss": 1.0}, {"loss": 0.0}]}}
+  (found,) = report.ranks([result])
+  assert (found["seed"], found["modules"]) == (3, 6)
+  for name, gain in (("alone", -only), ("last", without)):
+    assert found[f"rank_correlation_{name}"] == pytest.approx(stats.spearmanr(sigma, gain)[0])
+
+
 def test_collected_runs(finished, tmp_path):
   _, folder, result = finished
   report.collect([folder / "results.json"], tmp_path)
@@ -161,6 +176,14 @@ def test_collected_runs(finished, tmp_path):
     report.collect([tmp_path / "other.json"], tmp_path)
   with pytest.raises(ValueError, match="each seed once"):
     report.collect([folder / "results.json"] * 2, tmp_path)
+  rows = {(row["module"], row["layer"]): row for row in report.gains([result])}
+  nothing, *_, everything = (point["loss"] for point in result["choice"]["curve"])
+  for one in result["choice"]["table"]:
+    _, kernel, layer = one["module"].split("/")
+    row = rows[kernel, int(layer.strip("[]"))]
+    assert row["nats_gain_alone"] == pytest.approx(nothing - one["only"])
+    assert row["nats_gain_last"] == pytest.approx(one["without"] - everything)
+  assert len(rows) == 2
   path = [line.split(",") for line in table("path")]
   assert path[0][3:5] == ["nats_difference_to_best", "nats_difference_to_best_ci95"]
   assert min(float(row[3]) for row in path[1:]) == 0
