@@ -46,7 +46,7 @@ class LowRank:
     b: the factor (alpha / r) B.
     of_a, of_b: for each axis of the factor, the axis of W that it is, or RANK.
     name: the path of the kernel, for error messages.
-    rows: for each factor the `rewrite.Row` that it is, or None.
+    rows: for each factor, the `rewrite.Row` from which it was gathered, or None.
   """
 
   value: Any

@@ -53,8 +53,8 @@ _SAME = ("copy", "optimization_barrier", "sharding_constraint")
 class Row:
   """A factor that is a row of a table: `scale` times table[index], for one of T tasks.
 
-  A scan over layers gathers from the table in each step. So if nothing else uses the factor, the
-  compiled program never holds the rows of all layers, and copies none.
+  A scan over layers gathers one layer of the row in each step. If nothing else uses the factor, the
+  compiled program does not hold all layers of the row.
   """
 
   table: jax.Array  # [T, layers, ...]
@@ -74,9 +74,10 @@ class Row:
 
 @jax.custom_jvp
 def _also(value: jax.Array, same: jax.Array) -> jax.Array:
-  """Return `same`, which has the numbers of `value`, with the derivative of `value`.
+  """Return `same`, whose numbers are those of `value`, with the derivative of `value`.
 
-  The derivative of a gather in each step of a scan is a sum over whole tables in each step.
+  `same` is gathered in each step of a scan. Its own derivative would add to whole tables in each
+  step; that of `value`, which is gathered before the scan, adds to them once.
   """
   del value
   return same

@@ -106,7 +106,7 @@ def predict_tasks(
 def _of_rows(
   likelihood: Likelihood, phi: PyTree, thetas: PyTree, index: jax.Array, inputs: PyTree
 ) -> PyTree:
-  """Return the outputs of `predict_tasks`; the likelihood has its constants."""
+  """Return the outputs of `predict_tasks`, from a likelihood that holds its constants."""
   # Without wrap_negative_indices=False the index -1 would mean the last task.
   take = lambda x: (
     jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
