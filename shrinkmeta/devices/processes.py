@@ -14,7 +14,6 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from shrinkmeta.checks import validate
@@ -164,7 +163,9 @@ def together(action: Callable[[], T]) -> T:
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
   """Return {dotted path: value} of nested dicts, as JSON reads them back."""
-  return flatten_dict(json.loads(json.dumps(settings, default=str)), sep=".")
+  settings = json.loads(json.dumps(settings, default=str))
+  items = jax.tree_util.tree_leaves_with_path(settings, lambda x: not isinstance(x, dict))
+  return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in items}
 
 
 def _appears(file: pathlib.Path) -> bool:

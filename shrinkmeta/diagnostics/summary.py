@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from shrinkmeta.checks import validate
@@ -14,7 +15,6 @@ from shrinkmeta.model.modules import (
   Labels,
   check_labels,
   check_modules,
-  gather,
   module_sizes,
   names,
 )
@@ -78,13 +78,23 @@ def module_summary(
       thetas = jax.tree.map(fill, thetas, phi, is_leaf=none)
     parameter_tree("thetas", thetas)
     validate.same_shapes("thetas", thetas, "phi", phi, lead=1)
-    wide = lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-    square = lambda t, p: jnp.mean(jnp.square(wide(t) - wide(p)[None]), 0)
-    total = gather(jax.tree.map(square, thetas, phi), labels)
+    total = dict.fromkeys(size, 0.0)
+    squares = jax.tree.leaves(_mean_squares(thetas, phi))
+    for module, square in zip(jax.tree.leaves(labels), squares, strict=True):
+      total[module] += float(square)
     moved = {m: math.sqrt(total[m] / size[m]) for m in size}
   return tuple(
-    ModuleSummary(m, size[m], float(jnp.exp(0.5 * log_sigma2[m])), moved[m]) for m in names(labels)
+    ModuleSummary(m, size[m], float(np.exp(0.5 * np.asarray(log_sigma2[m]))), moved[m])
+    for m in names(labels)
   )
+
+
+@jax.jit  # one program for all leaves; outside jit JAX compiles every operation for every shape
+def _mean_squares(thetas: PyTree, phi: PyTree) -> PyTree:
+  """Return the sum of (theta - phi)^2 of each leaf, as a mean over tasks: a tree of []."""
+  wide = lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+  square = lambda t, p: jnp.sum(jnp.mean(jnp.square(wide(t) - wide(p)[None]), 0))
+  return jax.tree.map(square, thetas, phi)
 
 
 def format_summary(summaries: Sequence[ModuleSummary]) -> str:

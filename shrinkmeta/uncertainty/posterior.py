@@ -12,13 +12,13 @@ variance along a single direction may still be too small.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
@@ -53,7 +53,12 @@ class Predictive(NamedTuple):
     return jnp.diagonal(self.covariance, axis1=-2, axis2=-1).reshape(self.mean.shape)
 
 
-@struct.dataclass
+# A field that is no array: part of the structure of the pytree.
+_static = functools.partial(dataclasses.field, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Posterior:
   """The posterior of one task, a pytree: `jax.vmap` of `posterior` gives those of T tasks.
 
@@ -74,10 +79,10 @@ class Posterior:
   basis: jax.Array
   eigenvalues: jax.Array
   batch: Batch
-  predict: Callable[..., jax.Array] = struct.field(pytree_node=False)
-  log_prob: Callable[[jax.Array, PyTree], jax.Array] = struct.field(pytree_node=False)
+  predict: Callable[..., jax.Array] = _static()
+  log_prob: Callable[[jax.Array, PyTree], jax.Array] = _static()
   constants: PyTree = None
-  exact: bool = struct.field(pytree_node=False, default=True)
+  exact: bool = _static(default=True)
 
   def sample(self, key: jax.Array, n: int) -> PyTree:
     """Draw theta n times.
