@@ -40,7 +40,7 @@ def batch_norm(
 
   x = x - mean(x)  # before squares: docs/hazards.md#fast-variance
   variance = mean(x * x)  # the derivative of `square` would keep 2 x as well as x
-  return (x * (scale / jnp.sqrt(variance + _EPSILON)) + shift).astype(dtype)
+  return (x * (scale * jax.lax.rsqrt(variance + _EPSILON)) + shift).astype(dtype)
 
 
 def _normalised(weights: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -77,6 +77,8 @@ def fold_norm(
     mean = times(under, each)
     covariance = times(each * (under - mean[:, None]), (under - mean[:, None]).T)
   variance = jnp.sum(k * times(covariance, k), 0)
-  factor = scale / jnp.sqrt(jnp.maximum(variance, 0.0) + _EPSILON)  # rounding may make it negative
+  factor = scale * jax.lax.rsqrt(
+    jnp.maximum(variance, 0.0) + _EPSILON
+  )  # rounding may make it negative
   folded, bias = (k * factor).reshape(kernel.shape), shift - times(mean, k) * factor
   return folded.astype(kernel.dtype), bias.astype(shift.dtype)
