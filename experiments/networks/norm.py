@@ -77,8 +77,7 @@ def fold_norm(
     mean = times(under, each)
     covariance = times(each * (under - mean[:, None]), (under - mean[:, None]).T)
   variance = jnp.sum(k * times(covariance, k), 0)
-  factor = scale * jax.lax.rsqrt(
-    jnp.maximum(variance, 0.0) + _EPSILON
-  )  # rounding may make it negative
+  variance = jnp.maximum(variance, 0.0)  # rounding may make it negative
+  factor = scale * jax.lax.rsqrt(variance + _EPSILON)
   folded, bias = (k * factor).reshape(kernel.shape), shift - times(mean, k) * factor
   return folded.astype(kernel.dtype), bias.astype(shift.dtype)
