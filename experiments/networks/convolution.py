@@ -89,14 +89,14 @@ def _patches_kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
   return (rows @ y.reshape(n * h * w, -1)).reshape(3, 3, c, -1)
 
 
-# --- the ordinary convolution of few channels, with more features than wanted --------------------
+# --- the ordinary convolution, with zeros for more channels and features --------------------------
 
 
 def _padded_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolve with zeros up to 4 channels and 32 features, and drop the features that are too many.
+  """Convolve with zeros up to 2^i channels and 32 features, and drop the additional features.
 
-  XLA has a fast convolution of 1, 2 or 4 channels for 32 features, none for 3 channels and none for
-  16 features (docs/hazards.md#few-features). It is faster with the zeros than without them.
+  XLA's fast convolution is not used for 16 features, and is not fast for 3 channels. With the zeros
+  it has more to compute, and takes a quarter of the time (docs/hazards.md#few-features).
   """
   c, f = kernel.shape[2:]
   more = (1 << (c - 1).bit_length()) - c
@@ -258,7 +258,7 @@ def _winograd_pays(x: jax.Array, features: int) -> bool:
 def _cpu_f(x: jax.Array, kernel: jax.Array) -> jax.Array:
   if _winograd_pays(x, kernel.shape[4]):
     f = _winograd_conv
-  elif len(x) == 1 and x.shape[4] <= 4 and kernel.shape[4] <= 32 and x.dtype == jnp.float32:
+  elif len(x) == 1 and x.shape[4] <= 8 and kernel.shape[4] <= 32 and x.dtype == jnp.float32:
     f = _padded_conv
   else:  # with a kernel for each task XLA's would be a grouped convolution, slow on a CPU
     f = _lax_conv if len(x) == 1 else _patches_conv
