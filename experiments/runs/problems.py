@@ -77,7 +77,7 @@ def make_model(config: Config, problem: Problem) -> Model:
   example = [jnp.zeros((1, *problem.inputs))]
   if network.kind == "conv" and network.norm == "support":
     example.append(jnp.ones(1))
-  init = lambda key: net.init(key, *example)["params"]
+  init = jax.jit(lambda key: net.init(key, *example)["params"])  # one program, not one an operation
   shapes = jax.eval_shape(init, jax.random.key(0))
   return Model(init, likelihood, shapes)
 
