@@ -30,7 +30,7 @@ class ModuleSummary(NamedTuple):
     size: the number of parameters.
     sigma: sigma_m, the standard deviation of theta_m around phi_m; 0: frozen, inf: no prior.
     moved: the root mean square of theta_m - phi_m over parameters and tasks; None without
-      thetas.
+      thetas, NaN for a module without parameters.
   """
 
   name: str
@@ -82,7 +82,7 @@ def module_summary(
     squares = jax.tree.leaves(_mean_squares(thetas, phi))
     for module, square in zip(jax.tree.leaves(labels), squares, strict=True):
       total[module] += float(square)
-    moved = {m: math.sqrt(total[m] / size[m]) for m in size}
+    moved = {m: math.sqrt(total[m] / size[m]) if size[m] else math.nan for m in size}
   return tuple(
     ModuleSummary(m, size[m], float(np.exp(0.5 * np.asarray(log_sigma2[m]))), moved[m])
     for m in names(labels)

@@ -223,6 +223,22 @@ def test_what_is_no_summary():
     format_summary([summary, 3])
 
 
+def test_summary_compiles_one_program_for_all_leaves(caplog):
+  phi = {f"w{i}": np.zeros([3, i + 1], np.float32) for i in range(5)}
+  thetas = {name: np.ones([7, *x.shape], np.float32) for name, x in phi.items()}
+  with jax.log_compiles():
+    rows = sm.module_summary(sm.by_leaf(phi), phi, dict.fromkeys(phi, 0.0), thetas)
+  assert [row.moved for row in rows] == [1.0] * 5
+  assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_summary_of_an_empty_module():
+  phi = {"none": np.zeros([0]), "one": np.zeros([1])}
+  thetas = {"none": np.zeros([2, 0]), "one": np.ones([2, 1])}
+  none, one = sm.module_summary(sm.by_leaf(phi), phi, {"none": 0.0, "one": 0.0}, thetas)
+  assert np.isnan(none.moved) and one.moved == 1.0
+
+
 def test_summary_by_hand():
   phi = {"body": {"w": jnp.zeros([2, 2]), "b": jnp.zeros([2])}, "head": jnp.ones([3])}
   thetas = {
