@@ -255,10 +255,16 @@ def _winograd_pays(x: jax.Array, features: int) -> bool:
   return large and x.dtype in (jnp.float32, jnp.float64)
 
 
+def _zeros_pay(x: jax.Array, features: int) -> bool:
+  channels = x.shape[4]
+  slow = channels in (3, 5, 7) and x.dtype == jnp.float32  # in float64 they are not slow
+  return channels <= 8 and (features <= 16 or (slow and features <= 32))
+
+
 def _cpu_f(x: jax.Array, kernel: jax.Array) -> jax.Array:
   if _winograd_pays(x, kernel.shape[4]):
     f = _winograd_conv
-  elif len(x) == 1 and x.shape[4] <= 8 and kernel.shape[4] <= 32 and x.dtype == jnp.float32:
+  elif len(x) == 1 and _zeros_pay(x, kernel.shape[4]):
     f = _padded_conv
   else:  # with a kernel for each task XLA's would be a grouped convolution, slow on a CPU
     f = _lax_conv if len(x) == 1 else _patches_conv

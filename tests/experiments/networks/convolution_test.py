@@ -102,6 +102,17 @@ def test_images_in_blocks_that_do_not_divide_them(size, monkeypatch):
   assert "while" in jax.jit(conv3x3).lower(x, kernel).as_text()  # there are blocks
 
 
+@pytest.mark.parametrize(
+  "channels,features,padded",
+  [(1, 16, (1, 32)), (3, 20, (4, 32)), (4, 20, (4, 20)), (3, 40, (3, 40)), (16, 16, (16, 16))],
+)
+def test_few_channels_and_features_get_zeros(channels, features, padded):
+  x, kernel = operands((2, 8, 8, channels, features))
+  text = jax.jit(conv3x3).lower(x.astype(jnp.float32), kernel.astype(jnp.float32)).as_text()
+  (line,) = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+  assert f"tensor<3x3x{padded[0]}x{padded[1]}xf32>" in line
+
+
 def scans_of(jaxpr):
   """The equations of loops in a program, and in the programs that it calls."""
   found = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
