@@ -49,6 +49,7 @@ results = {
   "alike": told(together.check_alike, {"a": {"rate": 0.1}, "steps": 3}),
   "another rate": told(together.check_alike, {"a": {"rate": [0.1, 0.8][own]}, "steps": 3}),
   "absent": told(together.check_alike, {"a": {"rate": 0.1}, **[{}, {"steps": 3}][own]}),
+  "lists": told(together.check_alike, {"a": {"s": [[1], [1, 2]][own]}, **[{}, {"n": None}][own]}),
   "many": told(together.check_alike, {f"s{i}": own for i in range(9)}),
   "shared": told(together.check_shared, "--out", at(None)),
   "not shared": told(together.check_shared, "--out", at(own)),
@@ -87,6 +88,8 @@ def test_two_processes(tmp_path):
       "settings: a.rate: 0.1 in process 0, 0.8 in process 1. Start all" in found["another rate"]
     )
     assert "steps: 'absent' in process 0, 3 in process 1" in found["absent"]
+    assert "a.s: [1] in process 0, [1, 2] in process 1" in found["lists"]
+    assert "n: 'absent' in process 0, None in process 1" in found["lists"]
     assert found["many"].count("in process 1") == 5 and "and 4 more" in found["many"]
     assert found["not shared"].startswith("--out is a folder that all processes share; ")
     assert f"machine{process}/run is not there for process 1" in found["not shared"]
