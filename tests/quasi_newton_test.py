@@ -61,6 +61,61 @@ def test_negative_curvature_does_not_stop_it(x64):
   assert norm < 1e-7
 
 
+def rosenbrock(tree):
+  x, y = tree["x"], tree["y"]
+  return jnp.sum(jnp.square(1 - x) + 100 * jnp.square(y - jnp.square(x)))
+
+
+def test_one_vector_and_many_leaves_take_the_same_steps(x64, monkeypatch):
+  start = {"x": jnp.array([-1.2, 0.3]), "y": jnp.array([1.0, -0.5])}
+  joined = solved(rosenbrock, start, 12)
+  monkeypatch.setattr("shrinkmeta.quasi_newton._ONE_VECTOR", 3)
+  apart = solved(rosenbrock, start, 12)
+  assert rosenbrock(joined[0]) < 0.1 * rosenbrock(start)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), joined, apart)
+
+
+@pytest.mark.parametrize("most", (2**20, 3), ids=("one vector", "leaves"))
+def test_stored_value_and_gradient_are_those_after_the_step(x64, monkeypatch, most):
+  monkeypatch.setattr("shrinkmeta.quasi_newton._ONE_VECTOR", most)
+  optimizer = sm.lbfgs()
+  z = {"x": jnp.array([-1.2, 0.3]), "y": jnp.array([1.0, -0.5])}
+  state = optimizer.init(z)
+  for _ in range(8):
+    value, grad = optax.value_and_grad_from_state(rosenbrock)(z, state=state)
+    np.testing.assert_allclose(value, rosenbrock(z), rtol=1e-12)
+    want = jax.grad(rosenbrock)(z)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), grad, want)
+    step, state = optimizer.update(
+      grad, state, z, value=value, grad=grad, value_fn=rosenbrock, store_grad=True
+    )
+    assert np.isfinite(state.value)
+    z = optax.apply_updates(z, step)
+  step, state = optimizer.update(grad, state, z, value=value, grad=grad, value_fn=rosenbrock)
+  assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(z))
+
+
+def test_without_a_step_the_stored_gradient_stays(x64):
+  """Outside [-1, 1] the objective is NaN, and no step of the search is small enough."""
+  loss = lambda z: jnp.where(jnp.abs(z) <= 1, -z, jnp.nan)
+  z, optimizer = jnp.ones([]), sm.lbfgs()
+  given = {"value": loss(z), "grad": jax.grad(loss)(z), "value_fn": loss}
+  step, state = optimizer.update(given["grad"], optimizer.init(z), z, **given, store_grad=True)
+  assert (step, state.value, state.grad) == (0, -1, -1)
+
+
+def test_an_update_that_stores_nothing_leaves_nothing_to_read(x64):
+  """`optax.value_and_grad_from_state` computes both anew where the value is inf."""
+  z, optimizer = jnp.array([3.0, -2.0]), sm.lbfgs()
+  loss = lambda z: jnp.sum(jnp.square(z))
+  given = {"value": loss(z), "grad": jax.grad(loss)(z), "value_fn": loss}
+  _, state = optimizer.update(given["grad"], optimizer.init(z), z, **given, store_grad=True)
+  assert np.isfinite(state.value)
+  _, state = optimizer.update(given["grad"], state, z, **given)
+  value, grad = optax.value_and_grad_from_state(loss)(z, state=state)
+  assert value == 13 and (grad == 2 * z).all()
+
+
 def solved(loss, z, steps):
   """z and the norm of its gradient after some steps."""
   optimizer = sm.lbfgs()
@@ -69,7 +124,7 @@ def solved(loss, z, steps):
     z, state = carry
     value, grad = jax.value_and_grad(loss)(z)
     update, state = optimizer.update(grad, state, z, value=value, grad=grad, value_fn=loss)
-    return (z + update, state), None
+    return (optax.apply_updates(z, update), state), None
 
   z, _ = jax.lax.scan(step, (z, optimizer.init(z)), length=steps)[0]
   return z, optax.tree.norm(jax.grad(loss)(z))

@@ -22,6 +22,7 @@ from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, num_rows, weights
 from shrinkmeta.model.variants import is_random, with_key
+from shrinkmeta.quasi_newton import LbfgsState
 
 PyTree = Any
 
@@ -144,6 +145,7 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
   moved = lambda z, sign=1.0: jax.tree.map(leaf(sign), model.labels, model.part, z)
 
   random = key is not None and is_random(model.likelihood)
+  measures = inner.tol is not None and inner.batch_size is None and not random
   # A stream of keys of its own: mini-batches are drawn with fold_in(key, step).
   own: Any = jax.random.fold_in(cast(Any, key), _NETWORK) if random else None
   drawn = lambda step: with_key(model.likelihood, jax.random.fold_in(own, step))
@@ -172,19 +174,26 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     value, grad = here.value_and_grad(at.z, mini)
     if inner.tol is None:
       return at._replace(objective=jax.lax.stop_gradient(value)), (value, grad)
-    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    done = norm <= inner.tol if mini is batch else jnp.zeros([], bool)
-    return at._replace(objective=value, grad_norm=norm, done=done), (value, grad)
+    return _judged(inner, at, value, grad, mini is batch), (value, grad)
 
-  def move(at: Descent, measured: tuple[jax.Array, PyTree]) -> Descent:
+  def move(at: Descent, measured: tuple[jax.Array, PyTree], **how: bool) -> Descent:
     """Return `at` with the z and the state of the optimiser after one more step."""
     here, mini = at_step(at.step)
     value, grad = measured
     objective = lambda params: here.objective(moved(params, -1.0), mini)
     updates, opt_state = optimizer.update(
-      grad, at.opt_state, moved(at.z), value=value, grad=grad, value_fn=objective
+      grad, at.opt_state, moved(at.z), value=value, grad=grad, value_fn=objective, **how
     )
     return at._replace(z=optax.apply_updates(at.z, updates), opt_state=opt_state, step=at.step + 1)
+
+  def move_and_measure(at: Descent, measured: tuple[jax.Array, PyTree]) -> tuple[Descent, Any]:
+    """Move, then measure. The line search of L-BFGS has measured the new z, on the same batch."""
+    stores = isinstance(at.opt_state, LbfgsState) and at.opt_state.value.dtype == measured[0].dtype
+    if not (measures and stores):
+      return measure(move(at, measured))
+    at = move(at, measured, store_grad=True)
+    known = cast(LbfgsState, at.opt_state)
+    return _judged(inner, at, known.value, known.grad, True), (known.value, known.grad)
 
   def step(at: Descent) -> Descent:
     at, measured = measure(at)
@@ -194,21 +203,31 @@ def loop(inner: Inner, model: TaskModel, key: jax.Array | None) -> Loop:
     z, steps = optax.tree.where(at.done, at.z, new.z), jnp.where(at.done, at.step, new.step)
     return new._replace(z=z, step=steps)
 
-  def info(at: Descent) -> InnerInfo:
-    if inner.batch_size is None:
-      value, grad = model.value_and_grad(at.z, batch)
-    else:
-      nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
-      value, grad = model.with_prior(at.z)(nll, g)
-    norm = optax.tree.norm(jax.lax.stop_gradient(grad))
-    return InnerInfo(at.step, value, norm, converged(inner, norm))
-
   step = jax.checkpoint(step) if inner.remat else step
   run = functools.partial(_all_steps, step)
   if inner.tol is not None:
-    run = functools.partial(_until_done, measure, move)
-  measures = inner.tol is not None and inner.batch_size is None and not random
-  return Loop(begin, step, run, measures, info)
+    run = functools.partial(_until_done, measure, move_and_measure)
+  return Loop(begin, step, run, measures, functools.partial(_info_at_end, inner, model, key))
+
+
+def _info_at_end(inner: Inner, model: TaskModel, key: jax.Array | None, at: Descent) -> InnerInfo:
+  """Return the report at the last z, measured on all examples."""
+  if inner.batch_size is None:
+    value, grad = model.value_and_grad(at.z, model.batch)
+  else:
+    nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
+    value, grad = model.with_prior(at.z)(nll, g)
+  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+  return InnerInfo(at.step, value, norm, converged(inner, norm))
+
+
+def _judged(
+  inner: Inner, at: Descent, value: jax.Array, grad: PyTree, all_examples: bool
+) -> Descent:
+  """Return `at` with the objective, the norm of the gradient, and whether the loop is done."""
+  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+  done = norm <= inner.tol if all_examples else jnp.zeros([], bool)
+  return at._replace(objective=value, grad_norm=norm, done=done)
 
 
 def _all_steps(step: Callable[[Descent], Descent], at: Descent, until: int | jax.Array) -> Descent:
@@ -220,7 +239,7 @@ def _all_steps(step: Callable[[Descent], Descent], at: Descent, until: int | jax
 
 def _until_done(
   measure: Callable[[Descent], tuple[Descent, Any]],
-  move: Callable[[Descent, Any], Descent],
+  move_and_measure: Callable[[Descent, Any], tuple[Descent, Any]],
   at: Descent,
   until: int | jax.Array,
 ) -> Descent:
@@ -230,7 +249,7 @@ def _until_done(
   slot would cost all slots one more evaluation.
   """
   go_on = lambda now: (now[0].step < until) & ~now[0].done
-  return jax.lax.while_loop(go_on, lambda now: measure(move(*now)), measure(at))[0]
+  return jax.lax.while_loop(go_on, lambda now: move_and_measure(*now), measure(at))[0]
 
 
 def absent(dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -437,6 +437,27 @@ def test_the_report_has_a_forward_derivative_with_and_without_a_tolerance():
     np.testing.assert_allclose(jax.jacfwd(objective)(1.0, 1e-9, info_at_end), want, rtol=1e-9)
 
 
+def test_lbfgs_evaluates_only_the_points_of_its_line_search():
+  """The first point, and each point of a search: with an exact fit every search takes its first."""
+  seen = []
+
+  def predict(theta, x):
+    jax.debug.callback(lambda: seen.append(1))
+    return x @ theta["w"]
+
+  phi, batch = problem()
+  model = model_of(sm.gaussian(predict), phi, batch, SIGMA)
+  for inner in (sm.Inner(sm.lbfgs(), 100, 1e-6), sm.Inner(sm.lbfgs(), 3, 1e-9)):
+    found = jax.jit(lambda: posterior_mode(inner, model))()  # noqa: B023
+    jax.effects_barrier()
+    assert len(seen) == int(found.info.steps) + 1
+    value, grad = model.value_and_grad(found.z, batch)
+    np.testing.assert_allclose(found.info.objective, value, rtol=1e-12)
+    np.testing.assert_allclose(found.info.grad_norm, optax.tree.norm(grad), rtol=1e-6, atol=1e-14)
+    jax.effects_barrier()
+    seen.clear()
+
+
 @pytest.mark.parametrize("info_at_end", [True, False])
 def test_a_loop_with_a_tolerance_evaluates_no_point_twice(info_at_end):
   """L steps visit L + 1 points; the last one is measured once, for the test and for the report."""
