@@ -16,7 +16,7 @@ from absl import logging
 from shrinkmeta.base import MetaLearner, MetaState, PerTask, Sums
 from shrinkmeta.checks import validate
 from shrinkmeta.devices.batching import num_tasks
-from shrinkmeta.devices.memory import ProgramCost, program_cost
+from shrinkmeta.devices.memory import ProgramCost, give_back, program_cost
 from shrinkmeta.devices.placement import place_state, place_tasks, share_of_tasks
 from shrinkmeta.devices.processes import check_program, together
 from shrinkmeta.learner.kept import kept
@@ -213,6 +213,7 @@ def compile_per_shape(
       lowered = jax.jit(f, **options).lower(*args)
       check_program(lowered)
       programs[shapes] = lowered.compile()
+      give_back()
       if advice is not None:
         _log_memory(program_cost(programs[shapes]), advice)
       if watched:
