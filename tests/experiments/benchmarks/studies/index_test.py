@@ -1,10 +1,15 @@
 """Every study runs in miniature, and its computed numbers are right."""
 
+import math
+
+import jax
 import numpy as np
 import pytest
 
+from experiments.benchmarks.adapters.problem import document
 from experiments.benchmarks.studies import index, scaling, solves
 from experiments.benchmarks.worker import Config
+from experiments.networks import llama
 
 # These read what programs compiled with XLA's defaults hold, cost and round.
 OF_XLA = ("memory", "compile", "precision", "pods")
@@ -45,3 +50,10 @@ def test_angle():
 def test_growing_network(size):
   width = scaling.at("parameters", size).width
   assert width**2 + 4 * width + 1 == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize("size", scaling.AXES["base"])
+def test_growing_base(size):
+  shapes = llama.shapes(llama.config_of(document(scaling.llama_sizes(size, tiny=False))))
+  leaves = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
+  assert sum(map(math.prod, leaves)) == pytest.approx(size, rel=0.06)
