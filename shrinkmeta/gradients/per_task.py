@@ -81,7 +81,8 @@ def unrolled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
   """Differentiate val_nll at theta_hat backwards through the inner steps."""
 
   def loss(params: MetaParams) -> tuple[jax.Array, Mode]:
-    mode = posterior_mode(spec.inner, model.at(params), key=key, info_at_end=False)
+    here, start = model.at(params).from_zero()
+    mode = posterior_mode(spec.inner, here, key=key, start=start, info_at_end=False)
     return _val_nll(model, mode.theta, item.task, key), mode
 
   (nll, mode), grad = jax.value_and_grad(loss, has_aux=True)(model.params)

@@ -73,6 +73,18 @@ class TaskModel:
     count = num_examples(batch, self.count.dtype)
     return dataclasses.replace(self, batch=batch, count=count, n=divisor(count))
 
+  def from_zero(self) -> "tuple[TaskModel, PyTree]":
+    """Return (the same task with z = theta, the z of phi), where no module has a prior.
+
+    theta = phi + z costs an addition for each array in each step. With 0 in the place of phi it
+    costs none. A task with a prior stays as it is, and so does one in bfloat16 or float16, in which
+    small steps would vanish beside a large theta. None then stands for z = 0.
+    """
+    wide = all(jnp.finfo(x.dtype).bits >= 32 for x in jax.tree.leaves(self.part))
+    if not wide or not set(jax.tree.leaves(self.cut(self.labels))) <= self.free:
+      return self, None
+    return dataclasses.replace(self, part=optax.tree.zeros_like(self.part)), self.part
+
   def unfrozen(self) -> "TaskModel":
     """Return the same task with no module treated as frozen: its parts are whole trees."""
     return task_model(self.likelihood, self.labels, self.params, self.batch, prior=self.prior)

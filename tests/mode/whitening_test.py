@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import shrinkmeta as sm
@@ -60,3 +61,39 @@ def test_balance_weighs_by_sigma(count, curvature, c):
   np.testing.assert_allclose(got["free"], direct["free"] / (1.0 + c), rtol=1e-14)
   want = (direct["wide"] + c * 3.0 * scaled["wide"]) / (1.0 + c * 9.0)
   np.testing.assert_allclose(got["wide"], want, rtol=1e-14)
+
+
+def model_with(free, frozen=frozenset(), dtype=jnp.float64):
+  phi = {k: jnp.array([1.0, 2.0], dtype) for k in "ab"}
+  log_sigma2 = {m: jnp.asarray(jnp.inf if m in free else 0.0, dtype) for m in "ab"}
+  batch = sm.Batch(jnp.array([[1.0, -1.0], [0.5, 2.0]], dtype), jnp.array([0.3, -1.0], dtype))
+  network = sm.gaussian(lambda theta, x: jnp.tanh(x * theta["a"]) @ theta["b"])
+  params = sm.MetaParams(phi, log_sigma2)
+  return task_model(network, {m: m for m in "ab"}, params, batch, frozen, free)
+
+
+@pytest.mark.parametrize("frozen", (frozenset(), frozenset("b")))
+def test_without_a_prior_z_can_be_theta(frozen):
+  model = model_with(frozenset("ab") - frozen, frozen)
+  zero, start = model.from_zero()
+  step = jax.tree.map(lambda x: 0.1 * jnp.arange(1.0, 3.0), start)
+  z = jax.tree.map(jnp.add, start, step)
+  jax.tree.map(np.testing.assert_array_equal, zero.theta(start), model.params.phi)
+  jax.tree.map(np.testing.assert_allclose, zero.theta(z), model.theta(step))
+  got, want = (m.value_and_grad(at, m.batch) for m, at in ((zero, z), (model, step)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), got, want)
+
+
+def test_a_prior_or_a_narrow_float_keeps_z():
+  for model in (model_with(frozenset("a")), model_with(frozenset("ab"), dtype=jnp.bfloat16)):
+    assert model.from_zero() == (model, None)
+
+
+def test_maml_in_bfloat16_keeps_steps_smaller_than_the_spacing_of_theta():
+  """Each of 8 steps moves theta = 256 by 0.25; bfloat16 has 256 and 258, nothing between."""
+  likelihood = sm.Likelihood(lambda theta, x: theta["a"] * x, lambda outputs, y: outputs * y)
+  phi, one = {"a": jnp.array(256.0, jnp.bfloat16)}, jnp.ones(1, jnp.bfloat16)
+  learner = sm.maml(likelihood, {"a": "a"}, inner=sm.Inner(optax.sgd(0.25), 8))
+  task = sm.Task(sm.Batch(one, one), sm.Batch(one, one))
+  tasks = jax.tree.map(lambda x: x[None], task)
+  assert learner.meta_gradient(learner.init(phi), tasks)[1].loss == -258
