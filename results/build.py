@@ -75,13 +75,15 @@ def heading(column):
 
 def cell(record, column):
   """Write one value: its sign if it is a difference, its interval, its rival and step."""
-  text = record[column]
+  text, interval = record[column], record.get(column + "_ci95")
+  if interval and "e" in text and "e" not in interval:  # with the decimals of its interval
+    text = f"{float(text):.{len(interval.partition('.')[2])}f}"
   if text == "nan":
     text = "diverged"
   elif "_difference_" in column and is_number(text) and not text.startswith("-"):
     text = "+" + text
-  if record.get(column + "_ci95"):
-    text += f" ± {record[column + '_ci95']}"
+  if interval:
+    text += f" ± {interval}"
   notes = [record.get(column + name) for name in ("_rival", "_step")]
   notes = " @ ".join(note for note in notes if note)
   return f"{text} ({notes})" if notes else text

@@ -112,7 +112,8 @@ class TestTables:
       tmp_path,
       "algorithm,accuracy_difference_points,accuracy_difference_points_ci95,"
       "accuracy_difference_points_rival,accuracy_difference_points_step\n"
-      "maml,2.50,0.1,anil,10\nboil,-1.0,0.2,,30\nimaml,nan,,,\n",
+      "maml,2.50,0.1,anil,10\nboil,-1.0,0.2,,30\nimaml,nan,,,\nhead,5.1e-03,0.20,,\n"
+      "biases,-3.4e+20,4.4e+20,,\n",
       "",
     )
     assert head == ["algorithm", "difference in accuracy, points"]
@@ -120,6 +121,8 @@ class TestTables:
       ["maml", "+2.50 ± 0.1 (anil @ 10)"],
       ["boil", "-1.0 ± 0.2 (30)"],
       ["imaml", "diverged"],
+      ["head", "+0.01 ± 0.20"],
+      ["biases", "-3.4e+20 ± 4.4e+20"],
     ]
 
   def test_across_makes_a_column_for_each_value(self, tmp_path):
