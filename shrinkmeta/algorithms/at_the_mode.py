@@ -194,11 +194,13 @@ def sigma_reptile(
   the sign of "joint". The last column is the time of one meta-gradient. The table comes from
   experiments/benchmarks, --study=sigma_gradient.
 
-  |          | cosine to joint | norm / joint | signs right | seconds |
-  |----------|-----------------|--------------|-------------|---------|
-  | joint    | 1               | 1            | 3 of 3      | 0.43    |
-  | per_task | 0.86            | 1.8          | 2 of 3      | 0.030   |
-  | diagonal | 0.94            | 2.9          | 1 of 3      | 0.025   |
+  ========  ===============  ============  ===========  =======
+  gradient  cosine to joint  norm / joint  signs right  seconds
+  ========  ===============  ============  ===========  =======
+  joint     1                1             3 of 3       0.43
+  per_task  0.86             1.8           2 of 3       0.030
+  diagonal  0.94             2.9           1 of 3       0.025
+  ========  ===============  ============  ===========  =======
 
   "joint" is exact only if phi is at its optimum for the current sigma.
 

@@ -1,20 +1,22 @@
 """The table of algorithms: the value of sigma, the objective of phi, the gradient of theta_hat.
 
-| algorithm       | sigma   | phi follows | gradient of theta_hat |
-|-----------------|---------|-------------|-----------------------|
-| maml            | inf     | l_PLL       | through the steps     |
-| fomaml          | inf     | l_PLL       | d theta_hat/d phi = I |
-| imaml           | fixed   | l_PLL       | implicit              |
-| reptile         | inf     | l_MAP       | none needed           |
-| sigma_maml      | learned | l_PLL       | through the steps     |
-| sigma_imaml     | learned | l_PLL       | implicit              |
-| sigma_reptile   | learned | l_MAP       | implicit, for sigma   |
-| meta_sgd        | learned, as step sizes | l_PLL | through the steps |
-| empirical_bayes | learned | evidence    | implicit; sigma follows the evidence |
-| hand_picked     | mask    | l_PLL       | through the steps     |
-| anil, boil      | mask    | l_PLL       | through the steps     |
-| fine_tuning     | inf     | pooled data | none: no adaptation in training |
-| no_adaptation   | mask    | pooled data | none: theta_hat = phi |
+===============  ======================  ===========  ====================================
+algorithm        sigma                   phi follows  gradient of theta_hat
+===============  ======================  ===========  ====================================
+maml             inf                     l_PLL        through the steps
+fomaml           inf                     l_PLL        d theta_hat/d phi = I
+imaml            fixed                   l_PLL        implicit
+reptile          inf                     l_MAP        none needed
+sigma_maml       learned                 l_PLL        through the steps
+sigma_imaml      learned                 l_PLL        implicit
+sigma_reptile    learned                 l_MAP        implicit, for sigma
+meta_sgd         learned, as step sizes  l_PLL        through the steps
+empirical_bayes  learned                 evidence     implicit; sigma follows the evidence
+hand_picked      mask                    l_PLL        through the steps
+anil, boil       mask                    l_PLL        through the steps
+fine_tuning      inf                     pooled data  none: no adaptation in training
+no_adaptation    mask                    pooled data  none: theta_hat = phi
+===============  ======================  ===========  ====================================
 
 "phi follows" names the objective whose gradient updates phi. l_PLL is the log-likelihood of the
 validation examples at theta_hat. l_MAP is the log joint density of theta_hat and the training

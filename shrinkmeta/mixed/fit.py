@@ -9,11 +9,13 @@ is theta_t. The term `(x || g)` has a diagonal Sigma_k. This is the prior of the
 library, with one sigma for each module. The term `(x | g)` has a full Sigma_k. A model has one
 grouping factor, or several nested ones.
 
-| estimator  | maximises                                                                     |
-|------------|-------------------------------------------------------------------------------|
-| ml         | the likelihood; Laplace's approximation of it if the family is not gaussian   |
-| reml       | the likelihood with beta integrated out; gaussian only                        |
-| predictive | log p of each half of every group, with random effects from the other half    |
+==========  ===========================================================================
+estimator   maximises
+==========  ===========================================================================
+ml          the likelihood; Laplace's approximation of it if the family is not gaussian
+reml        the likelihood with beta integrated out; gaussian only
+predictive  log p of each half of every group, with random effects from the other half
+==========  ===========================================================================
 
 If the model has one grouping factor, the name of a random effect is the name of its column, such as
 "(Intercept)" or "Days". If the model has several, the name of the factor comes first:

@@ -35,14 +35,16 @@ _KINDS = {
 def mixed_model(model: "Model", kind: str = "groups", *, x: str | None = None) -> "Figure":
   """Draw a fitted mixed model.
 
-  | kind      | shows                                                                           |
-  |-----------|---------------------------------------------------------------------------------|
-  | groups    | every group's shrunk estimate with its interval, beside the group's own estimate |
-  | lines     | the data of every group against a covariate, with the fitted lines              |
-  | shrinkage | shrunk estimates against the groups' own estimates                              |
-  | residuals | Pearson residuals against fitted means                                          |
-  | quantiles | residuals and standardised group effects against a normal distribution          |
-  | all       | all of these, "lines" only if the model has a covariate                         |
+  =========  ================================================================================
+  kind       shows
+  =========  ================================================================================
+  groups     every group's shrunk estimate with its interval, beside the group's own estimate
+  lines      the data of every group against a covariate, with the fitted lines
+  shrinkage  shrunk estimates against the groups' own estimates
+  residuals  Pearson residuals against fitted means
+  quantiles  residuals and standardised group effects against a normal distribution
+  all        all of these, "lines" only if the model has a covariate
+  =========  ================================================================================
 
   Args:
     model: what `mixed.fit` returned.
