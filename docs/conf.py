@@ -91,6 +91,7 @@ html_title = "shrinkmeta"
 html_static_path = ["static"]
 html_extra_path = ["root"]  # index.html, which leads to docs/index.html
 html_css_files = ["site.css"]
+html_favicon = "static/favicon.svg"
 html_show_sourcelink = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
