@@ -1,5 +1,6 @@
-"""The data that devices send each other, read from an optimised program."""
+"""The kernels and the collectives of an optimised program, read from its text."""
 
+import collections
 import math
 import re
 
@@ -8,6 +9,8 @@ _COLLECTIVE = re.compile(
   r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
   r"(?:-start)?\("
 )
+_FUSED = re.compile(r"^ .* fusion\(.*$", re.MULTILINE)
+_NAME = re.compile(r'op_name="[^"]*?([^"/]+)"')
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
 
@@ -26,6 +29,18 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
     ]
     found.append((kind, sum(sizes)))
   return found
+
+
+def kernels(hlo: str) -> collections.Counter[str]:
+  """Count the fused operations of `compiled.as_text()`, by the last operation of JAX in each.
+
+  XLA's CPU compiler writes a function for LLVM for each of them, unless two are equal.
+
+  >>> dict(kernels('  %a = f32[4] fusion(%x), kind=kLoop, metadata={op_name="jit(f)/exp"}'))
+  {'exp': 1}
+  """
+  names = (_NAME.search(line) for line in _FUSED.findall(hlo))
+  return collections.Counter("unnamed" if name is None else name[1] for name in names)
 
 
 def _bytes(dtype: str) -> int:

@@ -187,6 +187,30 @@ def compile_step(f: Callable[..., Any], *arguments: Any) -> Compiled:
   return Compiled(compiled, traced - begin, seconds, temp, flops)
 
 
+class Phases(NamedTuple):
+  """A compiled program, and the seconds of each phase on the way to it."""
+
+  compiled: Any
+  operations: int  # of the program that XLA gets
+  trace_seconds: float  # to a jaxpr
+  lower_seconds: float  # to StableHLO
+  compile_seconds: float  # by XLA, with LLVM
+
+
+def phases(f: Callable[..., Any], *arguments: Any) -> Phases:
+  """Trace, lower and compile f with empty caches, and time the three apart."""
+  jax.clear_caches()
+  begin = time.perf_counter()
+  traced = jax.jit(f).trace(*arguments)
+  at_trace = time.perf_counter()
+  lowered = traced.lower()
+  at_lower = time.perf_counter()
+  compiled = lowered.compile()
+  end = time.perf_counter()
+  operations = lowered.as_text().count(" = ")
+  return Phases(compiled, operations, at_trace - begin, at_lower - at_trace, end - at_lower)
+
+
 def matmul_rate(size: int = 2048, repetitions: int = 5) -> float:
   """Return GFLOP/s of a float32 matrix product on all cores: the machine's speed at this hour."""
   a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)

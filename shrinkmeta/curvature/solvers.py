@@ -2,8 +2,11 @@
 
 `cg` and `neumann` are iterative. They return the iterate w with the smallest residual |b - K w|.
 `cg` stops at a search direction p with p^T K p <= 0, because a step divides by p^T K p. `dual`
-computes w from the singular values of A, for K = I + A^T A. Every solver also returns a SolveInfo.
-`cg` and `neumann` stop at the `max_steps` or the `tol` of `sm.Implicit`.
+computes w from the singular values of A, for K = I + A^T A. `cg` and `neumann` stop at the
+`max_steps` or the `tol` of `sm.Implicit`.
+
+On the way to v -> K v an operator may compute something else that is linear in v, such as C v. It
+returns both, and the solver returns this value at w without one more product.
 
 If K = I + s C s with a positive semi-definite C, no eigenvalue of K is below 1. The residual then
 bounds the error: |w - K^-1 b| <= |b - K w|.
@@ -22,16 +25,30 @@ from shrinkmeta.base import SolveInfo
 from shrinkmeta.curvature.one_by_one import one_by_one
 
 PyTree = Any
-Operator = Callable[[PyTree], PyTree]
+Operator = Callable[[PyTree], tuple[PyTree, PyTree]]  # v -> (K v, a linear function of v or None)
+
+
+class Solution(NamedTuple):
+  """The solution of K w = b."""
+
+  w: PyTree
+  beside: PyTree  # what the operator returns beside K w, for this w
+  info: SolveInfo
+
+
+class _At(NamedTuple):
+  w: PyTree
+  beside: PyTree
+  square: jax.Array  # [] |b - K w|^2
 
 
 class _CG(NamedTuple):
   w: PyTree
+  beside: PyTree  # what the operator returns beside K w
   residual: PyTree  # b - K w
   direction: PyTree  # p, the next search direction
   square: jax.Array  # [] |residual|^2
-  best: PyTree  # the w with the smallest residual until now
-  best_square: jax.Array  # [] |residual|^2 of `best`
+  best: _At  # the w with the smallest residual until now
   steps: jax.Array  # [] int32, the number of products with K
   negative: jax.Array  # [] bool: p^T K p was <= 0
   broken: jax.Array  # [] bool: p^T K p was not finite
@@ -49,16 +66,22 @@ def _info(
   return SolveInfo(residual, steps, negative, residual <= tol)
 
 
+def _zero(operator: Operator, b: PyTree) -> tuple[PyTree, PyTree]:
+  """Return w = 0, and what the operator returns beside K w there."""
+  beside = jax.eval_shape(operator, b)[1]
+  return optax.tree.zeros_like(b), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), beside)
+
+
 def cg(
   operator: Operator, b: PyTree, max_steps: int, tol: float, start: PyTree | None = None
-) -> tuple[PyTree, SolveInfo]:
+) -> Solution:
   """Solve K w = b by conjugate gradients.
 
   The loop stops at |b - K w| <= tol |b|, after `max_steps` products, at a search direction p with
   p^T K p <= 0, or at a product that is not finite.
 
   Args:
-    operator: v -> K v, for trees like b.
+    operator: v -> (K v, anything else that is linear in v), for trees like b.
     b: the right-hand side, a pytree of arrays [...].
     max_steps: the largest number of products with K.
     tol: the relative residual at which the loop stops.
@@ -66,7 +89,7 @@ def cg(
       begins from 0 if `start` is None, or if |b - K start| is not less than |b|.
 
   Returns:
-    (w, a tree like b; SolveInfo). The residual is NaN if a product was not finite.
+    a Solution; its w is a tree like b. The residual is NaN if a product was not finite.
 
   References: Hestenes, Stiefel, 1952; Steihaug, The conjugate gradient method and trust regions
     in large scale optimization, 1983 (the stop at negative curvature).
@@ -77,82 +100,76 @@ def cg(
     return (s.steps < max_steps) & (s.square > tol**2 * norm2) & ~s.negative & ~s.broken
 
   def step(s: _CG) -> _CG:
-    product = operator(s.direction)
+    product, beside = operator(s.direction)
     curvature = _vdot(s.direction, product)
     negative, broken = curvature <= 0, ~jnp.isfinite(curvature)
     stop = negative | broken
     alpha = jnp.where(stop, 0.0, s.square / jnp.where(stop, 1.0, curvature))
-    w = optax.tree.add_scale(s.w, alpha, s.direction)
+    w, beside = optax.tree.add_scale((s.w, s.beside), alpha, (s.direction, beside))
     residual = jax.tree.map(lambda r, p: jnp.where(stop, r, r - alpha * p), s.residual, product)
     square = _vdot(residual, residual)
     direction = optax.tree.add_scale(residual, square / s.square, s.direction)
-    better = square < s.best_square
-    return _CG(
-      w,
-      residual,
-      direction,
-      square,
-      optax.tree.where(better, w, s.best),
-      jnp.where(better, square, s.best_square),
-      s.steps + 1,
-      negative,
-      broken,
-    )
+    best = optax.tree.where(square < s.best.square, _At(w, beside, square), s.best)
+    return _CG(w, beside, residual, direction, square, best, s.steps + 1, negative, broken)
 
-  w, residual, square = optax.tree.zeros_like(b), b, norm2
+  (w, beside), residual, square = _zero(operator, b), b, norm2
   if start is not None:
-    left = optax.tree.sub(b, operator(start))
+    product, beside_start = operator(start)
+    left = optax.tree.sub(b, product)
     nearer = _vdot(left, left) < norm2
-    w = optax.tree.where(nearer, start, w)
+    w, beside = optax.tree.where(nearer, (start, beside_start), (w, beside))
     residual = optax.tree.where(nearer, left, b)
     square = jnp.where(nearer, _vdot(left, left), norm2)
   steps, false = jnp.full([], 0 if start is None else 1, jnp.int32), jnp.zeros([], bool)
-  begin = _CG(w, residual, residual, square, w, square, steps, false, false)
+  best = _At(w, beside, square)
+  begin = _CG(w, beside, residual, residual, square, best, steps, false, false)
   end = jax.lax.while_loop(unfinished, step, begin)
-  square = jnp.where(end.broken, jnp.nan, end.best_square)
-  return end.best, _info(square, b, end.steps, end.negative, tol)
+  square = jnp.where(end.broken, jnp.nan, end.best.square)
+  info = _info(square, b, end.steps, end.negative, tol)
+  return Solution(end.best.w, end.best.beside, info)
 
 
-def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> tuple[PyTree, SolveInfo]:
+def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> Solution:
   """Solve K w = b by the Neumann series w_k = sum_{i <= k} (I - K)^i b.
 
   The series converges if the eigenvalues of K lie in (0, 2). This is rare for networks with a large
   sigma. The result is the partial sum with the smallest residual.
 
   Args:
-    operator: v -> K v, for trees like b.
+    operator: v -> (K v, anything else that is linear in v), for trees like b.
     b: the right-hand side, a pytree of arrays [...].
     max_steps: the largest number of products with K.
     tol: the relative residual at which the loop stops.
 
   Returns:
-    (w, a tree like b; SolveInfo).
+    a Solution; its w is a tree like b.
   """
   norm2 = _vdot(b, b)
 
   def unfinished(s: tuple[Any, ...]) -> jax.Array:
-    _, _, square, _, _, steps = s
+    _, _, square, _, steps = s
     return (steps < max_steps) & (square > tol**2 * norm2) & jnp.isfinite(square)
 
   def step(s: tuple[Any, ...]) -> tuple[Any, ...]:
-    w, residual, _, best, best_square, steps = s
-    w = optax.tree.add(w, residual)
-    residual = optax.tree.sub(residual, operator(residual))
+    sums, residual, _, best, steps = s
+    product, beside = operator(residual)
+    sums = optax.tree.add(sums, (residual, beside))
+    residual = optax.tree.sub(residual, product)
     square = _vdot(residual, residual)
-    better = square < best_square
-    best = optax.tree.where(better, w, best)
-    return w, residual, square, best, jnp.where(better, square, best_square), steps + 1
+    best = optax.tree.where(square < best.square, _At(sums[0], sums[1], square), best)
+    return sums, residual, square, best, steps + 1
 
-  zero = optax.tree.zeros_like(b)
-  start = (zero, b, norm2, zero, norm2, jnp.zeros([], jnp.int32))
-  _, _, square, best, best_square, steps = jax.lax.while_loop(unfinished, step, start)
-  best_square = jnp.where(jnp.isnan(square), jnp.nan, best_square)
-  return best, _info(best_square, b, steps, jnp.zeros([], bool), tol)
+  zero = _zero(operator, b)
+  start = (zero, b, norm2, _At(zero[0], zero[1], norm2), jnp.zeros([], jnp.int32))
+  _, _, square, best, steps = jax.lax.while_loop(unfinished, step, start)
+  least = jnp.where(jnp.isnan(square), jnp.nan, best.square)
+  info = _info(least, b, steps, jnp.zeros([], bool), tol)
+  return Solution(best.w, best.beside, info)
 
 
 def dual(
   a: jax.Array, operator: Operator, b: PyTree, shift: jax.typing.ArrayLike, tol: float
-) -> tuple[PyTree, SolveInfo]:
+) -> Solution:
   """Solve (shift I + A^T A) w = b by the singular values d of A = U diag(d) V.
 
       w = (b - V^T V b) / shift + V^T (shift + d^2)^-1 V b
@@ -163,22 +180,25 @@ def dual(
 
   Args:
     a: A [R, D], with R = N C Jacobian rows, for N examples with C outputs.
-    operator: v -> (shift I + A^T A) v. One product measures the residual.
+    operator: v -> ((shift I + A^T A) v, anything else that is linear in v). One product measures
+      the residual.
     b: the right-hand side, a pytree of arrays [...] with D entries in all.
     shift: 1 + damping.
     tol: the relative residual up to which the solve counts as converged.
 
   Returns:
-    (w, a tree like b; SolveInfo).
+    a Solution; its w is a tree like b.
   """
   flat, unravel = ravel_pytree(b)
   _, singular, basis = thin_svd(a)
   along, off = split(flat, basis)
   with exact():
     w = unravel(off / shift + (along / (shift + jnp.square(singular))) @ basis)
-  residual = optax.tree.sub(b, operator(w))
+  product, beside = operator(w)
+  residual = optax.tree.sub(b, product)
   false = jnp.zeros([], bool)
-  return w, _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
+  info = _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
+  return Solution(w, beside, info)
 
 
 # A context in which JAX multiplies float32 matrices in float32. By default accelerators round them

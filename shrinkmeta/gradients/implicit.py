@@ -90,29 +90,30 @@ def implicit_gradient(
 
   here, batches = model.around(model.theta(z)), _mini_batches(implicit, model.batch, key)
   product = _total(lambda task: task.product(implicit.curvature), here, here.part, batches)
-  column = product
-  if model.frozen:
-    phi = here.params.phi
-    column = _total(lambda task: task.column(implicit.curvature), here, phi, batches)
-  operator = lambda v: model.k_product(v, product(model.scaled(v)), implicit.damping)
+
+  def operator(v: PyTree) -> tuple[PyTree, PyTree]:
+    curved = product(model.scaled(v))
+    return model.k_product(v, curved, implicit.damping), None if model.frozen else curved
+
   if implicit.solver == "cg":
-    w, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
+    w, curved, info = solvers.cg(operator, b, implicit.max_steps, implicit.tol, start)
   elif implicit.solver == "neumann":
-    w, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
+    w, curved, info = solvers.neumann(operator, b, implicit.max_steps, implicit.tol)
   else:
     first = here if batches is None else here.on(jax.tree.map(lambda x: x[0], batches))
-    w, info = _dual(implicit, first, operator, b)
+    w, curved, info = _dual(implicit, first, operator, b)
   u = model.scaled(w)
   by_prior = jax.tree.map(lambda p, w: (p + implicit.damping) * w, precision, w)
-  curved = column(u)
+  if model.frozen:  # C u has rows in the frozen modules too
+    column = lambda task: task.column(implicit.curvature)
+    curved = _total(column, here, here.params.phi, batches)(u)
   direct = optax.tree.sub(g, curved)
   balanced = model.balance(direct, by_prior, model.curvature_along(u, model.cut(curved)))
 
   # Modules without a prior have the first form alone: `by_prior` is 0. In directions that the data
   # do not determine, theta_hat stays at phi, and that form is the part of g outside C's range.
   known = lambda p, d, x: d if p is None else jnp.where(p + implicit.damping > 0, x, d)
-  none = lambda x: x is None
-  d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=none)
+  d_phi = jax.tree.map(known, precision, direct, balanced, is_leaf=lambda x: x is None)
   return MetaParams(d_phi, d_sigma(w)), w, info
 
 
@@ -141,14 +142,14 @@ def _total(
 
 
 def _dual(
-  implicit: Implicit, here: TaskModel, operator: Linear, b: PyTree
-) -> tuple[PyTree, SolveInfo]:
+  implicit: Implicit, here: TaskModel, operator: solvers.Operator, b: PyTree
+) -> solvers.Solution:
   """Solve K w = b by the singular values of A; `here` is the model around theta_hat."""
   factor = here.factor()
   free = jnp.any(jnp.stack([jnp.isposinf(v) for v in here.params.log_sigma2.values()]))
   shift = jnp.where(free, jnp.nan, 1.0 + implicit.damping)  # outside jit check_dual raises
-  w, info = solvers.dual(factor.a, operator, b, shift, implicit.tol)
-  return w, info._replace(negative_curvature=factor.negative)
+  found = solvers.dual(factor.a, operator, b, shift, implicit.tol)
+  return found._replace(info=found.info._replace(negative_curvature=factor.negative))
 
 
 def _mini_batches(implicit: Implicit, batch: Batch, key: jax.Array | None) -> Batch | None:

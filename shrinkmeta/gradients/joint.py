@@ -91,7 +91,7 @@ def joint_sigma_gradient(
   thetas = jax.vmap(model.theta)(z)
   product = curvature_product(implicit.curvature, outputs_of, loss_of, thetas)
 
-  def operator(v: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+  def operator(v: tuple[PyTree, PyTree]) -> tuple[tuple[PyTree, PyTree], None]:
     a, b = v
     u = product(jax.vmap(direction, (None, 0))(a, b))
     top = jax.tree.map(lambda x: r * jnp.sum(x, 0), u)
@@ -99,10 +99,10 @@ def joint_sigma_gradient(
       curved = jax.jvp(jax.grad(log_p_phi), (phi,), (optax.tree.scale(r, a),))[1]
       top = optax.tree.add_scale(top, -r, curved)
     rows = jax.vmap(lambda b, u: model.k_product(b, model.cut(u), implicit.damping))(b, u)
-    return optax.tree.add_scale(top, implicit.damping, a), rows
+    return (optax.tree.add_scale(top, implicit.damping, a), rows), None
 
   of_phi = jax.tree.map(lambda x: r * jnp.sum(x, 0), g)
   right = of_phi, jax.vmap(lambda g: model.scaled(model.cut(g)))(g)
-  (_, b), info = solvers.cg(operator, right, implicit.max_steps, implicit.tol)
+  (_, b), _, info = solvers.cg(operator, right, implicit.max_steps, implicit.tol)
   own = jax.tree.map(lambda p, b, z: p * b * z, model.white.precision, b, z)
   return model.by_module(own), info

@@ -24,9 +24,21 @@ def right_hand_side(seed=1, size=D):
   return jnp.asarray(np.random.default_rng(seed).normal(size=size))
 
 
+def alone(solve):
+  """The solver for an operator that returns nothing beside K v: (product, b, ...) -> (w, info)."""
+
+  def of_products(product, *arguments):
+    w, beside, info = solve(lambda v: (product(v), None), *arguments)
+    assert beside is None
+    return w, info
+
+  return of_products
+
+
+cg, neumann = alone(solvers.cg), alone(solvers.neumann)
 # Compiled once for all cases: the limits are traced.
-run_cg = jax.jit(lambda matrix, b, *limits: solvers.cg(lambda v: matrix @ v, b, *limits))
-run_neumann = jax.jit(lambda matrix, b, *limits: solvers.neumann(lambda v: matrix @ v, b, *limits))
+run_cg = jax.jit(lambda matrix, b, *limits: cg(lambda v: matrix @ v, b, *limits))
+run_neumann = jax.jit(lambda matrix, b, *limits: neumann(lambda v: matrix @ v, b, *limits))
 
 
 def relative_residual(matrix, w, b):
@@ -77,7 +89,7 @@ def test_cg_works_on_trees():
   matrix, b = symmetric(np.geomspace(1.0, 10.0, D)), right_hand_side()
   split = lambda v: {"a": v[:10].reshape(2, 5), "b": [v[10:]]}
   join = lambda t: jnp.concatenate([t["a"].reshape(-1), t["b"][0]])
-  w, info = solvers.cg(lambda t: split(matrix @ join(t)), split(b), 20 * D, 1e-13)
+  w, info = cg(lambda t: split(matrix @ join(t)), split(b), 20 * D, 1e-13)
   np.testing.assert_allclose(join(w), jnp.linalg.solve(matrix, b), rtol=1e-9, atol=1e-11)
   assert bool(info.converged)
 
@@ -132,7 +144,7 @@ def test_cg_keeps_the_iterate_with_the_smallest_residual():
   assert any(b == a for a, b in zip(residuals, residuals[1:], strict=False))  # some step was worse
 
 
-@pytest.mark.parametrize("solve", (solvers.cg, solvers.neumann))
+@pytest.mark.parametrize("solve", (cg, neumann))
 def test_a_nan_from_the_operator_is_reported(solve):
   b = right_hand_side()
   w, info = solve(lambda v: v.at[3].set(jnp.nan), b, 20, 1e-8)
@@ -146,11 +158,11 @@ def test_cg_reports_a_nan_that_comes_later():
   def operator(v):  # NaN for any direction but the first
     return jnp.where(jnp.all(v == b), matrix @ v, jnp.nan)
 
-  w, info = solvers.cg(operator, b, 20, 1e-8)
+  w, info = cg(operator, b, 20, 1e-8)
   assert np.isnan(float(info.residual)) and not bool(info.converged) and np.isfinite(w).all()
 
 
-@pytest.mark.parametrize("solve", (solvers.cg, solvers.neumann))
+@pytest.mark.parametrize("solve", (cg, neumann))
 def test_a_zero_right_hand_side_gives_zero(solve):
   matrix = symmetric(np.linspace(0.5, 1.5, D))
   w, info = solve(lambda v: matrix @ v, jnp.zeros(D), 20, 1e-8)
@@ -191,7 +203,7 @@ def test_neumann_reports_that_it_diverges():
 def test_neumann_that_overflows_returns_its_best_and_says_how_good_it_is():
   with jax.enable_x64(False):
     matrix, b = 30.0 * jnp.eye(3, dtype=jnp.float32), jnp.ones(3, jnp.float32)
-    w, info = solvers.neumann(lambda v: matrix @ v, b, 60, 1e-3)
+    w, info = neumann(lambda v: matrix @ v, b, 60, 1e-3)
   np.testing.assert_array_equal(w, 0.0)
   assert float(info.residual) == 1.0 and int(info.steps) < 30 and not bool(info.converged)
 
@@ -207,7 +219,8 @@ def test_dual_is_the_dense_solve(shift):
   split = lambda v: {"a": v[..., :10].reshape(*v.shape[:-1], 2, 5), "b": v[..., 10:]}
   join = lambda t: jnp.concatenate([t["a"].reshape(-1), t["b"]])
   operator = lambda t: split(matrix @ join(t))
-  w, info = solvers.dual(a, operator, split(b), shift, 1e-10)
+  w, beside, info = solvers.dual(a, lambda t: (operator(t), join(t)), split(b), shift, 1e-10)
+  np.testing.assert_array_equal(beside, join(w))
   np.testing.assert_allclose(join(w), jnp.linalg.solve(matrix, b), rtol=1e-9, atol=1e-12)
   np.testing.assert_allclose(
     float(info.residual), relative_residual(matrix, join(w), b), rtol=0.0, atol=1e-13
@@ -218,9 +231,53 @@ def test_dual_is_the_dense_solve(shift):
 def test_dual_reports_rows_that_do_not_belong_to_the_operator():
   a = jnp.asarray(np.random.default_rng(0).normal(size=(12, D)))
   b, matrix = right_hand_side(), jnp.eye(D) + 1.1 * a.T @ a
-  w, info = solvers.dual(a, lambda v: matrix @ v, b, 1.0, 1e-6)
+  w, _, info = solvers.dual(a, lambda v: (matrix @ v, None), b, 1.0, 1e-6)
   assert not bool(info.converged)
   np.testing.assert_allclose(float(info.residual), relative_residual(matrix, w, b), rtol=1e-9)
+
+
+# --- what an operator returns beside the product --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("solve", "eigenvalues", "moves"),
+  (
+    (solvers.cg, np.geomspace(1.0, 10.0, D), True),
+    (solvers.cg, np.geomspace(1e-3, 1e3, D), False),  # the best iterate is 0
+    (solvers.cg, np.r_[-np.ones(3), np.linspace(1.0, 1.9, D - 3)], True),  # negative curvature
+    (solvers.neumann, np.linspace(0.3, 1.7, D), True),
+    (solvers.neumann, np.linspace(0.5, 5.0, D), False),  # diverges
+  ),
+)
+@pytest.mark.parametrize("max_steps", (0, 1, 7, 40))
+def test_the_value_beside_the_product_is_that_of_the_solution(solve, eigenvalues, moves, max_steps):
+  matrix, b = symmetric(eigenvalues), right_hand_side()
+  other = jnp.asarray(np.random.default_rng(3).normal(size=(4, D)))
+  operator = lambda v: (matrix @ v, {"other": other @ v})
+  w, beside, info = jax.jit(lambda b: solve(operator, b, max_steps, 1e-13))(b)
+  assert int(info.steps) <= max_steps and bool(jnp.any(w != 0)) == (moves and max_steps > 0)
+  scale = float(jnp.linalg.norm(other) * jnp.linalg.norm(w))
+  np.testing.assert_allclose(beside["other"], other @ w, rtol=0.0, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("near", (True, False))
+def test_the_value_beside_the_product_counts_the_start(near):
+  matrix, b = symmetric(np.geomspace(1.0, 1e2, D)), right_hand_side()
+  exact = jnp.linalg.solve(matrix, b)
+  start = exact + 1e-3 if near else -3.0 * exact
+  w, beside, _ = solvers.cg(lambda v: (matrix @ v, v[:5]), b, 6, 1e-13, start)
+  np.testing.assert_allclose(beside, w[:5], rtol=1e-12, atol=1e-14)
+
+
+def test_the_value_beside_a_product_that_is_not_finite_does_not_count():
+  matrix, b = symmetric(np.geomspace(1.0, 5.0, D)), right_hand_side()
+
+  def operator(v):
+    return jnp.where(jnp.all(v == b), matrix @ v, jnp.nan), jnp.where(jnp.all(v == b), v, jnp.nan)
+
+  w, beside, _ = solvers.cg(operator, b, 20, 1e-8)
+  assert jnp.any(w != 0)
+  np.testing.assert_array_equal(beside, w)
 
 
 # --- transformations -----------------------------------------------------------------------------
@@ -228,8 +285,9 @@ def test_dual_reports_rows_that_do_not_belong_to_the_operator():
 
 def solve_by(name, matrix, a, b):
   if name == "dual":
-    return solvers.dual(a, lambda v: v + a.T @ (a @ v), b, 1.0, 1e-10)
-  return getattr(solvers, name)(lambda v: matrix @ v, b, 40, 1e-10)
+    w, _, info = solvers.dual(a, lambda v: (v + a.T @ (a @ v), None), b, 1.0, 1e-10)
+    return w, info
+  return {"cg": cg, "neumann": neumann}[name](lambda v: matrix @ v, b, 40, 1e-10)
 
 
 @pytest.mark.parametrize("name", ("cg", "neumann", "dual"))
@@ -263,7 +321,7 @@ def test_jit_and_vmap_are_a_loop(name):
 def test_results_keep_float32():
   with jax.enable_x64(False):
     matrix, b = symmetric(np.linspace(1.0, 3.0, D)).astype(jnp.float32), jnp.ones(D, jnp.float32)
-    for solve in (solvers.cg, solvers.neumann):
+    for solve in (cg, neumann):
       w, info = solve(lambda v: matrix @ v, b, 50, 1e-5)
       assert w.dtype == jnp.float32 and info.residual.dtype == jnp.float32
 
@@ -285,7 +343,7 @@ def test_products_with_a_basis_are_not_rounded_on_accelerators():
     return jax.lax.dot_general(eye, v, (((1,), (0,)), ((), ())), jax.lax.Precision.DEFAULT)
 
   for f, others in (
-    (lambda a, b: solvers.dual(a, operator, b, 1.0, 1e-3)[0], 1),
+    (lambda a, b: solvers.dual(a, lambda v: (operator(v), None), b, 1.0, 1e-3).w, 1),
     (lambda a, b: lanczos.lanczos(operator, b, 4).basis, 1),
     (lambda a, b: solvers.split(a @ eye, a)[1], 1),
   ):
@@ -304,9 +362,8 @@ def test_dual_in_float32_where_the_rows_are_large(size, width):
   exact = np.linalg.solve(np.eye(width) + rows.T @ rows, b)
   narrow = lambda x: jnp.asarray(x, jnp.float32)
   a = narrow(rows)
-  w, info = solvers.dual(
-    a, lambda v: {"w": v["w"] + a.T @ (a @ v["w"])}, {"w": narrow(b)}, 1.0, 1e-3
-  )
+  operator = lambda v: ({"w": v["w"] + a.T @ (a @ v["w"])}, None)
+  w, _, _ = solvers.dual(a, operator, {"w": narrow(b)}, 1.0, 1e-3)
   np.testing.assert_allclose(w["w"], exact, rtol=1e-3, atol=2e-5 * np.linalg.norm(exact))
   along = basis @ np.asarray(w["w"], np.float64)
   np.testing.assert_allclose(along, basis @ exact, rtol=2e-3, atol=2e-7 * np.linalg.norm(exact))

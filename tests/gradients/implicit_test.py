@@ -238,6 +238,30 @@ def test_free_modules_follow_least_squares():
     assert_relative(a, b, 1e-8)
 
 
+@pytest.mark.parametrize("solver", ("cg", "neumann"))
+@pytest.mark.parametrize("curvature", ("gauss_newton", "hessian"))
+def test_phi_costs_no_product_with_the_curvature_after_the_solve(solver, curvature):
+  """The network's operations: all linear ones of a product are in the loop, and only there."""
+  model = lambda phi: model_of(
+    sm.gaussian(lambda theta, x: jnp.sin(x @ theta["w"])),
+    {"w": "w"}, {"w": phi}, {"w": 0.0}, sm.Batch(jnp.ones([7, 3]), jnp.ones(7)),
+  )  # fmt: skip
+  implicit = sm.Implicit(curvature, solver, max_steps=9)
+  v = jnp.ones(3)
+  gradient = jax.make_jaxpr(lambda phi: implicit_gradient(implicit, model(phi), {"w": v}, {"w": v}))
+  product = jax.make_jaxpr(lambda phi: model(phi).product(curvature)({"w": v}))(v).jaxpr
+  matrix_products = lambda jaxpr: sum(
+    eqn.primitive.name == "dot_general" and max(x.aval.ndim for x in eqn.invars) == 2
+    for eqn in jaxpr.eqns
+  )
+  outside, loops = gradient(v).jaxpr, []
+  for eqn in outside.eqns:
+    if eqn.primitive.name == "while":
+      loops.append(matrix_products(eqn.params["body_jaxpr"].jaxpr))
+  assert loops == [2]  # J v, then J^T u; the gradient's own, in the Hessian, are linear in the same
+  assert matrix_products(outside) + sum(loops) == matrix_products(product)
+
+
 def test_what_the_data_leave_open_of_a_free_module_stays_at_phi():
   """d theta / d phi is 1 there, and 0 where the data determine theta."""
   x = jnp.zeros((5, 3)).at[:, 0].set(jnp.arange(5.0)).at[1, 1].set(2.0)

@@ -1,7 +1,6 @@
-"""Memory of an update, its precision in bfloat16, and the time before the first update."""
+"""Memory of an update, and its precision in bfloat16."""
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import shrinkmeta as sm
 from experiments.benchmarks import measure, report, workloads
 from experiments.benchmarks.studies.solves import against
-from experiments.benchmarks.worker import Config, make_step, spawn
+from experiments.benchmarks.worker import Config, make_step
 
 
 def memory(config: Config) -> Iterator[report.Record]:
@@ -85,23 +84,3 @@ def precision(config: Config) -> Iterator[report.Record]:
       "temp_bytes": temporaries[name],
       **measure.timing_fields(timings[name]),
     }
-
-
-def compilation(config: Config) -> Iterator[report.Record]:
-  """Yield the seconds to trace, to compile, and from process start to the first finished update.
-
-  XLA's compilation cache is off, then empty, then filled. Each measurement is a new process.
-  """
-  rounds = 1 if config.tiny else 3
-  rows: dict[str, list[report.Record]] = {}
-  for _ in range(rounds):
-    with tempfile.TemporaryDirectory() as folder:
-      for name, cache in (("off", None), ("being filled", folder), ("filled", folder)):
-        once = dataclasses.replace(config, repetitions=1, max_seconds=1.0, cache=cache)
-        rows.setdefault(name, []).append(spawn(once))
-  for name, records in rows.items():
-    fields = ("trace_seconds", "compile_seconds", "cold_start_seconds")
-    spreads = {f: measure.spread([r[f] for r in records])._asdict() for f in fields}
-    update = measure.spread([r["seconds"]["median"] for r in records])._asdict()
-    row = {"workload": config.workload, "algorithm": config.algorithm, "cache": name}
-    yield row | spreads | {"update_seconds": update}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from absl import logging
 
 from experiments.benchmarks import report
-from experiments.benchmarks.studies import costs, inner, modules, pods, scaling, solves
+from experiments.benchmarks.studies import compiling, costs, inner, modules, pods, scaling, solves
 from experiments.benchmarks.worker import Config
 
 STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
@@ -17,7 +17,8 @@ STUDIES: dict[str, Callable[[Config], Iterator[report.Record]]] = {
   "frozen": modules.frozen,
   "shrinkage": modules.shrinkage,
   "memory": costs.memory,
-  "compile": costs.compilation,
+  "compile": compiling.compilation,
+  "parts": compiling.parts,
   "precision": costs.precision,
   "inner": inner.inner,
   "pods": pods.pods,
