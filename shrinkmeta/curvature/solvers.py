@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from shrinkmeta.base import SolveInfo
 from shrinkmeta.curvature.one_by_one import one_by_one
+from shrinkmeta.curvature.vectors import vdot
 
 PyTree = Any
 Operator = Callable[[PyTree], tuple[PyTree, PyTree]]  # v -> (K v, a linear function of v or None)
@@ -54,14 +55,10 @@ class _CG(NamedTuple):
   broken: jax.Array  # [] bool: p^T K p was not finite
 
 
-def _vdot(a: PyTree, b: PyTree) -> jax.Array:
-  return jnp.asarray(optax.tree.vdot(a, b))
-
-
 def _info(
   square: jax.Array, b: PyTree, steps: jax.Array, negative: jax.Array, tol: float
 ) -> SolveInfo:
-  norm2 = _vdot(b, b)
+  norm2 = vdot(b, b)
   residual = jnp.sqrt(square / jnp.where(norm2 == 0, 1.0, norm2))
   return SolveInfo(residual, steps, negative, residual <= tol)
 
@@ -94,20 +91,20 @@ def cg(
   References: Hestenes, Stiefel, 1952; Steihaug, The conjugate gradient method and trust regions
     in large scale optimization, 1983 (the stop at negative curvature).
   """
-  norm2 = _vdot(b, b)
+  norm2 = vdot(b, b)
 
   def unfinished(s: _CG) -> jax.Array:
     return (s.steps < max_steps) & (s.square > tol**2 * norm2) & ~s.negative & ~s.broken
 
   def step(s: _CG) -> _CG:
     product, beside = operator(s.direction)
-    curvature = _vdot(s.direction, product)
+    curvature = vdot(s.direction, product)
     negative, broken = curvature <= 0, ~jnp.isfinite(curvature)
     stop = negative | broken
     alpha = jnp.where(stop, 0.0, s.square / jnp.where(stop, 1.0, curvature))
     w, beside = optax.tree.add_scale((s.w, s.beside), alpha, (s.direction, beside))
     residual = jax.tree.map(lambda r, p: jnp.where(stop, r, r - alpha * p), s.residual, product)
-    square = _vdot(residual, residual)
+    square = vdot(residual, residual)
     direction = optax.tree.add_scale(residual, square / s.square, s.direction)
     best = optax.tree.where(square < s.best.square, _At(w, beside, square), s.best)
     return _CG(w, beside, residual, direction, square, best, s.steps + 1, negative, broken)
@@ -116,10 +113,10 @@ def cg(
   if start is not None:
     product, beside_start = operator(start)
     left = optax.tree.sub(b, product)
-    nearer = _vdot(left, left) < norm2
+    nearer = vdot(left, left) < norm2
     w, beside = optax.tree.where(nearer, (start, beside_start), (w, beside))
     residual = optax.tree.where(nearer, left, b)
-    square = jnp.where(nearer, _vdot(left, left), norm2)
+    square = jnp.where(nearer, vdot(left, left), norm2)
   steps, false = jnp.full([], 0 if start is None else 1, jnp.int32), jnp.zeros([], bool)
   best = _At(w, beside, square)
   begin = _CG(w, beside, residual, residual, square, best, steps, false, false)
@@ -144,7 +141,7 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> Soluti
   Returns:
     a Solution; its w is a tree like b.
   """
-  norm2 = _vdot(b, b)
+  norm2 = vdot(b, b)
 
   def unfinished(s: tuple[Any, ...]) -> jax.Array:
     _, _, square, _, steps = s
@@ -155,7 +152,7 @@ def neumann(operator: Operator, b: PyTree, max_steps: int, tol: float) -> Soluti
     product, beside = operator(residual)
     sums = optax.tree.add(sums, (residual, beside))
     residual = optax.tree.sub(residual, product)
-    square = _vdot(residual, residual)
+    square = vdot(residual, residual)
     best = optax.tree.where(square < best.square, _At(sums[0], sums[1], square), best)
     return sums, residual, square, best, steps + 1
 
@@ -197,7 +194,7 @@ def dual(
   product, beside = operator(w)
   residual = optax.tree.sub(b, product)
   false = jnp.zeros([], bool)
-  info = _info(_vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
+  info = _info(vdot(residual, residual), b, jnp.ones([], jnp.int32), false, tol)
   return Solution(w, beside, info)
 
 

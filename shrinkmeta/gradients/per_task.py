@@ -14,6 +14,7 @@ import optax
 
 from shrinkmeta.base import InnerInfo, MetaParams, SolveInfo, WarmStart
 from shrinkmeta.config import Spec
+from shrinkmeta.curvature import vectors
 from shrinkmeta.gradients.evidence import evidence_at
 from shrinkmeta.gradients.implicit import curvature_at_mode, implicit_gradient
 from shrinkmeta.mode.frozen import merge
@@ -163,7 +164,7 @@ def pooled(spec: Spec, model: TaskModel, item: Item, key: Any) -> TaskResult:
 
   phi, log_sigma2 = model.params
   nll, g = jax.value_and_grad(loss)(phi)
-  none = InnerInfo(jnp.zeros([], jnp.int32), nll, optax.tree.norm(g), jnp.zeros([], bool))
+  none = InnerInfo(jnp.zeros([], jnp.int32), nll, vectors.norm(g), jnp.zeros([], bool))
   grad = MetaParams(g, jax.tree.map(jnp.zeros_like, log_sigma2))
   return TaskResult(grad, _val_nll(model, phi, item.task), nll, none)
 
@@ -177,10 +178,10 @@ def norm_of(spec: Spec, grad: MetaParams) -> jax.Array:
   followed = grad if spec.algorithm.sigma == "learned" else grad.phi
   wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), followed)
   if spec.clip is None:
-    return optax.tree.norm(wide)
+    return vectors.norm(wide)
   largest = optax.tree.norm(wide, ord="inf")
   scale = jnp.where(largest > 0, largest, 1.0)
-  return scale * optax.tree.norm(jax.tree.map(lambda x: x / scale, wide))
+  return scale * vectors.norm(jax.tree.map(lambda x: x / scale, wide))
 
 
 def clipped(grad: MetaParams, norm: jax.Array, most: float) -> MetaParams:
@@ -241,6 +242,6 @@ def _map_gradient(
   along = curvature_at_mode(spec.implicit, model, mode.z, key)
   grad = model.balance(optax.tree.scale(model.n, g), of_prior, along)
   value, of_z = model.with_prior(mode.z)(mean, model.cut(g))
-  norm = optax.tree.norm(jax.lax.stop_gradient(of_z))
+  norm = vectors.norm(jax.lax.stop_gradient(of_z))
   info = InnerInfo(mode.info.steps, value, norm, converged(spec.inner, norm))
   return grad, model.n * value, info

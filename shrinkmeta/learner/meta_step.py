@@ -9,6 +9,7 @@ import optax
 from shrinkmeta.base import MetaParams, MetaState, Metrics, OptState, PerTask, Sums
 from shrinkmeta.checks import validate
 from shrinkmeta.config import Spec
+from shrinkmeta.curvature import vectors
 from shrinkmeta.learner.sigma import finite_or_zero, of_finite
 from shrinkmeta.model.tasks import divisor
 
@@ -58,7 +59,7 @@ def gradient_from(
     solve=per_task.solve,
     mean_inner=mean_inner,
     mean_solve=mean_solve,
-    phi_grad_norm=optax.tree.norm(grad.phi),
+    phi_grad_norm=vectors.norm(grad.phi),
     task_grad_norm=per_task.grad_norm,
     sigma_grad=grad.log_sigma2,
     warm=per_task.warm,
@@ -124,6 +125,6 @@ def apply(spec: Spec, state: MetaState, sums: Sums, per_task: PerTask) -> tuple[
   # Take no step if every task failed, or if the gradient is not finite. The gradients of the tasks
   # in the sum are finite, but their sum and the gradient of a prior may not be.
   moves = (sums.sound > 0) & jnp.isfinite(metrics.phi_grad_norm)
-  moves &= jnp.isfinite(optax.tree.norm(metrics.sigma_grad))
+  moves &= jnp.isfinite(vectors.norm(metrics.sigma_grad))
   new = jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, state)
   return new._replace(step=state.step + 1, constants=constants), metrics

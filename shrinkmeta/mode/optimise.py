@@ -18,6 +18,7 @@ from shrinkmeta.base import InnerInfo
 from shrinkmeta.checks import scalars, validate
 from shrinkmeta.checks.kinds import shown
 from shrinkmeta.config import Inner
+from shrinkmeta.curvature.vectors import norm as norm_of
 from shrinkmeta.mode.task_model import TaskModel
 from shrinkmeta.model.likelihood import masked_log_prob, mean_nll
 from shrinkmeta.model.tasks import Batch, num_rows, weights
@@ -217,7 +218,7 @@ def _info_at_end(inner: Inner, model: TaskModel, key: jax.Array | None, at: Desc
   else:
     nll, g = nll_and_gradient(inner, model, model.theta_part(at.z), key)
     value, grad = model.with_prior(at.z)(nll, g)
-  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+  norm = norm_of(jax.lax.stop_gradient(grad))
   return InnerInfo(at.step, value, norm, converged(inner, norm))
 
 
@@ -225,7 +226,7 @@ def _judged(
   inner: Inner, at: Descent, value: jax.Array, grad: PyTree, all_examples: bool
 ) -> Descent:
   """Return `at` with the objective, the norm of the gradient, and whether the loop is done."""
-  norm = optax.tree.norm(jax.lax.stop_gradient(grad))
+  norm = norm_of(jax.lax.stop_gradient(grad))
   done = norm <= inner.tol if all_examples else jnp.zeros([], bool)
   return at._replace(objective=value, grad_norm=norm, done=done)
 

@@ -23,6 +23,7 @@ from shrinkmeta.base import MetaParams
 from shrinkmeta.config import Curvature, Frozen
 from shrinkmeta.curvature.jacobian import Factor, whitened_factor
 from shrinkmeta.curvature.products import curvature_column, curvature_product
+from shrinkmeta.curvature.vectors import vdot
 from shrinkmeta.mode.frozen import merge, moving
 from shrinkmeta.mode.hoist import hoist
 from shrinkmeta.mode.whitening import Whitening, whitening
@@ -219,7 +220,7 @@ class TaskModel:
 
     A sharp likelihood has a curvature far above its number of examples. `curved` is C u, a part.
     """
-    along, length = optax.tree.vdot(u, curved), optax.tree.vdot(u, u)
+    along, length = vdot(u, curved), vdot(u, u)
     along = jnp.where(length == 0, 0.0, along / jnp.where(length == 0, 1.0, length))
     return jnp.maximum(self.count, along)
 

@@ -85,7 +85,13 @@ def test_cg_from_a_start():
   a = rng.normal(size=(40, 40))
   matrix, b = jnp.asarray(a @ a.T + np.eye(40)), jnp.asarray(rng.normal(size=40))
   solution = jnp.linalg.solve(matrix, b)
-  solve = lambda start, steps=200: solvers.cg(lambda v: matrix @ v, b, steps, 1e-9, start)
+  operator = lambda v: (matrix @ v, v[:7])
+
+  def solve(start, steps=200):
+    w, beside, info = solvers.cg(operator, b, steps, 1e-9, start)
+    np.testing.assert_allclose(beside, w[:7], rtol=1e-9, atol=1e-12)
+    return w, info
+
   near, info = solve(solution * (1 + 1e-6))
   np.testing.assert_allclose(near, solution, rtol=1e-6)
   assert bool(info.converged) and int(info.steps) < int(solve(None)[1].steps)
