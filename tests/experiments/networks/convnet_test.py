@@ -102,7 +102,8 @@ def test_memory_of_a_linearised_network(monkeypatch, optimising_jit):
 
   def solve(theta, v, batch):
     product = model_of(likelihood, theta, batch).product("gauss_newton")
-    return cg(lambda v: jax.tree.map(jnp.add, v, product(v)), v, max_steps=3, tol=0.0)[0]
+    operator = lambda v: (jax.tree.map(jnp.add, v, product(v)), None)
+    return cg(operator, v, max_steps=3, tol=0.0).w
 
   batch = sm.Batch(x, jax.ShapeDtypeStruct((64,), jnp.int32))
   with jax.default_device(jax.devices("cpu")[0]):
