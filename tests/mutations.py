@@ -154,6 +154,10 @@ FAULTS = (
         "gradients/implicit", "costs_no_product"),
   Fault("curvature/solvers", "(s.square > tol**2 * norm2)", "(s.square > tol * norm2)",
         "curvature/solvers", "stops_at_the_first_step"),
+  Fault("curvature/vectors", "[x * y for x, y in group]", "[x * x for x, y in group]",
+        "curvature/vectors", "one_vector"),
+  Fault("curvature/vectors", "if x.size <= _SMALL else i]", "if x.size <= 2**40 else i]",
+        "curvature/vectors", "split_over_devices"),
   Fault("curvature/lanczos", "for _ in range(2):", "for _ in range(0):", "curvature/lanczos",
         "orthonormal"),
   # Likelihoods and densities.

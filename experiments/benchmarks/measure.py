@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.settings import machine
-from shrinkmeta.devices.memory import give_back
 
 _SPARE = 0.2  # cores that others may use before a round counts as contended
 _GROUP = 0.1  # seconds a repetition should last at least: short steps are timed in groups
@@ -180,7 +179,6 @@ def compile_step(f: Callable[..., Any], *arguments: Any) -> Compiled:
   traced = time.perf_counter()
   compiled = lowered.compile()
   seconds = time.perf_counter() - traced
-  give_back()  # as `sm.fit` does
   memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
   flops = costs.get("flops") if isinstance(costs, dict) else None
   temp = None if memory is None else int(memory.temp_size_in_bytes)

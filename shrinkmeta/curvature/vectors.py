@@ -1,7 +1,7 @@
 """Inner products and norms of trees, seen as one vector.
 
-A compiler writes a function for each operation on each array. So small arrays of the same shape
-are added before they are summed: their inner product is then one sum, not one for each array.
+XLA compiles functions of their own for each sum of an array. So the products of small arrays of one
+shape are added before they are summed: that is one sum for all of them.
 """
 
 import collections

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,8 +15,6 @@ import shrinkmeta as sm
 from experiments.benchmarks import hlo, measure, report, workloads
 from experiments.benchmarks.worker import Config, place, spawn
 from experiments.runs import training
-from shrinkmeta.learner.learner import learner_of
-from shrinkmeta.mode.task_model import TaskModel, task_model
 
 PyTree = Any
 _OPERATIONS = 5  # of a program, that a record names
@@ -68,7 +67,7 @@ def parts(config: Config) -> Iterator[report.Record]:
   """
   repetitions = min(config.repetitions, 1 if config.tiny else 3)
   for name, program in _programs(config):
-    for part, (function, arguments) in _parts(program, config).items():
+    for part, (function, arguments) in _parts(program).items():
       phases = [measure.phases(function, *arguments) for _ in range(repetitions)]
       of = lambda field, phases=phases: measure.spread([getattr(p, field) for p in phases])
       kernels = hlo.kernels(phases[-1].compiled.as_text())
@@ -85,34 +84,39 @@ def parts(config: Config) -> Iterator[report.Record]:
       }
 
 
-def _parts(program: _Program, config: Config) -> dict[str, tuple[Callable[..., Any], Any]]:
+def _parts(program: _Program) -> dict[str, tuple[Callable[..., Any], Any]]:
   """Return {part: (function, arguments)}, from the inside out; the last one is the update."""
-  learner = program.learner()
+  learner, likelihood = program.learner(), program.likelihood
   state, one = learner.init(program.params), jax.tree.map(lambda x: x[:1], program.tasks)
   train = jax.tree.map(lambda x: x[0], program.tasks.train)
 
-  def model(phi: PyTree, batch: sm.Batch) -> TaskModel:
-    params = sm.MetaParams(phi, state.log_sigma2)
-    return task_model(program.likelihood, learner.labels, params, batch)
+  def of_outputs(batch: sm.Batch, outputs: Any) -> jax.Array:
+    return -jnp.mean(likelihood.log_prob(outputs, batch.targets))
 
-  zeros = optax.tree.zeros_like
-  value = lambda phi, batch: model(phi, batch).objective(zeros(phi), batch)
-  gradient = lambda phi, batch: model(phi, batch).value_and_grad(zeros(phi), batch)
-  product = lambda phi, batch: model(phi, batch).product(config.curvature)(phi)
+  def loss(phi: PyTree, batch: sm.Batch) -> jax.Array:
+    return of_outputs(batch, likelihood.predict(phi, batch.inputs))
 
-  def adapt_by(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+  def product(phi: PyTree, batch: sm.Batch) -> PyTree:
+    if learner.spec.implicit.curvature == "hessian":
+      return jax.linearize(lambda phi: jax.grad(loss)(phi, batch), phi)[1](phi)
+    outputs, jvp = jax.linearize(lambda phi: likelihood.predict(phi, batch.inputs), phi)
+    along = jax.jvp(jax.grad(functools.partial(of_outputs, batch)), (outputs,), (jvp(phi),))[1]
+    return jax.linear_transpose(jvp, phi)(along)[0]
+
+  def mode_by(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
     inner = dataclasses.replace(learner.spec.inner, optimizer=optimizer)
-    return learner_of(learner.spec._replace(inner=inner)).adapt
+    given = likelihood, learner.labels
+    return lambda phi, batch: sm.map_estimate(*given, phi, state.log_sigma2, batch, inner)
 
   mesh = training.host_mesh(sm.num_tasks(program.tasks))
   whole = program.learner(mesh=mesh)
-  of_phi, of_task = (state.phi, train), (state, train)
+  of_phi = state.phi, train
   return {
-    "network, value": (value, of_phi),
-    "network, gradient": (gradient, of_phi),
+    "network, value": (loss, of_phi),
+    "network, gradient": (jax.value_and_grad(loss), of_phi),
     "curvature product": (product, of_phi),
-    "inner loop, SGD": (adapt_by(optax.sgd(0.1)), of_task),
-    "inner loop, L-BFGS": (adapt_by(sm.lbfgs()), of_task),
+    "inner loop, SGD": (mode_by(optax.sgd(0.1)), of_phi),
+    "inner loop, L-BFGS": (mode_by(sm.lbfgs()), of_phi),
     "meta-gradient of one task": (learner.meta_gradient, (state, one)),
     "update": (whole.update, place(mesh, whole.init(program.params), program.tasks)),
   }

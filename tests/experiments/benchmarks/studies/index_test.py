@@ -12,7 +12,7 @@ from experiments.benchmarks.worker import Config
 from experiments.networks import llama
 
 # These read what programs compiled with XLA's defaults hold, cost and round.
-OF_XLA = ("memory", "compile", "precision", "pods")
+OF_XLA = ("memory", "compile", "parts", "precision", "pods")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_study(name, monkeypatch):
   if name == "pods":
     assert rows[0]["bytes_a_device"] == rows[0]["bytes_a_device_at_10_L"]
     assert rows[0]["phi_and_sigma_bytes"] < rows[0]["all_reduce_bytes"]
+  if name == "parts":
+    nested = "network, value", "network, gradient", "meta-gradient of one task", "update"
+    found = {(row["program"], row["part"]): row for row in rows}
+    for program in {program for program, _ in found}:
+      operations = [found[program, part]["operations"] for part in nested]
+      assert operations == sorted(set(operations)) and found[program, "update"]["kernels"] > 0
   if name == "warm":
     assert rows[-1]["inner_steps_warm"] <= rows[-1]["inner_steps_cold"]
 
