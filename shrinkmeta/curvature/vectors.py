@@ -29,14 +29,19 @@ def vdot(a: PyTree, b: PyTree) -> jax.Array:
     wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
     x, y = jnp.asarray(x, wide), jnp.asarray(y, wide)
     groups[(x.shape, wide) if x.size <= _SMALL else i].append((x, y))
-  sums = [
-    jnp.vdot(*group[0], precision=jax.lax.Precision.HIGHEST)
-    if len(group) == 1
-    else jnp.sum(functools.reduce(jnp.add, [x * y for x, y in group]))
-    for group in groups.values()
-  ]
+  sums = [_sum_of_products(group) for group in groups.values()]
   dtype = jnp.result_type(*jax.tree.leaves((a, b)) or [float])
   return functools.reduce(jnp.add, sums or [jnp.zeros([])]).astype(dtype)
+
+
+def _sum_of_products(group: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+  """Return the sum of <x, y> [] over pairs of arrays of one shape."""
+  if len(group) > 1:
+    return jnp.sum(functools.reduce(jnp.add, [x * y for x, y in group]))
+  x, y = group[0]
+  # `jnp.vdot` makes vectors of x and y, and gathers arrays that are split over devices by columns
+  # (findings/jax_vdot_gathers.sh).
+  return jnp.tensordot(x, y, x.ndim, precision=jax.lax.Precision.HIGHEST)
 
 
 def norm(tree: PyTree) -> jax.Array:
