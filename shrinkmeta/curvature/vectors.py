@@ -1,7 +1,7 @@
 """Inner products and norms of trees, seen as one vector.
 
-XLA compiles functions of their own for each sum of an array. So the products of small arrays of one
-shape are added before they are summed: that is one sum for all of them.
+XLA compiles each sum of an array as a function of its own. So the products of small arrays of one
+shape are added first. Then one sum serves all of them.
 """
 
 import collections
